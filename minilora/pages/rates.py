@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,25 +35,26 @@ def draw_rates(
 ) -> None:
     """Draw [[lr, loss], ...] by name, without losses that are None. colors: by name; the palette's if left out."""
     shown: list[float] = []
+    seen = -math.inf
     for (name, points), usual in zip(tried.items(), PALETTE * len(tried), strict=False):
         color = (colors or {}).get(name, usual)
         rates, losses = zip(*((lr, loss) for lr, loss in points if loss is not None), strict=True)
         axes.plot(rates, losses, color=color, marker="o", markersize=4, linewidth=1.8, label=name)
         best = losses.index(min(losses))
         ring(axes, rates[best], losses[best], color, size=10)
-        shown += losses
+        shown, seen = [*shown, *losses], max(seen, losses[best])
     axes.set(xscale="log", xlabel="learning rate (ringed: the best)", ylabel="validation loss (nats per token)")
-    cut_above(axes, shown)
+    cut_above(axes, shown, seen)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=3)
 
 
-def cut_above(axes: Any, losses: Sequence[float]) -> None:
+def cut_above(axes: Any, losses: Sequence[float], seen: float = -math.inf) -> None:
     """Let the axis show these losses, as far as they are no more than SHOWN above the lowest: one run that diverged
-    would otherwise make all others look alike.
+    would otherwise make all others look alike. seen: a loss that is shown all the same.
     """
-    lowest, highest = min(losses), max(losses)
-    room = 0.08 * min(highest - lowest, SHOWN) or SHOWN
-    axes.set_ylim(lowest - room, min(highest, lowest + SHOWN) + room)
+    lowest, most = min(losses), min(max(losses), max(min(losses) + SHOWN, seen))
+    room = 0.08 * (most - lowest) or SHOWN
+    axes.set_ylim(lowest - room, most + room)
 
 
 def draw_seeds(axes: Any, measured: Mapping[str, Sequence[float]], label: str) -> None:

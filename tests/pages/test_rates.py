@@ -28,3 +28,9 @@ def test_a_run_that_diverged_does_not_flatten_the_others():
     draw_rates(axes, TRIED | {"wild": [[1e-3, 3.05], [1e-1, 90.0]]})
     low, high = axes.get_ylim()
     assert 2.5 < low < 3.0 < 3.0 + SHOWN < high < 3.2 + SHOWN
+
+
+def test_the_best_of_a_contender_that_is_far_worse_is_shown_too():
+    axes = panels(1)[1]
+    draw_rates(axes, TRIED | {"worse": [[1e-2, 9.0], [1e-1, 90.0]]})
+    assert axes.get_ylim()[0] < 3.0 and 9.0 < axes.get_ylim()[1] < 10
