@@ -118,6 +118,10 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.item())
 
+    def __format__(self, spec: str) -> str:
+        """f"{loss:.3f}" writes the only element, as a Python number."""
+        return format(self.item(), spec) if spec else str(self)
+
     def numpy(self) -> np.ndarray:
         """Its values as a NumPy array, detached from the graph. Copied only from a GPU."""
         return to_numpy(self.data)

@@ -100,7 +100,7 @@ def fit(
     weight_decay: AdamW's, on all trainable parameters.
     max_norm: gradients are clipped to this global norm.
     optimizer: AdamW with `weight_decay` by default. A given optimizer trains the parameters that it holds; its own lr
-        is the peak, and its options, such as LoRA+'s `lr_scale`, stay in effect.
+        is the peak, and its options, such as LoRA+'s `lr_scale`, stay in effect. One of your own derives from `SGD`.
     each_step: called after every step with the number of steps taken.
     history: filled during training, so that it is there even when training raises an error.
     ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this, on the same model and samples.
@@ -233,8 +233,11 @@ class Trainer:
 
 
 def _optimizer(model: LanguageModel, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:
-    """The optimizer given, or AdamW. Raises ValueError for what neither could follow."""
+    """The optimizer given, or AdamW. Raises ValueError or TypeError for what neither could follow."""
     if given is not None:
+        if not isinstance(given, Optimizer):
+            kind = type(given).__name__
+            raise TypeError(f"optimizer must be an ml.AdamW or ml.SGD, or derived from one, got a {kind}")
         if lr is not None:
             raise ValueError(f"lr is {lr:g} and the optimizer's own is {given.lr:g}: give one of them")
         if weight_decay:

@@ -371,6 +371,7 @@ def test_a_tensor_without_graph_becomes_an_array_and_a_number():
     x = Tensor([[1.0, 2.0]])
     assert x.numpy() is x.data and np.array_equal(np.asarray(x), [[1, 2]])
     assert np.asarray(x, np.float64).dtype == np.float64 and np.array(x) is not x.data
+    assert f"{Tensor([2.5]):.2f} {Tensor(2.0)}" == f"2.50 {Tensor(2.0)!r}"
     assert float(Tensor([2.5])) == 2.5 and isinstance(float(leaf(1)), float) and len(leaf(3, 2)) == 3
     assert np.argmax(x) == 1 and np.allclose(np.concatenate([x, x]), [[1, 2], [1, 2]])
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from jobs import same
-from smallmodels import new_model, random_samples
+from smallmodels import SMALL, new_model, random_samples
 
 import minilora as ml
 from minilora.data.samples import epochs
@@ -48,6 +48,8 @@ def test_a_module_of_ones_own_learns_in_a_loop_of_ones_own_and_is_sent_there(rng
     ):
         with pytest.raises(TypeError, match="needs a language model, .* got a MLP: .* loss.backward"):
             needs()
+    with pytest.raises(TypeError, match="optimizer must be .* derived from one, got a dict"):
+        ml.fit(new_model(SMALL), samples(), steps=1, optimizer={})
 
 
 def adapted(config):
