@@ -73,6 +73,9 @@ _UNSUPPORTED = {
 _KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", *FROM_BASE)
 
 
+_OURS = ("freeze_A",)  # fields of LoraConfig that PEFT does not know, and would ignore: minilora.json has them
+
+
 def peft_name(key: str) -> str:
     """PEFT's tensor name for `<module>.<key>`: `model.x.lora_A` -> `base_model.model.model.x.lora_A.weight`.
 
@@ -116,7 +119,7 @@ def save_adapter(
     config = config_with_initial(known.config)
     record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
     record |= {"base_model_name_or_path": None, **known.record}
-    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name != "freeze_A"}
+    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _OURS}
     if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
         record["init_lora_weights"] = known.record.get("init_lora_weights", True)
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
@@ -132,8 +135,8 @@ def save_adapter(
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
     base = provenance_of_base(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
     provenance: dict[str, Any] = {"format": FORMAT, "base": base}
-    if config.freeze_A:
-        provenance["config"] = {"freeze_A": True}
+    if ours := {name: getattr(config, name) for name in _OURS if getattr(config, name)}:
+        provenance["config"] = ours
     if data := data or known.data:
         provenance["data"] = dict(data)
     if dropout := {path: one.dropout.state() for path, one in weights.items() if one.dropout is not None}:
@@ -271,7 +274,7 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
         raise ModelFileError(f"{path}: peft_type is {record.get('peft_type')!r}, expected 'LORA'")
     if not isinstance(base := record.get("base_model_name_or_path"), str | None):
         raise ModelFileError(f"{path}: base_model_name_or_path is a {type(base).__name__}, expected a text")
-    own = {f.name for f in fields(LoraConfig)} - {"freeze_A"}
+    own = {f.name for f in fields(LoraConfig)} - {*_OURS}
     for key, value in record.items():
         if key in own or key in _RECORDED:
             continue
@@ -289,6 +292,7 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
     if init not in FROM_BASE:
         values["init_lora_weights"] = True  # the initial values do not matter, because the file's replace them
     try:
-        return LoraConfig(**values, freeze_A=provenance.get("config", {}).get("freeze_A", False))
+        ours = {name: value for name, value in provenance.get("config", {}).items() if name in _OURS}
+        return LoraConfig(**values, **ours)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: {error}") from error
