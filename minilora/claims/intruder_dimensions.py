@@ -51,17 +51,11 @@ def count(lora: str, full: str, seed: int, times: float = 1) -> dict[str, list[i
     for name, w in base_matrices("tiny").items():
         if "down_proj" in name:
             continue
-        m, n = w.shape
-        s = svd(lora_update[name]).s * times
+        (b, a), (m, n) = lora_update[name], w.shape
+        s = times * svd((b, a)).s
         norm, delta, noise = float(np.linalg.norm(s)), full_update[name], rng.standard_normal((m, n))
         u, v = (np.linalg.qr(rng.standard_normal((d, len(s))))[0] for d in (m, n))
-        updates = (
-            times * np.matmul(*lora_update[name]),
-            delta,
-            _scaled(delta, norm),
-            _scaled(noise, norm),
-            (u * s) @ v.T,
-        )
+        updates = (times * (b @ a), delta, _scaled(delta, norm), _scaled(noise, norm), (u * s) @ v.T)
         for kind, update in zip(TOLD, updates, strict=True):
             found[kind].append(intruder_dimensions(w, w + update.astype(w.dtype), k=10, epsilon=0.5))
     return found
@@ -78,11 +72,11 @@ def run(setting: Setting) -> dict[str, Any]:
     contenders = {method: common | {"method": method, "lr": begin[method]} for method in BEGIN}
     runs = tuned(setting.attempt, train_update, contenders, setting.seeds, walk=not setting.small)
     files = zip(*([run["file"] for run in runs[method]["runs"]] for method in BEGIN), strict=True)
-    more = {"times": 3} if setting.switched else {}
-    trials = [{"lora": a, "full": b, "seed": seed, **more} for seed, (a, b) in zip(setting.seeds, files, strict=True)]
+    more: dict[str, Any] = {"times": 3} if setting.switched else {}
+    trials = [more | {"lora": a, "full": b, "seed": seed} for seed, (a, b) in zip(setting.seeds, files, strict=True)]
     means = [{kind: float(np.mean(counts)) for kind, counts in one.items()} for one in setting.each(count, trials)]
-    rates = {method: one["lr"] for method, one in runs.items()}
-    return {"measured": [one["lora"] - one["full"] for one in means], "means": means, "rates": rates}
+    measured, rates = [one["lora"] - one["full"] for one in means], {name: one["lr"] for name, one in runs.items()}
+    return {"measured": measured, "means": means, "rates": rates}
 
 
 def picture(numbers: dict[str, Any]) -> Any:
