@@ -293,10 +293,14 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     return divided(lengths, _count(tokens, len(samples), threads))
 
 
-def sharded(batches: Sequence[Batch], threads: int) -> Sequence[Batch]:
-    """The same micro-batches or, if some of the threads would have none, long sequences divided among them, too."""
-    count = threads // len(batches)
-    return [shard for batch in batches for shard in _shards(batch, min(count, batch.input_ids.size // GOOD))]
+def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:
+    """The same micro-batches or, if some of the threads would have none, long sequences divided among them, too.
+
+    Half as many tokens as are good for a micro-batch are enough, since otherwise a core has nothing to do.
+    unpacking: each thread dequantises every matrix for itself, which takes longer than that gains.
+    """
+    count, least = threads // len(batches), GOOD if unpacking else GOOD // 2
+    return [shard for batch in batches for shard in _shards(batch, min(count, batch.input_ids.size // least))]
 
 
 def _shards(batch: Batch, count: int) -> list[Batch]:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from ..engine.attention import Packing
-from ..engine.backend import Array, array_module, to_floats, to_numpy
+from ..engine.backend import Array, array_module, is_packed, to_floats, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
 from .language_model import LanguageModel, check_language_model
@@ -127,7 +127,10 @@ def _may_divide(model: LanguageModel, *arrays: Array) -> bool:
 def on_all_cores(model: LanguageModel, batches: Sequence[Batch]) -> Sequence[Batch]:
     """The micro-batches, or their shards for context parallelism, where there are fewer than cores."""
     arrays = (model.head_weight.data, *(each.input_ids for each in batches))
-    return sharded(batches, cores()) if _may_divide(model, *arrays) else batches
+    if not _may_divide(model, *arrays):
+        return batches
+    packed = (parameter.data for _, parameter in model.named_parameters() if is_packed(parameter.data))
+    return sharded(batches, cores(), unpacking=not all(w.multiplied_as_stored for w in packed))
 
 
 def _release(batches: Sequence[Batch]) -> None:

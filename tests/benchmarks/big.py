@@ -37,6 +37,7 @@ SHAPES = {
 }
 WAYS = {  # by name, from the settings to a function that takes a step
     "float32": lambda s: lora(s),
+    "bf16": lambda s: lora(s, dtype="bfloat16"),
     "auto": lambda s: lora(s, dtype="auto"),
     "auto-recompute": lambda s: lora(s, dtype="auto", recompute=True),
     "nf4-recompute": lambda s: lora(s, quantized="nf4", recompute=True),

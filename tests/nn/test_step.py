@@ -14,6 +14,7 @@ from minilora.engine import tensor
 from minilora.engine.attention import Packing
 from minilora.engine.recompute import recomputed, remembered
 from minilora.engine.tensor import Tensor, no_grad
+from minilora.files.quant import Packed
 from minilora.lora.adapters import add_adapter, merge_adapter, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.mixed import mixed_batch
@@ -150,7 +151,7 @@ def test_threads_share_sequences_only_where_some_would_have_none_and_each_gets_e
     def found(ids, packing=None):
         return [(each.input_ids.size, type(each)) for each in on_all_cores(model, [Batch(ids, ids, packing)])]
 
-    monkeypatch.setattr(parts, "GOOD", 80)
+    monkeypatch.setattr(parts, "GOOD", 160)  # each gets at least half of it
     assert found(ONE) == [(320, ShardBatch)] * 4
     assert found(ONE[:, :319]) == [(319, ShardBatch)] * 3
     assert found(ONE[:, :159]) == [(159, Batch)]
@@ -159,6 +160,10 @@ def test_threads_share_sequences_only_where_some_would_have_none_and_each_gets_e
     two = [Batch(row, row) for row in np.split(ONE, 2, axis=1)]
     expected = [(160, ShardBatch)] * 4
     assert [(each.input_ids.size, type(each)) for each in on_all_cores(model, two)] == expected
+    weight = model.model.layers[1].mlp.up_proj.weight
+    for in_bfloat16, count in ((True, 4), (False, 2)):  # otherwise each thread dequantises the matrix for itself
+        weight.data = Packed(np.zeros((len(weight.data), 2 * weight.shape[1]), np.uint8), "BF16", in_bfloat16)
+        assert found(ONE) == [(320, ShardBatch)] * count
     with mixed_batch(adapted(model), ["own"]):
         assert found(ONE) == [(320, Batch)]
 
