@@ -61,7 +61,7 @@ def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monk
     (tmp_path / "forms.jsonl").write_text("\n".join(map(json.dumps, forms)), encoding="utf-8")
     schema = {"type": "object", "properties": {"part": {"type": "string"}}, "required": ["part"]}
     (tmp_path / "forms.json").write_text(json.dumps(schema), encoding="utf-8")
-    (tmp_path / "handbook.txt").write_text("Term 1 is a word.\n\nTerm 2 is another.\n", encoding="utf-8")
+    (tmp_path / "handbook.md").write_text("# Terms\n\nTerm 1 is a word.\n\nTerm 2 is another.\n", encoding="utf-8")
     given = {path.name for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
     for words in commands:
