@@ -21,7 +21,8 @@ CLAIM = Claim(
     minutes=4,
     band=Band("rank for 90 % of full fine-tuning's variance, over LoRA's r (median)", low=10, against_below=1),
     seeds=(0,),
-    one_rate="The learning rates of the shared runs on SmolLM2 were not searched: each run takes minutes.",
+    one_rate="Each run takes minutes. A search on the same data finds 3.16e-3 for LoRA and 3.16e-4 for full fine-tuning"
+    " (forgets-less): half as much again.",
 )
 
 
