@@ -179,8 +179,8 @@ def _example(split: str, record: Record, tokenizer: Tokenizer, max_length: int, 
         for scored, run in groupby(pairs, lambda pair: pair[1] != NOT_SCORED)
     ]
     tokens = len(sample.ids)
-    seen = {"id": record.id, "split": split, "tokens": tokens, "truncated": tokens - len(pairs), "runs": runs}
-    return seen | ({} if record.rejected is None else {"rejected": record.rejected})
+    about = {"id": record.id, "split": split, "tokens": tokens, "truncated": tokens - len(pairs)}
+    return about | {"runs": runs, "rejected": record.rejected}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -286,10 +286,11 @@ def _examples(seen: Mapping[str, Any], width: int, marks: tuple[str, str]) -> It
             lines.append([(f"... truncated here, {example['truncated']:,} tokens before its end", False)])
         for line in lines:
             yield ("  " + "".join(f"{marks[0]}{text}{marks[1]}" if scored else text for text, scored in line)).rstrip()
-        if "rejected" in example:
-            lines = list(_broken([{"text": f"rejected: {example['rejected']}", "scored": False}], width - 2))
-            lines[3:] = [[(f"... {len(lines) - 3} more", False)]] if len(lines) > 3 else []
-            yield from ("  " + "".join(text for text, _ in line) for line in lines)
+        if example["rejected"] is not None:
+            rejected = list(_broken([{"text": f"rejected: {example['rejected']}", "scored": False}], width - 2))
+            yield from ("  " + "".join(text for text, _ in line) for line in rejected[:3])
+            if len(rejected) > 3:
+                yield f"  ... {len(rejected) - 3} lines ..."
         yield ""
 
 

@@ -71,8 +71,6 @@ _UNSUPPORTED = {
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
 _KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", *FROM_BASE)
-
-
 _OURS = ("freeze_A",)  # fields of LoraConfig that PEFT does not know, and would ignore: minilora.json has them
 
 

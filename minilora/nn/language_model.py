@@ -177,9 +177,8 @@ class LanguageModel(Module):
 
         The range is checked on the host only, which would have to wait for a GPU.
         """
-        ids = (
-            values if hasattr(getattr(values, "dtype", None), "kind") else np.asarray(values)
-        )  # lists, torch's tensors
+        is_array = hasattr(getattr(values, "dtype", None), "kind")  # a list is none, nor is a tensor of torch
+        ids = values if is_array else np.asarray(values)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
             raise ValueError(f"{name} must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
         ids = ids if ids.dtype.kind == "i" else ids.astype(np.int64)  # which -100 fits into

@@ -258,7 +258,7 @@ def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:
     config = options.lora_config()
     planned = plan_adapter(model, config, ADAPTER, options.seed)
     for pattern in config.unused_patterns(planned, [name for name, _ in model.named_modules()]):
-        log.warning("%s matches no module that could get an adapter, and changes nothing", pattern)
+        log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)
     return lambda: install_adapter(model, config, ADAPTER, planned)
 
 

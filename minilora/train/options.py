@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import toml
 from ..data.formats import check_field, with_label
-from ..data.repository import is_dataset
+from ..data.repository import SUFFIXES, is_dataset
 from ..data.rows import TEXT_SUFFIXES
 from ..lora.config import FROM_BASE, LoraConfig
 from ..nn.optim import SCHEDULES
@@ -19,7 +19,7 @@ from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields,
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
-_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gguf")
+_FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
 FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
 LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
 SCHEMA = "JSON Schema of the column fields (default: NAME.schema.json next to the data, or that of the adapters)"
@@ -282,4 +282,4 @@ def _name_of(source: str) -> str:
         return "-".join([name.partition("@")[0].partition("/")[2], *filter(None, split.split("/"))])
     path = Path(source)
     name = path.name or path.resolve().name  # of "."
-    return Path(name).stem if path.suffix.lower() in (*_FORMATS, *TEXT_SUFFIXES) else name
+    return Path(name).stem if path.suffix.lower() in _FORMATS else name
