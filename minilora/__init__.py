@@ -8,6 +8,7 @@
 Models
   load               load a model and its tokenizer: "tiny", "smollm2", a GGUF file, a folder or one on huggingface.co
   pull               download a named model and verify its SHA-256
+  ModelFileError     what is wrong with the file of a model or an adapter
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
   generate           an answer to a conversation, whole or as a stream
@@ -86,6 +87,7 @@ from .data.samples import encode_pairs, encode_record, encode_records, encode_te
 from .data.splits import split_records
 from .engine.gradcheck import GradientError
 from .engine.tensor import Tensor, no_grad, op
+from .files.disk import ModelFileError
 from .generate.answers import generate
 from .generate.streams import Streams
 from .lora.adapters import (
@@ -127,12 +129,13 @@ from .train.options import Options
 from .version import __version__
 
 __all__ = [
-    "SGD", "AdamW", "AuditError", "Config", "DataError", "GradientError", "History", "Linear", "Llama", "LoraConfig",
-    "Module", "Options", "Pair", "Parameter", "Record", "Sample", "Step", "Streams", "Tensor", "TrainingError",
-    "__version__", "adapter_state", "add_adapter", "answer_all", "audit", "base_state", "clip_grad_norm", "collate",
-    "combine_adapters", "count_parameters", "delta_weight", "disable_adapter", "encode_pairs", "encode_record",
-    "encode_records", "encode_text", "finetune", "fit", "generate", "gradcheck", "keyword_recall", "load",
-    "load_adapter", "lora_plus", "loss_and_grad", "mean_loss", "merge_adapter", "mixed_batch", "no_grad", "op",
-    "predict_memory", "preferences", "pull", "read_records", "remove_adapter", "save_adapter", "scale_adapter",
-    "set_adapter", "sha256_of", "show_progress", "split_records", "unmerge_adapter", "with_reference",
+    "SGD", "AdamW", "AuditError", "Config", "DataError", "GradientError", "History", "Linear", "Llama",
+    "LoraConfig", "ModelFileError", "Module", "Options", "Pair", "Parameter", "Record", "Sample", "Step", "Streams",
+    "Tensor", "TrainingError", "__version__", "adapter_state", "add_adapter", "answer_all", "audit", "base_state",
+    "clip_grad_norm", "collate", "combine_adapters", "count_parameters", "delta_weight", "disable_adapter",
+    "encode_pairs", "encode_record", "encode_records", "encode_text", "finetune", "fit", "generate", "gradcheck",
+    "keyword_recall", "load", "load_adapter", "lora_plus", "loss_and_grad", "mean_loss", "merge_adapter",
+    "mixed_batch", "no_grad", "op", "predict_memory", "preferences", "pull", "read_records", "remove_adapter",
+    "save_adapter", "scale_adapter", "set_adapter", "sha256_of", "show_progress", "split_records",
+    "unmerge_adapter", "with_reference",
 ]  # fmt: skip

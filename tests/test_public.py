@@ -3,6 +3,8 @@
 import inspect
 import re
 
+import pytest
+
 import minilora
 
 DESCRIBED = dict(re.findall(r"^  (\w+)  +(\S.*)$", minilora.__doc__, re.MULTILINE))
@@ -18,6 +20,31 @@ def test_what_is_imported_into_the_package_is_public():
         return not inspect.ismodule(value) and getattr(value, "__module__", "").startswith("minilora.")
 
     assert sorted(name for name, value in vars(minilora).items() if is_ours(value)) == PUBLIC
+
+
+class Own(minilora.Module):
+    """A module that is no language model."""
+
+
+def test_a_function_of_a_model_refuses_what_is_none():
+    found = set()
+    for name in (name for name in PUBLIC if not name.endswith("Error")):
+        function = getattr(minilora, name)
+        arguments = [*inspect.signature(function).parameters.values()]
+        if not arguments or arguments[0].name != "model":
+            continue
+        found.add(name)
+        others = ["" for each in arguments[1:] if each.default is each.empty and each.kind != each.VAR_KEYWORD]
+        of_language_models = "LanguageModel" in str(arguments[0].annotation)
+        for model in (("model", "tokenizer"), None, "tiny", *([Own()] if of_language_models else [])):
+            said = (
+                "needs a language model, .* got a Own: .* loss.backward"
+                if isinstance(model, Own)
+                else "expected a minilora model, got a .* ml.load"
+            )
+            with pytest.raises(TypeError, match=said):
+                function(model, *others).__enter__()  # of a context manager
+    assert {"generate", "fit", "save_adapter", "mixed_batch", "Streams"} < found
 
 
 def test_each_public_name_says_what_it_does():

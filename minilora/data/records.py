@@ -116,6 +116,13 @@ class Record:
         return replace(self, messages=(*self.messages[:-1], {"role": "assistant", "content": answer}))
 
 
+def check_records(records: Sequence[Record]) -> None:
+    """Raise TypeError for what is no list of records, such as the name of a file."""
+    for record in records if isinstance(records, Sequence) else [records]:
+        if not isinstance(record, Record):
+            raise TypeError(f"expected records, got a {type(record).__name__}: read_records makes them of a file")
+
+
 @dataclass
 class Reading:
     """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns

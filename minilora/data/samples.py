@@ -11,11 +11,11 @@ from typing import TypeVar, cast
 import numpy as np
 
 from ..engine.fused import NOT_SCORED
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer import Tokenizer, check_tokenizer
 from ..nn.parts import Example, Pair, Sample
 from ..progress import log, progress
 from .formats import listed
-from .records import Record
+from .records import Record, check_records
 
 One = TypeVar("One", bound=Example)
 _AT_ONCE = 256  # records whose texts are encoded together: work for all cores, in little memory
@@ -28,6 +28,7 @@ def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
 
     Of a text, all tokens but the first are scored; the token that ends an answer is appended.
     """
+    check_records([record])
     return _encoded([record], tokenizer)[0]
 
 
@@ -39,9 +40,7 @@ def encode_records(
     phrasings: add the records' further phrasings, one of which each epoch takes.
     max_length: texts are divided into samples of at most this many tokens; conversations stay whole, see `truncate`.
     """
-    for record in records:
-        if not isinstance(record, Record):
-            raise TypeError(f"expected records, got a {type(record).__name__}: read_records makes them of a file")
+    check_records(records)
     samples: list[Sample] = []
     with progress("encoding", len(records) if len(records) > _QUICK else 0, "text") as bar:
         for i in range(0, len(records), _AT_ONCE):
@@ -62,6 +61,7 @@ def encode_records(
 
 def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     """`encode_record` of each; the texts of all of them are encoded at once."""
+    check_tokenizer(tokenizer)
     wholes = [record.text or tokenizer.render(record.messages) for record in records]
     lengths: dict[str, int] = {}
     samples = []
@@ -150,6 +150,7 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
+    check_tokenizer(tokenizer)
     return _divided(tokenizer.begun(tokenizer.encode(text)), max_length)
 
 
@@ -163,6 +164,7 @@ def encode_pairs(records: Sequence[Record], tokenizer: Tokenizer, beta: float = 
 
     Raises ValueError for a record without a rejected answer.
     """
+    check_records(records)
     if without := [record.id for record in records if record.rejected is None]:
         raise ValueError(
             f"record {without[0]} has no rejected answer: DPO needs the columns prompt, chosen and rejected"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
 from .formats import listed
-from .records import Record
+from .records import Record, check_records
 from .rows import SPLITS, DataError
 from .samples import encode_text
 
@@ -23,6 +23,7 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
 
     Raises DataError when nothing is left to train on.
     """
+    check_records(records)
     splits = by_split(records)
     if not splits["train"]:
         raise DataError('no record is left to train on: none has "split": "train"')

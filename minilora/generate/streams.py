@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,9 @@ from ..engine.backend import to_numpy
 from ..engine.tensor import no_grad
 from ..lora.adapters import Choice, check_known, factors_of, refuse_merged
 from ..lora.mixed import mixed_batch
-from ..models.tokenizer import Message, Tokenizer
+from ..models.tokenizer import Message, Tokenizer, check_tokenizer
 from ..nn.cache import STEP, KVCache
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from .prefix_cache import PrefixCache
 from .schema import Guide
 
@@ -40,6 +41,12 @@ def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: fl
         raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
+
+
+def check_able(model: Any, tokenizer: Any) -> None:
+    """Raise TypeError unless these are a language model and a tokenizer."""
+    check_language_model(model, "generation")
+    check_tokenizer(tokenizer)
 
 
 @dataclass(eq=False)
@@ -153,6 +160,7 @@ class Streams:
         prefix: Sequence[int] = (),
         known: PrefixCache | None = None,
     ):
+        check_able(model, tokenizer)
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         self.model, self.tokenizer, self.slots, self.mixed = model, tokenizer, slots, mixed

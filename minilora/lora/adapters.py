@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engine.backend import Array
 from ..nn.layers import Embedding, Linear
-from ..nn.module import Module
+from ..nn.module import Module, check_module
 from .config import ALL_LINEAR, FROM_BASE, LoraConfig, find_targets
 from .layer import EmbeddingWeights, Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
@@ -187,6 +187,7 @@ def activate_in(model: Module, modules: Iterable[LoraLayer], factors: Mapping[st
 
 def active_factors(model: Module) -> dict[str, Factor]:
     """The active adapters, each with its factor, in the order in which they were added."""
+    check_module(model)
     return {name: adapter.factor for name, adapter in model.adapters.items() if adapter.factor is not None}
 
 
@@ -272,6 +273,7 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
 
 def lora_modules(model: Module) -> dict[str, LoraLayer]:
     """The modules with adapters, LoraLinear or LoraEmbedding, by name."""
+    check_module(model)
     return {path: module for path, module in _modules(model, "") if isinstance(module, LoraLayer)}
 
 
@@ -329,6 +331,7 @@ def merged_state(model: Module) -> dict[str, Array]:
 
 
 def _without_adapters(model: Module) -> dict[str, Array]:
+    check_module(model)
     added = (".adapters.", ".merged_weight")
     return {name: array for name, array in model.state_dict().items() if not any(part in name for part in added)}
 
@@ -347,6 +350,7 @@ def factors_of(choice: Choice) -> Mapping[str, float]:
 
 def check_known(model: Module, names: Iterable[str]) -> None:
     """Raise ValueError, with a list of the model's adapters, for an unknown name."""
+    check_module(model)
     if unknown := [name for name in names if name not in model.adapters]:
         known = ", ".join(model.adapters) or "none"
         raise ValueError(f"the model has no adapter called {unknown[0]!r}; it has: {known}")
@@ -365,6 +369,7 @@ def _one_update(model: Module) -> dict[str, float]:
 
 def refuse_new(model: Module, name: str) -> None:
     """Raise ValueError unless a new adapter with this name could be added now."""
+    check_module(model)
     if name in model.adapters:
         raise ValueError(f"the model already has an adapter called {name!r}: remove it, or choose another name")
     if not name or "." in name:

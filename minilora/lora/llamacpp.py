@@ -25,7 +25,7 @@ from ..files.stored import values_of
 from ..files.tensors import check_fit, in_dtype
 from ..nn.families import FAMILIES, GATE_UP
 from ..nn.family import Family
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from .adapters import adapter_weights, install_adapter, plan_adapter
 from .config import LoraConfig
 
@@ -67,6 +67,7 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     Raises ModelFileError, with the model unchanged, for tensors that are not factors of a known matrix, do not fit, or
     hold NaN.
     """
+    check_language_model(model, "an adapter of llama.cpp")
     path = Path(path)
     family = FAMILIES[model.config.model_type]
     alpha, tensors = _read(path, family.gguf)

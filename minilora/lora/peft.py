@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
-from ..nn.module import Module
+from ..nn.module import Module, check_module
 from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
 from .config import FROM_BASE, LoraConfig
 from .layer import LoraWeights
@@ -167,7 +167,7 @@ def saved_state(model: Module, name: str) -> dict[str, Array]:
 
 
 def load_adapter(
-    model: LanguageModel,
+    model: Module,
     folder: str | Path,
     name: str = "default",
     force: bool = False,
@@ -190,9 +190,10 @@ def load_adapter(
     Raises ModelFileError, with the model unchanged, for missing, unexpected or wrongly shaped tensors, NaN, options
     that minilora does not compute, or an adapter made for another base.
     """
+    check_module(model)
     folder = Path(folder)
     if folder.suffix == ".gguf" and not folder.is_dir():
-        load_gguf_adapter(model, folder, name)
+        load_gguf_adapter(cast(LanguageModel, model), folder, name)
         return
     record, provenance = _read_record(folder / CONFIG_FILE), read_provenance(folder)
     refuse_other_base(model, folder, force, base_sha256)
@@ -214,17 +215,18 @@ def load_adapter(
     install_adapter(model, config, name, weights, record, provenance.get("data"), folder.resolve())
 
 
-def _refuse_another_width(model: LanguageModel, tensors: Mapping[str, np.ndarray], path: Path) -> None:
+def _refuse_another_width(model: Module, tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Raise a short ModelFileError for an adapter of a model with another width, instead of a list of all tensors.
 
     In a folder that PEFT wrote, only the tensors show the base's shape.
     """
     read = re.compile(r"\.layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.(?:gate|up)_proj)\.lora_A\.")
     widths = {w.shape[-1] for name, w in tensors.items() if w.ndim and read.search(name)}
-    if len(widths) == 1 and widths != {model.config.hidden_size}:
+    own = getattr(getattr(model, "config", None), "hidden_size", None)  # a module of one's own may have none
+    if own is not None and len(widths) == 1 and widths != {own}:
         raise ModelFileError(
-            f"{path}: made for a model of width {widths.pop()}, this one has width {model.config.hidden_size}: load "
-            "the base that it was trained on"
+            f"{path}: made for a model of width {widths.pop()}, this one has width {own}: load the base that it was "
+            "trained on"
         )
 
 

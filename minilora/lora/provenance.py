@@ -119,19 +119,20 @@ def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: 
     """
     base = read_provenance(folder).get("base", {})
     wanted, own = base.get("shape") or {}, _shape_of(model)
-    name = base.get("name") or "an unnamed base"
+    name, right = base.get("name") or "another base", base.get("name") or "the base that it was trained on"
     if different := [key for key in own if key in wanted and wanted[key] != own[key]]:
         theirs, ours = (", ".join(_SHAPE[key].format(shape[key]) for key in different) for shape in (wanted, own))
-        raise ModelFileError(f"{folder}: made for {name} with {theirs}; this model has {ours}: load {name} instead")
+        raise ModelFileError(f"{folder}: made for {name} with {theirs}; this model has {ours}: load {right} instead")
     if force or base.get("sha256") is None:
         return
     sha256 = sha256 or sha256_of(base_state(model))
     if {sha256, getattr(model, "unrounded_sha256", None)}.isdisjoint(
         {base["sha256"], base.get("unrounded_sha256", "")}
     ):
+        same = "the same shape, but " if wanted and own else ""
         raise ModelFileError(
-            f"{folder}: made for {name} with sha256 {base['sha256']}; this model has the same shape, but sha256 "
-            f"{sha256}: load {name} instead, or use --force (force=True) to accept this base"
+            f"{folder}: made for {name} with sha256 {base['sha256']}; this model has {same}sha256 "
+            f"{sha256}: load {right} instead, or use --force (force=True) to accept this base"
         )
 
 

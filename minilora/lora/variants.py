@@ -200,6 +200,8 @@ def lora_plus(parameters: Mapping[str, Tensor], ratio: float = 16.0) -> dict[str
 
     Raises ValueError for a ratio that is not positive and finite, or if there is no lora_B.
     """
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"expected parameters by name, model.trainable_parameters(), got a {type(parameters).__name__}")
     if not 0 < ratio < float("inf"):
         raise ValueError(f"the ratio of learning rates must be a positive number, got {ratio!r}")
     fast = {name for name, p in parameters.items() if name.endswith("lora_B") or p.ndim == 1}

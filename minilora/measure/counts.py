@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..nn.module import Module
+from ..nn.module import Module, check_module
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +39,7 @@ def count_parameters(model: Module) -> ParameterCounts:
 
     `by_module` groups by kind: "q_proj", "down_proj", "embed_tokens", ... summed over all blocks.
     """
+    check_module(model)
     by_module: dict[str, tuple[int, int]] = {}
     total = trainable = 0
     for name, parameter in model.named_parameters():

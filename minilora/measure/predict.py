@@ -20,7 +20,8 @@ from ..files.quant import BLOCK, PIECE
 from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
 from ..nn.gpt2 import GPT2Config
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
+from ..nn.module import Module
 from ..nn.parts import Batch, Example, micro_batches
 from ..nn.step import divided
 from .blocks import Saves, block_of, matrices, names_of
@@ -119,6 +120,8 @@ class Step:
         if isinstance(model, LanguageModel):
             config, batches, known = model.config, divided(model, batch, threads), _fields_of(model) | known
         else:
+            if isinstance(model, Module):
+                check_language_model(model, "Step.of")
             config, batches = model, micro_batches(batch, threads or cores())
         alive, rounds = alive_at_once(batches, threads)
         tokens, scored = sum(each.input_ids.size for each in alive), sum(each.scored for each in alive)
@@ -177,6 +180,8 @@ def predict_memory(step: Step) -> Memory:
     In the backward pass gradients grow while activations are freed. An adapter's gradients, which are small, count in
     full; for full fine-tuning the result is the larger of both ends.
     """
+    if not isinstance(step, Step):
+        raise TypeError(f"expected a Step, got a {type(step).__name__}: ml.Step.of(model, samples) makes one")
     config, threads = step.config, step.threads
     base, adapter, trained = base_parameters(config), step.adapter_parameters, step.trained_parameters
     table = config.vocab_size * config.hidden_size

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.samples import encode_pairs
 from ..models.tokenizer import Tokenizer
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Pair, Sample
 from ..nn.ranks import ALONE, Ranks
 from .labels import Checked
@@ -18,6 +18,7 @@ from .statistics import Resampled, interval_as_json, wilson
 
 def log_ratios(model: LanguageModel, pairs: Sequence[Pair]) -> np.ndarray:
     """log π(chosen) - log π(rejected) of each pair, summed over the tokens of the answers: (N,)."""
+    check_language_model(model, "preferences")
     losses = sample_losses(model, [sample for pair in pairs for sample in pair.sequences])
     return losses[1::2] - losses[::2]
 
@@ -41,9 +42,9 @@ def preferences(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, float]
 
     Raises ValueError for no pairs.
     """
+    ratios = log_ratios(model, pairs)
     if not pairs:
         raise ValueError("no pairs to evaluate")
-    ratios = log_ratios(model, pairs)
     margins = np.array([pair.beta for pair in pairs]) * (ratios - np.array([pair.reference for pair in pairs]))
     return {
         "loss": float(np.logaddexp(0, -margins).mean()),

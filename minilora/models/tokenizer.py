@@ -199,6 +199,12 @@ class Tokenizer:
         return self.encode(self.render(messages, answer_next))
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise TypeError for anything but a `Tokenizer`, such as one of transformers."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"expected the tokenizer that ml.load returns, got a {type(tokenizer).__name__}")
+
+
 def _is_byte_level(core: Any) -> bool:
     return isinstance(core, BytePairs) or type(core.decoder).__name__ == "ByteLevel"
 

@@ -25,7 +25,7 @@ from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from .cache import KVCache
 from .layers import Embedding, Linear
-from .module import Module
+from .module import Module, check_module
 
 
 class LanguageModel(Module):
@@ -253,11 +253,12 @@ def rotary_angles(positions: Array, frequencies: Array, dtype: Any) -> tuple[Arr
 
 
 def check_language_model(model: Any, what: str) -> None:
-    """Raise TypeError for a module that is no language model. what: the name of the function that needs one."""
+    """Raise TypeError for anything but a language model. what: the name of the function that needs one."""
+    check_module(model)
     if not isinstance(model, LanguageModel):
         raise TypeError(
-            f"{what} needs a language model, such as ml.Llama, got a {type(model).__name__}: train another module in a "
-            "loop of your own, with optimizer.zero_grad(), loss.backward(), optimizer.step()"
+            f"{what} needs a language model, such as ml.Llama, got a {type(model).__name__}: call another module "
+            "itself, and train it in a loop of your own, with optimizer.zero_grad(), loss.backward(), optimizer.step()"
         )
 
 

@@ -158,6 +158,15 @@ class Module:
                 parameter.requires_grad = False
 
 
+def check_module(model: Any) -> None:
+    """Raise TypeError for what is no module, such as another library's model, or the pair that `load` returns."""
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"expected a minilora model, got a {type(model).__name__}: load one, and its tokenizer, with "
+            "model, tokenizer = ml.load(FOLDER)"
+        )
+
+
 def sha256_of(arrays: Mapping[str, Array]) -> str:
     """The SHA-256 of names, dtypes, shapes and bytes, in the order of the names: a fingerprint of weights.
 

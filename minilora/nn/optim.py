@@ -14,11 +14,20 @@ from ..engine.tensor import Tensor
 _BLOCK = 1 << 16  # elements updated at a time: 256 KiB in float32, of which the second-level cache holds a few
 
 
+def _listed(parameters: Mapping[str, Tensor] | Iterable[Tensor]) -> list[Tensor]:
+    """Parameters given by name, or in any order, as a list. Raises TypeError for anything else, such as a model."""
+    given = parameters.values() if isinstance(parameters, Mapping) else parameters
+    listed = list(given) if isinstance(given, Iterable) else [given]
+    if wrong := [type(each).__name__ for each in listed if not isinstance(each, Tensor)]:
+        raise TypeError(f"expected parameters, such as model.trainable_parameters(), got a {wrong[0]}")
+    return listed
+
+
 class Optimizer:
     """Holds the parameters to train: a dict by name, as `model.trainable_parameters()`, or a list."""
 
     def __init__(self, parameters: Mapping[str, Tensor] | Iterable[Tensor], lr: float):
-        self.parameters = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
+        self.parameters = _listed(parameters)
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient; add an adapter or unfreeze the model")
         if lr < 0:
@@ -122,8 +131,7 @@ def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm
 
     On a GPU the norm is a zero-dimensional array there, so that the host need not wait for it.
     """
-    parameters = parameters.values() if isinstance(parameters, Mapping) else parameters
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in _listed(parameters) if p.grad is not None]
     if not grads:
         return 0.0
     xp = array_module(grads[0])

@@ -109,6 +109,7 @@ def fit(
     gradient is not finite; an adapter then has the weights that gave the last finite loss. Raises ValueError when
     nothing is trainable, or when there are no samples, and TypeError for a module that is no language model.
     """
+    check_language_model(model, "fit")
     trainer = Trainer(
         model,
         samples,
@@ -158,7 +159,6 @@ class Trainer:
         history: History | None = None,
         ranks: Ranks = ALONE,
     ):
-        check_language_model(model, "fit")
         if not samples:
             raise ValueError("no samples to train on")
         check_samples(samples)

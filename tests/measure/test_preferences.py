@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from jobs import options
+from smallmodels import SMALL, new_model
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.records import Record
@@ -39,7 +40,7 @@ def test_only_records_that_all_have_a_rejected_answer_are_pairs():
 
 def test_nothing_is_preferred_among_no_pairs():
     with pytest.raises(ValueError, match="no pairs"):
-        preferences(None, [])
+        preferences(new_model(SMALL), [])
 
 
 def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_reference():
