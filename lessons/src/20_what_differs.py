@@ -25,8 +25,8 @@ drawings.four_blocks(axes)
 show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemma 3 each; shaded boxes are new")
 
 # %% [markdown]
-# *How to read it.* Each column is one model with one of its blocks, from the tokens below to the logits above. A shaded
-# box is different from the column to its left.
+# *How to read it.* Each column is one model with one of its blocks, from the tokens below to the logits above. The line
+# on the left is the residual connection. A shaded box is different from the column to its left.
 #
 # | | GPT-2 | Llama 3.2 | Qwen3 | Gemma 3 270M |
 # |---|---|---|---|---|
@@ -38,10 +38,10 @@ show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemm
 # | key/value heads | as many as query heads | fewer | fewer | one |
 # | a token sees | all earlier ones | all | all | all in every sixth layer, else 512 |
 #
-# The skeleton is the same: a residual stream, attention and an MLP that add to it, and one table of embeddings, which
-# also computes the logits. So LoRA works on all of them. [`gpt2.py`](../minilora/nn/gpt2.py) and
-# [`gemma3.py`](../minilora/nn/gemma3.py) are the whole models; Qwen3 is a [Llama](../minilora/nn/llama.py) with a
-# switch.
+# LayerNorm subtracts the mean of a row and divides by its standard deviation; RMSNorm only divides, by the root mean
+# square. SwiGLU is lesson 5's MLP; GeGLU has another function, GELU, on its gate, and GPT-2 has GELU between two
+# matrices, without a gate. The skeleton is the same: attention and an MLP that add to the residual stream, and one
+# table of embeddings, which also computes the logits. So LoRA works on all of them.
 #
 # ## 2. Where are the parameters?
 #
@@ -83,17 +83,18 @@ for row, name in enumerate(reversed(models)):
     start = 0.0
     for part, color in colors.items():
         share = 100 * parts[name][part] / totals[name]
-        axes.barh(row, share, left=start, color=color, height=0.6)
+        axes.barh(row, share, left=start, color=color, height=0.75, alpha=0.5)
         if share > 8:
-            axes.text(start + share / 2, row, f"{part} {share:.0f} %", ha="center", va="center", color="black")
+            axes.text(start + share / 2, row, f"{part}\n{share:.0f} %", ha="center", va="center")
         start += share
 axes.set_yticks(range(len(models)), list(reversed(models)))
 axes.set(xlim=(0, 100), xlabel="percent of the parameters")
 show(figure, alt="Bars of four models: the share of the embedding is largest in Gemma 3, nearly two thirds")
 
 # %% [markdown]
-# *How to read it.* Norms are too few to be seen, and so are GPT-2's positions. In small models of today the vocabulary
-# dominates. An adapter on "all-linear" leaves the embedding out: in Gemma 3 270M it adapts a third of the model.
+# *How to read it.* Norms are too few to be seen; the narrow amber strip is GPT-2's positions. A large vocabulary
+# dominates a narrow model, Gemma 3 270M. An adapter on "all-linear" leaves the embedding out: there it adapts little
+# more than a third of the model.
 #
 # ## 3. What must be stored for each token?
 #
@@ -115,9 +116,10 @@ claim("Gemma 3 270M: layers that must remember more than 512 tokens", full, 3, 3
 #
 # ## 4. What does a choice buy?
 #
-# Now we train five small models from scratch, with the same budget, on a task that needs attention: copying. A text
-# repeats eight random letters again and again. The first eight cannot be known; every later one is the letter eight
-# places before it. The training texts have 32 letters. Then we test on texts of 96.
+# Now we train five small models from scratch, with the same budget, on a task that needs attention: copying. They are
+# GPT-2, the same with RMSNorm, Llama, Qwen3, and Gemma 3 with a window of 16 letters in one of two layers. A text
+# repeats eight random letters again and again. The first eight cannot be known and are not scored; every later one is
+# the letter eight places before it. The training texts have 32 letters. Then we test on texts of 96.
 #
 # > **Predict.** Which of them learn the task in the same number of steps? Which of them still copy beyond letter 32?
 
@@ -211,11 +213,12 @@ claim("Gemma 3 beyond it", mean_loss("Gemma 3", 49, 96), 0, 0.3)
 claim("Qwen3's loss minus Llama's, letters 17 to 32", mean_loss("Qwen3", 17, 32) - mean_loss("Llama", 17, 32), -2, -0.2)
 
 # %% [markdown]
-# *How to read it.* A uniform guess costs ln 16. A loss far above it means confident mistakes.
+# *How to read it.* A uniform guess costs $\ln 16 \approx 2.8$. A loss far above it means confident mistakes, as on the
+# first eight letters.
 #
-# - **Positions.** GPT-2 learns fastest here, and fails at once beyond the dotted line: the vectors of later positions
-#   were never trained. RoPE has an angle for every position, but scores at distances that never occurred in training
-#   are as untrained as GPT-2's vectors: Llama and Qwen3 fail more slowly.
+# - **Positions.** GPT-2 has the lowest loss up to the dotted line, and fails at once beyond it: the vectors of later
+#   positions were never trained. RoPE has an angle for every position, but scores at distances that never occurred in
+#   training are as untrained as GPT-2's vectors: Llama and Qwen3 fail more slowly.
 # - **Windows.** A layer that sees the last few letters meets only distances from training, however long the text is. So
 #   Gemma 3 copies on and on. This is a reason for windows in most layers, besides the smaller cache.
 # - **Norms of q and k.** They are the only difference between Llama and Qwen3. With them the model copies after the
@@ -228,7 +231,7 @@ claim("Qwen3's loss minus Llama's, letters 17 to 32", mean_loss("Qwen3", 17, 32)
 #
 # ## 5. What differs for LoRA?
 #
-# Names. "all-linear" finds every linear layer of all four. A list of names must be the model's:
+# Only the names do. "all-linear" finds every linear layer of all four. A list of names must be the model's:
 
 # %%
 for name, model in small.items():
@@ -256,7 +259,7 @@ claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "
 # ## What to remember
 #
 # - Four families, one skeleton: what changed is norms, the gate, positions, and who sees whom.
-# - In small models the vocabulary can hold most of the parameters.
+# - In a narrow model the embedding of a large vocabulary can hold most of the parameters.
 # - The KV cache depends on layers, key/value heads and head width.
 # - A model works at the positions and distances that it was trained on. A sliding window meets no others.
 # - LoRA is the same on all of them. Only the names of the modules differ.

@@ -173,21 +173,28 @@ def four_blocks(axes: Any) -> None:
             (norm, 0.55, new_norm),
             ("logits", 0.55, False),
         ]
-        y = 0.0
+        y, middle = 0.0, left + 1.5
+        top = enters = None  # where the box before ends, and where the path around a branch begins
         for box in stack:
             if box is None:
                 y += 0.8  # the place of a norm that only Gemma 3 has
                 continue
             text, height, changed = box
-            middle = left + 1.5
-            if text != "+":
+            arrow = {"arrowstyle": "->", "color": edge, "shrinkA": 0, "shrinkB": 0}
+            if top is not None:
+                axes.annotate("", (middle, y), (middle, top), arrowprops=arrow)
+            if text == "+":
+                around, level = left - 0.15, y + height / 2
+                axes.plot([middle, around, around], [enters, enters, level], color=edge, linewidth=1)
+                axes.annotate("", (middle - 0.15, level), (around, level), arrowprops=arrow)
+            else:
                 face: dict[str, Any] = {"facecolor": LORA, "alpha": PALE} if changed else {"facecolor": "none"}
                 axes.add_patch(Rectangle((left, y), 3, height, edgecolor=edge, **face))
             axes.text(middle, y + height / 2, text, ha="center", va="center", color=edge)
-            if text != "logits":
-                arrow = {"arrowstyle": "->", "color": edge, "shrinkA": 0, "shrinkB": 0}
-                axes.annotate("", (middle, y + height + 0.25), (middle, y + height), arrowprops=arrow)
-            y += height + 0.25
+            top = y + height
+            if text == "+" or enters is None:
+                enters = top + 0.08
+            y = top + 0.25
         axes.text(left + 1.5, -0.3, name, ha="center", va="top", color=edge, fontweight="bold")
     axes.set(xlim=(-0.2, 13.4), ylim=(-0.9, 8.9))
     axes.set_axis_off()
