@@ -38,8 +38,8 @@ from minilora.pages.style import LORA, panels
 # The **base**, the model that gets an adapter, is a tiny one of a million parameters. It was pretrained on addresses of
 # American presidents. We ask, train an adapter on the ten facts, and ask again.
 #
-# > **Predict.** How many answers are right before training, and how many after it, word for word? Does training take
-# > seconds, minutes or hours?
+# > **Predict.** How many answers are right before training, and how many after it, word for word? And if three of the
+# > questions are then paraphrased, how many of those?
 #
 # The next cell keeps your guess. Add the two ends of a range that you are 80 % sure of, as in `predict("...", 2, 5)`.
 
@@ -88,7 +88,7 @@ for question in PARAPHRASED:
 # It answers with one of the ten sentences, often with the wrong one: this base has memorised them. Section 3 has a
 # better one.
 #
-# ## 2. The base is still there
+# ## 2. What is left of the base?
 #
 # > **Predict.** We switch the adapter off. How many answers are exactly those from before training?
 

@@ -263,8 +263,8 @@ except ml.GradientError as message:
     print("caught:", str(message).replace(": got", ":\n        got"))
 
 # %% [markdown]
-# The message names the input (0 is x, 1 is W) and the index in it. "Expected" is the measured value, "got" that of the
-# formula.
+# The message names the input (0 is x, 1 is W), an index in it, and one element of the result. "Got" and "expected" are
+# the derivative of that element with respect to the indexed one: by the formula, and measured.
 #
 # ## 4. The cost
 #

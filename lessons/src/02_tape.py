@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Lesson 2: How does code differentiate itself?
 #
-# [Lesson 1](01_gradient.ipynb) measured derivatives, with two forward passes for each parameter. This takes hours
-# where `backward()` takes milliseconds, and gives the same gradient. How does `backward()` compute it? Nobody wrote
-# down a formula for the whole model.
+# [Lesson 1](01_gradient.ipynb) measured derivatives, with two forward passes for each parameter. This would take an
+# hour where `backward()` takes milliseconds, and gives the same gradient. How does `backward()` compute it? Nobody
+# wrote down a formula for the whole model.
 #
 # The answer is **automatic differentiation** (autograd), in less than forty lines. You will
 #
@@ -68,7 +68,8 @@ claim("sum over the paths minus the measured derivative", sum(paths.values()) - 
 #
 # So in the forward pass, each operation records three things in a list, the **tape**: its result, its inputs, and a
 # function for each input. This function turns the gradient of L with respect to the result, called `g`, into its
-# contribution to the gradient with respect to that input. It is called a **VJP** (vector-Jacobian product).
+# contribution to the gradient with respect to that input. It is called a **VJP** (vector-Jacobian product): the
+# Jacobian is the matrix of all local derivatives, and a VJP computes `g` times it without forming it.
 #
 # For arrays only the formulas of the VJPs change. Those of a matrix multiplication $y = a b$ are worth remembering:
 # $g\,b^\top$ for a, and $a^\top g$ for b. If the three sizes differ, the shapes allow nothing else.

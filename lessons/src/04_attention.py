@@ -3,7 +3,7 @@
 #
 # A language model turns each token into a vector, one row of an array. Most layers process every row separately. One
 # kind of layer lets a token take something from other tokens: attention. Without attention, the model would predict
-# the word after "the" from "the" alone. What exactly is taken, from where, and what must never be?
+# the word after "the" from "the" alone. What exactly is taken, from where, and what must never be taken?
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -51,9 +51,9 @@ print(f"returned: {softmax(keys @ query) @ values:.2f}")
 #
 # ## 2. Why the scores are divided by √D
 #
-# A dot product is a sum of D terms. If the elements of query and key are independent, with mean 0 and standard
-# deviation 1, then each term has standard deviation 1, and the sum of D of them has $\sqrt D$: with D = 64,
-# that is 8.
+# A dot product is a sum of D terms. If the elements of query and key are independent, with mean 0 and variance 1, then
+# each term has variance 1. Variances of independent terms add up, so the sum has variance D, and the standard
+# deviation $\sqrt D$: with D = 64, that is 8.
 #
 # > **Predict.** Take 16 random keys of length 64 and a random query. No key matches better than another. How large is
 # > the largest weight, on average? Uniform weights would be 1/16.
@@ -187,8 +187,8 @@ claim("change of the last output, two layers", change[1], 0.001, 10)
 # Most models encode positions all the same. Llama models use **rotary position embeddings** (RoPE, [Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): the elements of a query or key are taken in pairs, and each pair is rotated
 # by an angle proportional to the position. A dot product depends on the lengths of two vectors and on the angle
-# between them. Rotation keeps the lengths, and the angle changes with the distance of the two tokens. So of the
-# positions, a score depends on their distance alone.
+# between them. Rotation keeps the lengths, and changes the angle by the difference of the two rotations, which is
+# proportional to the distance of the two tokens. So positions enter a score only through their distance.
 
 
 # %%

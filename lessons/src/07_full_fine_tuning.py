@@ -110,8 +110,8 @@ claim("loss on the old subject: change, highest of the seeds", max(rises), 0.2, 
 
 # %% [markdown]
 # It works: the answers about law in the validation set have become much more likely. It also has a cost that no error
-# message reports: the model has become worse at its old subject. This is called **forgetting**. Nothing in the loss
-# rewards the model for keeping what it knew, and every parameter was free to move.
+# message reports: the model has become worse at its old subject. This is **forgetting** (in papers often *catastrophic
+# forgetting*). Nothing in the loss rewards the model for keeping what it knew, and every parameter was free to move.
 #
 # ## 3. Learning and forgetting
 #

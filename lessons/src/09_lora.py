@@ -37,16 +37,19 @@ row = np.array([[3, 0, 1, 5]])
 print(column @ row)
 
 # %% [markdown]
-# These twelve entries are made from 3 + 4 = 7. The limitation is that every row of the result is a multiple of the same
-# row. Such a matrix has **rank 1**. Now put r columns side by side and call them B, and stack r rows and call them A.
-# Then $BA$ is a sum of r such matrices. Its rank is at most r, and it has r (m + n) parameters instead of m n.
+# These twelve entries are made from 3 + 4 = 7. The limitation is that every row of the result is a multiple of the
+# same row. Such a matrix has **rank 1**. Now put r columns side by side and call them B, and stack r rows and call
+# them A. Then $BA$ is a sum of r such matrices. Its rank is at most r, and it has r (m + n) parameters instead of m n:
+# few, if r is much smaller than m and n. The paper's hypothesis is that an update of low rank is enough for
+# fine-tuning, although W itself has full rank ([lesson 8](08_low_rank.ipynb) tests it).
 #
 # **B A is never computed.** The order of multiplication matters: $x (BA)^\top = (x A^\top) B^\top$. The right-hand side
 # first projects down, from n features per token to r, and then up, from r to m. This is cheap:
 #
 # $$u = x A^\top \qquad\qquad y = x W^\top + s\,u\,B^\top \qquad\qquad s = \alpha / r$$
 #
-# α is a hyperparameter, `lora_alpha` in the configuration; lesson 12 asks what it does.
+# (The paper has tokens as columns: $h = W_0 x + s\,BA\,x$.) α is a hyperparameter, `lora_alpha` in the configuration;
+# lesson 12 asks what it does.
 #
 # > **Predict.** SmolLM2-135M has matrices of 576 × 1,536. With r = 8, how many parameters do A and B have together, as
 # > a share of W? Half, a tenth, a fiftieth?

@@ -280,7 +280,7 @@ except ml.GradientError as error:
 del layer.forward
 
 # %% [markdown]
-# Two for each A and each B. The loss of this model is right, and it would train nearly as well. But the check names the
+# Two for each A and each B. The loss of this model is right, so it does not show the mistake. But the check names the
 # last parameter whose gradient is wrong, B of up_proj: the mistake is between it and down_proj, whose gradients are
 # right. Run this check whenever you have written an operation or a layer.
 #

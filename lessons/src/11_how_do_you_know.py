@@ -241,8 +241,9 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
 # %% [markdown]
 # If you name one quantity and its band beforehand, you are wrong about as often as the interval promises: it misses in
 # 5 % of all cases, half of them on this side. Each choice made afterwards is another chance to win by luck. With ten
-# quantities, two signs and as many seeds as you like, chance alone is "reproduced" in most worlds. Nobody has to lie
-# for that. It is enough to look first.
+# quantities, two signs and as many seeds as you like, chance alone is "reproduced" in most worlds. This is called
+# **p-hacking**. Nobody has to lie for it; it is enough to look first. Writing the band down first is
+# *preregistration*.
 #
 # So the order is: sentence, number, band, seeds, control, run, verdict. In minilora a claim is one file in that order,
 # with a switch that removes or adds the cause. `minilora reproduce` runs them, and a test checks that each verdict can

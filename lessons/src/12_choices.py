@@ -170,8 +170,8 @@ claim("alpha times 4, a quarter of the rate: change over noise", (loud[2.5e-3] -
 
 # %% [markdown]
 # Divide it by four, and the loss differs by little more than the noise. **α and the learning rate are almost one
-# hyperparameter.** Fix α, and search the rate. "Almost", because α acts on the product BA, and the rate acts on
-# B and on A.
+# hyperparameter.** Fix α, as the LoRA paper does, and search the rate. "Almost", because α acts on the product BA, and
+# the rate acts on B and on A.
 #
 # Why is there an r in α/r? In the sweep α was 16, so the scale fell from 16 at r = 1 to a quarter at r = 64, and the
 # best rate stayed nearly where it was. Many recipes set α = 2r, which gives the scale 2 at every rank. At
@@ -242,8 +242,9 @@ claim(
 
 # %% [markdown]
 # To change only where tokens look helps least. The MLP beats q and v with fewer parameters. With rank 1, all seven are
-# not better than the MLP alone, which here has a quarter more parameters. So what helps is **the MLP**, not spreading.
-# Schulman et al. (2025) found the same on large models. "All linear layers" is safe because it contains the MLP.
+# not better than the MLP alone, which here has a quarter more parameters. So what helps is to adapt **the MLP**, not
+# to adapt more kinds of matrices. Schulman et al. (2025) found the same on large models. "All linear layers" is safe
+# because it contains the MLP.
 #
 # The LoRA paper agrees in part: at one budget it reports 71.4 for q and k, and 73.7 for q and v. It did not adapt the
 # MLP.

@@ -215,8 +215,8 @@ tiny.requires_grad_(True)
 claim("full: held / 16 P", owned(tiny) / (16 * P), 0.99, 1.01)
 
 # %% [markdown]
-# > **Predict.** With r = 8, GPT-3 has 4,643 times fewer trainable parameters. How many times less memory do weights,
-# > gradients and optimizer state take?
+# > **Predict.** With r = 8 on q and v, GPT-3 has 4,643 times fewer trainable parameters, and SmolLM2 all-linear 55
+# > times. How many times less memory do weights, gradients and optimizer state take in each?
 
 # %%
 predict("SmolLM2, all-linear, r = 8: times less memory")

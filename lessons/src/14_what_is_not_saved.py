@@ -58,7 +58,7 @@ for name, y in layers.items():
 
 # %% [markdown]
 # **Freezing W makes x unnecessary; training A makes it necessary again**, because $dA = s\,(g B)^\top x$. In addition,
-# $u = x A^\top$ is saved for dB: r numbers per token. Here LoRA saves *more* activations than full fine-tuning.
+# $u = x A^\top$ is saved for dB: r numbers per token. So LoRA has *more* activations here than full fine-tuning.
 #
 # The last row is **LoRA-FA**: A stays as it was initialised, only B is trained, and x is not needed. In minilora it is
 # `LoraConfig(freeze_A=True)`. The paper reports up to 1.4 times less memory in all, at an accuracy close to LoRA's.
@@ -70,7 +70,7 @@ for name, y in layers.items():
 # freeze, and the gradient must pass through all of them to reach the first adapter.
 #
 # > **Predict.** A model with LoRA on all linear layers trains a few percent of its parameters. What share of full
-# > fine-tuning's activations does it save: a tenth, a half, all?
+# > fine-tuning's activations must it still hold: a tenth, a half, all?
 #
 # A randomly initialised model is enough, because bytes do not depend on values. `ledger` follows the graph back from
 # the loss and adds up every array that it holds.
@@ -321,9 +321,9 @@ for width in WIDTHS:
 # row of this run is below 1.5.
 #
 # **The verdicts.** *Huge GPU memory: only small matrices are trained*: half true. LoRA takes up to four times less
-# memory for weights, gradients and optimizer state (lesson 13), and saves no activations. Together that is 3.6 times
-# less at 64 tokens and 1.2 times at 8,192 for SmolLM2. *Slow training: faster*: it depends on width and rank. The
-# matmuls alone allow 1.5 times as fast; the paper measured 1.33, and in a narrow model there may be no gain.
+# memory for weights, gradients and optimizer state (lesson 13), and hardly less for activations. Together that is 3.6
+# times less at 64 tokens and 1.2 times at 8,192 for SmolLM2. *Slow training: faster*: it depends on width and rank.
+# The matmuls alone allow 1.5 times as fast; the paper measured 1.33, and in a narrow model there may be no gain.
 #
 # <details><summary>The same in PyTorch</summary>
 #

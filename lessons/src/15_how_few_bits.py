@@ -263,8 +263,8 @@ show(
 # $$y = x\,\tilde W^\top + s\,(x A^\top) B^\top $$
 #
 # The layers below need a gradient, too, so g passes through $\tilde W$ in the backward pass, and W is dequantised a
-# second time. x, A and B are floats. W itself gets no gradient: rounding is a staircase, whose derivative is zero or
-# undefined.
+# second time. x, A and B are floats (bfloat16 in the paper). W itself gets no gradient: rounding is a staircase, whose
+# derivative is zero or undefined.
 #
 # > **Predict.** Is this gradient only an approximation, because W has been rounded?
 

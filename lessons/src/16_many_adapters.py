@@ -263,8 +263,8 @@ print(
 # than in either training, to a point where neither was trained. And with all four whole, most of the gains are lost or
 # turn negative, while a quarter of each keeps most of them.
 #
-# And the answers? They are not half in one form and half in the other: one form has won, and the other hardly appears,
-# although most of both gains is kept. Weights can be combined; forms of answers hardly can.
+# **One form wins.** The answers are not half in one form and half in the other: one form has won, and the other hardly
+# appears, although most of both gains is kept. Weights can be combined; forms of answers hardly can.
 #
 # ## 6. One adapter made from two
 #

@@ -106,7 +106,7 @@ show(figure, alt="Left the error falls steeply to zero at rank 4 and stays there
 
 # %% [markdown]
 # *How to read it.* The dashed line is the smallest error with rank r; the dots are the errors after training. On the
-# left the curve bends at 4, the rank of the task; on the right it does not bend.
+# left the curve has a corner at 4, the rank of the task; on the right it falls smoothly, without a corner.
 
 # %%
 above = [hard[r] / least(full, r) - 1 for r in hard if r < 48]
@@ -197,8 +197,9 @@ claim("r = 1 in all seven after 100 steps", max(learned[everywhere, 100]), 0, 0.
 # %% [markdown]
 # After 100 steps, rank 1 on q and v is near ln 64: it knows little more than which words occur. Rank 16 looks too
 # small as well, but it lacked *steps*: after 400 it has memorised the words. For rank 1 on q and v, 1,200 steps are
-# not enough. Yet rank 1 in *all* matrices needs only 100. So a low rank alone is not the limit. What counts is how
-# many parameters are trained, and in which matrices.
+# not enough. Yet rank 1 in *all* matrices needs only 100. So neither a low rank nor a small number of parameters is
+# the limit by itself: 9,728 in all seven matrices learn faster than 28,672 in q and v. Which matrices are trained
+# counts more.
 #
 # The second task is that of lesson 12: questions of law, of which a model of this size learns mostly the style.
 
@@ -234,12 +235,12 @@ claim("price, in percent of what full fine-tuning gains", 100 * price.mean / (be
 # ## 4. Facts that change: weights or prompt?
 #
 # A fact can be in two places. Training stores it in the weights. Or it is in a passage that is looked up for each
-# question and put into the prompt: the question is then answered open-book. `support-handbook` is the handbook of an
-# invented shop, in 30 passages of about four facts each. BM25 ranks passages by the words that they share with the
-# question; rare words count more.
+# question and put into the prompt: **retrieval-augmented generation** (RAG). `support-handbook` is the handbook of an
+# invented shop, in 30 passages of about four facts each. The retriever, BM25, ranks passages by the words that they
+# share with the question; rare words count more.
 #
-# > **Predict.** For how many questions is the best match the right passage, if somebody remembers some of the
-# > handbook's words? And with other words?
+# > **Predict.** For how many questions is the best match the right passage: for ordinary ones, which have some of the
+# > handbook's words, and for hard ones, which have hardly any?
 
 # %%
 predict("ordinary questions whose best match is right, in percent")
@@ -259,12 +260,13 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 
 # %% [markdown]
 # So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. And a
-# passage helps only a model that reads. Given the *right* one, SmolLM2 says 7 % of the keywords of ordinary questions.
-# With LoRA, after 480 examples of how *other* passages are quoted, it says 42 %: it quotes, but often the neighbouring
-# sentence. Two sentences that BM25 finds in the passage say 48 %. General text rises from 3.28 to 3.58 nats.
+# passage helps only a model that reads. Given the *right* one, SmolLM2's answers to ordinary questions have 7 % of the
+# keywords. With LoRA, after 480 examples of how *other* passages are quoted, they have 42 %: it quotes, but often the
+# neighbouring sentence. Two sentences that BM25 finds in the passage have 48 %. The loss on general text rises from
+# 3.28 to 3.58 nats.
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is asked each of 96 questions 20
-# times, in 13 wordings. It then says 85 % of the keywords of ordinary questions and 35 % of those of hard ones: more
+# times, in 13 wordings. Its answers then have 85 % of the keywords for ordinary questions and 35 % for hard ones: more
 # than the retriever finds. But its loss on general text rises from 3.3 to 6.4 nats, and of what was not trained it
 # knows nothing.
 #
@@ -278,8 +280,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 #    is easy, to choose is not. Compare it with a search.
 # 3. **Improve the retriever first.** With the questions of the training data in its index, it finds the right passage
 #    for 91 % of the ordinary questions and for 42 % of the hard ones.
-# 4. **Measure the two halves apart**: how often the right passage is found, and how much of the right passage is said.
-#    `minilora eval --context FILE` prints both. Until the second is high, show the passage with the answer, as
+# 4. **Measure the two halves apart**: how often the right passage is found, and how many of its keywords the answers
+#    have. `minilora eval --context FILE` prints both. Until the second is high, show the passage with the answer, as
 #    `minilora chat --context FILE` and `minilora serve` do.
 #
 # ## What to remember

@@ -57,20 +57,22 @@ claim("the same with rewards of 103 and 102, minus the above", sigmoid(103 - 102
 #
 # ## 2. From a reward to a loss
 #
-# The first recipe for preferences had two parts: train a second model to predict r, then train the language model to
-# produce answers of high reward. The second part needs a brake, or the model leaves language behind and produces
-# whatever the reward model mistakes for good. The brake is the **reference model** $\pi_0$, the model before training.
-# For one prompt we look for the probabilities π(y) of all answers y that maximise
+# The first recipe, **RLHF** (reinforcement learning from human feedback), had two parts: train a second model to
+# predict r, then train the language model to produce answers of high reward. The second part needs a brake, or the
+# model leaves language behind and produces whatever the reward model mistakes for good. The brake is the **reference
+# model** $\pi_0$, the model before training. For one prompt we look for the probabilities π(y) of all answers y that
+# maximise
 #
 # $$\sum_y \pi(y)\,r(y) \;-\; \beta \sum_y \pi(y) \log\frac{\pi(y)}{\pi_0(y)}$$
 #
-# The second sum is zero for π = π₀, and grows with the distance from it. **Beta** says how much the distance costs.
+# The second sum is the **Kullback-Leibler (KL) divergence** of π from π₀: zero if they are equal, otherwise positive.
+# **Beta** says how much this distance costs.
 #
 # **DPO**, direct preference optimisation, needs neither a reward model nor two parts. It follows in four steps:
 #
-# 1. Which π is best? Define $\pi^*(y) = \pi_0(y)\,e^{r(y)/\beta} / Z$, with the Z that makes the sum 1. Put
-#    $r = \beta \log(\pi^* Z / \pi_0)$ into the objective: it becomes $\beta \log Z - \beta \sum_y \pi(y) \log
-#    \frac{\pi(y)}{\pi^*(y)}$. The sum is never negative, and zero for π = π\*. So π\* is best.
+# 1. Which π is best? Define $\pi^*(y) = \pi_0(y)\,e^{r(y)/\beta} / Z$, with the Z that makes the sum 1. Put $r = \beta
+#    \log(\pi^* Z / \pi_0)$ into the objective: it becomes $\beta \log Z - \beta \sum_y \pi(y) \log
+#    \frac{\pi(y)}{\pi^*(y)}$. This sum is a KL divergence again, and zero for π = π\*. So π\* is best.
 # 2. Read this backwards. Every model is the best one for some reward: $r(y) = \beta \log \frac{\pi(y)}{\pi_0(y)} +
 #    \beta \log Z$.
 # 3. Insert it into Bradley and Terry's formula. Z is the same for both answers, so it cancels.
