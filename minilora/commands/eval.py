@@ -13,6 +13,7 @@ from ..data.formats import with_label
 from ..data.records import BUILT_IN, read_handbook, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.rows import SPLITS
+from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
@@ -21,7 +22,7 @@ from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report
 from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
-from ..measure.scores import LOSS, RECALL, MeasuredSet, measure, read_sets, summary
+from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, measure, read_sets, summary
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, named_folders
 from ..nn.language_model import LanguageModel
@@ -135,6 +136,8 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     open_book = {}
     if options.context is not None:
         handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
+        for line in without_passages(model, handbook):
+            log.info(line)
         asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
         if not asked:
             what = "has keywords, by which answers with passages are measured; general questions are not asked"
@@ -151,7 +154,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     for each in sets if not options.no_recall else ():
         if each.checked is not None:
             reports[each.checked.key][each.name] = _report(
-                model, tokenizer, each, {name: own[name] for name in folders}, options.seed
+                model, tokenizer, each, scores[each.name], {name: own[name] for name in folders}, options.seed
             )
     return {
         "created": now(),
@@ -164,7 +167,12 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
 
 
 def _report(
-    model: LanguageModel, tokenizer: Tokenizer, each: MeasuredSet, own: Mapping[str, str | None], seed: int
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    each: MeasuredSet,
+    scores: Mapping[str, Scores],
+    own: Mapping[str, str | None],
+    seed: int,
 ) -> dict[str, Any]:
     """The report of a set that is `Checked`, in which the adapter in question is the one that was trained on it."""
     held = each.checked
@@ -177,10 +185,13 @@ def _report(
     elif whole:
         contenders = {"full fine-tuning": (None, 0)}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
-    found = {}
+    found: dict[str, Sequence[Any]] = {}
     for name, (choice, shots) in contenders.items():
         set_adapter(model, choice)
-        found[name] = held.ask(model, tokenizer, shots)
+        if isinstance(held, Preferred):
+            found[name] = held.ask_rejected(model, tokenizer, each.samples, scores[name].nats)
+        else:
+            found[name] = held.ask(model, tokenizer, shots)
     set_adapter(model, None)
     return held.report(found, seed)
 

@@ -50,8 +50,6 @@ def open_book_report(
     shares: list[list[float]] = []
     for name, choice in adapters.items():
         template = template_of(model, choice)
-        if template is None:
-            log.info(f"{name} was trained on data without a column context: it is asked without passages")
         set_adapter(model, choice)
         for kind in (CLOSED, *passages):
             if kind == CLOSED:

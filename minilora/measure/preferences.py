@@ -69,6 +69,15 @@ class Preferred(Checked):
         mine = encode_pairs(self.records[ranks.number :: ranks.size], tokenizer)
         return ranks.join(log_ratios(model, mine).tolist() if mine else [])
 
+    def ask_rejected(
+        self, model: LanguageModel, tokenizer: Tokenizer, samples: list[Sample], nats: np.ndarray
+    ) -> list[float]:
+        """What `ask` gives, where losses are known: nats (N,) of `samples`, the chosen answers, perhaps truncated."""
+        pairs = encode_pairs(self.records, tokenizer)
+        if [pair.chosen for pair in pairs] != samples:
+            return self.ask(model, tokenizer)
+        return (sample_losses(model, [pair.rejected for pair in pairs]) - nats).tolist()
+
     def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """How often the chosen answer is more probable, and how often by more than for the first contender, the
         reference; and the mean log-ratio, in nats.

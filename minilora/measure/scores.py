@@ -86,7 +86,7 @@ def read_sets(
         divides them.
     split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
     stored: the tasks that the adapters were trained on.
-    schema: the file with the JSON Schema of data with fields.
+    schema: the file with the JSON Schema of data with fields. Built-in sets next to other data have their own, or none.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
@@ -94,9 +94,11 @@ def read_sets(
         raise ValueError(f"{twice[0]} is given twice as data: once is enough")
     stems = Counter(Path(name).stem for name in data)
     sets: list[MeasuredSet] = []
+    of_schema = {source for source in data if source not in BUILT_IN} or {*data}
     for source in data:
         called = Path(source).stem if stems[Path(source).stem] == 1 else source
-        reading = read_source(source, tokenizer, (field or {}).get(source), stored, schema)
+        own_schema = schema if source in of_schema else None
+        reading = read_source(source, tokenizer, (field or {}).get(source), stored, own_schema)
         records, task = reading.records, reading.task
         chosen: list[tuple[str, list[Sample], list[Record]]]
         divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}

@@ -117,7 +117,8 @@ def read_state(partial: Path) -> State:
     """
     path = partial / CHECKPOINT / STATE_FILE
     if not path.is_file():
-        raise ValueError(f"{partial}: there is no checkpoint to resume; leave out --resume to start from the beginning")
+        other = "give the --out of the run that was interrupted, or leave out --resume to start from the beginning"
+        raise ValueError(f"{partial}: there is no checkpoint to resume; {other}")
     record = read_json(path)
     if record.get("format") != FORMAT:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from smallmodels import SMALL, new_model
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.records import Record
+from minilora.measure import loss
 from minilora.measure.fields import checked_of
 from minilora.measure.preferences import Preferred, preferences
 from minilora.measure.statistics import wilson
@@ -67,14 +69,20 @@ def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_refe
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, no_picture, method):
+def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, no_picture, method, monkeypatch):
     rate = {"lora": 2e-2, "full": 2e-3}[method]
     made = options(home, tmp_path / "run", data=write(tmp_path, ROWS), loss="dpo", method=method, lr=rate, steps=6)
     told = finetune(made, answers=False)["preferences"]["unseen"]
     where = {"adapter": [made.out]} if method == "lora" else {"base": made.out}
+    computed = Counter()
+    losses = loss.losses_without_grad
+    monkeypatch.setattr(
+        loss, "losses_without_grad", lambda m, samples: (computed.update(samples), losses(m, samples))[1]
+    )
     result = evaluate_adapters(EvalOptions(**where))
     report = result["preferences"]["pairs/unseen"]
     rows = report["rows"]
+    assert set(computed.values()) == {len(rows)} and len(computed) > 2 * 8  # each answer once, by each contender
     assert [row["name"] for row in rows] == (["base", "run"] if method == "lora" else ["base"])
     after = told["chosen"][1]
     assert rows[-1]["chosen"]["value"] == pytest.approx(after) and report["records"] == 8

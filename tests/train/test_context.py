@@ -53,11 +53,17 @@ def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_t
     assert f"minilora chat --adapter {folder} --context book.txt" in card and str(book) not in card
 
 
-def test_an_adapter_that_was_trained_without_passages_stores_none(home, tmp_path):
+def test_an_adapter_that_was_trained_without_passages_stores_none_and_is_asked_without_any(home, run, tmp_path, caplog):
+    caplog.set_level("INFO", "minilora")
     finetune(options(home, tmp_path / "run", steps=1), measure=False, answers=False)
     assert not [key for key in json.loads((tmp_path / "run/minilora.json").read_text())["data"] if "context" in key]
     model, _ = load_with_adapters({"plain": tmp_path / "run"}, str(home / "base"))
     assert template_of(model, "plain") is None
+    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(tmp_path / "run")], limit=2)
+    result = evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+    rows = next(iter(result["open_book"].values()))["rows"]
+    assert [row["kind"] for row in rows if row["name"] == "run"] == ["closed"]
+    assert "run: trained without passages, and asked without them" in caplog.text
 
 
 def test_eval_asks_with_and_without_passages(home, run):
