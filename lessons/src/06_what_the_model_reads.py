@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Lesson 6: What does the model read?
 #
-# A language model reads neither words nor messages. It reads one sequence of integers, and it is trained to predict the
-# next one. This lesson follows a record from its messages to these integers, and to the labels that determine what is
-# learned. Then it trains the tiny base with five sets of labels. One set is right. Each of the others contains one
-# mistake that is easy to make. With all five the training loss falls close to zero.
+# A language model reads neither words nor messages. It reads one sequence of integers, and it is trained to predict
+# the next one. This lesson follows a record from its messages to these integers, and to the labels that determine what
+# is learned. Then it trains the tiny base with five sets of labels. One set is right. Each of the others contains one
+# mistake that is easy to make. Which of them does the training loss show?
 
 # %%
 import matplotlib.pyplot as plt

@@ -3,8 +3,8 @@
 #
 # A pretrained model can be taught something new by training it further on other texts. In **full fine-tuning** all of
 # its parameters are trainable. This is the simplest method, and it works. This lesson writes a training loop and adds
-# up the costs: memory during training, storage for each new model, and what the model forgets. Lesson 9 tries to pay
-# less.
+# up the costs: memory during training, storage for each new model, and what happens to what the model knew. Lesson 9
+# tries to pay less.
 #
 # The model is minilora's tiny one, which was pretrained on presidents' addresses. The new subject is law: the records
 # in [`legal.jsonl`](../minilora/data/README.md) each contain a question about one term and its answer. They are split

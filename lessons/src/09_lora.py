@@ -157,7 +157,7 @@ except ml.GradientError as error:
 # Divide the expected value by the one that it got: the quotient is the scale, 1.5. Such a quotient often points to the
 # mistake.
 #
-# ## 3. Why one of the two is initialised to zero
+# ## 3. How must A and B be initialised?
 #
 # Look at which matrix occurs in which gradient: dB contains A (through u), and dA contains B (through du).
 #
@@ -177,8 +177,9 @@ for name, (first_A, first_B) in starts.items():
 
 # %% [markdown]
 # If both are zero, both gradients are zero, and neither matrix ever changes. If one of them is zero, the output is
-# unchanged and one gradient is not zero. The paper initialises B to zero; so do PEFT and minilora. If both are random,
-# the output changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
+# unchanged and one gradient is not zero. The paper initialises B to zero; so do PEFT and minilora. Hayou et al. (2024)
+# find that the other way round needs smaller learning rates and is worse on average. If both are random, the output
+# changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
 # ([`legal.jsonl`](../minilora/data/README.md)).
 #
 # > **Predict.** Training takes 40 steps. Does the model with random A *and* B catch up?
@@ -335,6 +336,7 @@ print(f"to store: an adapter of {stored / 1e6:.2f} MB, in addition to a base of 
 # ## Sources
 #
 # - The update, its scale and its initialisation: [Hu et al. 2021](https://arxiv.org/abs/2106.09685), section 4.1.
-#   PEFT's initialisation: [`init_lora_weights`](https://huggingface.co/docs/peft/package_reference/lora).
+#   PEFT's initialisation: [`init_lora_weights`](https://huggingface.co/docs/peft/package_reference/lora). A zero
+#   instead of B: [Hayou et al. 2024](https://arxiv.org/abs/2406.08447), abstract.
 # - The 300 records: 240 for training, 30 for validation, 30 for testing ([data card](../minilora/data/README.md)).
 #   SmolLM2's matrices of 576 × 1,536: its [model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct).

@@ -187,7 +187,7 @@ note("merged twice")
 claim("merged twice: loss added on the old domain", rows["merged twice"][1] - rows["merged"][1], 0.5, 1.2)
 
 # %% [markdown]
-# ## 4. Unmerging: why subtraction is not enough
+# ## 4. Unmerging: is subtraction enough?
 #
 # > **Predict.** W + ΔW - ΔW is W. In float32, how many of the 786,432 entries get their old value back: all, nearly
 # > all, half?

@@ -138,11 +138,11 @@ claim("q and v: the same", share["q and v"], 0.85, 0.95)
 claim("all-linear with A frozen: the same", share["A frozen"], 0.85, 0.95)
 
 # %% [markdown]
-# All of them. With q and v alone, it is a tenth less. The largest row, `swiglu`, is the same in all columns, and so is
-# `attention`. `linear` is the x that full fine-tuning saves for dW. In the second column it has become `lora_linear`:
-# the same x for dA, and u for dB. This row is small because most inputs come from a norm or from `swiglu`, and
-# minilora recomputes them from what those save. So freezing A saves a tenth here, and more in a library that saves
-# every x. A little is saved at the two ends of the model, where nothing is trained.
+# All of them. With q and v alone, it is a tenth less. The largest row, `swiglu` (the gate of the MLP), is the same in
+# all columns, and so is `attention`. `linear` is the x that full fine-tuning saves for dW. In the second column it has
+# become `lora_linear`: the same x for dA, and u for dB. This row is small because most inputs come from a norm or from
+# `swiglu`, and minilora recomputes them from what those save. So freezing A removes a tenth here, and more in a
+# library that saves every x. At the two ends of the model, where nothing is trained, LoRA needs a little less.
 #
 # ## 3. The memory of a whole step
 #

@@ -451,5 +451,6 @@ claim("2 bits: of the codes, the update changes, in percent", np.mean(flips["2 b
 #
 # - QLoRA: NF4, blocks of 64, double quantisation (from 0.5 to 0.127 bits per parameter, about 3 GB for 65 billion
 #   parameters), 65 billion parameters on a GPU of 48 GB, 16-bit performance preserved: [Dettmers et al.
-#   2023](https://arxiv.org/abs/2305.14314). Its scales have 8-bit floats, ours 8-bit integers. LoftQ: [Li et al.
+#   2023](https://arxiv.org/abs/2305.14314). Its scales have 8-bit floats, ours 8-bit integers; its third part, *paged
+#   optimizers*, moves optimizer state between a GPU's memory and the CPU's. LoftQ: [Li et al.
 #   2023](https://arxiv.org/abs/2310.08659).

@@ -22,7 +22,7 @@ from minilora.course import claim, predict, show
 from minilora.pages.style import LORA, ink
 
 # %% [markdown]
-# ## 1. What they have in common: they start as the base
+# ## 1. What do they compute before training?
 #
 # In lesson 9, B is initialised to zero, so that the adapter changes nothing before it is trained. PiSSA is different.
 # It decomposes W as lesson 8 did, $W = U S V^\top$, and initialises B and A with the top r singular values and their

@@ -54,7 +54,8 @@ def map_figure(lessons: Mapping[int, Lesson] = LESSONS) -> Any:
 def map_text(lessons: Mapping[int, Lesson] = LESSONS) -> str:
     """What the map shows, in words."""
     named = (
-        f"{number}. {lesson.question}" + (f" (needs {', '.join(map(str, lesson.needs))})" if lesson.needs else "")
+        f"{number}. {lesson.question} ({sum(lesson.minutes)} minutes"
+        + (f"; needs {', '.join(map(str, lesson.needs))})" if lesson.needs else ")")
         for number, lesson in lessons.items()
     )
     return f"The lessons in order, with arcs from each to those that need it: {' '.join(named)}"

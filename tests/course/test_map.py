@@ -77,4 +77,5 @@ def test_a_map_has_the_lessons_below_each_other_and_an_arc_for_each_need():
 
 
 def test_the_map_in_words():
-    assert map_text(SMALL).endswith(": 0. Is it first? 2. Is it extra? (needs 0) 5. Is it last? (needs 0, 2, 4)")
+    first, extra = "0. Is it first? (20 minutes)", "2. Is it extra? (40 minutes; needs 0)"
+    assert map_text(SMALL).endswith(f": {first} {extra} 5. Is it last? (5 minutes; needs 0, 2, 4)")
