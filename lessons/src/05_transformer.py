@@ -37,10 +37,10 @@ show(figure, alt="Token IDs, embedding, a block with two branches, attention and
 
 # %% [markdown]
 # *How to read it.* From left to right: each token ID selects its row of a table, the **embedding**. Each block adds to
-# these rows twice: what **attention** took from other tokens, and what an **MLP** (multilayer perceptron: here three
-# matrices) computed from each token alone. These sums are the **residual connections**. Before each part a **norm**
-# (RMSNorm) scales every row to the same length, and then each column by a trained parameter. The dot products of the
-# final rows with all rows of the embedding are the logits.
+# these rows twice: what **attention** took from other tokens, and what an **MLP** (multilayer perceptron; here SwiGLU,
+# with three matrices) computed from each token alone. These sums are the **residual connections**. Before each part a
+# **norm** (RMSNorm) scales every row to the same length, and then each column by a trained parameter. The dot products
+# of the final rows with all rows of the embedding are the logits.
 #
 # Two functions are imported below: `rope`, which rotates queries and keys by their position, and `attention`, which
 # gives each token a weighted mean of rows of v: its own and those of earlier tokens. Lesson 4 builds both.

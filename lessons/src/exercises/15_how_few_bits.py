@@ -106,5 +106,5 @@ except NotImplementedError:
     print("write 15.2 first, then run this cell again")
 
 # %% [markdown]
-# A question to think about: with 8 bits, the levels of 15.2 have five times the squared error of equal steps. Where do
-# they leave a gap?
+# A question to think about: with 8 bits, the levels of 15.2 have nearly six times the squared error of equal steps.
+# Where do they leave a gap?

@@ -92,7 +92,7 @@ RSLORA = False
 
 
 class MyLayer(ml.Module):
-    """A linear layer's own weight, frozen, and beside it my A and B."""
+    """A linear layer's own weight, frozen, with my A and B."""
 
     def __init__(self, linear):
         _, A, B = inject(linear.weight.data, r=8, rng=np.random.default_rng(0))
