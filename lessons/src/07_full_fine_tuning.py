@@ -252,10 +252,11 @@ print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 #
 # ## In minilora
 #
-# [`fit`](../minilora/train/loop.py) is the training loop of minilora's jobs, with a learning-rate schedule and gradient
-# clipping; [`loss_and_grad`](../minilora/nn/step.py) computes a batch in micro-batches;
-# [`AdamW`](../minilora/nn/optim.py) is the optimizer; [`ledger`](../minilora/measure/ledger.py) counts the bytes in
-# memory; [`encode_record`](../minilora/data/samples.py) makes ids and labels.
+# [`fit`](../minilora/train/loop.py) is the training loop of minilora's jobs, with a learning-rate schedule (**warmup**
+# to `lr` in the first tenth of the steps, then half a cosine down to zero) and gradient clipping;
+# [`loss_and_grad`](../minilora/nn/step.py) computes a batch in micro-batches; [`AdamW`](../minilora/nn/optim.py) is
+# the optimizer; [`ledger`](../minilora/measure/ledger.py) counts the bytes in memory;
+# [`encode_record`](../minilora/data/samples.py) makes ids and labels.
 #
 # **Now you:** [exercises 7](exercises/07_full_fine_tuning.ipynb): the loss of answers, the bytes of any optimizer, and
 # a step on a batch that does not fit into memory.

@@ -177,9 +177,10 @@ for name, (first_A, first_B) in starts.items():
 
 # %% [markdown]
 # If both are zero, both gradients are zero, and neither matrix ever changes. If one of them is zero, the output is
-# unchanged and one gradient is not zero. The paper initialises B to zero; so do PEFT and minilora. Hayou et al. (2024)
-# find that the other way round needs smaller learning rates and is worse on average. If both are random, the output
-# changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
+# unchanged and one gradient is not zero. The paper initialises B to zero; so do minilora and
+# [PEFT](https://huggingface.co/docs/peft), Hugging Face's library for **parameter-efficient fine-tuning**. Hayou et
+# al. (2024) find that the other way round needs smaller learning rates and is worse on average. If both are random,
+# the output changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
 # ([`legal.jsonl`](../minilora/data/README.md)).
 #
 # > **Predict.** Training takes 40 steps. Does the model with random A *and* B catch up?

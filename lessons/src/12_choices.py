@@ -19,8 +19,9 @@ from minilora.pages.style import FULL, LORA
 # %% [markdown]
 # ## 1. A fair trial
 #
-# One trial is `STEPS` steps on the questions of law with batch size 4. The result is the loss (cross-entropy) on the
-# validation set. `None` is full fine-tuning.
+# One trial is `STEPS` steps on the questions of law with batch size 4; `lr` is the highest point of `ml.fit`'s
+# schedule (lesson 7). The result is the loss on the validation set: it is for choosing, and the test set stays unused
+# (lesson 11). `None` is full fine-tuning.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -279,7 +280,8 @@ claim(
 # - Adapt the MLP, or all linear layers, which include it.
 #
 # Read on in [`config.py`](../minilora/lora/config.py), where [`LoraConfig`](../minilora/lora/config.py) explains each
-# option, and in [`loop.py`](../minilora/train/loop.py). **Now you:** [exercises 12](exercises/12_choices.ipynb).
+# option (such as `lora_dropout`, which sets a random part of the adapter's input to zero in training, against
+# overfitting), and in [`loop.py`](../minilora/train/loop.py). **Now you:** [exercises 12](exercises/12_choices.ipynb).
 #
 # ## Sources
 #

@@ -291,7 +291,7 @@ claim("linear: off the sum, in percent", off["linear"], 75, 120)
 # $(B_1 + B_2)(A_1 + A_2) = B_1 A_1 + B_2 A_2 + B_1 A_2 + B_2 A_1$. The last two terms were trained by nobody: B₁ was
 # trained on the outputs of A₁, and here it gets those of A₂. These **cross terms** are nearly as large as the sum
 # itself. The loss rises little here, but do not rely on that: look at the size of the error. PEFT has the same three
-# methods, under the same names.
+# methods under the same names, and others, such as TIES.
 #
 # <details><summary>The same in PyTorch</summary>
 #
