@@ -38,6 +38,21 @@ def problems(figure: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def spans(axes: Any, along: int) -> set[tuple[float, float]]:
+    """The ends, along x (0) or y (1), of what is drawn at one place of the other axis, as bars and bands of intervals
+    are: lines, collections of lines, filled bands, rectangles.
+    """
+    parts = [line.get_xydata() for line in axes.lines]
+    parts += [path.vertices for collection in axes.collections for path in collection.get_paths()]
+    parts += [patch.get_patch_transform().transform_path(patch.get_path()).vertices for patch in axes.patches]
+    found = set()
+    for points in parts:
+        for place in np.unique(points[:, 1 - along]):
+            at = points[points[:, 1 - along] == place, along]
+            found.add((round(float(at.min()), 6), round(float(at.max()), 6)))
+    return found
+
+
 def watch_show() -> None:
     """Let `minilora.course.show` refuse figures with problems. lessons/build.py calls this in a lesson's kernel."""
     import minilora.course

@@ -1,7 +1,8 @@
 """The picture of a sweep: it can be read, has a panel for what was varied, and shows the numbers of the table."""
 
+import numpy as np
 import pytest
-from figure_check import problems
+from figure_check import problems, spans
 
 from minilora.pages.style import FULL, LORA, theme
 from minilora.pages.sweep import sweep_figure
@@ -17,7 +18,7 @@ def row(loss, method="lora", r=8, lr=1e-3, targets="all-linear", half=0.05, para
 RANKS = [
     row(3 - 0.1 * i - 0.2 * j, r=r, lr=lr) for i, r in enumerate((1, 4, 16, 64)) for j, lr in enumerate((1e-3, 1e-2))
 ]
-BOTH = [*RANKS, row(2.5, "full"), row(2.9, "full", lr=1e-2)]
+BOTH = [*RANKS, row(2.5, "full", half=0.1), row(2.9, "full", lr=1e-2)]
 GROUPS = [
     row(2.5 - 0.1 * i - 0.1 * j, r=r, targets=name, parameters=1000 * r * (i + 1))
     for i, name in enumerate(("qv", "attention", "mlp", "q_proj,o_proj"))
@@ -54,6 +55,13 @@ def test_a_line_shows_the_best_of_what_it_does_not_tell_apart():
     assert list(ranks.lines[0].get_ydata()) == pytest.approx([2.8, 2.7, 2.6, 2.5])
     assert ranks.lines[1].get_ydata()[0] == 2.5 and ranks.lines[1].get_color() == FULL
     assert list(sizes.lines[0].get_xdata()) == [2000, 8000, 32000, 128000] and sizes.lines[0].get_color() == LORA
+
+
+def test_every_interval_is_drawn():
+    best = [each for each in BOTH if each["lr"] == (1e-2 if each["method"] == "lora" else 1e-3)]
+    for axes, rows in zip(drawn(BOTH).axes, (BOTH, best, best), strict=True):
+        ends = [[each["validation_loss"][end] for end in ("low", "high")] for each in rows]
+        assert {tuple(np.round(pair, 6)) for pair in ends} <= spans(axes, 1)
 
 
 def test_a_learning_rate_at_which_training_diverges_does_not_flatten_the_curve():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from commandline import complaint, job
-from figure_check import problems
+from figure_check import problems, spans
 from jobs import options
 from planted_fields import SCHEMA, planted_fields
 
@@ -158,6 +158,7 @@ def test_the_picture_can_be_read(name):
         assert problems(figure) == []
         shares = [line.get_xdata() for line in figure.axes[0].lines]
         assert np.allclose(shares[0], [90, 40, 90]) and np.allclose(shares[1], 40)
+        assert {(80, 100), (30, 50)} <= spans(figure.axes[0], 0)
 
 
 def test_a_model_whose_answers_have_fields_need_not_keep_its_general_text(run):
