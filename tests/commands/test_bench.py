@@ -34,7 +34,9 @@ def timed(contenders, rounds):
 
 def test_every_mode_has_its_numbers(file, monkeypatch):
     monkeypatch.setattr(bench, "take_turns", timed)
-    result = bench.measure(Settings(str(file), batch_size=2, length=8, r=2), rounds=3)
+    settings = Settings(str(file), batch_size=2, length=8, r=2)
+    result = bench.measure(settings, rounds=3)
+    assert result["floor_gflops"] == pytest.approx(bench.floor_arithmetic(settings) / 2e9)
     assert sorted(result["modes"]) == sorted(CAN) and sorted(result["left_out"]) == sorted(set(MODES) - set(CAN))
     for name, row in result["modes"].items():
         group, fastest = MODES[name].group, 1 + list(MODES).index(name)
@@ -117,6 +119,10 @@ def test_random_weights_need_no_model_and_processes_measure_them(monkeypatch, ca
     assert main(words) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["settings"]["base"] == "random weights" and printed["modes"]["lora"]["seconds"] > 0
+    monkeypatch.setattr(bench, "take_turns", timed)
+    assert main(["bench", "--base", "tiny", "--json", "--modes", "import", "--rounds", "3"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["settings"]["base"], printed["settings"]["rounds"]) == ("tiny", 3)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,12 @@ def test_clear_forgets_and_save_writes(chat, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == "saved in talk.txt\nthe conversation begins anew\n"
 
 
+def test_that_answers_are_cut_is_told_once(chat, monkeypatch):
+    hints, chat.talk.max_new_tokens = [], 1
+    monkeypatch.setattr(chat.output, "hint", hints.append)
+    assert chat.handle("hello") and chat.handle("more") and len(hints) == 1 and "cut at 1 tokens" in hints[0]
+
+
 def test_help_has_a_line_for_every_command(chat, capsys):
     chat.handle("/help")
     lines = capsys.readouterr().err.splitlines()
@@ -159,6 +165,9 @@ def test_the_system_prompt_is_set_shown_and_given_back(chat, capsys, model, toke
 # -- answers in a terminal ---------------------------------------------------------------------------------------------
 
 
+END = None  # of an answer
+
+
 @pytest.fixture
 def shown(monkeypatch, capsys):
     """A function that shows pieces of an answer on a terminal of some width, and returns what is on it."""
@@ -167,7 +176,7 @@ def shown(monkeypatch, capsys):
         monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((columns, 24)))
         screen = Screen()
         for piece in pieces:
-            screen.piece(piece)
+            screen.end() if piece is END else screen.piece(piece)
         screen.end()
         return capsys.readouterr().out
 
@@ -203,6 +212,7 @@ LAID_OUT = {  # what it shows -> columns, pieces, what is on the terminal before
     "a space before a newline": (20, ["a \nb"], "a\nb"),
     "spaces in pieces": (20, ["a", "   ", "\n", "b"], "a\nb"),
     "characters of two columns": (20, ["漢字漢字 漢字漢字 漢字"], "漢字漢字 漢字漢字\n漢字"),
+    "the next answer": (8, ["one two", END, "three"], "one two\n\nthree"),
     "spaces that begin a line": (20, ["list:\n  - one\n  - two"], "list:\n  - one\n  - two"),
     "what would steer the terminal": (20, ["a\x1b[31mb\x07\x9b c"], "a\ufffd[31mb\ufffd\ufffd c"),
 }

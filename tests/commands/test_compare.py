@@ -62,6 +62,8 @@ def test_each_rate_is_tried_and_the_best_of_each_method_is_run_in_full(chosen, m
     }  # fmt: skip
     assert result["runs"]["full"]["validation_loss"] == [[5, 2.7], [10, 2.6]]
     assert json.loads((chosen.folder / COMPARISON_FILE).read_text()) == json.loads(json.dumps(result))
+    assert [options["eval_every"] for options, _ in maker.given] == [4] * 6 + [2] * 2  # a try validates at its end
+    assert result["peak_bytes"] == {"lora": 10**9 - 1, "full": 10**9 - 2}  # of the tries, which only train
     assert len(result["rows"]) == 19 and page(result)
     assert [path for path in (chosen.folder / "search").iterdir() if path.is_dir()] == []  # of tries no weights stay
     assert (chosen.folder / "lora-0.01").is_dir() and (chosen.folder / "full-0.0015").is_dir()

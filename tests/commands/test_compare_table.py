@@ -40,6 +40,11 @@ def test_every_claim_has_a_row_and_the_numbers_are_those_of_the_runs():
     }
 
 
+def test_the_loss_that_both_reach_is_that_of_the_worse():
+    row = found("to 2.900, which both reach", lora=metrics(losses=(3.2, 2.9, 2.7)), full=metrics("full"))
+    assert (row.lora, row.full) == (1.5 * 40, 1.5 * 40)
+
+
 @pytest.mark.parametrize(
     ("share", "few", "low"),
     [(0.1, HELD, HELD), (0.11, IN_PART, HELD), (0.33, IN_PART, HELD), (0.34, IN_PART, IN_PART), (0.5, IN_PART, IN_PART),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from commandline import status
 from modelfiles import TERMS
+from planted_fields import SCHEMA
 
 from minilora.cli import main
 from minilora.commands import data as command
@@ -25,6 +26,7 @@ TALK = [
     {"from": "human", "value": "Why?"},
     {"from": "gpt", "value": "So,\nas it is."},
 ]
+FILLED = [{"tags": []}, {"tags": ["a"], "name": None}, {"tags": ["a"]}, {"name": "ann"}]
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def columns(text):
 
 
 def test_the_counts_are_those_of_the_samples_that_training_takes(write):
-    name = write(QA)
+    name = write([{"question": "What?", "answer": "so " * (1 + i)} for i in range(30)])
     seen, tokenizer = tiny(name, max_length=40), load.load_tokenizer("tiny")
     splits = split_records(read_records(name))
     assert list(seen["lengths"]) == [split for split, records in splits.items() if records] == [*splits]
@@ -106,6 +108,13 @@ def test_what_records_have_besides_is_counted(write):
     seen = tiny(write([TERMS[0] | {"phrasings": ["So?"]}, TERMS[9], TERMS[11] | {"keywords": []}]))
     assert seen["records_with"] == {"phrasings": 1, "paraphrase": 3, "keywords": 2}
     assert seen["splits"] == "as the records say" and list(seen["lengths"]) == ["train", "validation", "test"]
+
+
+def test_a_field_that_is_null_or_an_empty_list_is_not_filled(write):
+    write(json.dumps(SCHEMA), "data.schema.json")
+    rows = [{"text": f"{i}", "fields": {"kind": "bill"} | more} for i, more in enumerate(FILLED)]
+    found = tiny(write(rows))["fields"]
+    assert {name: counts["train"] for name, counts in found.items()} == {"kind": 4, "name": 1, "tags": 2}
 
 
 def test_leaks_and_duplicates_are_named_and_only_the_first_few(write):

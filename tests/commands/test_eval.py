@@ -100,6 +100,22 @@ def test_a_split_and_its_picture(home, runs, tmp_path, capsys, monkeypatch):
     assert main([*words, "--matrix", str(tmp_path / "new" / "x.svg" / "y.svg")]) == 2
 
 
+def test_every_interval_has_the_seed_that_was_given_and_a_passage_leaves_room_for_the_answer(
+    home, runs, tmp_path, monkeypatch
+):
+    pair = {"prompt": "So?", "chosen": "yes", "rejected": "no", "keywords": ["yes"]}
+    given = {"data": [write(tmp_path, [pair])], "context": str(tmp_path / "book.txt"), "seed": 7}
+    for name in ("open_book_report", "_report"):
+        monkeypatch.setattr(f"minilora.commands.eval.{name}", lambda *given: given[-1])
+    monkeypatch.setattr("minilora.commands.eval.summary", lambda scores, sets, seed=0: {"seed": seed})
+    (tmp_path / "book.txt").write_text("An owl.")
+    result = measured(home, runs, **given)
+    assert result["seed"] == 7 and result["open_book"] == result["preferences"] == {"own": 7}
+    (tmp_path / "book.txt").write_text("owl " * 300)
+    with pytest.raises(ValueError, match="room for 960: divide it"):  # of the 1,024 tokens that the model can see
+        measured(home, runs, **given)
+
+
 def test_a_question_that_the_model_cannot_read_whole_is_refused_before_anything_is_measured(home, runs, tmp_path):
     long = write(tmp_path, [TERMS[0] | {"question": "x" * 970, "split": None}])
     with pytest.raises(ValueError, match=r"own\.jsonl: record x/0: a question of 9\d\d tokens"):

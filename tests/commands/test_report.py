@@ -12,6 +12,7 @@ from minilora.pages.text import terminal_width
 METRICS = {
     "options": {"method": "lora", "base": "models/x", "data": "own.jsonl", "out": "runs/own"},
     "steps": 40,
+    "planned_steps": 60,
     "trainable_parameters": 2_442_240,
     "total_parameters": 136_957_248,
     "audit": {"scale": "alpha / r", "base": "same"},
@@ -191,8 +192,8 @@ ADVICE = [  # what is different, the last line
     ({"keyword_recall": {"reworded": [0.0, 0.49]}, "records": {"train": 33}, "options": {"batch_size": 8}}, FEW),
     ({"keyword_recall": {"reworded": [0.0, 0.5]}, "records": {"train": 33}, "options": {"batch_size": 8}}, None),
     ({"keyword_recall": {"reworded": [0.0, 0.4]}, "records": {"train": 32}, "options": {"batch_size": 8}}, None),
-    ({"keyword_recall": {"reworded": [0.0, 0.4]}, "records": {"train": 33},
-      "options": {"batch_size": 4, "grad_accumulation": 2}}, FEW),
+    ({"keyword_recall": {"reworded": [0.0, 0.4]}, "records": {"train": 32},
+      "options": {"batch_size": 4, "grad_accumulation": 2}}, None),
     ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
 ]  # fmt: skip
 
@@ -272,7 +273,7 @@ def runs(tmp_path):
         metrics |= {key: metrics[key] | value if value else value for key, value in change.items()}
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    for name, text in (("legal.partial", json.dumps(METRICS)), ("other", "{}"), ("broken", "{")):
+    for name, text in (("legal.partial", json.dumps(metrics)), ("other", "{}"), ("broken", "{")):
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "metrics.json").write_text(text, encoding="utf-8")
     return tmp_path / "runs"

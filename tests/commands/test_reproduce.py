@@ -138,7 +138,9 @@ def test_other_seeds_and_the_other_form_are_other_runs(shelf, tmp_path):
     found = run(["good"], ReproduceOptions(jobs=1, seeds=[0, 5]))["claims"]["good"]
     assert found["seeds"] == [0, 5] and found["interval"]["n"] == 2
     turned = run(["good"], ReproduceOptions(jobs=1, switched=True))["claims"]["good"]
-    assert turned["verdict"] == "contradicted" and (tmp_path / "runs/claims-switched/claims.json").is_file()
+    assert (turned["verdict"], turned["explained"]) == ("contradicted", "")  # its reason is that of the whole claim
+    setting = ReproduceOptions(jobs=3, seeds=[0, 5]).setting(claims.read_claim("good").CLAIM)
+    assert (setting.jobs, setting.seeds) == (3, (0, 5)) and (tmp_path / "runs/claims-switched/claims.json").is_file()
 
 
 def test_switched_off_the_page_says_whether_the_verdict_turned(shelf, tmp_path, capsys, quick_pictures):

@@ -15,6 +15,7 @@ from serving import QUESTION, Served, read_response
 
 from minilora.commands import demo, serve
 from minilora.lora.peft import WEIGHTS_FILE
+from minilora.serve.app import App
 from minilora.serve.server import Server
 
 
@@ -163,6 +164,15 @@ def test_the_user_is_warned_if_others_can_reach_the_server(shop, opened, capsys)
     assert "http://127.0.0.1:" in first and second.startswith("warning: others can reach it")
 
 
+def test_the_limits_are_those_that_were_given(shop, opened, monkeypatch):
+    apps, usual = [], App.__init__
+    monkeypatch.setattr(App, "__init__", lambda self, *given: apps.append(self) or usual(self, *given))
+    limits = ["--slots", 3, "--queue", 5, "--context-length", 99, "--max-new-tokens", 7]
+    assert status("serve", "--base", shop / "base", "--port", 0, *limits) == 0
+    (app,) = apps
+    assert (app.engine.slots, app.engine.waiting, app.engine.context, app.default_limit) == (3, 5, 99, 7)
+
+
 @pytest.mark.long
 def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch, opened, capsys):
     monkeypatch.chdir(tmp_path)
@@ -189,3 +199,9 @@ def test_no_open_is_accepted_without_the_demo(shop, opened, capsys):
         assert status("serve", *served, *flags) == 0
         assert capsys.readouterr().err.startswith("base, legal, support: http://")
     assert joined(opened) == []
+
+
+def test_the_demo_opens_the_page_unless_it_is_told_not_to(shop, opened, monkeypatch):
+    monkeypatch.setattr(demo, "demo_folders", lambda: (shop / "base", {"legal": shop / "legal"}))
+    assert status("serve", "--demo", "--port", 0, "--no-open") == 0 and joined(opened) == []
+    assert status("serve", "--demo", "--port", 0) == 0 and len(joined(opened)) == 1
