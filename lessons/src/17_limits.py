@@ -2,8 +2,8 @@
 # # Lesson 17: Where does it fail?
 #
 # The usual list of LoRA's limits has two lines: "a slight drop in performance, sometimes" and "not ideal for extremely
-# complex transformations". When is sometimes, and what is complex? We try one task that LoRA solves exactly,
-# one that it cannot solve, and two on a real model.
+# complex transformations". When is "sometimes", and what is "complex"? We try one task that LoRA solves exactly, one
+# that it cannot solve, and two on a real model.
 
 # %%
 import matplotlib.pyplot as plt
