@@ -26,6 +26,8 @@ from ..nn.language_model import LanguageModel, check_language_model
 from .prefix_cache import PrefixCache
 from .schema import Guide
 
+LogProb = tuple[int, float]  # a token's id, and its log-probability
+
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
 PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
 JOINING = 2048  # tokens of prompts that join together, at most, those included that are known: they are held twice
@@ -55,7 +57,8 @@ class Answer:
 
     finished: None while it runs or waits; then "stop" (an end token or a stop text), "length" (`max_new_tokens`, which
     a guide ends in time), "cancelled" (by `Streams.cancel`), or "error". error: what its guide or its decoding raised.
-    cached: tokens of the prompt that were known from earlier answers.
+    cached: tokens of the prompt that were known from earlier answers. logprobs: of each token of the answer, its id and
+    its log-probability, and those of the `top_logprobs` likeliest in its place; empty if that is None.
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -73,6 +76,8 @@ class Answer:
     error: Exception | None = None
     guide: Guide | None = field(default=None, repr=False)  # which tokens may come next
     cached: int = 0
+    top_logprobs: int | None = None
+    logprobs: list[tuple[LogProb, list[LogProb]]] = field(default_factory=list, repr=False)
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
 
     @property
@@ -194,6 +199,7 @@ class Streams:
         stop: Sequence[str] = (),
         raw: bool = False,
         guide: Guide | None = None,
+        top_logprobs: int | None = None,
     ) -> Answer:
         """Queue an answer to a conversation, or to one question. It runs from the next step with a free place on.
 
@@ -206,6 +212,8 @@ class Streams:
         stop: texts that end the answer and are not part of it.
         raw: continue `messages`, a text, without the chat template, and keep the white space around the answer.
         guide: decides which tokens may come next, such as those of JSON under a schema.
+        top_logprobs: the log-probabilities that `Answer.logprobs` has next to each token's own; None for no
+            `Answer.logprobs`. They are the model's own, whatever temperature, top_p and guide make of them.
 
         Raises ValueError for impossible settings, an unknown adapter, messages that are not a conversation or too long
         for the model, and fewer new tokens than the guide's shortest answer needs.
@@ -235,8 +243,9 @@ class Streams:
             raise ValueError(f"{needed}, and has {max_new_tokens}: allow more")
         rng = np.random.default_rng(seed)
         answer = Answer(
-            self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide
-        )
+            self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide,
+            top_logprobs=top_logprobs,
+        )  # fmt: skip
         self.waiting.append(answer)
         return answer
 
@@ -328,7 +337,10 @@ class Streams:
                     chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
                 else:
                     chosen = int(likeliest[row] if allowed is None else scores.argmax())
-                answer.take(chosen if allowed is None else int(allowed[chosen]))
+                token = chosen if allowed is None else int(allowed[chosen])
+                answer.take(token)
+                if answer.top_logprobs is not None and answer.tokens > len(answer.logprobs):  # no end token
+                    answer.logprobs.append(_logprobs(logits[row], token, answer.top_logprobs))
             except Exception as error:  # in what is this answer's alone: the others continue
                 answer.finished, answer.error = "error", error
 
@@ -374,6 +386,15 @@ def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Ge
         least = ordered[min(int(np.searchsorted(np.cumsum(ordered), top_p)), len(p) - 1)]
         scores[p < least] = -np.inf
     return int((scores + rng.gumbel(size=scores.shape)).argmax())
+
+
+def _logprobs(logits: np.ndarray, token: int, count: int) -> tuple[LogProb, list[LogProb]]:
+    """A token with its log-probability, and the `count` likeliest ones, the likeliest first. logits: (V)."""
+    scores = logits.astype(np.float64) - logits.max()  # (V)
+    scores -= np.log(np.exp(scores).sum())
+    likeliest = np.argpartition(-scores, min(count, len(scores) - 1))[:count]
+    odds = sorted(((int(i), float(scores[i])) for i in likeliest), key=lambda one: -one[1])
+    return (token, float(scores[token])), odds
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:

@@ -210,14 +210,15 @@ async def _events(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> AsyncGen
 
 
 async def _gather(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Piece]:
-    """The text of a whole answer, and its last piece."""
-    text = ""
+    """The text of a whole answer, and its last piece, with the log-probabilities of all."""
+    text, logprobs = "", list[Any]()
     async with aclosing(pieces):
         async for piece in pieces:
             if piece.error:
                 raise ApiError(500, piece.error)
             text += piece.text
-    return text, piece
+            logprobs += piece.logprobs
+    return text, replace(piece, logprobs=logprobs)
 
 
 async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:

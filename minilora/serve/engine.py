@@ -24,7 +24,7 @@ from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
 from ..generate.prefix_cache import PrefixCache
-from ..generate.streams import Answer, Streams
+from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
@@ -44,6 +44,7 @@ class Job:
     answer: Answer
     tell: Callable[[Piece], None] = field(repr=False)
     began: float = field(default_factory=time.monotonic)
+    told: int = 0  # tokens whose log-probabilities were in pieces
 
 
 class Engine:
@@ -72,6 +73,7 @@ class Engine:
         self.versions = {BASE_NAME: Version(BASE_NAME, size, note=note, **self._answers(None))}
         self.versions |= {name: self._version(name) for name in model.adapters}
         self._longest = max(map(len, tokenizer.core.get_vocab(with_added_tokens=True)))
+        self._bytes = tokenizer.token_bytes()
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="minilora-engine", daemon=True)
@@ -156,6 +158,7 @@ class Engine:
             request.stop,
             raw=isinstance(request.messages, str),
             guide=guide,
+            top_logprobs=request.top_logprobs,
         )
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
@@ -168,7 +171,8 @@ class Engine:
         label, p = labels[0]
         text = json.dumps({"label": label, "probability": p}, ensure_ascii=False) if request.as_json else label
         tokens = len(self.tokenizer.encode(text))
-        tell(Piece(text, tokens, "stop", seconds=time.monotonic() - began, labels=labels))
+        odds = [(name.encode(), math.log(p) if p > 0 else -math.inf) for name, p in labels]
+        tell(Piece(text, tokens, "stop", seconds=time.monotonic() - began, logprobs=[(odds[0], odds)]))
         return self.count(request)
 
     def cancel(self, request: Request) -> None:
@@ -235,13 +239,21 @@ class Engine:
                 self._fail(answer.error, [job])
             elif (text := answer.new_text()) or answer.finished:
                 seconds = time.monotonic() - job.began
-                job.tell(Piece(text, answer.tokens, answer.finished, seconds=seconds, cached=answer.cached))
+                logprobs = [(self._named(token), [*map(self._named, others)])
+                            for token, others in answer.logprobs[job.told :]]  # fmt: skip
+                job.told += len(logprobs)
+                job.tell(Piece(text, answer.tokens, answer.finished, None, seconds, answer.cached, logprobs))
             if answer.finished:
                 ended.append(request)
         for request in ended:
             self.seconds += (time.monotonic() - self.jobs.pop(request).began - self.seconds) / 5
         if ended:
             self._let_go()
+
+    def _named(self, of: LogProb) -> tuple[bytes, float]:
+        """A token by its bytes instead of its id. Control tokens have those of their name, unused ids have none."""
+        token, logprob = of
+        return self._bytes.get(token) or (self.tokenizer.core.id_to_token(token) or "").encode(), logprob
 
     def _fail(self, error: Exception, failed: Sequence[Job]) -> None:
         line = f"{len(failed)} answer{'' if len(failed) == 1 else 's'} could not be computed"

@@ -92,9 +92,9 @@ class Request:
     """A request that was read and checked. No two are equal.
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
-    if the request says. passage: that was put into the messages. top_labels, as_json: for adapters with labels, how
-    many log-probabilities are told besides that of the answer, if any, and whether the answer is a JSON object. schema:
-    what the answer must be, as JSON, if the request says.
+    if the request says. passage: that was put into the messages. top_logprobs: how many log-probabilities are told
+    besides that of each token, or of the label, if any. as_json: for adapters with labels or fields, whether the answer
+    is a JSON object. schema: what the answer must be, as JSON, if the request says.
     """
 
     messages: Sequence[Message] | str
@@ -108,7 +108,7 @@ class Request:
     stream: bool = False
     usage: bool = False
     usage_always: bool = False
-    top_labels: int | None = None
+    top_logprobs: int | None = None
     as_json: bool = False
     passage: Passage | None = None
     schema: FieldTask | None = None
@@ -119,13 +119,17 @@ class Request:
         return "prompt" if isinstance(self.messages, str) else "messages"
 
 
+LogProb = tuple[bytes, float]  # a token, or a label, and its log-probability
+
+
 @dataclass(frozen=True)
 class Piece:
     """The next piece of an answer.
 
     tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
     seconds: from the request to this piece, by the engine's clock. cached: tokens of the prompt that were known from
-    earlier answers. labels: with their probabilities, the likeliest first, where the answer is one.
+    earlier answers. logprobs: where they are asked for, each token of the piece, and the likeliest in its place, the
+    likeliest first; of an answer that is a label, the labels.
     """
 
     text: str
@@ -134,7 +138,7 @@ class Piece:
     error: str | None = None
     seconds: float = 0.0
     cached: int = 0
-    labels: Sequence[tuple[str, float]] = ()
+    logprobs: Sequence[tuple[LogProb, Sequence[LogProb]]] = ()
 
 
 @dataclass(frozen=True)
@@ -180,9 +184,10 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
     so that an answer can be had again; without a seed it is a new one.
     """
     read = _READ if chat else _READ_TEXT
+    only = _ONLY if chat else _ONLY | {"logprobs": (False,)}
     fields = {name: value for name, value in fields.items() if value is not None}  # null: as if not there
     for name, value in fields.items():
-        if name in _ONLY and not any(value == nothing for nothing in _ONLY[name]):
+        if name in only and not any(value == nothing for nothing in only[name]):
             raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
         if name not in (*read, *_HARMLESS, *_ONLY):
             hint = suggestion(name := _short(name), (*read, *_ONLY))
@@ -196,6 +201,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         raise ApiError(400, "stream_options must be an object, and means nothing without stream", "stream_options")
     limits = [_number(fields, name, 1, whole=True) for name in ("max_completion_tokens", "max_tokens")]
     seed = _number(fields, "seed", whole=True)
+    most = int(_number(fields, "top_logprobs", 0, 20, whole=True) or 0)
     return Request(
         model=model,
         choice=read_choice(model, names),
@@ -208,7 +214,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         stream=stream,
         usage=_truth(options, "include_usage"),
         usage_always=_truth(options, "continuous_usage_stats"),
-        top_labels=int(_number(fields, "top_logprobs", 0, 20, whole=True) or 0) if _truth(fields, "logprobs") else None,
+        top_logprobs=most if _truth(fields, "logprobs") else None,
         as_json=fields.get("response_format") == {"type": "json_object"},
         schema=_schema(fields.get("response_format", {"type": "text"})),
     )
@@ -217,7 +223,6 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
 def refuse_for_task(request: Request, task: Task | None) -> None:
     """Raise ApiError for fields that mean nothing where the answer is no label, or has no schema."""
     wrong = {
-        "logprobs is for adapters that were trained on labels": request.top_labels is not None,
         'response_format "json_object" is for adapters that were trained on labels or fields; any other takes '
         '"json_schema"': request.as_json and task is None,
     }
@@ -382,10 +387,10 @@ class Reply:
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """The chunks of a stream that a piece becomes: its text, if any, and after the last piece how it ended."""
         chunks = []
-        if piece.text:
+        if piece.text or piece.logprobs:
             chunks.append(self._chunk({"content": piece.text}, None, piece))
         if piece.finished:
-            chunks.append(self._chunk({}, piece.finished, replace(piece, text="")))
+            chunks.append(self._chunk({}, piece.finished, replace(piece, text="", logprobs=())))
             if self.request.usage:  # stream_options: {"include_usage": true}
                 chunks.append(self._object([]) | {"usage": self._usage(piece)})
         return chunks
@@ -403,7 +408,7 @@ class Reply:
     def _chunk(self, delta: dict[str, Any], reason: str | None, piece: Piece) -> dict[str, Any]:
         """A chunk. `seconds`, next to the counts that `continuous_usage_stats` asks for, is an addition."""
         said = {"delta": delta} if self.chat else {"text": piece.text}
-        chunk = self._object([_choice(said, reason, self._logprobs(piece) if piece.text else None)])
+        chunk = self._object([_choice(said, reason, self._logprobs(piece))])
         if self.request.usage or self.request.usage_always:
             chunk["usage"] = self._usage(piece) if self.request.usage_always else None
         if self.request.usage_always:
@@ -411,12 +416,12 @@ class Reply:
         return chunk
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        """The log-probabilities of labels, if they were asked for."""
-        if self.request.top_labels is None or not piece.labels:
+        """The log-probabilities, if they were asked for."""
+        if self.request.top_logprobs is None or not piece.logprobs:
             return None
-        told = [{"token": label, "logprob": math.log(p) if p > 0 else -9999.0, "bytes": list(label.encode())}
-                for label, p in piece.labels]  # fmt: skip
-        return {"content": [{**told[0], "top_logprobs": told[: self.request.top_labels]}], "refusal": None}
+        most = self.request.top_logprobs
+        told = [_told(token) | {"top_logprobs": [*map(_told, others[:most])]} for token, others in piece.logprobs]
+        return {"content": told, "refusal": None}
 
     def _object(self, choices: list[dict[str, Any]], part: str = ".chunk") -> dict[str, Any]:
         kind = f"chat.completion{part}" if self.chat else "text_completion"
@@ -429,6 +434,11 @@ class Reply:
             "total_tokens": self.prompt_tokens + piece.tokens,
             "prompt_tokens_details": {"cached_tokens": piece.cached},
         }
+
+
+def _told(of: LogProb) -> dict[str, Any]:
+    token, logprob = of
+    return {"token": token.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(token)}
 
 
 def _choice(said: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:

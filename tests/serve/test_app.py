@@ -202,6 +202,35 @@ def test_an_adapter_with_labels_answers_with_one_and_tells_probabilities(client,
     assert chunks[1].choices[0].logprobs.content[0].top_logprobs == [] and chunks[2].choices[0].finish_reason == "stop"
 
 
+def test_log_probabilities_are_the_models_for_each_token_whole_and_as_a_stream(client, loaded):
+    model, tokenizer = loaded
+    settings = dict(temperature=1.5, seed=3, max_tokens=12, logprobs=True)
+    said = complete(client, "support", top_logprobs=4, **settings).choices[0]
+    told = said.logprobs.content
+    assert b"".join(bytes(one.bytes) for one in told).decode(errors="replace").strip() == said.message.content
+    streams = ml.Streams(model, tokenizer)
+    answer = streams.add(QUESTION, "support", 12, temperature=1.5, seed=3)
+    while streams.busy:
+        streams.step()
+    prompt = tokenizer.encode_chat(QUESTION, answer_next=True)
+    ml.set_adapter(model, "support")
+    logits = model(np.array([prompt + answer.ids])).data[0, len(prompt) - 1 : -1].astype(np.float64)  # (T, V)
+    ml.set_adapter(model, None)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert [one.logprob for one in told] == pytest.approx(expected[np.arange(answer.tokens), answer.ids], abs=1e-3)
+    for one, row in zip(told, expected, strict=True):
+        assert [other.logprob for other in one.top_logprobs] == pytest.approx(np.sort(row)[::-1][:4], abs=1e-3)
+    chunks = [chunk.choices[0] for chunk in complete(client, "support", top_logprobs=4, stream=True, **settings)]
+    parts = [one for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content]
+    bare = complete(client, "support", **settings).choices[0].logprobs.content
+    for other in (parts, bare):
+        assert [one.bytes for one in other] == [one.bytes for one in told]
+        assert [one.logprob for one in other] == pytest.approx([one.logprob for one in told], abs=1e-3)
+    assert [len(one.top_logprobs) for one in (parts[0], bare[0])] == [4, 0]
+    with pytest.raises(openai.BadRequestError, match="logprobs is not supported here"):
+        continued(client, "a", logprobs=1)
+
+
 SCHEMA = {"type": "object", "properties": {"item": {"type": ["string", "null"]}, "kind": {"enum": ["new", "old"]}}}
 
 
@@ -223,8 +252,6 @@ def test_an_adapter_with_fields_answers_with_json_under_its_schema(client, serve
     assert complete(client, response_format=format).choices[0].message.content == '{"z":"y"}'
     with pytest.raises(openai.BadRequestError, match="may need [0-9]+ tokens, and has 3"):
         complete(client, max_tokens=3)
-    with pytest.raises(openai.BadRequestError, match="logprobs is for adapters that were trained on labels"):
-        complete(client, logprobs=True)
 
 
 @pytest.mark.parametrize("model", ["base", "support", "legal=0.5 support=0.5"])
@@ -283,19 +310,11 @@ def test_a_label_or_fields_can_be_asked_for_after_any_conversation(client, serve
         assert alone.usage.prompt_tokens == after.usage.prompt_tokens == read
 
 
-def test_log_probabilities_and_json_are_for_labels(client, labels):
-    for fields, name in (
-        ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-    ):
-        with pytest.raises(
-            openai.BadRequestError, match=f"{name}.* is for adapters that were trained on labels"
-        ) as caught:
-            complete(client, "support", **fields)
-        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+def test_json_without_a_schema_is_for_labels_and_fields(client, labels):
+    with pytest.raises(openai.BadRequestError, match="json_object.* is for adapters that were trained on la") as caught:
+        complete(client, "support", response_format={"type": "json_object"})
+    assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_parameter")
     assert complete(client, "support", logprobs=False, response_format={"type": "text"}, max_tokens=2).choices
-    with pytest.raises(openai.BadRequestError, match="logprobs is for adapters"):
-        complete(client, "legal=0.5 support=0.5", logprobs=True)
     assert continued(client, "a", max_tokens=3).usage.completion_tokens > 0  # a text to continue has no label
 
 
