@@ -186,9 +186,10 @@ claim("change of the last output, two layers", change[1], 0.001, 10)
 #
 # Most models encode positions all the same. Llama models use **rotary position embeddings** (RoPE, [Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): the elements of a query or key are taken in pairs, and each pair is rotated
-# by an angle proportional to the position. A dot product depends on the lengths of two vectors and on the angle
-# between them. Rotation keeps the lengths, and changes the angle by the difference of the two rotations, which is
-# proportional to the distance of the two tokens. So positions enter a score only through their distance.
+# by an angle proportional to the position, the first pairs fast and the last ones slowly. A dot product depends on the
+# lengths of two vectors and on the angle between them. Rotation keeps the lengths, and changes the angle by the
+# difference of the two rotations, which is proportional to the distance of the two tokens. So positions enter a score
+# only through their distance.
 
 
 # %%

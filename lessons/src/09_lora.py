@@ -39,9 +39,9 @@ print(column @ row)
 # %% [markdown]
 # These twelve entries are made from 3 + 4 = 7. The limitation is that every row of the result is a multiple of the
 # same row. Such a matrix has **rank 1**. Now put r columns side by side and call them B, and stack r rows and call
-# them A. Then $BA$ is a sum of r such matrices. Its rank is at most r, and it has r (m + n) parameters instead of m n:
-# few, if r is much smaller than m and n. The paper's hypothesis is that an update of low rank is enough for
-# fine-tuning, although W itself has full rank ([lesson 8](08_low_rank.ipynb) tests it).
+# them A. Then $BA$ is a sum of r such matrices. Its rank is at most r, and it has r (m + n) parameters instead of m n.
+# The paper's hypothesis is that a small r is enough for fine-tuning, although W itself has full rank ([lesson
+# 8](08_low_rank.ipynb) tests it).
 #
 # **B A is never computed.** The order of multiplication matters: $x (BA)^\top = (x A^\top) B^\top$. The right-hand side
 # first projects down, from n features per token to r, and then up, from r to m. This is cheap:
@@ -178,9 +178,9 @@ for name, (first_A, first_B) in starts.items():
 # %% [markdown]
 # If both are zero, both gradients are zero, and neither matrix ever changes. If one of them is zero, the output is
 # unchanged and one gradient is not zero. The paper initialises B to zero; so do minilora and
-# [PEFT](https://huggingface.co/docs/peft), Hugging Face's library for **parameter-efficient fine-tuning**. Hayou et
-# al. (2024) find that the other way round needs smaller learning rates and is worse on average. If both are random,
-# the output changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
+# [PEFT](https://huggingface.co/docs/peft), Hugging Face's library for **parameter-efficient fine-tuning**. The other
+# way round needs smaller learning rates and is worse on average (Hayou et al. 2024). If both are random, the output
+# changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
 # ([`legal.jsonl`](../minilora/data/README.md)).
 #
 # > **Predict.** Training takes 40 steps. Does the model with random A *and* B catch up?
@@ -281,9 +281,8 @@ claim("form: loss after training", end["form"], 0, 0.3)
 claim("content: loss after training, as a share of before", end["content"] / start["content"], 0.8, 0.9)
 
 # %% [markdown]
-# The model has learned the form, but hardly the content. It has not learned law; it has learned to sound like an answer
-# about law. A million parameters store little knowledge of the world, and 240 records add little to it. Lesson 18 does
-# the same with a model a hundred times larger.
+# The model has learned the form, but hardly the content. It has not learned law; it has learned to sound like an
+# answer about law. Lesson 18 does the same with a model a hundred times larger.
 #
 # Has the base changed?
 

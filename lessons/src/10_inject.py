@@ -138,9 +138,9 @@ claim("fingerprint of the base unchanged after 60 steps (1: yes)", same, 1, 1)
 #
 # $x W^\top + s\,(x A^\top) B^\top = x\,(W + s\,BA)^\top$. So the update can be added to the weight once. After that
 # the model is as fast as the base and can be saved as an ordinary model. Earlier methods of parameter-efficient
-# fine-tuning cannot be merged: adapter layers ([Houlsby et al. 2019](https://arxiv.org/abs/1902.00751)) are computed
-# one after another with those of the model and add latency, and prefix tuning ([Li and Liang
-# 2021](https://arxiv.org/abs/2101.00190)) takes up a part of the context.
+# fine-tuning cannot be merged: adapter layers ([Houlsby et al. 2019](https://arxiv.org/abs/1902.00751)) come after the
+# model's own and add latency, and prefix tuning ([Li and Liang 2021](https://arxiv.org/abs/2101.00190)) takes up a
+# part of the context.
 #
 # > **Predict.** The formula is exact. Are the merged model's logits the same, bit for bit?
 

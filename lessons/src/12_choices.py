@@ -61,10 +61,10 @@ print(f"base {base:.3f}; r = 8 with three seeds:", np.round(usual, 3))
 claim("standard deviation between seeds", noise, 0, 0.06)
 
 # %% [markdown]
-# Another seed means another initialisation of A and another order of the batches. It moves the loss by several
-# hundredths. **A difference smaller than that says nothing.** Most advice on hyperparameters does not report this
-# noise. Trials with the same seed see the same batches. So we compare seed by seed, and give the confidence interval
-# of the mean difference (lesson 11). Where it contains zero, no difference was measured.
+# Another seed (another A at the start, other batches) moves the loss by several hundredths. **A difference smaller
+# than that says nothing.** Most advice on hyperparameters does not report this noise. Trials with the same seed see
+# the same batches. So we compare seed by seed, and give the confidence interval of the mean difference (lesson 11).
+# Where it contains zero, no difference was measured.
 #
 # ## 2. The learning rate, and the rank
 #

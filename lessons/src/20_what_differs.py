@@ -31,7 +31,7 @@ show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemm
 # | | GPT-2 | Llama 3.2 | Qwen3 | Gemma 3 270M |
 # |---|---|---|---|---|
 # | a token's vector | its row of the embedding | the same | the same | the same, times √C |
-# | positions | a learned vector each | RoPE | RoPE | RoPE, two bases |
+# | positions | a learned vector each | RoPE | RoPE | RoPE, faster where a layer has a window |
 # | norm | LayerNorm with bias | RMSNorm | RMSNorm, also of q and k | RMSNorm times 1 + w, more of them |
 # | biases of the matrices | yes | no | no | no |
 # | MLP | GELU | SwiGLU | SwiGLU | GeGLU |
