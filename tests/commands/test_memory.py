@@ -19,7 +19,7 @@ from minilora.models.tokenizer import to_folder
 @pytest.fixture(scope="module")
 def result(tiny_folder):
     """One job, measured in its own process."""
-    return report(Job(base=str(tiny_folder / "base"), r=4, length=40))
+    return report(Job(base=str(tiny_folder / "base"), r=4, length=40, target_modules=["q_proj", "down_proj"]))
 
 
 def test_the_report_measures_what_it_predicted(result):

@@ -197,6 +197,12 @@ def test_too_many_trials_are_counted_and_timed_and_made_on_request(tiny_folder, 
     monkeypatch.setattr(sweeping, "MOST", 3)
     said = refused(capsys, *quick(tiny_folder, "--r", 1, 2, 3, 4))
     assert said.startswith("4 trials take about") and "--trials 4" in said
+    monkeypatch.setattr(sweeping, "processors", lambda: 2)
+    two, many = (refused(capsys, *quick(tiny_folder, "--r", 1, 2, 3, 4, "--jobs", jobs)) for jobs in (2, 99))
+    assert two == many != said  # there are two cores
+    usual = {"base": [str(tiny_folder / "base")], "steps": [2], "grad_accumulation": [1, 3]}
+    once, thrice = map(sweeping._guess, SweepOptions(**usual).settings())
+    assert thrice == pytest.approx(3 * once)
     assert not sweeping.Path("s").exists() and no_training == []
     assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4, "--trials", 4)) == 0
 
@@ -262,6 +268,8 @@ def test_other_settings_in_the_same_folder_are_refused_or_overwrite(tiny_folder,
     assert said == "s was started with other settings: r [1, 2], now [1, 4]; choose another --out, or --overwrite it"
     assert status(*quick(tiny_folder, "--r", 1, 4, "--overwrite")) == 0
     assert [row["r"] for row in table()] == ["1", "4"]
+    assert status(*quick(tiny_folder, "--overwrite")) == 0  # one setting has no picture, nor is that of others left
+    assert written(sweeping.Path("s")) == ["sweep.json", "trials.csv"]
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,9 @@ def test_the_most_frequent_values_are_those_of_the_training_records():
 
 def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
     examples = [record(i, "x" * 50) for i in range(9)]
-    longest = max(len(tokenizer.encode_chat(one.messages)) for one in (*RECORDS, *examples))
-    for room, least in ((ANSWER_TOKENS + longest * 2, 0), (ANSWER_TOKENS + longest * 4, 2), (10**6, SHOTS)):
-        found = held(examples).shots_that_fit(tokenizer, room)
-        assert least <= found <= SHOTS
-        assert ANSWER_TOKENS + found * longest <= room
+    asked, one = (max(len(tokenizer.encode_chat(each.messages)) for each in some) for some in (RECORDS, examples))
+    for room, fitting in ((one - 1, 0), (2 * one - 1, 1), (2 * one, 2), (10**6, SHOTS)):
+        assert held(examples).shots_that_fit(tokenizer, ANSWER_TOKENS + asked + room) == fitting
     assert held().shots_that_fit(tokenizer, 10**6) == 0
     zero, two = (held(examples).ask(talker, tokenizer, shots) for shots in (0, 2))
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from minilora.data.labels import LabelTask
 from minilora.data.records import Record
 from minilora.generate.labels import label_logprobs
+from minilora.measure import labels as measuring
+from minilora.measure import statistics
 from minilora.measure.labels import (
     CLASSIC,
     MAJORITY,
@@ -189,7 +191,15 @@ def test_without_training_records_only_models_are_compared():
     assert [row["name"] for row in report["rows"]] == ["model 0"] and report["mistakes"] == []
 
 
-def test_accuracy_is_also_reported_by_kind_if_every_record_has_one_of_a_few():
+def test_every_interval_of_a_report_has_its_seed(monkeypatch):
+    seeds, draw = [], statistics.bootstrap
+    for place in (statistics, measuring):
+        monkeypatch.setattr(place, "bootstrap", lambda n, of, seed=0: seeds.append(seed) or draw(n, of, seed))
+    HELD.report({"it": np.log([[0.2, 0.5, 0.3]] * 4)}, 7)
+    assert len(seeds) > 2 and set(seeds) == {7}
+
+
+def test_accuracy_is_also_reported_by_kind_if_every_record_has_one_of_a_few(monkeypatch):
     def of_kinds(*kinds):
         told = [replace(record, kind=kind) for record, kind in zip(HELD.records, kinds, strict=True)]
         return report_of((0, 1, 1, 0), held=Labelled(TASK, told))
@@ -202,6 +212,8 @@ def test_accuracy_is_also_reported_by_kind_if_every_record_has_one_of_a_few():
     page = "\n".join(label_lines(report))
     assert re.search(r"accuracy by kind, %  hard \(2\) +plain \(2\)\nmodel 0 +50.0 \[\S+ \S+\] +100.0 \[", page)
     assert of_kinds("plain", "plain", "hard", None)["kinds"] == of_kinds(*["plain"] * 4)["kinds"] == {}
+    monkeypatch.setattr(measuring, "KINDS", 3)
+    assert len(of_kinds(*"aabc")["kinds"]) == 3 and of_kinds(*"abcd")["kinds"] == {}
 
 
 def test_mistakes_begin_with_the_most_confident():

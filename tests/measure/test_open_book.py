@@ -1,11 +1,16 @@
 """Answers with and without passages, from a model that repeats its prompt: what is known of them in advance."""
 
+import itertools
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from figure_check import problems, spans
 
 from minilora.data.passages import Handbook, Passage
 from minilora.data.records import Record
+from minilora.lora.adapters import active_factors
 from minilora.measure import open_book
 from minilora.pages.open_book import open_book_figure, open_book_lines
 from minilora.pages.style import theme
@@ -30,8 +35,13 @@ RECORDS = [
 def report(loaded, monkeypatch):
     model, tokenizer = loaded
     monkeypatch.setattr(model.adapters["legal"], "data", {"name": "legal"})
+    monkeypatch.setattr(model.adapters["support"], "data", {"name": "x", "context_template": "{passage}{question}"})
     monkeypatch.setattr(open_book, "answer_all", lambda m, t, records: [r.prompt[-1]["content"] for r in records])
-    return open_book.open_book_report(model, tokenizer, {"base": None, "facts": "legal"}, RECORDS, BOOK)
+    monkeypatch.setattr(open_book, "time", SimpleNamespace(perf_counter=itertools.count(0, 6).__next__))
+    adapters = {"base": None, "facts": "legal", "reader": "support"}
+    found = open_book.open_book_report(model, tokenizer, adapters, RECORDS, BOOK)
+    assert active_factors(model) == {}
+    return found
 
 
 def recall(report, name, kind):
@@ -54,18 +64,23 @@ def test_recall_is_that_of_the_prompts_passage(report):
 def test_an_adapter_that_was_trained_without_passages_is_asked_without(report):
     assert [row["kind"] for row in report["rows"] if row["name"] == "facts"] == ["closed"]
     rows = {row["kind"]: row for row in report["rows"] if row["name"] == "base"}
-    assert rows["closed"]["prompt_tokens"] < rows["right"]["prompt_tokens"] and rows["right"]["seconds"] >= 0
+    assert rows["closed"]["prompt_tokens"] < rows["right"]["prompt_tokens"] and rows["right"]["seconds"] == 6 / 3
+    (reader,) = (row for row in report["rows"] if (row["name"], row["kind"]) == ("reader", "right"))
+    assert reader["prompt_tokens"] < rows["right"]["prompt_tokens"]  # its own template has fewer words
 
 
 def test_the_page_and_the_picture_show_every_row(report):
     page = "\n".join(open_book_lines(report))
     assert "base" in page and "the passage alone" in page and "50.0" in page
     assert "BM25 finds the right passage first for 33 % and among the first 3 for 100 %" in " ".join(page.split())
+    row = next(row for row in report["rows"] if (row["name"], row["kind"]) == ("base", "right"))
+    assert re.search(rf"base +the right passage .*\] +{row['prompt_tokens']:.0f} +{row['seconds']:.2f}\n", page)
     for name in ("light", "dark"):
         with theme(name):
             figure = open_book_figure(report)
             assert problems(figure) == []
     (axes,) = figure.axes
     assert len(axes.patches) == len(report["rows"])
+    assert np.isclose(np.mean([bar.get_y() + bar.get_height() / 2 for bar in axes.patches[:3]]), 0)  # at the name
     ends = [[100 * row["keyword_recall"][end] for end in ("low", "high")] for row in report["rows"]]
     assert {tuple(np.round(pair, 6)) for pair in ends} <= spans(axes, 0)

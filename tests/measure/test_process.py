@@ -9,7 +9,7 @@ import pytest
 
 from minilora.measure import process
 from minilora.measure.process import apart, peak_memory, program_memory, release_memory
-from minilora.progress import log
+from minilora.progress import log, show_progress
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def test_a_function_is_called_in_a_process_of_its_own(here, capfd):
     out, err = capfd.readouterr()
     assert out == "" and err == "not an answer\n"  # and no line: nothing is shown here
     assert not hasattr(answer, "calls")
+    show_progress()
+    try:
+        apart(answer, 41, "abc")
+    finally:
+        show_progress(False)
+    assert capfd.readouterr().err == "not an answer\nworking\n"
 
 
 @pytest.mark.parametrize(

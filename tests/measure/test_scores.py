@@ -12,6 +12,7 @@ from smallmodels import lora_config, shaken
 import minilora as ml
 from minilora.data.rows import DataError
 from minilora.lora.adapters import active_factors
+from minilora.measure import statistics
 from minilora.measure.scores import MeasuredSet, Scores, measure, read_sets, summary
 
 
@@ -53,6 +54,15 @@ def test_a_split_is_measured_alone(split, home, tokenizer):
     assert [record.prompt[-1]["content"] for record in own.asked] == questions
     (text,) = read_sets([str(home / "novel.txt")], tokenizer, 60, split=split)
     assert text.name == f"novel/{split}" and len(text.samples) == {"train": 9, "validation": 1, "test": 1}[split]
+    (text,) = read_sets([str(home / "novel.txt")], tokenizer, 20, limit=2, split=split)
+    assert len(text.samples) == 2
+
+
+def test_training_records_are_examples_for_the_others_and_not_for_themselves(tmp_path, tokenizer):
+    rows = [{"text": f"{i}", "label": "ab"[i % 2], "split": "train" if i < 2 else "test"} for i in range(4)]
+    path = write(tmp_path, rows)
+    train, test = (read_sets([path], tokenizer, 512, split=split)[0].checked for split in ("train", "test"))
+    assert list(train.examples) == [] and list(test.examples) == list(train.records)
 
 
 def test_a_split_without_records_is_refused(tmp_path, tokenizer):
@@ -167,6 +177,14 @@ def scores(nats, recall=()):
 
 
 SETS = [MeasuredSet("own/unseen", "data/own.jsonl", "unseen", [ml.Sample((0,) * 3, (-100, 1, 1))] * 3, [])]
+
+
+def test_a_summary_counts_what_is_scored_and_its_intervals_have_its_seed(monkeypatch):
+    seeds, draw = [], statistics.bootstrap
+    monkeypatch.setattr(statistics, "bootstrap", lambda n, of, seed=0: seeds.append(seed) or draw(n, of, seed))
+    found = summary({"own/unseen": {"base": scores([4, 6, 14], [0, 0.5])}}, SETS, 7)
+    about = {"data": "data/own.jsonl", "kind": "unseen", "records": 3, "scored_tokens": 6, "asked": 0}
+    assert found["sets"] == {"own/unseen": about} and seeds == [7, 7] and found["seed"] == 7
 
 
 def test_a_summary_is_plain_numbers_and_what_is_not_finite_is_null():

@@ -74,6 +74,7 @@ def test_as_many_draws_are_made_however_many_are_held_at_a_time(monkeypatch, rng
 def test_one_record_has_no_interval():
     found = resampled([2.0], [3.0]).difference(0, 1)
     assert found.mean == -1 and math.isnan(found.low) and math.isnan(found.high)
+    assert resampled([2.0, 4.0]).mean(0) == Interval(3.0, 2.0, 4.0, 2)
 
 
 def test_an_interval_goes_through_a_function_that_rises():

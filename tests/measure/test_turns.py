@@ -8,8 +8,9 @@ import sys
 import pytest
 from hearing import counts_of
 
+from minilora.measure import turns
 from minilora.measure.process import peak_memory
-from minilora.measure.turns import BenchError, Contender, serve, take_turns
+from minilora.measure.turns import BenchError, Contender, Measured, serve, take_turns
 
 measures_memory = pytest.mark.skipif(peak_memory() is None, reason="this system does not know a process's peak memory")
 ANSWER = """print('{"ready": true}', flush=True)
@@ -29,10 +30,13 @@ def served(monkeypatch, setup, turns=0):
     return serve(setup), [json.loads(line) for line in out.getvalue().splitlines()]
 
 
-def test_all_take_turns_after_all_are_ready():
+def test_all_take_turns_after_all_are_ready(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(turns.time, "sleep", pauses.append)
     with counts_of("turn") as counted:
-        results = take_turns([saying("a", ANSWER), saying("b", ANSWER)], rounds=2, pause=0)
-    assert sum(counted) == 2 * 3
+        results = take_turns([saying("a", ANSWER), saying("b", ANSWER)], rounds=2, pause=0.5)
+    assert sum(counted) == 2 * 3 and pauses == [0.5] * 4
+    assert Measured([1.0, 9.0, 2.0]).median == 2  # one slow turn decides nothing
     assert [(name, m.seconds, m.median, m.peak_bytes) for name, m in results.items()] == [
         ("a", [2, 2], 2, 3),
         ("b", [2, 2], 2, 3),

@@ -183,6 +183,7 @@ def test_bars_are_lora_s_share_and_carry_the_numbers_of_the_table():
     assert widths["time of a step"] == pytest.approx(100 * 1.5 / 2.8)
     assert "1.8 %: 2,442,240 of 134,515,008" in [text.get_text() for text in bars.texts]
     assert "54 %: 1.50 s of 2.80 s" in [text.get_text() for text in bars.texts]
+    assert list(bars.lines[0].get_xdata()) == [100, 100] and bars.lines[0].get_color() == FULL
 
 
 def test_where_the_system_tells_no_peak_there_is_no_bar():

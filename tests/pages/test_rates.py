@@ -1,7 +1,10 @@
 """The panels of an experiment, held to the style of all pictures."""
 
+import numpy as np
+from figure_check import problems
+
 from minilora.pages.rates import SHOWN, draw_rates, draw_seeds
-from minilora.pages.style import panels
+from minilora.pages.style import BLUE, name_lines, panels
 
 TRIED = {"LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]], "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]]}
 
@@ -20,7 +23,17 @@ def test_a_row_for_each_name_with_its_mean():
     draw_seeds(axes, {"one": [1.0, 2.0], "other": [3.0, 5.0]}, "loss")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "other"]
     assert [text.get_text() for text in axes.texts] == ["1.500", "4.000"]
+    assert [list(line.get_xdata()) for line in axes.lines[1::2]] == [[1.5, 1.5], [4.0, 4.0]]
+    assert [text.xy[1] for text in axes.texts] == list(axes.get_yticks()) and axes.yaxis_inverted()  # from the top down
     figure.canvas.draw()
+
+
+def test_names_of_lines_that_end_at_the_top_are_apart_and_not_above_the_panel():
+    figure, axes = panels(1)
+    axes.set(xlabel="x", ylim=(0, 1), yticks=[])
+    name_lines(axes, [(1.0, f"line {i}", BLUE) for i in range(5)])
+    heights = sorted(text.xy[1] for text in axes.texts)
+    assert heights[-1] <= 1.1 and min(np.diff(heights)) > 0.05 and problems(figure) == []
 
 
 def test_a_run_that_diverged_does_not_flatten_the_others():

@@ -132,11 +132,11 @@ def test_the_commands_take_the_schema(home, tmp_path, capsys):
 
 def report_of(subject=0.9, mistakes=7):
     share = {"value": subject, "low": subject - 0.1, "high": 1.0}
-    low = {"value": 0.4, "low": 0.3, "high": 0.5}
+    low, none = ({"value": value, "low": value - 0.1, "high": value + 0.1} for value in (0.4, 0.2))
     rows = [
         {"name": name, "fields_right": found, "objects_right": low, "fields": {"a": found, "a long name " * 3: low},
          "lead": {"value": 0.5, "low": 0.4, "high": 0.6}}
-        for name, found in (("base, zero-shot", low), ("LoRA", share))
+        for name, found in (("usual", none), ("base, zero-shot", low), ("LoRA", share))
     ]  # fmt: skip
     wrong = [{"id": "x", "text": "a\nlong text " * 30, "wrong": {"a": [None, "y"]}}] * mistakes
     return {"fields": ["a", "a long name " * 3], "copied": ["a"], "records": 40, "subject": "LoRA", "rows": rows,
@@ -146,7 +146,8 @@ def report_of(subject=0.9, mistakes=7):
 def test_the_page_shows_every_field_and_some_mistakes():
     text = "\n".join(field_lines(report_of(), 80))
     for line in ("2 fields, 40 records", "Copied from the text: a.", "7 records with a mistake", "and 2 more",
-                 'a is null, got "y": a long text', "LoRA is better than the best of the others"):  # fmt: skip
+                 'a is null, got "y": a long text',
+                 "right, % base, zero-shot LoRA", "LoRA is better than the best of the others"):  # fmt: skip
         assert line in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80 and "no mistakes" in list(field_lines(report_of(mistakes=0), 80))
 

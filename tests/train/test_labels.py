@@ -1,7 +1,6 @@
 """A job on labelled data: what it learns, reports, stores and shows, and that the stored labels are used again."""
 
 import json
-import math
 import re
 import shutil
 
@@ -209,7 +208,10 @@ def report_of(n, records=40, lead=(0.1, 0.02, 0.2)):
     counts = np.eye(n, dtype=int) * (records // n)
     counts[0, 1] += records - counts.sum()
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
-    bins = [{"from": 0.9, "records": records, "confidence": 0.95, "accuracy": 0.5}]
+    bins = [
+        {"from": start, "records": count, "confidence": start + 0.05, "accuracy": right}
+        for start, count, right in ((0.5, 6, 1.0), (0.9, records - 6, 0.5))
+    ]
     rows = [
         {"name": name, "accuracy": interval, "macro_f1": interval, "ece": 0.45, "reliability": bins,
          "lead": dict(zip(("value", "low", "high"), lead, strict=True))}
@@ -227,7 +229,8 @@ def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
     for text in (few, many):
         assert "90-100" in text and "7 mistakes, the most confident first" in text and "and 2 more" in text
         assert text.count("a was taken for b (90 %): a long text") == 5 and max(map(len, text.splitlines())) <= 80
-    assert "accuracy by kind" not in few
+        assert re.search(rf"\nrecords +6 +{46 - 6}\nof them right, % +100 +50\n", text)
+    assert "accuracy by kind" not in few and "0 taken for label number 0" not in many
     assert "no mistakes" in list(label_lines(report_of(4) | {"mistakes": []}))
 
 
@@ -254,7 +257,9 @@ def test_the_picture_can_be_read(n, name):
         assert {text.get_text() for text in figure.axes[0].texts} == {
             str(c) for c in np.unique(report_of(n, 45)["confusion"]) if c
         }
-        assert math.isclose(figure.axes[1].lines[1].get_xdata()[0], 95)
+        assert np.allclose(np.nansum(figure.axes[0].images[0].get_array(), axis=1), 1)  # of each label's records
+        assert np.allclose(figure.axes[1].lines[1].get_xydata(), [[55, 100], [95, 50]])
+        assert np.diff(figure.axes[1].collections[0].get_sizes()) > 0  # there are more records
         named = [
             [text.get_text() for text in axis.get_ticklabels()] for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)
         ]
