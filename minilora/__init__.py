@@ -44,7 +44,7 @@ Gradients
   GradientError      the first gradient that is wrong: where, got, expected
 
 Data
-  read_records       the records of a file or folder (JSONL, JSON, CSV, TSV, text), or of "legal" and its like
+  read_records       the records of a file or folder (JSONL, JSON, CSV, TSV, text), of dicts, or of "legal" and its like
   split_records      records by split: train, validation, test
   encode_record      one conversation as a sample: token ids, and labels for the answers alone
   encode_records     the same for many

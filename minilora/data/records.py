@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ _HEADING = re.compile(r"^(#+ .*)\n\s*\n", re.MULTILINE)  # of Markdown, alone in
 _VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Record:
     """A conversation, or a text if there are no messages, with what its row says about it."""
 
@@ -71,6 +71,12 @@ class Record:
     reworded: str | None = None  # the question with some of the same words; `paraphrase` has hardly any
     context: str | None = None  # the passage in the prompt, which its texts include already
     kind: str | None = None  # of labelled data: how the text is written; accuracy is also reported by kind
+
+    def __repr__(self) -> str:
+        """The id, and every other field whose value is not the default."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        usual = Record("")
+        return f"Record({', '.join(f'{name}={x!r}' for name, x in shown.items() if x != getattr(usual, name))})"
 
     @property
     def prompt(self) -> list[Message]:
@@ -120,7 +126,8 @@ def check_records(records: Sequence[Record]) -> None:
     """Raise TypeError for what is no list of records, such as the name of a file."""
     for record in records if isinstance(records, Sequence) else [records]:
         if not isinstance(record, Record):
-            raise TypeError(f"expected records, got a {type(record).__name__}: read_records makes them of a file")
+            kind = type(record).__name__
+            raise TypeError(f"expected records, got a {kind}: read_records makes them of a file, or of dicts")
 
 
 @dataclass
@@ -137,17 +144,25 @@ class Reading:
 
 
 def read_records(
-    source: str | Path, tokenizer: Tokenizer | None = None, field: Mapping[str, str] | None = None
+    source: str | Path | Iterable[Mapping[str, Any]],
+    tokenizer: Tokenizer | None = None,
+    field: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """Read a file, a folder of train, valid and test files, a data set by its name on huggingface.co (repository.py),
-    or one of BUILT_IN by its name.
+    or one of BUILT_IN by its name; or the rows of a file, as dicts: a list, or a split of Hugging Face's `datasets`.
 
     tokenizer: if given, text that it cannot encode is reported too.
     field: the file's names of columns, by minilora's: `{"question": "q"}` reads the column q as the question.
 
     Raises DataError with a line for each kind of mistake.
     """
-    return read_source(source, tokenizer, field).records
+    if isinstance(source, str | Path):
+        return read_source(source, tokenizer, field).records
+    if not isinstance(source, Iterable):
+        raise TypeError(f"expected the name of a file, or rows as dicts, got a {type(source).__name__}")
+    reader = _Reader(tokenizer, dict(field or {}), None)
+    reader.read(Path("rows"), None, None, source)
+    return reader.finish("rows", ()).records
 
 
 def read_source(
@@ -236,10 +251,13 @@ class _Reader:
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
 
-    def read(self, path: Path, split: str | None, prefix: str | None) -> None:
-        """Read one file. split: what its rows are for, if the file says so. prefix: of the names of its rows."""
+    def read(
+        self, path: Path, split: str | None, prefix: str | None, given: Iterable[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Read one file. split: what its rows are for, if the file says so. prefix: of the names of its rows. given:
+        its rows, which need not be read then."""
         reading = self.reading
-        kind_of_file, rows = read_rows(path)
+        kind_of_file, rows = read_rows(path) if given is None else (PARQUET, enumerate(given, 1))
         reading.files[path] = kind_of_file
         field = {} if kind_of_file == TEXT_FILE else self.field
         seen: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -343,8 +344,8 @@ def factors_of(choice: Choice) -> Mapping[str, float]:
     """
     if not isinstance(choice, str | Mapping | None):
         raise TypeError(f"expected an adapter's name, weights such as {{'legal': 0.5}}, or None, got {choice!r}")
-    if isinstance(choice, Mapping) and not all(math.isfinite(factor) for factor in choice.values()):
-        raise ValueError(f"expected a finite factor for each adapter, got {choice!r}")
+    if isinstance(choice, Mapping) and not all(isinstance(x, Real) and math.isfinite(x) for x in choice.values()):
+        raise ValueError(f"expected a finite number for each adapter, got {choice!r}")
     return {} if choice is None else {choice: 1.0} if isinstance(choice, str) else choice
 
 

@@ -38,7 +38,7 @@ class LoraConfig:
         N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
         see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
 
-    Raises ValueError or TypeError for invalid values.
+    Values of NumPy are stored as Python's. Raises ValueError or TypeError for invalid values.
     """
 
     r: int
@@ -56,9 +56,12 @@ class LoraConfig:
     init_lora_weights: bool | str = True
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _python(value))
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict with patterns as keys, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, {key: _python(value) for key, value in getattr(self, name).items()})
         for where, rank in [
             ("r", self.r),
             *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items()),
@@ -143,6 +146,13 @@ class LoraConfig:
         left_out = self.exclude_modules or []
         each = {left_out: left_out} if isinstance(left_out, str) else {name: [name] for name in left_out}
         return unused + [f"exclude_modules {name!r}" for name, one in each.items() if not _matching(modules, one)]
+
+
+def _python(value: Any) -> Any:
+    """A scalar or an array of NumPy, alone or in a list, as Python has it."""
+    if isinstance(value, list | tuple):
+        return [_python(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _as_list(value: Any) -> Any:

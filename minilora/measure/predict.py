@@ -29,7 +29,7 @@ from .blocks import Saves, block_of, matrices, names_of
 FLOAT, INTEGER = 4, 8  # bytes of a float32, and of the int64 of ids and labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memory:
     """Bytes by owner, at the moment when a step holds most: predicted or measured.
 
@@ -48,6 +48,10 @@ class Memory:
     scratch: int = 0
     program: int = 0
     by_operation: dict[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        owners = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in self.by_owner().items())
+        return f"<Memory: {self.total / 1e6:,.1f} MB: {owners}>"
 
     def by_owner(self) -> dict[str, int]:
         """The owners that hold something, and their bytes."""

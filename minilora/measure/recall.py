@@ -51,8 +51,10 @@ def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:
 def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
     """For each record, the share of its keywords that its answer contains as whole words, in upper or lower case.
 
-    NaN for a record without keywords.
+    NaN for a record without keywords. Raises ValueError for another number of answers than records.
     """
+    if len(answers) != len(records):
+        raise ValueError(f"expected an answer for each record, got {len(answers)} for {len(records)}")
     return [
         float(np.mean([contains(answer, word) for word in record.keywords])) if record.keywords else math.nan
         for answer, record in zip(answers, records, strict=True)

@@ -71,6 +71,9 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.core.get_vocab_size()
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({len(self):,} tokens, answers end with {' or '.join(self.ends) or 'none'})"
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs; a compiled template cannot be pickled, and is compiled again there."""
         return {name: value for name, value in vars(self).items() if name != "_compiled_template"}

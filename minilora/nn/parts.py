@@ -30,6 +30,8 @@ class Sample:
     never is, which nothing predicts.
 
     others: paraphrases of this sample. Each epoch takes one of them all.
+
+    Lists and arrays of integers are stored as tuples. Raises ValueError for another number of labels than ids.
     """
 
     ids: tuple[int, ...]
@@ -37,6 +39,11 @@ class Sample:
     others: tuple[Sample, ...] = ()
 
     def __post_init__(self):
+        for name in ("ids", "labels"):
+            if not isinstance(given := getattr(self, name), tuple):
+                object.__setattr__(self, name, tuple(map(int, given)))
+        if len(self.ids) != len(self.labels):
+            raise ValueError(f"a sample has a label for each id, got {len(self.ids)} ids and {len(self.labels)} labels")
         if self.labels and self.labels[0] != NOT_SCORED:  # in a packed row, the sample before it would predict it
             object.__setattr__(self, "labels", (NOT_SCORED, *self.labels[1:]))
 

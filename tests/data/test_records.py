@@ -54,8 +54,19 @@ def test_everything_that_a_row_says_is_in_its_record(write):
         "x/lien", (USER, ASSISTANT), "", "test", "Define lien.", ("claim",), phrasings, "Lien: what?", reworded="lien?"
     )
     assert record.prompt == [USER] and record.other_questions == [*phrasings, "lien?", "Define lien.", "Lien: what?"]
+    assert eval(repr(record), {"Record": Record}) == record and "split=None" not in repr(talk)
     assert talk == Record("line-4", tuple(TALK)) and talk.prompt == TALK[:-1]
     assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
+
+
+def test_rows_are_read_as_those_of_a_file(write):
+    rows = [QA | {"id": "a", "split": "test"}, {"messages": TALK, "id": "b"}]
+    for given in (rows, iter(rows)):
+        assert read_records(given) == read_records(write(*rows))
+    assert read_records([{"q": "Why?", "answer": "So."}], field={"question": "q"})[0].question == "Why?"
+    assert message_of([QA, {"question": "x"}, QA | {"answer": ""}]).startswith("rows: row 2: ")
+    with pytest.raises(TypeError, match="or rows as dicts, got a int"):
+        read_records(3)
 
 
 def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_last_answer(write):

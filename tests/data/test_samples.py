@@ -195,7 +195,9 @@ def test_each_end_token_ends_the_scored_part(build):
 
 @pytest.mark.parametrize("records", [[Record("a", text="b"), {"text": "b"}], {"train": []}, "ab"], ids=str)
 def test_what_is_no_record_is_named(tokenizer, records):
-    with pytest.raises(TypeError, match="^expected records, got a (dict|str): read_records makes them of a file$"):
+    with pytest.raises(
+        TypeError, match="^expected records, got a (dict|str): read_records makes them of a file, or of dicts$"
+    ):
         encode_records(records, tokenizer)
 
 

@@ -1,9 +1,11 @@
 """LoraConfig: which modules are adapted, with which rank and scale, and which values are refused."""
 
 import dataclasses
+import json
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +102,14 @@ def test_a_config_shows_what_is_not_the_default_and_can_be_read_back():
     full = config(target_modules=["q_proj"], use_dora=True, rank_pattern={"q_proj": 2}, lora_dropout=0.1)
     assert eval(repr(full), {"LoraConfig": LoraConfig}) == full
     assert "use_dora=True" in repr(full) and "bias" not in repr(full)
+
+
+def test_values_of_numpy_are_stored_as_those_of_python():
+    plain = {"r": 4, "lora_alpha": 8.0, "lora_dropout": 0.5, "use_dora": True, "layers_to_transform": [0, 2]}
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 1.5}}
+    scalars = {name: np.asarray(value)[()] for name, value in plain.items()}
+    made = config(**scalars, rank_pattern={"q_proj": np.int32(2)}, alpha_pattern={"q_proj": np.float32(1.5)})
+    assert made == config(**plain, **patterns) and json.loads(json.dumps(vars(made))) == vars(made)
 
 
 @pytest.mark.parametrize(

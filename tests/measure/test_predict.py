@@ -114,6 +114,7 @@ def test_threads_have_scratch_of_their_own_each_for_its_own_tokens(known):
 
 def test_what_nothing_is_said_of_holds_nothing():
     assert Memory(7).by_owner() == {"weights": 7} and Memory(7).total == 7
+    assert repr(Memory(4_200_000, adapter=100_000)) == "<Memory: 4.3 MB: weights 4.2, adapter 0.1>"
 
 
 def test_full_fine_tuning_holds_more_than_an_adapter():

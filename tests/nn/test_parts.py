@@ -142,6 +142,15 @@ def test_a_sample_prints_in_one_line_and_its_wordings_take_turns():
     assert [both.in_turn(turn) for turn in range(4)] == [both, sample, sample, both]
 
 
+def test_lists_and_arrays_make_the_same_sample_as_tuples():
+    expected = Sample((1, 2, 3), (-100, 2, 3))
+    for kind in (list, np.array):
+        made = Sample(kind([1, 2, 3]), kind([1, 2, 3]))
+        assert made == expected and hash(made) == hash(expected) and type(made.ids[0]) is int
+    with pytest.raises(ValueError, match="3 ids and 2 labels"):
+        Sample((1, 2, 3), (-100, 2))
+
+
 NO_SAMPLES = [ml.Record("q", "a"), {"question": "q", "answer": "a"}, "text", (1, 2, 3), np.arange(3), None]
 
 
