@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Setting
-from ..experiments.updates import KEPT, base_matrices, read_update, shared_run
+from ..experiments.updates import KEPT, base_matrices, read_update, shared_runs
 from ..lora.spectra import rank_for_variance, singular_values
 
 CLAIM = Claim(
@@ -20,20 +20,16 @@ CLAIM = Claim(
     base="smollm2",
     minutes=4,
     band=Band("rank for 90 % of full fine-tuning's variance, over LoRA's r (median)", low=10, against_below=1),
-    seeds=(0,),
-    one_rate="Each run takes minutes. A search on the same data finds 3.16e-3 for LoRA and 3.16e-4 for full fine-tuning"
-    " (forgets-less): half as much again.",
 )
 
 
-def ranks(base: str, method: str, r: int, seed: int, folder: str | None) -> dict[str, dict[str, int]]:
-    """The rank for 90 % of the variance by module: of the update, and of a random matrix of its shape."""
+def ranks(base: str, file: str, seed: int) -> dict[str, dict[str, int]]:
+    """The rank for 90 % of the variance by module: of the update in a file, and of a random matrix of its shape."""
     rng = np.random.default_rng(seed)
-    kept = read_update(shared_run(base, method, seed, r, folder)["file"])
     shapes = {kind: next(w.shape for name, w in base_matrices(base).items() if kind in name) for kind in KEPT}
     noise = {kind: rng.standard_normal(shape) for kind, shape in shapes.items()}
     return {
-        "update": {name: rank_for_variance(singular_values(one)) for name, one in kept.items()},
+        "update": {name: rank_for_variance(singular_values(one)) for name, one in read_update(file).items()},
         "noise": {kind: rank_for_variance(singular_values(x)) for kind, x in noise.items()},
     }
 
@@ -41,16 +37,25 @@ def ranks(base: str, method: str, r: int, seed: int, folder: str | None) -> dict
 def run(setting: Setting) -> dict[str, Any]:
     """The ranks of full fine-tuning's update and of LoRA's."""
     base, r = ("tiny", 2) if setting.small else ("smollm2", 8)
-    methods = ("lora", "lora") if setting.switched else ("full", "lora")
-    common = {"base": base, "r": r, "folder": setting.updates}
-    trials = [common | {"method": method, "seed": seed} for seed in setting.seeds for method in methods]
+    contenders = {
+        "full": {"method": "lora" if setting.switched else "full", "r": r},
+        "lora": {"method": "lora", "r": r},
+    }
+    runs = shared_runs(setting.attempt, contenders, setting.seeds, setting.small, setting.updates)
+    trials = [
+        {"base": base, "file": one["file"], "seed": seed}
+        for name in contenders
+        for seed, one in zip(setting.seeds, runs[name]["runs"], strict=True)
+    ]
     found = setting.each(ranks, trials)
+    full, lora = found[: len(setting.seeds)], found[len(setting.seeds) :]
     return {
-        "measured": [float(np.median(list(one["update"].values()))) / r for one in found[::2]],
+        "measured": [float(np.median(list(one["update"].values()))) / r for one in full],
         "r": r,
-        "full": found[0]["update"],
-        "lora": found[1]["update"],
-        "noise": found[0]["noise"],
+        "rates": {name: one["lr"] for name, one in runs.items()},
+        "full": full[0]["update"],
+        "lora": lora[0]["update"],
+        "noise": full[0]["noise"],
     }
 
 

@@ -10,6 +10,7 @@ The same settings find the same file again, as long as the code that decides the
 import atexit
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ..models.load import load
 from ..nn.language_model import LanguageModel
 from ..train.loop import fit
 from .memo import code_sha256, keep, path_of, recall
+from .tuned import Each, tuned
 
 METHODS = ("lora", "dora", "full")
 ALPHA = 16.0
@@ -38,21 +40,22 @@ HELD_OUT = 30  # records of the validation set
 LOOKS = 4  # at the changes of length and direction: a quarter of the steps, a half, ..., as in DoRA's section 3.2
 ADAPTER = "default"
 
-# The runs that claims share. On tiny they take seconds: few steps, and therefore large ones.
+# The runs that claims share, and the rates where their search begins. On tiny they take seconds: few steps, and
+# therefore large ones.
 SHARED: dict[str, dict[str, Any]] = {
-    "smollm2": {"data": "legal", "steps": 40, "batch_size": 8},
+    "smollm2": {"data": "legal"},
     "tiny": {"data": "legal", "steps": 16, "batch_size": 4},
 }
-RATES = {"smollm2": {"lora": 2e-3, "dora": 2e-3, "full": 2e-4}, "tiny": {"lora": 2e-2, "dora": 2e-2, "full": 2e-3}}
+RATES = {"smollm2": {"lora": 3e-3, "dora": 3e-3, "full": 3e-4}, "tiny": {"lora": 2e-2, "dora": 2e-2, "full": 2e-3}}
 
 
 def train_update(
     base: str,
     data: str,
     method: str,
-    steps: int,
     lr: float,
     seed: int,
+    steps: int = 40,
     r: int = 8,
     batch_size: int = 8,
     folder: str | Path | None = None,
@@ -88,9 +91,18 @@ def train_update(
     return {"file": str(path)} | record["result"]
 
 
-def shared_run(base: str, method: str, seed: int, r: int = 8, folder: str | None = None) -> dict[str, Any]:
-    """`train_update` with the settings that claims share, for "smollm2" or "tiny"."""
-    return train_update(base, method=method, lr=RATES[base][method], seed=seed, r=r, folder=folder, **SHARED[base])
+def shared_runs(
+    each: Each, contenders: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], small: bool, folder: str | None
+) -> dict[str, dict[str, Any]]:
+    """`tuned` of the runs that claims share: SmolLM2 on legal terms, each at its best rate for the first seed.
+
+    contenders: by name, {"method": ...} of `train_update`, and r. The others are of the claim's `Setting`: each runs
+        trials, small takes a few steps of the tiny base, folder keeps the updates.
+    """
+    base = "tiny" if small else "smollm2"
+    same = {"base": base, "folder": folder, **SHARED[base]}
+    given = {name: same | {"lr": RATES[base][one["method"]]} | one for name, one in contenders.items()}
+    return tuned(each, train_update, given, seeds, walk=not small)
 
 
 def read_update(file: str | Path) -> dict[str, Update]:
