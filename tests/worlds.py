@@ -6,6 +6,8 @@ what the claim must measure in it, by hand: a number per seed, or one for all se
 
 from math import log10
 
+import numpy as np
+
 SEEDS = (0, 1, 2)
 BATCHES = {4: 0, 32: 1}
 
@@ -59,12 +61,20 @@ def capacity(few, many):
 
 
 def correlations(lora, dora, full):
-    points = {str(step): [[1.0, 1.0], [2.0, 3.0]] for step in (10, 20, 30, 40)}
+    """Changes of length and direction of 60 query matrices that correlate like this, at each method's own best rate."""
+    wanted, best = {"lora": lora, "dora": dora, "full": full}, {"lora": 3e-3, "dora": 1e-2, "full": 3e-4}
 
-    def correlate(base, method, seed, folder):
-        return {"correlation": {"lora": lora, "dora": dora, "full": full}[method], "at_the_end": 0.1, "points": points}
+    def train(**trial):
+        result, turned = trained(trial, best), np.linspace(-1, 1, 60)
+        noise = np.cos(7 * turned)  # as good as noise: made orthogonal to `turned`, and as long
+        noise -= turned * (noise @ turned) / (turned @ turned) + noise.mean()
+        noise *= np.sqrt(turned @ turned / (noise @ noise))
+        share = wanted[trial["method"]] if result["validation"] < 5.1 else 0.0  # another rate would show no correlation
+        grown = share * turned + np.sqrt(1 - share**2) * noise
+        at = {f"layers.{i}.q_proj": (float(grown[i]), float(turned[i])) for i in range(60)}
+        return result | {"changes": {str(step): at | {"layers.0.v_proj": (9.0, -9.0)} for step in (10, 20, 30, 40)}}
 
-    return correlate
+    return train
 
 
 def forgetting(lora, full):
@@ -80,8 +90,10 @@ def forgetting(lora, full):
 
 
 def ranks(full):
-    def trial(base, method, r, seed, folder):
-        size = full if method == "full" else 8
+    def trial(file=None, base=None, seed=0, **training):
+        if file is None:
+            return trained(training | {"seed": seed}, {"lora": 3e-3, "full": 1e-3})
+        size = full if file.startswith("full") else 8
         update = {f"model.layers.{i}.{kind}": size for i in range(3) for kind in ("q_proj", "v_proj", "down_proj")}
         update["model.layers.0.q_proj"] = 999
         return {"update": update, "noise": dict.fromkeys(("q_proj", "v_proj", "down_proj"), 300)}
@@ -201,7 +213,11 @@ def first_change(slope):
 
 
 def overlaps(a):
-    def compare(base, ranks, seed, random, folder):
+    def compare(seed=0, few=None, many=None, random=False, **training):
+        if few is None:
+            return trained(training | {"seed": seed}, {"lora": 3e-3})
+        (_, small, one), (_, large, other) = few.split(), many.split()
+        assert (small, large) == ("8", "64") and int(one) == seed and one != other  # not the same start
         names = [f"model.layers.{i}.self_attn.{kind}" for i in range(3) for kind in ("q_proj", "v_proj")]
         sides = {"a": a, "right": 0.9, "left": 0.8}
         found = {side: dict.fromkeys(names, phi + 0.01 * seed) for side, phi in sides.items()}

@@ -14,8 +14,9 @@ CLAIM = Claim(
     says="The rank that explains 90 % of the variance of full fine-tuning's update is 10 to 100 times a usual LoRA's,"
     " from the first checkpoint on (Llama-2-7B, 0.25 billion tokens of code). It is higher in MLPs than in attention.",
     here="The rank for 90 % of Σ s² of ΔW = W after - W before, over r = 8: the median over W_q, W_v and W_down of"
-    " every layer, whose ranks are at most 24 to 72 times 8. Random matrices of the same shapes are shown for"
-    " comparison: the paper notes that small Gaussian noise has such a spectrum as well.",
+    " every layer, whose ranks are at most 24 to 72 times 8. Each method has the learning rate that is"
+    " best for its first seed. Random matrices of the same shapes are shown for comparison: the paper notes that small"
+    " Gaussian noise has such a spectrum as well.",
     switch="LoRA's update replaces that of full fine-tuning.",
     base="smollm2",
     minutes=4,

@@ -34,7 +34,7 @@ from .shared import AS_JSON
 HELP = "run what papers say about LoRA, claim by claim, and write a page with the verdicts"
 
 CLAIMS_FILE, PAGE_FILE, PICTURES, KEPT = "claims.json", "README.md", "pictures", "cache"
-MOST = 16  # numbers of a list that the page prints; claims.json holds all
+MOST = 16  # numbers of a list, or of a group, that the page prints; claims.json holds all
 NAME = 28  # columns of a claim's name
 
 Found = dict[str, Any]
@@ -367,11 +367,12 @@ def _table(found: Found) -> Iterator[str]:
 
 
 def _rows(numbers: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values; what is nested, one level deep."""
+    """Names and values; what is nested, one level deep. Of many in a group, such as one for every layer, nothing."""
     for key, value in numbers.items():
         name = f"{before}{key}".replace("_", " ")
-        if isinstance(value, dict) and not before:
-            yield from _rows(value, f"{key}: ")
+        if isinstance(value, dict):
+            if not before and len(value) <= MOST:
+                yield from _rows(value, f"{key}: ")
         elif key != "measured" and (text := _numbers(value)):
             yield name, text
 

@@ -204,7 +204,7 @@ class Claim:
     here: what is run.
     switch: the same experiment without the cause, so that the verdict must turn.
     base: "matrices", "tiny" or "smollm2".
-    minutes: of one core.
+    minutes: of one core, where the claims before it in the alphabet have run: the runs that they share are kept.
     band: of `measured`. small_band: of the small form, if that needs its own.
     second_hand: the paper itself could not be read.
     explained: by verdict, a paragraph: the reason for what is not reproduced, a caveat for what is.

@@ -337,7 +337,8 @@ def test_the_smallest_form_and_a_switched_one_are_of_the_first_form_alone(shelf,
 
 
 def test_the_page_has_both_forms_side_by_side(shelf, both, tmp_path, quick_pictures):
-    rewritten(shelf, "good", '"more": {', '"only": setting.base, "more": {')
+    layers = '"layers": {f"layer {i}": i for i in range(17)}, '  # too many for the page
+    rewritten(shelf, "good", '"more": {', f'"only": setting.base, {layers}"more": {{')
     rewritten(shelf, "good", 'return {"measured": factors, "only"', 'return {"measured": factors, f"on {setting.base}"')
     text = write_page(run([], SERIAL), tmp_path / "runs/claims").read_text("utf-8")
     section = sections_of(text)["good"]
@@ -354,6 +355,7 @@ def test_the_page_has_both_forms_side_by_side(shelf, both, tmp_path, quick_pictu
     lines = ["| number | matrices | smollm2 |", "|---|---|---|", "| on matrices | matrices |  |",
              "| more: largest | 2.02 | -1.98 |", "| on smollm2 |  | smollm2 |"]  # fmt: skip
     assert "\n".join(lines) in section and "| number | value |" in sections_of(text)["also-good"]
+    assert "layer 3" not in section
     assert section.count("<picture>") == 2 and 'alt="good on SmolLM2: factor, -1.99 [' in section
     drawn = {path.name for path in (tmp_path / "runs/claims/pictures").iterdir()}
     assert {"good.png", "good-dark.png", "good-smollm2.png", "good-smollm2-dark.png"} < drawn and len(drawn) == 6

@@ -7,7 +7,7 @@ import pytest
 
 import minilora as ml
 from minilora.experiments import updates
-from minilora.experiments.updates import base_matrices, read_update, shared_run, train_update
+from minilora.experiments.updates import base_matrices, read_update, shared_runs, train_update
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import write_tensors
 from minilora.lora.spectra import row_changes
@@ -91,12 +91,27 @@ def test_without_a_folder_it_lasts_as_long_as_the_process_and_a_file_that_is_gon
     assert train(folder=None) == run and read_update(run["file"])
 
 
-def test_claims_share_a_run(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(updates, "train_update", lambda base, **settings: asked.update(base=base, **settings))
-    shared_run("smollm2", "full", 1, folder="here")
-    expected = dict(base="smollm2", data="legal", method="full", steps=40, lr=2e-4, seed=1, r=8)
-    assert asked == expected | {"batch_size": 8, "folder": "here"}
+@pytest.mark.parametrize(
+    ("small", "size"), [(False, {"base": "smollm2"}), (True, {"base": "tiny", "steps": 16, "batch_size": 4})]
+)
+def test_claims_share_runs_at_each_ones_best_rate_for_the_first_seed(small, size):
+    asked = []
+
+    def each(function, trials):
+        assert function is train_update
+        asked.extend(trials)
+        best = {"lora": 1e-2, "full": 1e-4}  # of seed 5; the other seed would choose the highest rate
+        losses = [abs(np.log(t["lr"] / best[t["method"]])) if t["seed"] == 5 else -t["lr"] for t in trials]
+        return [{"validation": loss, "trial": trial} for loss, trial in zip(losses, trials, strict=True)]
+
+    contenders = {"A": {"method": "lora", "r": 4}, "all": {"method": "full"}}
+    found = shared_runs(each, contenders, (5, 6), small, "here")
+    same = {"data": "legal", "folder": "here", **size}
+    assert all(trial.items() >= same.items() for trial in asked)
+    assert [one["trial"]["seed"] for one in found["A"]["runs"]] == [5, 6] and found["A"]["runs"][0]["trial"]["r"] == 4
+    assert {name: one["lr"] for name, one in found.items()} == (
+        {"A": 2e-2, "all": 2e-3} if small else {"A": 1e-2, "all": 1e-4}
+    )
 
 
 def test_another_method_is_refused(train):
