@@ -108,6 +108,10 @@ def test_what_some_claims_store_beside_their_measure():
     assert rates == pytest.approx({"B zero, A random": 1e-2, "A zero, B random": 1.5e-3})
     same = measured("zero-b-start", first_zero(3.06), switched=True)[0]
     assert same["measured"] == [0, 0, 0] and set(same["rates"].values()) == {1e-2}
+    ranks = measured("full-rank-updates", WORLDS["full-rank-updates"][0])[0]
+    assert [ranks[method]["model.layers.1.q_proj"] for method in ("full", "lora")] == [120, 8]
+    turned = np.array(measured("dora-directions", WORLDS["dora-directions"][0])[0]["points"]["full"]["40"])[:, 0]
+    np.testing.assert_allclose(turned, np.linspace(-1, 1, 60))  # the picture's first axis is the change of direction
     curves = measured("early-curves", early(0.05))[0]
     assert curves["range at each look"] == pytest.approx([0.05, 0.15 / 1.1]) and curves["steps"] == [0, 5, 10]
     assert curves["losses"]["r = 1"] == pytest.approx([4, 3.025, 2.975])
