@@ -38,7 +38,7 @@ def ranks(base: str, file: str, seed: int) -> dict[str, dict[str, int]]:
 def run(setting: Setting) -> dict[str, Any]:
     """The ranks of full fine-tuning's update and of LoRA's."""
     base, r = ("tiny", 2) if setting.small else ("smollm2", 8)
-    contenders = {
+    contenders: dict[str, dict[str, Any]] = {
         "full": {"method": "lora" if setting.switched else "full", "r": r},
         "lora": {"method": "lora", "r": r},
     }

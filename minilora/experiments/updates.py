@@ -101,7 +101,7 @@ def shared_runs(
     """
     base = "tiny" if small else "smollm2"
     same = {"base": base, "folder": folder, **SHARED[base]}
-    given = {name: same | {"lr": RATES[base][one["method"]]} | one for name, one in contenders.items()}
+    given = {name: same | {"lr": RATES[base][one["method"]], **one} for name, one in contenders.items()}
     return tuned(each, train_update, given, seeds, walk=not small)
 
 
