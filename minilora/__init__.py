@@ -8,6 +8,7 @@
 Models
   load               load a model and its tokenizer: "tiny", "smollm2", a GGUF file, a folder or one on huggingface.co
   pull               download a named model and verify its SHA-256
+  save_model         write a whole model, trained as a whole or merged, as a Hugging Face folder or a GGUF file
   ModelFileError     what is wrong with the file of a model or an adapter
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
@@ -115,6 +116,7 @@ from .measure.preferences import preferences, with_reference
 from .measure.recall import answer_all, keyword_recall
 from .models.hub import pull
 from .models.load import load
+from .models.merge import save_model
 from .nn.gradcheck import gradcheck
 from .nn.layers import Linear
 from .nn.llama import Config, Llama
@@ -136,6 +138,6 @@ __all__ = [
     "encode_pairs", "encode_record", "encode_records", "encode_text", "finetune", "fit", "generate", "gradcheck",
     "keyword_recall", "load", "load_adapter", "lora_plus", "loss_and_grad", "mean_loss", "merge_adapter",
     "mixed_batch", "no_grad", "op", "predict_memory", "preferences", "pull", "read_records", "remove_adapter",
-    "save_adapter", "scale_adapter", "set_adapter", "sha256_of", "show_progress", "split_records",
+    "save_adapter", "save_model", "scale_adapter", "set_adapter", "sha256_of", "show_progress", "split_records",
     "unmerge_adapter", "with_reference",
 ]  # fmt: skip

@@ -1,11 +1,12 @@
 """Merge an adapter into its base and write the whole model, or export the adapter for llama.cpp.
 
 Both read the written file back and compare it. For 4-bit bases `merge` also measures how much of the update is lost.
+`save_model` writes a model that is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -19,18 +20,26 @@ from ..files.disk import ModelFileError, replacing_folder
 from ..files.levels import LEVELS
 from ..files.quant import bytes_of_row, codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
-from ..lora.adapters import base_state, lora_modules, merge_adapter, merged_state, set_adapter
+from ..lora.adapters import (
+    active_factors,
+    base_state,
+    is_merged,
+    lora_modules,
+    merge_adapter,
+    merged_state,
+    set_adapter,
+)
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import read_provenance
 from ..nn.families import FAMILIES, as_llama_cpp_has_it
-from ..nn.language_model import LanguageModel
+from ..nn.language_model import LanguageModel, check_language_model
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
 from .modelfile import write_modelfile
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_tokenizer
 from .with_adapters import base_of, load_with_adapters
 
 ADAPTER = "default"
@@ -173,9 +182,8 @@ def merge(
     source = GGUF(place) if place.suffix == ".gguf" else None
     set_adapter(model, ADAPTER)
     merge_adapter(model)
-    before, state = base_state(model), merged_state(model)
+    before, (config, state) = base_state(model), _whole(model)
     rounded_to = read_provenance(Path(adapter)).get("base", {}).get("rounded_to")
-    config = replace(model.config, tie_word_embeddings="lm_head.weight" not in state)
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" not in before:
         changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
@@ -184,21 +192,40 @@ def merge(
         lost = requantised(before, state, changed, config, source)
     elif rounded_to and rounded_to.upper() in LEVELS:
         lost = requantised(before, state, changed, config, kind=rounded_to.upper())
-    if format == "hf":
-        _save_whole_folder(out, config, state, tokenizer, kind)
-        written = load_folder(out)
-        size = sum(file.stat().st_size for file in out.iterdir())
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_gguf(out, config, state, tokenizer, kind, source, unchanged=set(before) - changed)
-        write_modelfile(out, tokenizer)
-        written = GGUF(out).load()
-        size = out.stat().st_size
+    _write(out, format, kind, config, state, tokenizer, source, set(before) - changed)
+    written = load_folder(out) if format == "hf" else GGUF(out).load()
+    size = sum(file.stat().st_size for file in (out.iterdir() if format == "hf" else [out]))
     if kind == "F32":
         _check_same(out, state if format == "hf" else as_llama_cpp_has_it(config, state)[1], written.state_dict())
     expected, got = _logits(model), _logits(written)
     apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
     return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to)
+
+
+def save_model(
+    model: LanguageModel, tokenizer: Tokenizer, out: str | Path, kind: str | None = None, overwrite: bool = False
+) -> Path:
+    """Write a whole model, trained as a whole or with a merged adapter: a folder for transformers, or, if `out` ends in
+    .gguf, a file for llama.cpp. Return its path. It appears whole or not at all.
+
+    model, tokenizer: as `load` returns them.
+    kind, overwrite: as for `merge`.
+
+    Raises ValueError while an adapter is active that is not merged, for a kind that the format does not have, values
+    too large for it, or if `out` exists.
+    """
+    check_language_model(model, "save_model")
+    check_tokenizer(tokenizer)
+    out = Path(out)
+    format, kind = resolve(out, None, kind)
+    _refuse_existing(out, format, overwrite)
+    if active_factors(model) and not is_merged(model):
+        raise ValueError(
+            "an adapter is active that is not merged: call merge_adapter to write it into the weights, or "
+            "set_adapter(model, None) to save the base alone"
+        )
+    _write(out, format, kind, *_whole(model), tokenizer)
+    return out
 
 
 def export(
@@ -299,6 +326,11 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
     for what, path in (("base", place), ("adapter", Path(adapter))):
         if out.exists() and path.exists() and out.samefile(path):
             raise ValueError(f"{out} is the {what} itself: choose another name")
+    _refuse_existing(out, format, overwrite)
+    return place
+
+
+def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
     if format == "gguf" and out.is_dir():
         raise ValueError(f"{out} is a folder: choose another name")
     if format == "gguf" and out.exists() and not overwrite:
@@ -307,14 +339,32 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
     if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
         only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")
-    return place
 
 
-def _save_whole_folder(out: Path, config: Any, state: dict[str, Array], tokenizer: Tokenizer, kind: str) -> None:
-    if kind == "F16":
-        state = in_dtype(state, "float16", "--type f32")
-    with replacing_folder(out) as partial:
-        save_folder(partial, config, state, tokenizer)
+def _whole(model: LanguageModel) -> tuple[Any, dict[str, Array]]:
+    """The config and the arrays of a model, merged if it is."""
+    state = merged_state(model) if is_merged(model) else base_state(model)
+    return replace(model.config, tie_word_embeddings="lm_head.weight" not in state), state
+
+
+def _write(
+    out: Path,
+    format: str,
+    kind: str,
+    config: Any,
+    state: dict[str, Array],
+    tokenizer: Tokenizer,
+    source: GGUF | None = None,
+    unchanged: Collection[str] = (),
+) -> None:
+    if format == "hf":
+        state = in_dtype(state, {"F32": "float32", "F16": "float16"}[kind], "--type f32 (kind='F32')")
+        with replacing_folder(out) as partial:
+            save_folder(partial, config, state, tokenizer)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_gguf(out, config, state, tokenizer, kind, source, unchanged)
+        write_modelfile(out, tokenizer)
 
 
 def _check_same(path: Path, state: Mapping[str, Array], written: Mapping[str, Array]) -> None:

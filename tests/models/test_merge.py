@@ -21,7 +21,7 @@ from minilora.models import load as zoo
 from minilora.models import merge as merging
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF
-from minilora.models.merge import MergeReport, Requantised, export, merge, requantised
+from minilora.models.merge import MergeReport, Requantised, export, merge, requantised, save_model
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 TEXTS = ["hello 12 hello", "  naïve\n\n<|im_start|>user 345<|im_end|>", "東京 ½²", ""]
@@ -87,6 +87,23 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
         original.pad_id,
         original.template,
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["folder", "model.gguf"])
+def test_a_model_in_memory_is_saved_as_it_computes(name, tied, tmp_path):
+    model, tokenizer = new_llama(tie_word_embeddings=tied), new_tokenizer()
+    save_model(model, tokenizer, tmp_path / name, "F32")
+    np.testing.assert_array_equal(logits(zoo.load(tmp_path / name)[0], IDS), logits(model, IDS))
+    adapted(model, target_modules=["embed_tokens", "q_proj"])
+    with pytest.raises(ValueError, match="not merged: call merge_adapter"):
+        save_model(model, tokenizer, tmp_path / "other")
+    merge_adapter(model)
+    with pytest.raises(ValueError, match="exists: choose"):
+        save_model(model, tokenizer, tmp_path / name)
+    save_model(model, tokenizer, tmp_path / name, "F16", overwrite=True)
+    merged = logits(model, IDS)
+    np.testing.assert_allclose(logits(zoo.load(tmp_path / name)[0], IDS), merged, atol=1e-2 * np.abs(merged).max())
 
 
 @pytest.mark.parametrize(
