@@ -14,6 +14,7 @@ from functools import singledispatch
 
 import numpy as np
 
+from .backend import Array
 from .tensor import Tensor, no_grad
 
 F = Callable[..., Tensor]
@@ -36,7 +37,7 @@ class GradcheckReport:
 
 
 @singledispatch
-def gradcheck(f: F, *arrays: np.ndarray, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0) -> GradcheckReport:
+def gradcheck(f: F, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0) -> GradcheckReport:
     """Check f's gradient with respect to every element of every array. Returns a GradcheckReport.
 
     Of a model, `ml.gradcheck(model, samples)`, see nn/gradcheck.py.

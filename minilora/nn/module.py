@@ -50,8 +50,8 @@ class Module:
     merged: bool = False  # True while an adapter's update is added to the weights
     rows_differ: bool = False  # True if a row's index decides how it is computed: then batches are not divided
 
-    def __call__(self, *inputs, **settings):
-        """Compute the module's output: `forward`, which every subclass defines."""
+    def __call__(self, *inputs: Any, **settings: Any) -> Tensor:
+        """Compute the module's output, a tensor: `forward`, which every subclass defines."""
         return self.forward(*inputs, **settings)
 
     def forward(self, *inputs, **settings):
