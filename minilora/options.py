@@ -120,8 +120,16 @@ def check(options: Any, *together: str) -> None:
     together: options that are refused where they are given and mean nothing with the values of the others.
     """
     for item in flag_fields(type(options)):
+        object.__setattr__(options, item.name, as_python(getattr(options, item.name)))
         check_value(type(options), item.name, getattr(options, item.name))
     meaningful(type(options), vars(options), [name for name in together if getattr(options, name)])
+
+
+def as_python(value: Any) -> Any:
+    """A scalar or an array of NumPy, alone or in a list, as Python and JSON have it."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_python, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def check_value(options: type, name: str, value: Any, called: str | None = None) -> None:

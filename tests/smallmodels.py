@@ -93,7 +93,7 @@ def shaken(model, name="default", seed=9):
 
 def one_layer(rng, m=5, n=6, bias=False, **settings):
     """A float64 linear layer with one active adapter, and the adapter's weights."""
-    base = Linear(n, m, bias=bias)
+    base = Linear(n, m, bias=bias, rng=None)
     base.weight.data = rng.standard_normal((m, n))
     if bias:
         base.bias.data = rng.standard_normal(m)

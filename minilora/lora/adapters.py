@@ -373,8 +373,8 @@ def refuse_new(model: Module, name: str) -> None:
     check_module(model)
     if name in model.adapters:
         raise ValueError(f"the model already has an adapter called {name!r}: remove it, or choose another name")
-    if not name or "." in name:
-        raise ValueError(f"an adapter's name must be non-empty and without dots, got {name!r}")
+    if not isinstance(name, str) or not name or "." in name:
+        raise ValueError(f"an adapter's name must be a non-empty text without dots, got {name!r}")
     refuse_merged(model, "adding an adapter")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..options import as_python
+
 ALL_LINEAR = "all-linear"
 FROM_BASE = ("pissa",)  # values of init_lora_weights that take A and B from the base's matrix, and subtract B A again
 _INITIALISATIONS = (True, False, "gaussian", *FROM_BASE)
@@ -57,11 +59,11 @@ class LoraConfig:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            object.__setattr__(self, name, _python(value))
+            object.__setattr__(self, name, as_python(value))
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict with patterns as keys, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, {key: _python(value) for key, value in getattr(self, name).items()})
+            object.__setattr__(self, name, {key: as_python(value) for key, value in getattr(self, name).items()})
         for where, rank in [
             ("r", self.r),
             *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items()),
@@ -146,13 +148,6 @@ class LoraConfig:
         left_out = self.exclude_modules or []
         each = {left_out: left_out} if isinstance(left_out, str) else {name: [name] for name in left_out}
         return unused + [f"exclude_modules {name!r}" for name, one in each.items() if not _matching(modules, one)]
-
-
-def _python(value: Any) -> Any:
-    """A scalar or an array of NumPy, alone or in a list, as Python has it."""
-    if isinstance(value, list | tuple):
-        return [_python(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _as_list(value: Any) -> Any:

@@ -17,7 +17,7 @@ class Linear(Module):
 
     in_features, out_features: the widths of x and y.
     bias: whether the layer has one; it starts at zero.
-    rng: the generator of the initial weight; without one the weight is zero.
+    rng: the generator of the initial weight; None for zeros, which a loaded weight replaces.
     std: the standard deviation of the initial weight, drawn from N(0, std²).
     """
 
@@ -26,7 +26,8 @@ class Linear(Module):
         in_features: int,
         out_features: int,
         bias: bool = False,
-        rng: np.random.Generator | None = None,
+        *,
+        rng: np.random.Generator | None,
         std: float = 0.02,
     ):
         self.in_features, self.out_features = in_features, out_features

@@ -93,9 +93,9 @@ class Attention(Module):
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
         C, D = config.hidden_size, config.head_dim
         self.config = config
-        self.q_proj = Linear(C, config.num_attention_heads * D, config.attention_bias, rng)
-        self.k_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng)
-        self.v_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng)
+        self.q_proj = Linear(C, config.num_attention_heads * D, config.attention_bias, rng=rng)
+        self.k_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng=rng)
+        self.v_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng=rng)
         self.o_proj = Linear(config.num_attention_heads * D, C, rng=rng)
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)

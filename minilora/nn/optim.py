@@ -30,7 +30,7 @@ class Optimizer:
         self.parameters = _listed(parameters)
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient; add an adapter or unfreeze the model")
-        if lr < 0:
+        if not lr >= 0:
             raise ValueError(f"the learning rate must not be negative, got {lr}")
         self.lr = lr
 

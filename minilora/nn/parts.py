@@ -7,7 +7,7 @@ have nothing to do, `sharded` divides long sequences among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -198,8 +198,10 @@ class PairBatch(Batch):
 # -- batches of samples ------------------------------------------------------------------------------------------------
 
 
-def check_samples(samples: Iterable[Example]) -> None:
-    """Raise TypeError if anything in `samples` is not a Sample or a Pair."""
+def check_samples(samples: Sequence[Example]) -> None:
+    """Raise TypeError if anything in `samples` is not a Sample or a Pair, or if it can be read only once."""
+    if not isinstance(samples, Sequence):
+        raise TypeError(f"expected a list of samples, got a {type(samples).__name__}")
     for sample in samples:
         if not isinstance(sample, Example):
             raise TypeError(

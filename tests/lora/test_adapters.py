@@ -183,7 +183,7 @@ def test_a_module_of_ones_own_can_be_adapted_and_without_a_linear_layer_the_reas
         def __init__(self):
             self.weight = np.ones((3, 3))
 
-    for none in (Foreign(), Linear(4, 4)):  # a layer alone has no place in which an adapted one could be put
+    for none in (Foreign(), Linear(4, 4, rng=None)):  # a layer alone has no place in which an adapted one could be put
         words = f"^{type(none).__name__} has no layer that can be adapted: .* minilora.Linear layers"
         for targets in ("all-linear", ["weight"], ".*"):
             with pytest.raises(ValueError, match=words):
@@ -299,6 +299,7 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: add_adapter(m, config(target_modules=["q_proj"]), "legal"), "already has an adapter called 'legal'"),
         (lambda m: add_adapter(m, config(), ""), "name"),
         (lambda m: add_adapter(m, config(), "a.b"), "without dots"),
+        (lambda m: add_adapter(m, config(), 3), "a non-empty text .* 3"),
         (lambda m: plan_adapter(m, config(), "legal"), "already has"),
         (lambda m: set_adapter(m, "absent"), "'absent'; it has: legal, support, medical"),
         (lambda m: set_adapter(m, {"legal": 1.0, "absent": 0.1}), "'absent'"),

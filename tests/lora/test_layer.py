@@ -173,7 +173,7 @@ def test_the_initial_values_of_a_and_b():
     r, n, m = 16, 400, 300
     found = {}
     for init in (True, "gaussian", False):
-        share = new_weights("x", Linear(n, m), config(r=r, init_lora_weights=init), np.random.default_rng(0))
+        share = new_weights("x", Linear(n, m, rng=None), config(r=r, init_lora_weights=init), np.random.default_rng(0))
         found[init] = a, b = share.lora_A.data, share.lora_B.data
         assert a.shape == (r, n) and b.shape == (m, r) and a.dtype == b.dtype == np.float32
         assert b.any() == (init is False)

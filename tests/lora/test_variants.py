@@ -240,7 +240,7 @@ def test_pissa_trains_as_if_the_residual_were_the_frozen_base(rng):
     residual = layer.weight.data - share.scale * share.lora_B.data @ share.lora_A.data
     for factor in (share.lora_A, share.lora_B):  # in place, as training does: the initial factors stay
         factor.data += 0.1
-    other = LoraLinear(Linear(6, 5))
+    other = LoraLinear(Linear(6, 5, rng=None))
     other.weight.data = residual
     other.adapters["a"] = LoraWeights(share.lora_A.data.copy(), share.lora_B.data.copy(), share.scale)
     other.active = {"a": 1.0}

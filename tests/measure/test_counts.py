@@ -36,7 +36,7 @@ def test_counts_of_a_model_and_of_an_adapter_on_it(tiny_model):
 def test_a_bias_counts_with_its_module():
     class Network(Module):
         def __init__(self):
-            self.first, self.second = Linear(3, 5, bias=True), Linear(5, 2, bias=True)
+            self.first, self.second = Linear(3, 5, bias=True, rng=None), Linear(5, 2, bias=True, rng=None)
             self.second.requires_grad_(False)
 
     counts = count_parameters(Network())

@@ -114,7 +114,7 @@ def test_what_replaces_the_head_makes_logits_and_loss(rng, ids):
             return super().forward(x) * 2
 
     model = in_float64(Llama(replace(SMALL, tie_word_embeddings=False), rng))
-    before, head = model(ids).data, Doubled(8, 11)
+    before, head = model(ids).data, Doubled(8, 11, rng=None)
     head.weight = model.lm_head.weight
     model.set_submodule("lm_head", head)
     np.testing.assert_allclose(model(ids).data, 2 * before, rtol=1e-12)

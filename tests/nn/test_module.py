@@ -35,7 +35,7 @@ def test_a_tied_embedding_is_one_parameter_counted_once():
 def test_a_parameter_that_two_modules_hold_is_named_once():
     class Twins(Module):
         def __init__(self):
-            self.first, self.second = Linear(2, 2), Linear(2, 2)
+            self.first, self.second = Linear(2, 2, rng=None), Linear(2, 2, rng=None)
             self.second.weight = self.first.weight
 
     assert [name for name, _ in Twins().named_parameters()] == ["first.weight"]
@@ -96,7 +96,7 @@ def test_a_frozen_model_builds_no_graph_and_a_frozen_part_gets_no_gradient(model
 
 def test_every_submodule_can_be_replaced_by_its_name(model):
     for path in [path for path, _ in model.named_modules() if path]:
-        copy, new = Llama(SMALL), Linear(1, 1)
+        copy, new = Llama(SMALL), Linear(1, 1, rng=None)
         copy.set_submodule(path, new)
         assert copy.get_submodule(path) is new and dict(copy.named_modules())[path] is new
         assert f"{path}.weight" in copy.state_dict()
@@ -134,4 +134,6 @@ def test_new_weights_are_float32_follow_the_seed_and_are_zero_without_one():
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other) and one.dtype == np.float32
     assert one.std() == pytest.approx(0.02, rel=0.1)
-    assert not Linear(3, 4).weight.data.any()
+    assert not Linear(3, 4, rng=None).weight.data.any()
+    with pytest.raises(TypeError, match="rng"):
+        Linear(3, 4)  # which would not learn next to another layer of zeros
