@@ -139,8 +139,8 @@ def test_a_packed_matrix_is_dequantised_and_then_rounded_and_is_finite_if_its_va
     w = rng.standard_normal((2100, 64), dtype=np.float32)
     w[5, 5] = 3e38 if kind == "BF16" else 1
     packed = Packed(quantize(w, kind), kind, in_bfloat16=True)
-    np.testing.assert_array_equal(packed.factor().bits, bfloat16.rounded(packed.unpack()))
-    np.testing.assert_array_equal(packed.factor(17, 2090).bits, bfloat16.rounded(packed.unpack(17, 2090)))
+    np.testing.assert_array_equal(packed.factor().stored, bfloat16.rounded(packed.unpack()))
+    np.testing.assert_array_equal(packed.factor(17, 2090).stored, bfloat16.rounded(packed.unpack(17, 2090)))
     assert packed.is_finite()
     for bad in (np.nan, np.inf, -np.inf) if kind == "BF16" else ():
         w[2099, 7] = bad

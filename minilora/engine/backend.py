@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-HAS_BLAS = sys.platform != "emscripten"
 Array = Any  # a numpy.ndarray or a cupy.ndarray: both offer the same methods, neither has a common base class
 
 
@@ -43,45 +42,6 @@ def dense(w: Array, start: int = 0, stop: int | None = None) -> Array:
     if is_packed(w):
         return w.unpack(start, stop)
     return w if stop is None else w[start:stop]
-
-
-def factor(w: Array, start: int = 0, stop: int | None = None) -> Array:
-    """Rows of a matrix as the right factor of a matmul: `x @ factor(w)`, `x @ factor(w).T`.
-
-    Their values, as of `dense`, or a matrix in bfloat16 (bfloat16.py) if a packed matrix computes in it.
-    """
-    return w.factor(start, stop) if is_packed(w) else fast_factor(w[start:stop])
-
-
-def fast_factor(w: Array) -> Array:
-    """A matrix as the right factor of a matmul: itself, or in a browser, where NumPy has no BLAS, an `EinsumFactor`."""
-    return w if HAS_BLAS else EinsumFactor(w)
-
-
-class EinsumFactor:
-    """A matrix (k, m) as the right factor, x @ w, whose product `einsum` computes.
-
-    Without a BLAS library `einsum` is 1.8 times as fast as `x @ w.T`, 4 times as fast as `x @ w`, and a training step
-    of the tiny base takes half the time.
-    """
-
-    __array_ufunc__ = None  # so that array @ factor calls __rmatmul__
-
-    def __init__(self, w: np.ndarray):
-        self.w = w
-
-    @property
-    def T(self) -> EinsumFactor:
-        """The transposed matrix."""
-        return EinsumFactor(self.w.T)
-
-    def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.einsum("nk,km->nm", x, self.w))  # order="C" would take twice the time
-
-
-def adds_products(w: Array) -> bool:
-    """True if `factor(w)` can add a product to an existing array at no cost: in bfloat16 it can."""
-    return getattr(w, "in_bfloat16", False)
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from .backend import Array, adds_products, array_module, factor, fast_factor, is_packed
+from .backend import Array, array_module, is_packed
+from .factors import adds_products, factor, fast_factor, one_core_factor
 from .tensor import is_recording, op, shared_backward
 
 Recompute = Callable[[], Array] | None
@@ -73,7 +74,7 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
             return y
         parts = [product(x, factor(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
         return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
-    if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17:
+    if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17 and one_core_factor(w) is w:
         return array_module(x).ascontiguousarray((w @ x.T).T)
     return x @ fast_factor(w).T
 
@@ -91,6 +92,11 @@ def product_back(g: Array, w: Array, thin: Thin = None) -> Array:
     for part in parts:
         out += part
     return out
+
+
+def summed_product(g: Array, x: Array) -> Array:
+    """gᵀ x, a gradient summed over all tokens      g (N, m)  x (N, n)  ->  (m, n)"""
+    return g.T @ one_core_factor(x)
 
 
 def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array:
@@ -119,7 +125,7 @@ def linear(x, w, bias=None, recompute: Recompute = None):
         return product_back(rows(g), w).reshape(shape)
 
     def dw(g):
-        return rows(g).T @ rows(x_of())
+        return summed_product(rows(g), rows(x_of()))
 
     return y.reshape(*shape[:-1], len(w)), dx, dw, lambda g: rows(g).sum(axis=0)
 
@@ -162,14 +168,14 @@ def lora_linear(x, w, a, b, scale: float, mask: Mask | None = None, recompute: R
         return low.reshape(shape)
 
     def dw(g):  # w is frozen in LoRA: the engine drops this VJP, and it never runs
-        return rows(g).T @ rows(x_of())
+        return summed_product(rows(g), rows(x_of()))
 
     def da(g):
         x = rows(x_of())
-        return gb_of(g).T @ (x if mask_of is None else x * mask_of(x))  # (r, n)
+        return summed_product(gb_of(g), x if mask_of is None else x * mask_of(x))  # (r, n)
 
     def db(g):
-        return rows(g).T @ xa  # (m, r)
+        return summed_product(rows(g), xa)  # (m, r)
 
     return y.reshape(*shape[:-1], len(w)), dx, dw, da, db
 
@@ -206,13 +212,13 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
         return out
 
     def dw(g):
-        return rows(g).T @ rows(x)
+        return summed_product(rows(g), rows(x))
 
     def da_of(b, at, scale):
-        return lambda g: rows(through(g[at], b, scale)).T @ rows(x[at])  # (r, n)
+        return lambda g: summed_product(rows(through(g[at], b, scale)), rows(x[at]))  # (r, n)
 
     def db_of(at, low):
-        return lambda g: rows(g[at]).T @ rows(low)  # (m, r)
+        return lambda g: summed_product(rows(g[at]), rows(low))  # (m, r)
 
     pairs = zip(every, lows, strict=True)
     return y, dx, dw, *(vjp for (_, b, at, scale), low in pairs for vjp in (da_of(b, at, scale), db_of(at, low)))

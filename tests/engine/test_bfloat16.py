@@ -1,7 +1,6 @@
 """Matmuls in bfloat16, against the bound that rounding gives; and the message on machines without them."""
 
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.engine import bfloat16
+from minilora.engine import bfloat16, onednn
 from minilora.engine.bfloat16 import BFloat16, rounded, to_float32
 from minilora.engine.parallel import has_one_core
 
@@ -80,7 +79,7 @@ def test_rounding_reads_what_is_not_in_order(rng):
 def test_roundings_of_many_sizes_are_freed(rng, monkeypatch):
     alive = []
 
-    class Watched(bfloat16._Made):
+    class Watched(onednn._Made):
         def __init__(self, *inputs):
             alive.append(None)
             super().__init__(*inputs)
@@ -89,7 +88,7 @@ def test_roundings_of_many_sizes_are_freed(rng, monkeypatch):
             alive.pop()
             super().__del__()
 
-    monkeypatch.setattr(bfloat16, "_Made", Watched)
+    monkeypatch.setattr(onednn, "_Made", Watched)
     x = rng.standard_normal(1000, dtype=np.float32)
     for size in range(1, 1000):
         rounded(x[:size])
@@ -141,7 +140,7 @@ def test_the_same_product_has_the_same_bits_in_every_thread_and_every_run(rng, m
         has_one_core.set(True)
         return x @ in_bfloat16.T
 
-    library, threads = bfloat16._library(), []
+    library, threads = onednn.library(), []
     monkeypatch.setattr(library, "_cores", 2)
     monkeypatch.setattr(library, "_set_threads", threads.append)
     with ThreadPoolExecutor(4) as pool:
@@ -163,37 +162,6 @@ def test_shapes_that_do_not_fit_are_refused(rng):
 # -- where there are none ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fresh():
-    """Forget what was found about this machine, before and after."""
-    for found in (bfloat16._library, bfloat16.why_not):
-        found.cache_clear()
-    yield
-    for found in (bfloat16._library, bfloat16.why_not):
-        found.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("names", "machine", "reason"),
-    [
-        (["libno-such-thing.so"], ["Linux", "x86_64"], r"libno-such-thing\.so.*pip install 'minilora\[bf16\]'$"),
-        (
-            ["libm.so.6"],
-            ["Linux", "x86_64"],
-            r"^oneDNN is not installed \(libm\.so\.6 is built in another way.*pip install",
-        ),
-        ([], ["Darwin", "arm64"], "^it needs Linux on x86_64, this is Darwin on arm64$"),  # nothing to install
-    ],
-)
-def test_a_machine_without_the_library_says_why(fresh, monkeypatch, names, machine, reason):
-    if sys.platform != "linux" and names:
-        pytest.skip("needs Linux's libraries")
-    monkeypatch.setattr(bfloat16, "_NAMES", names)
-    monkeypatch.setattr(bfloat16.platform, "system", lambda: machine[0])
-    monkeypatch.setattr(bfloat16.platform, "machine", lambda: machine[1])
-    assert re.search(reason, bfloat16.why_not())
-
-
 @here
 def test_a_processor_without_the_matmul_says_so():
     command = [sys.executable, "-c", "from minilora.engine import bfloat16; print(bfloat16.why_not())"]
@@ -203,25 +171,13 @@ def test_a_processor_without_the_matmul_says_so():
     assert run.stdout == "this processor has no matmul in bfloat16 (AMX, AVX512-BF16)\n"
 
 
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
-def test_idle_threads_spin_for_a_short_time_unless_the_environment_says_otherwise(given, monkeypatch):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    before = dict(os.environ)
-    with bfloat16._patience():
-        assert os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT", None if given else "10000")
-    assert dict(os.environ) == before
-
-
 @pytest.mark.parametrize(
     ("flags", "told"), [("fpu avx2 avx512f", False), ("fpu avx512_bf16", True), ("amx_bf16 fpu", True)]
 )
 def test_a_processor_that_could_be_faster_is_told_how(flags, told, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(f"flags: {flags}")
     monkeypatch.setattr(bfloat16, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(bfloat16, "_library", None)  # is not loaded
+    monkeypatch.setattr(onednn, "library", None)  # is not loaded
     assert ("--bf16" in (bfloat16.hint() or "")) == told
     monkeypatch.setattr(bfloat16, "CPUINFO", tmp_path / "absent")
     assert bfloat16.hint() is None

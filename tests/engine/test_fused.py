@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora.engine import backend, fused
+from minilora.engine import factors, fused
 from minilora.engine.attention import Packing, attention, textbook_attention
 from minilora.engine.tensor import Tensor, no_grad
 
@@ -61,16 +61,16 @@ def test_without_blas_products_and_the_loss_are_the_same(rng, monkeypatch, token
         lambda: run(lambda *each: fused.linear_cross_entropy(*each, labels), x, head),
     ]
     with_blas = [way() for way in ways]
-    assert type(backend.factor(w)) is np.ndarray
-    monkeypatch.setattr(backend, "HAS_BLAS", False)
-    assert type(backend.factor(w)) is type(backend.factor(w).T) is backend.EinsumFactor
+    assert type(factors.factor(w)) is np.ndarray
+    monkeypatch.setattr(factors, "HAS_BLAS", False)
+    assert type(factors.factor(w)) is type(factors.factor(w).T) is factors.EinsumFactor
     for order in "CF":
         y = fused.product(np.asarray(x, order=order), w)
         np.testing.assert_allclose(y, x @ w.T, rtol=1e-11, atol=1e-11)
         assert y.flags.c_contiguous and fused.product_back(np.asarray(y, order=order), w).flags.c_contiguous
     for one, other in zip(with_blas, (way() for way in ways), strict=True):
         assert_same(one, other)
-    monkeypatch.setattr(backend.EinsumFactor, "__rmatmul__", lambda factor, x: "by einsum")
+    monkeypatch.setattr(factors.EinsumFactor, "__rmatmul__", lambda factor, x: "by einsum")
     assert fused.product(x, w) == fused.product_back(y, w) == "by einsum"
 
 
