@@ -2,14 +2,16 @@
 
 import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minilora.engine import bfloat16, factors, fused, onednn
 from minilora.engine.onednn import Factor
-from minilora.engine.parallel import cores, has_one_core
+from minilora.engine.parallel import has_one_core
 
 here = pytest.mark.skipif(not onednn._is_faster(), reason="oneDNN with AVX-512: pip install 'minilora[bf16]'")
 
@@ -85,7 +87,7 @@ def test_without_the_library_or_avx512_a_matrix_is_its_own_factor(rng, one_core,
 
 
 @here
-@pytest.mark.parametrize("rows", [1, 20, 70])
+@pytest.mark.parametrize("rows", [1, 20, 300])
 def test_operations_are_the_same_whichever_library_multiplies(rng, rows, one_core, monkeypatch):
     x, w, a, b = floats(rng, rows, 300), floats(rng, 320, 300), floats(rng, 4, 300), floats(rng, 320, 4)
     g, used = floats(rng, rows, 320), []
@@ -106,14 +108,16 @@ def test_operations_are_the_same_whichever_library_multiplies(rng, rows, one_cor
 
 
 @here
-def test_loaded_by_a_thread_that_has_one_core_it_uses_all_cores_elsewhere(fresh, one_core):
+def test_loaded_by_a_thread_that_has_one_core_it_uses_all_cores_elsewhere(fresh, one_core, monkeypatch):
+    monkeypatch.setattr(onednn, "cores", lambda: 1)  # as NumPy's library has in such a thread
     limited, used = onednn.library(), []
     limited._set_threads = used.append
     x = np.ones((4, 4), np.float32)
     x @ Factor(x)
+    monkeypatch.setattr(onednn, "cores", lambda: 5)
     has_one_core.set(False)
     x @ Factor(x)
-    assert used == [1, cores()]
+    assert used == [1, 5]
 
 
 # -- where there are none ----------------------------------------------------------------------------------------------
@@ -138,6 +142,21 @@ def test_a_machine_without_the_library_says_why(fresh, monkeypatch, names, machi
     monkeypatch.setattr(onednn.platform, "system", lambda: machine[0])
     monkeypatch.setattr(onednn.platform, "machine", lambda: machine[1])
     assert re.search(reason, bfloat16.why_not()) and not onednn._is_faster()
+
+
+INSTALLED = (sys.platform == "linux") and any(Path(sys.prefix, "lib").glob("libdnnl.so.3"))
+
+
+@pytest.mark.skipif(not INSTALLED or not bfloat16.CPUINFO.exists(), reason="oneDNN: pip install 'minilora[bf16]'")
+@pytest.mark.parametrize("most", ["ALL", "AVX512_CORE", "AVX2"])
+def test_what_the_processor_has_decides(most):
+    code = "from minilora.engine import bfloat16 as b, onednn; print(b.why_not() is None, onednn._is_faster())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": most}, capture_output=True, text=True
+    )
+    flags = bfloat16.CPUINFO.read_text()
+    has = most == "ALL" and ("avx512_bf16" in flags or "amx_bf16" in flags), most != "AVX2" and "avx512f" in flags
+    assert run.stdout.split() == [str(each) for each in has], run.stderr
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
