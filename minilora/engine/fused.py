@@ -94,11 +94,6 @@ def product_back(g: Array, w: Array, thin: Thin = None) -> Array:
     return out
 
 
-def summed_product(g: Array, x: Array) -> Array:
-    """gᵀ x, a gradient summed over all tokens      g (N, m)  x (N, n)  ->  (m, n)"""
-    return g.T @ one_core_factor(x)
-
-
 def add_product(out: Array, thin: Array, wide: Array, block: int = 128) -> Array:
     """out += thin @ wide, a block of rows at a time: each block's product is added while it is still in the cache."""
     # With a transposed view, each of the small products would cost more.
@@ -125,7 +120,7 @@ def linear(x, w, bias=None, recompute: Recompute = None):
         return product_back(rows(g), w).reshape(shape)
 
     def dw(g):
-        return summed_product(rows(g), rows(x_of()))
+        return rows(g).T @ rows(x_of())
 
     return y.reshape(*shape[:-1], len(w)), dx, dw, lambda g: rows(g).sum(axis=0)
 
@@ -168,14 +163,14 @@ def lora_linear(x, w, a, b, scale: float, mask: Mask | None = None, recompute: R
         return low.reshape(shape)
 
     def dw(g):  # w is frozen in LoRA: the engine drops this VJP, and it never runs
-        return summed_product(rows(g), rows(x_of()))
+        return rows(g).T @ rows(x_of())
 
     def da(g):
         x = rows(x_of())
-        return summed_product(gb_of(g), x if mask_of is None else x * mask_of(x))  # (r, n)
+        return gb_of(g).T @ (x if mask_of is None else x * mask_of(x))  # (r, n)
 
     def db(g):
-        return summed_product(rows(g), xa)  # (m, r)
+        return rows(g).T @ xa  # (m, r)
 
     return y.reshape(*shape[:-1], len(w)), dx, dw, da, db
 
@@ -212,13 +207,13 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
         return out
 
     def dw(g):
-        return summed_product(rows(g), rows(x))
+        return rows(g).T @ rows(x)
 
     def da_of(b, at, scale):
-        return lambda g: summed_product(rows(through(g[at], b, scale)), rows(x[at]))  # (r, n)
+        return lambda g: rows(through(g[at], b, scale)).T @ rows(x[at])  # (r, n)
 
     def db_of(at, low):
-        return lambda g: summed_product(rows(g[at]), rows(low))  # (m, r)
+        return lambda g: rows(g[at]).T @ rows(low)  # (m, r)
 
     pairs = zip(every, lows, strict=True)
     return y, dx, dw, *(vjp for (_, b, at, scale), low in pairs for vjp in (da_of(b, at, scale), db_of(at, low)))
