@@ -171,7 +171,7 @@ def test_a_finished_job_writes_its_results_and_the_command_on_its_page_works(
     assert status(*job(tiny_folder, "--base", "base", "--data", "data.jsonl", "--method", method)) == 0
     out, err = capsys.readouterr()
     results = tmp_path / folder
-    assert {weights, "metrics.json", "picture.png"} <= set(written(results))
+    assert {weights, "metrics.json", "picture.png", "README.md"} <= set(written(results))
     assert not [name for name in written(results) if "partial" in name or "writable" in name]
     assert (results / "picture.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))

@@ -7,8 +7,6 @@ from matplotlib.figure import Figure
 RESULT = {"sets": {}, "scores": {}, "labels": {"own": {}}, "fields": {}, "open_book": {"own": {}}}
 PICTURES = [  # the command; what computes its result; what it writes
     ("compare --out x --json", "commands.compare.compare", "x/picture.png x/picture-dark.png"),
-    ("compare --domains --out x --json", "commands.domains.compare_domains",
-     "x/domains/domains.png x/domains/domains-dark.png"),
     ("eval --matrix m.svg --confusion c.png --context b.md --passages p.png --json", "commands.eval.evaluate_adapters",
      "m.svg c.png p.png"),
     ("report x --picture r.svg", "commands.report.read_metrics",

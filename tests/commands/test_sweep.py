@@ -283,6 +283,7 @@ def test_a_sweep_with_more_values_adds_its_trials_to_those_that_are_there(tiny_f
     grown = sweep(SweepOptions(**first | more))
     assert len(no_training) == len(table()) > count == len(before) == 4
     assert sorted(int(row["trial"]) for row in table()) == list(range(len(table())))
+    assert grown["time"]["made"] == len(table()) - count  # those that were there took no time
     fresh = sweep(SweepOptions(**first | more | {"out": "fresh"}))
     in_order = [sorted(table(folder), key=lambda row: int(row["trial"])) for folder in ("s", "fresh")]
     assert in_order[0] == in_order[1] and grown["settings"] == fresh["settings"]
@@ -422,6 +423,8 @@ def test_the_best_setting_is_a_command():
     best = summed([3.0, 2.0], r=[1, 4], use_dora=[True], target_modules=["qv"], lr=[3e-3], steps=[60])["best"]["lora"]
     told = "--r 4 --target-modules q_proj v_proj --use-dora --strength 1 --steps 60 --lr 0.003"
     assert best["command"] == f"minilora finetune --base tiny {told}"
+    several = summed([3.0, 2.0], seed=[1, 2], lr=[3e-3])["best"]["lora"]  # it stands for all its seeds
+    assert several["command"] == "minilora finetune --base tiny --strength 1 --lr 0.003"
 
 
 def test_the_page_fits_and_says_what_failed():

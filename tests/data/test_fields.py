@@ -271,6 +271,7 @@ def test_without_columns_of_fields_a_text_is_a_text(tmp_path):
         (" my", "my tent", False), ("", "my", False), ("a-b", "(a-b)", True), ("x.", "x. y", True),
         ("ab", "aab ab", True), (5, "5 of 10", True), (1, "5 of 10", False), (1200, "for 1,200", True),
         (1200.5, "1,200.50 it was", True), (200, "for 1,200", False), (12, "in 12,13", True),
+        (1234567, "no. 1234567", True),
     ],
 )  # fmt: skip
 def test_a_copy_is_whole_words_or_a_number(value, text, copied):

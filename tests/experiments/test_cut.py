@@ -1,5 +1,6 @@
 """An update cut to a rank: with all of its directions it is whole, and the first are worth more than any others."""
 
+import numpy as np
 import pytest
 
 from minilora.experiments import cut
@@ -40,3 +41,10 @@ def test_of_a_known_update_the_shares_are_known(monkeypatch):
     assert found["left"]["3"] == pytest.approx(1, abs=1e-3) and found["loss"][0] != found["loss"][1]
     again = cut_update(lr=1e-3, seed=0, ranks=[3, 1], **FEW)  # each from the base, whatever came before it
     assert again["left"]["1"] == pytest.approx(found["left"]["1"])
+    matrices = [p for _, p in tiny_base()[0].named_parameters() if p.ndim == 2]
+    monkeypatch.setattr(cut, "mean_loss", lambda *given: -float(sum(np.trace(p.data) for p in matrices)))
+    monkeypatch.setattr(cut, "singular_values", lambda noise: np.ones(min(noise.shape)))
+    half = cut_update(lr=1e-3, seed=0, ranks=[64], at_random=True, **FEW)
+    assert 0.3 < half["left"]["64"] < 0.8  # half of the directions, or all of a smaller matrix
+    sizes = [min(p.shape) for p in matrices]
+    assert half["chance"]["64"] == pytest.approx(np.mean([min(64 / size, 1) for size in sizes])) and len(set(sizes)) > 1

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from modelfiles import new_tokenizer
 
 import minilora as ml
 from minilora.data.labels import LabelTask
@@ -49,6 +50,14 @@ def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, mon
     expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert len({round(x, 2) for x in found[:3].ravel()}) == found[:3].size
+
+
+def test_where_the_end_of_the_prompt_merges_with_some_labels_only_the_labels_count(talker):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}"
+    template += "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    merging = new_tokenizer(digits=False, merges=["Ġ b"], template=template)
+    expected = [[brute_force(talker, merging, talk, label) for label in LABELS] for talk in TALKS[:2]]
+    np.testing.assert_allclose(label_logprobs(talker, merging, TALKS[:2], LABELS), expected, rtol=1e-4)
 
 
 def test_a_model_that_is_very_sure_has_finite_log_likelihoods(talker, tokenizer):

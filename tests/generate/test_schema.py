@@ -102,9 +102,9 @@ def test_every_string_can_be_answered_letter_by_letter(text, copied):
     assert guide.allowed(1).tolist() == [tiny().eos_id] and not guide.hurried
 
 
-@pytest.mark.parametrize("value", [0, -1, 12.5, 1200, -0.001, 999999999999999])
-def test_numbers_are_those_of_json(value):
-    task = FieldTask.of({"properties": {"x": {"type": "number"}}})
+@pytest.mark.parametrize("value", [0, -1, 12.5, 1200, -0.001, 999999999999999, True, False, None])
+def test_numbers_and_truths_are_those_of_json(value):
+    task = FieldTask.of({"properties": {"x": {"type": ["number", "boolean", "null"]}}})
     guide = Guide(Language.of(task), vocabulary_of(tiny()))
     for token in tiny().encode(task.answer({"x": value})):
         assert token in guide.allowed(1000)

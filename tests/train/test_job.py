@@ -28,6 +28,7 @@ from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.measure.recall import answer_all
 from minilora.models.load import load
 from minilora.nn.module import sha256_of
+from minilora.nn.ranks import ALONE
 from minilora.train import job
 from minilora.train import metrics as measuring
 from minilora.train.job import finetune
@@ -130,6 +131,16 @@ def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_ru
     ]
     assert metrics["kept"]["which"] == "best" and read_provenance(tmp_path / "run")["data"]["split"] == RULE
     assert (tmp_path / "run" / "picture.png").is_file() and "unseen" in page(metrics)
+
+
+def test_full_fine_tuning_would_need_as_much_memory_whatever_the_base_is_packed_to(home):
+    found = []
+    for packed in (False, "q8_0"):
+        model, tokenizer = ml.load(home / "base", packed)
+        ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4))
+        material = material_of(options(home, "unused"), tokenizer)
+        found.append(measuring.memory_of(model, material, 4, 0, ALONE, None)["full_predicted"])
+    assert found[0] == found[1]
 
 
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):

@@ -25,12 +25,14 @@ def test_records_that_are_truncated_are_named(home, tokenizer, said):
 
 def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_path, tokenizer, said):
     terms = [{key: value for key, value in TERMS[i % 12].items() if key not in ("split", "id")} for i in range(60)]
+    terms = [one | {"validation_paraphrase": "So?"} for one in terms]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
     chosen = options(home, "unused", data=str(tmp_path / "data.jsonl"), eval_records=3)
     material = material_of(chosen, tokenizer)
     assert [r.id for r in material.asked["paraphrase"]] == ["line-1", "line-21", "line-41"]
     assert [r.id for r in material.asked["unseen"]] == ["line-10", "line-30", "line-50"]
     sizes = [len(material.train), len(material.validation), len(material.scored["general"])]
+    assert len(material.validation_paraphrase) == 3
     assert sizes == [48, 3, 6] and material.sampled_from == {"validation": 6, "unseen": 6}
     assert [line for line in said() if "sample" in line] == [
         f"{name}: a sample of 3 of 6 is measured (--eval-records 3)" for name in ("validation", "unseen")
@@ -53,6 +55,7 @@ def test_labels_are_validated_with_all_messages_however_few_others_are_measured(
     material = material_of(chosen, tokenizer)
     assert len(material.validation) == len(split_records(read_records(chosen.data))["validation"]) > 3
     assert material.sampled_from == {"unseen": 12} and len(material.scored["unseen"]) == 3
+    assert len(material.checked.records) == 12  # as many are asked for their label
 
 
 def test_the_fingerprint_depends_on_every_wording_and_label_of_training_and_validation_and_on_nothing_else():
@@ -146,7 +149,7 @@ def test_where_no_record_has_keywords_a_few_are_asked_all_the_same(
 
 def test_a_question_that_is_only_shown_and_does_not_fit_is_left_out(tokenizer):
     long, short = (Record("a", ({"role": "user", "content": word}, {"role": "assistant", "content": "y"})) for word in
-                   ("x" * 500, "x"))  # fmt: skip
+                   ("x" * 160, "x"))  # fmt: skip
     material = sets_of(train=[SHORT], shown={"train": [long, short]})
     material.refuse_what_is_longer(200, "own.jsonl", tokenizer)
     assert material.shown == {"train": [short]}

@@ -13,7 +13,8 @@ from minilora.lora.config import LoraConfig
 from minilora.options import UsageError, flag, flag_fields, from_flags
 from minilora.train.options import Options
 
-RATES = [({}, 2e-3), (dict(method="full"), 2e-4), (dict(lr=0.5), 0.5), (dict(method="full", lr=0.5), 0.5)]
+RATES = [({}, 2e-3), (dict(method="full"), 2e-4), (dict(lr=0.5), 0.5), (dict(method="full", lr=0.5), 0.5),
+         (dict(loss="dpo"), 2e-4), (dict(method="full", loss="dpo"), 2e-5)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "rate"), RATES)
@@ -40,6 +41,7 @@ PLACES = [  # options, where results go
     (dict(base="tiny"), "runs/legal-tiny"),
     (dict(base="models/Llama-3.2-1B", method="full"), "runs/legal-Llama-3.2-1B-full"),
     (dict(base="models/x.gguf", data="support"), "runs/support-x"),
+    (dict(data="org/set@main:train"), "runs/set-train"),
     (dict(base="tiny", out="there", method="full"), "there"),
 ]
 

@@ -18,7 +18,8 @@ from minilora.files import tensors
 from minilora.train import checkpoint, job
 from minilora.train.job import finetune
 from minilora.train.log import read_log
-from minilora.train.loop import Trainer
+from minilora.train.loop import History, Trainer
+from minilora.train.material import Measured
 
 CHECKPOINT = "run.partial/checkpoint"
 
@@ -40,6 +41,14 @@ def stop_at(monkeypatch):
 
 
 run = trained
+
+
+def test_a_state_is_read_as_it_was_written(tmp_path):
+    history = History([1.0], [0.5], [1e-3], [0.1], 7, [(1, 2.0)], {"unseen": [(1, 2.0)]})
+    before = Measured({"unseen": 1.0}, {"unseen": 0.5}, {"unseen": ["x"]}, {"base": [[0.5]]}, {"unseen": {"margin": 1}})
+    state = checkpoint.State({"r": 8}, "base", "data", before, history, True, {"unseen": 3.0})
+    checkpoint.save_trained(tmp_path, state)
+    assert checkpoint.read_state(tmp_path) == state
 
 
 def weights(folder):
