@@ -11,7 +11,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ..engine.backend import Array, dense, is_packed, to_numpy
 from ..engine.tensor import Tensor
 from ..files.tensors import check_fit
 
+Held = TypeVar("Held")
 _HASHED = 1 << 20  # values hashed at a time: a packed matrix is never dequantised whole
 
 
@@ -43,7 +44,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A node of the tree: its attributes are parameters and other modules; modules in a list are numbered."""
+    """A node of the tree: its attributes are parameters and other modules, or lists, tuples and dicts of them."""
 
     training: bool = True
     adapters: Mapping[str, Any] = MappingProxyType({})  # a model's adapters by name: see lora/adapters.py
@@ -59,17 +60,18 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     # -- the tree --------------------------------------------------------------------------------------------------
-    def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly below this one, as (name, module).
-
-        Items of a list or dict of modules are named `layers.0`, `adapters.legal`.
-        """
+    def _held(self, kind: type[Held]) -> Iterator[tuple[str, Held]]:
+        """The attributes of this kind, and those in a list, tuple or dict, with names such as `layers.0`."""
         for name, value in vars(self).items():
-            if isinstance(value, Module):
+            if isinstance(value, kind):
                 yield name, value
-            elif isinstance(value, (list, dict)):
+            elif isinstance(value, (list, tuple, dict)):
                 items = value.items() if isinstance(value, dict) else enumerate(value)
-                yield from ((f"{name}.{key}", module) for key, module in items if isinstance(module, Module))
+                yield from ((f"{name}.{key}", item) for key, item in items if isinstance(item, kind))
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below this one, as (name, module), such as `head`, `layers.0` or `adapters.legal`."""
+        return self._held(Module)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module (named `prefix`) and every module below it, with dotted names."""
@@ -81,8 +83,8 @@ class Module:
         """Every parameter once, as (dotted name, parameter), even if two modules hold it."""
         seen: set[int] = set()
         for path, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter) and id(value) not in seen:
+            for name, value in module._held(Parameter):
+                if id(value) not in seen:
                     seen.add(id(value))
                     yield (f"{path}.{name}" if path else name), value
 
@@ -95,18 +97,24 @@ class Module:
         return dict(self.named_modules())[path]
 
     def set_submodule(self, path: str, module: Module) -> None:
-        """Replace the module with this dotted name: an attribute, or an item of a list."""
-        parent_path, _, name = path.rpartition(".")
-        if name.isdigit():
-            owner_path, _, list_name = parent_path.rpartition(".")
-            getattr(self.get_submodule(owner_path), list_name)[int(name)] = module
+        """Replace the module with this dotted name: an attribute, or an item of a list, tuple or dict."""
+        modules, (parent, _, name) = dict(self.named_modules()), path.rpartition(".")
+        if parent in modules:
+            setattr(modules[parent], name, module)
+            return
+        owner, _, attribute = parent.rpartition(".")
+        items = getattr(modules[owner], attribute)
+        if isinstance(items, dict):
+            items[next(key for key in items if str(key) == name)] = module
+        elif isinstance(items, list):
+            items[int(name)] = module
         else:
-            setattr(self.get_submodule(parent_path), name, module)
+            setattr(modules[owner], attribute, (*items[: int(name)], module, *items[int(name) + 1 :]))
 
     # -- printing ----------------------------------------------------------------------------------------------------
     def summary(self) -> str:
         """The text in a module's brackets when a model is printed: its own parameters and their shapes."""
-        own = [(name, value) for name, value in vars(self).items() if isinstance(value, Parameter)]
+        own = self._held(Parameter)
         return ", ".join(f"{name} {p.shape}{'' if p.requires_grad else ' frozen'}" for name, p in own)
 
     def __repr__(self) -> str:

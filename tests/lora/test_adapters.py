@@ -190,6 +190,33 @@ def test_a_module_of_ones_own_can_be_adapted_and_without_a_linear_layer_the_reas
                 add_adapter(none, config(target_modules=targets, exclude_modules=["x"]))
 
 
+class Holder(Module):
+    """A user's module with its layers and scales in a container, as `held` makes it of a list."""
+
+    def __init__(self, held):
+        rng = np.random.default_rng(0)
+        self.parts = held([Linear(4, 4, rng=rng) for _ in range(2)])
+        self.scales = held([ml.Parameter(np.ones(4, np.float32)) for _ in range(2)])
+
+    def forward(self, x):
+        parts, scales = (each.values() if isinstance(each, dict) else each for each in (self.parts, self.scales))
+        for part, scale in zip(parts, scales, strict=True):
+            x = part(x) * scale
+        return x
+
+
+@pytest.mark.parametrize("held", [list, tuple, lambda items: dict(zip("xy", items, strict=True))])
+def test_layers_in_a_list_a_tuple_or_a_dict_are_trained_adapted_and_restored(held):
+    model, x = Holder(held), ml.Tensor(np.ones((2, 4), np.float32))
+    names, before, kind = [*model.trainable_parameters()], model(x).data, type(model.parts)
+    assert len(names) == 4 and [*model.state_dict()] == names
+    assert add_adapter(model, config(r=2)) == [name.removesuffix(".weight") for name in names if "parts" in name]
+    assert not np.array_equal(shaken(model)(x).data, before)
+    remove_adapter(model, "default")
+    np.testing.assert_array_equal(model(x).data, before)
+    assert type(model.parts) is kind and [*model.state_dict()] == names
+
+
 # -- several adapters --------------------------------------------------------------------------------------------------
 
 
