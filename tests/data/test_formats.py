@@ -204,8 +204,9 @@ def test_a_text_with_a_byte_order_mark_begins_after_it(tmp_path):
     assert read_records(tmp_path / "novel.txt") == [Record("novel", text="One.")]
 
 
-def test_a_table_may_be_divided_by_semicolons(tmp_path):
-    table(tmp_path / "data.csv", [{"question": "a, b, c; or d?", "answer": "None, I think, of all."}], delimiter=";")
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_may_be_divided_by_semicolons_or_tabs(mark, tmp_path):
+    table(tmp_path / "data.csv", [{"question": "a, b, c; or d?", "answer": "None, I think, of all."}], delimiter=mark)
     (record,) = read_records(tmp_path / "data.csv")
     assert record.messages[1]["content"] == "None, I think, of all."
 

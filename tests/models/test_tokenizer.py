@@ -27,9 +27,10 @@ from minilora.data.samples import encode_record, encode_text
 from minilora.files.disk import ModelFileError
 from minilora.models import gguf_tokenizer
 from minilora.models import load as zoo
+from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF, save_gguf
 from minilora.models.gguf_tokenizer import tokenizer_metadata
-from minilora.models.tokenizer import from_folder, to_folder
+from minilora.models.tokenizer import Tokenizer, from_folder, to_folder
 from minilora.nn.llama import Llama
 
 CHATML = (  # SmolLM2's
@@ -477,6 +478,21 @@ def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused():
     ):
         with pytest.raises(ModelFileError, match=reason):
             tokenizer_metadata(tokenizer, CONFIG.vocab_size)
+
+
+@pytest.mark.parametrize(("ab", "bc", "ids"), [(-1.0, -2.0, [2, 6, 5]), (-2.0, -1.0, [2, 3, 7])])
+def test_of_two_ways_to_merge_that_with_the_higher_score_is_taken(ab, bc, ids, tmp_path):
+    meta = {"model": "llama", "tokens": ["<unk>", "</s>", "▁", *"abc", "ab", "bc"], "token_type": [2, 3, *[1] * 6],
+            "scores": [*[0.0] * 6, ab, bc], "eos_token_id": 1}  # fmt: skip
+    meta = {f"tokenizer.ggml.{name}": value for name, value in meta.items()}
+    assert gguf_tokenizer.from_gguf(tmp_path, meta).encode("abc") == ids
+
+
+def test_a_folder_has_every_end_and_the_padding_of_its_tokenizer(tmp_path):
+    tokenizer = Tokenizer(new_tokenizer().core, "<|im_end|>", pad_id=1, other_ends=[0])
+    save_folder(tmp_path, CONFIG, new_llama().state_dict(), tokenizer)
+    found = from_folder(tmp_path)
+    assert (found.end_ids, found.pad_id) == ({0, 2}, 1)
 
 
 def test_all_that_a_gguf_file_can_say_of_a_tokenizer_comes_back(tmp_path):
