@@ -23,6 +23,7 @@ from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
@@ -126,9 +127,11 @@ def check(options: Any, *together: str) -> None:
 
 
 def as_python(value: Any) -> Any:
-    """A scalar or an array of NumPy, alone or in a list, as Python and JSON have it."""
+    """A scalar or an array of NumPy, or a path, alone or in a list, as Python and JSON have it."""
     if isinstance(value, list | tuple):
         return type(value)(map(as_python, value))
+    if isinstance(value, PurePath):
+        return str(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -148,7 +148,8 @@ class Streams:
 
     A request gives the same text whatever else is in the batch, except for rounding: each answer has its own seed.
     Between steps the model is unchanged, and can be trained or given other adapters. The KV cache has room for `slots`
-    answers as long as the longest of them. A Streams object must not be used by several threads at once.
+    answers as long as the longest of them. Streams of one model must not run in several threads at once: which adapters
+    compute a batch is state of the model.
 
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
     prefix: tokens with which every prompt begins, computed and held once: for adapters that are active or merged.

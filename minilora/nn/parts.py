@@ -199,7 +199,7 @@ class PairBatch(Batch):
 
 
 def check_samples(samples: Sequence[Example]) -> None:
-    """Raise TypeError if anything in `samples` is not a Sample or a Pair, or if it can be read only once."""
+    """Raise TypeError unless `samples` is a list, or the like, of samples alone or of pairs alone."""
     if not isinstance(samples, Sequence):
         raise TypeError(f"expected a list of samples, got a {type(samples).__name__}")
     for sample in samples:
@@ -207,6 +207,8 @@ def check_samples(samples: Sequence[Example]) -> None:
             raise TypeError(
                 f"expected samples, got a {type(sample).__name__}: call encode_records(records, tokenizer) first"
             )
+        if isinstance(sample, Pair) != isinstance(samples[0], Pair):
+            raise TypeError("expected samples alone or pairs alone, got both")
 
 
 def collate(samples: Sequence[Sample], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -151,9 +151,12 @@ def test_lists_and_arrays_make_the_same_sample_as_tuples():
         Sample((1, 2, 3), (-100, 2))
 
 
-def test_samples_that_can_be_read_once_are_refused(tiny_model):
+def test_samples_that_can_be_read_once_and_those_among_pairs_are_refused(tiny_model):
     with pytest.raises(TypeError, match="expected a list of samples, got a generator"):
         ml.fit(tiny_model, (Sample((1, 2), (-100, 2)) for _ in range(9)), steps=1)
+    one = Sample((1, 2), (-100, 2))
+    with pytest.raises(TypeError, match="samples alone or pairs alone"):
+        ml.mean_loss(tiny_model, [one, ml.Pair(one, one)])
 
 
 NO_SAMPLES = [ml.Record("q", "a"), {"question": "q", "answer": "a"}, "text", (1, 2, 3), np.arange(3), None]

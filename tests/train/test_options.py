@@ -209,6 +209,7 @@ def test_a_file_of_options_finds_its_data_from_any_folder(tmp_path, monkeypatch)
 def test_what_decides_a_run_is_json_and_holds_nothing_of_the_single_call():
     decisive = Options(target_modules=("q_proj",), out="x", resume=True, save_every=3).decisive()
     assert decisive == Options(target_modules=["q_proj"]).decisive() == json.loads(json.dumps(decisive))
+    assert Options(base=Path("tiny"), data=Path("x/y")).decisive() == Options(base="tiny", data="x/y").decisive()
     numbers = Options(r=np.int64(4), lr=np.float64(0.5), steps=np.int32(3), use_dora=np.bool_(True)).decisive()
     assert json.loads(json.dumps(numbers)) == numbers == Options(r=4, lr=0.5, steps=3, use_dora=True).decisive()
     assert decisive["lr"] == 2e-3 and decisive["strength"] == 0.65
