@@ -149,7 +149,8 @@ def read_records(
     field: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """Read a file, a folder of train, valid and test files, a data set by its name on huggingface.co (repository.py),
-    or one of BUILT_IN by its name; or the rows of a file, as dicts: a list, or a split of Hugging Face's `datasets`.
+    or one of BUILT_IN by its name; or rows as dicts: a list, a split of Hugging Face's `datasets`, or of a DataFrame
+    `frame.to_dict("records")`.
 
     tokenizer: if given, text that it cannot encode is reported too.
     field: the file's names of columns, by minilora's: `{"question": "q"}` reads the column q as the question.

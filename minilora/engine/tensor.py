@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from operator import attrgetter
-from typing import Any, ClassVar, NoReturn, overload
+from typing import Any, ClassVar, NoReturn, cast, overload
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Node:
 
 
 Operation = Callable[..., "Tensor"]
-_in_ops: Any = None  # for the methods of Tensor that ops.py sets
+_in_ops: Operation = cast(Any, None)  # for the methods of Tensor that ops.py sets
 
 
 class Tensor:
