@@ -12,6 +12,7 @@ from minilora.options import (
     Parser,
     UsageError,
     add_flags,
+    as_python,
     check,
     check_value,
     flag,
@@ -197,7 +198,7 @@ def test_the_same_limits_hold_for_the_dataclass(name, allowed, not_allowed):
         check_value(Options, name, value)
         Options(**{name: value})
     for value in not_allowed:
-        with pytest.raises(ValueError, match=f"^{name} must be .*, got {re.escape(repr(value))}$"):
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got {re.escape(repr(as_python(value)))}$"):
             Options(**{name: value})
         with pytest.raises(ValueError, match="^own must be "):
             check_value(Options, name, value, "own")
