@@ -14,8 +14,6 @@ from minilora.commands.domains import DomainsOptions
 from minilora.engine import examples
 from minilora.engine.tensor import OPS, Tensor
 from minilora.files.tensors import write_tensors
-from minilora.generate import answers as talk
-from minilora.lora.peft import load_adapter
 from minilora.models import load as zoo
 from minilora.models import with_adapters
 from minilora.nn import gradcheck
@@ -39,21 +37,9 @@ def finished(tiny_folder, tmp_path_factory, quick_jobs):
 # -- report, audit, pull -----------------------------------------------------------------------------------------------
 
 
-def test_report_shows_the_page_or_the_metrics_as_they_are_on_disk(finished, capsys):
-    assert status("report", finished) == 0
-    assert "what it cost" in capsys.readouterr().out
-    assert status("report", finished, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
-
-
 def test_memory_of_a_base_that_is_not_there_shows_no_bar(capsys):
     assert status("memory", "--base", "absent") == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_report_of_a_missing_run_says_what_writes_one(capsys):
-    assert status("report", "absent") == 1
-    assert complaint(capsys).endswith("no such file; `minilora finetune --out absent` writes it")
 
 
 @pytest.mark.parametrize("key", ["loss", "options", "base_sha256", "answers", "peak_memory_bytes", "adapter_bytes"])
@@ -125,24 +111,6 @@ def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsy
         assert (tmp_path / file).read_bytes() == before
 
 
-# -- chat --------------------------------------------------------------------------------------------------------------
-
-
-def test_chat_answers_one_question_with_the_adapter_and_otherwise_without(tiny_folder, finished, capsys):
-    model, words = zoo.load(tiny_folder / "base")
-    drawn = {"max_new_tokens": 24, "temperature": 0.2, "seed": 3}
-    flags = ["--base", tiny_folder / "base", "--prompt", "What is 1?"]
-    flags += [word for name, value in drawn.items() for word in (f"--{name.replace('_', '-')}", value)]
-    answers = []
-    for adapter in (None, finished):
-        if adapter:
-            load_adapter(model, adapter)
-        assert status("chat", *flags, *(["--adapter", adapter] if adapter else [])) == 0
-        answers.append(capsys.readouterr().out)
-        assert answers[-1].split() == talk.generate(model, words, "What is 1?", **drawn).split() != []
-    assert answers[0] != answers[1]
-
-
 # -- devices and gradients ---------------------------------------------------------------------------------------------
 
 
@@ -161,13 +129,6 @@ def test_eval_prints_a_section_for_each_set_and_a_line_for_each_version(tiny_fol
     ]
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["base", "mine", "run"]
     assert "losses" in err and "answers" in err
-
-
-def test_eval_gives_its_numbers_as_json(tiny_folder, finished, capsys):
-    assert status(*evaluation(tiny_folder, "--adapter", finished, "--json", "--no-recall")) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert list(result["scores"]) == ["data/paraphrase", "data/unseen", "general"]
-    assert list(result["scores"]["general"]) == ["base", "run"] and "keyword_recall" not in str(result["scores"])
 
 
 def test_compare_domains_draws_and_prints_what_was_measured(tmp_path, capsys, monkeypatch):

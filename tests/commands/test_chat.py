@@ -290,7 +290,7 @@ def test_a_line_in_another_encoding_is_refused_alone_and_named(words, monkeypatc
 
 
 def test_each_line_of_a_file_is_asked_alone_of_every_adapter(words, tmp_path, capsys, model, tokenizer):
-    (tmp_path / "asked.txt").write_text("hello\n\nWhat is a lien?\n" + "x" * 1100, encoding="utf-8")
+    (tmp_path / "asked.txt").write_text("hello\n\nWhat is a lien?\n" + "x" * 1100, encoding="utf-8-sig")
     assert main([*words, "--ask-file", "asked.txt"]) == 1
     out, err = capsys.readouterr()
     assert (

@@ -1,5 +1,7 @@
 """Every picture that a command draws is written, for light pages and dark ones where there are two."""
 
+import json
+
 import pytest
 from commandline import status
 from matplotlib.figure import Figure
@@ -23,4 +25,5 @@ def test_every_picture_of_a_command_is_written(command, computes, files, tmp_pat
     for name in ("labels.labels_figure", "open_book.open_book_figure"):
         monkeypatch.setattr(f"minilora.pages.{name}", lambda found: Figure((1, 1)))
     assert status(*command.split()) == 0
+    assert "--json" not in command or json.loads(capsys.readouterr().out) == RESULT
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == set(files.split())

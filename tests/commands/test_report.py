@@ -298,7 +298,8 @@ def test_a_folder_without_runs_is_an_error(tmp_path, capsys):
 def test_report_shows_a_run_lists_a_folder_of_runs_and_suggests_one(runs, capsys):
     assert main(["report", str(runs / "legal")]) == 0
     assert "-- what it learned" in capsys.readouterr().out
-    assert read_metrics(str(runs / "legal"))["steps"] == 40
+    assert main(["report", str(runs / "legal"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read_metrics(str(runs / "legal"))
     assert main(["report", str(runs)]) == 0 and "3 runs." in capsys.readouterr().out
     assert main(["report", str(runs), "--json"]) == 0
     assert [each["steps"] for each in json.loads(capsys.readouterr().out)] == [40] * 3

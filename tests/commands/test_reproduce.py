@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from commandline import complaint, status
+from hearing import counts_of
 
 from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing, page, summary, write_page
 from minilora.commands.reproduce import reproduce as run
@@ -102,7 +103,9 @@ def runs(folder):
 
 
 def test_a_claim_is_run_and_judged_and_the_second_time_it_is_read(shelf, tmp_path):
-    first = run(["good"], SERIAL)
+    with counts_of("s") as counted:
+        first = run(["good"], SERIAL)
+    assert sum(counted) == round(60 * claims.read_claim("good").CLAIM.minutes)
     found = first["claims"]["good"]
     assert found["verdict"] == "reproduced" and found["interval"]["mean"] == pytest.approx(2.01)
     assert found["numbers"]["more"]["largest"] == 2.02 and runs(tmp_path) == 1

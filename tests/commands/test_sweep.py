@@ -380,7 +380,7 @@ def summed(losses, **options):
     """The summary of a sweep that came to these validation losses; None is a failed trial."""
     plan = SweepOptions(**options)
     found = [
-        {"failed": "why"} if x is None else {"validation_loss": x, "trainable_parameters": 1, "seconds": 1}
+        {"failed": "why"} if x is None else {"validation_loss": x, "trainable_parameters": 1, "seconds": x}
         for x in losses
     ]
     return summarise(plan.settings(), found, plan.varied)
@@ -393,6 +393,7 @@ def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
         {"mean": 2.0, "low": -0.484, "high": 4.484, "n": 3}, abs=1e-3
     )
     assert result["best"]["lora"]["r"] == 4 and result["best"]["lora"]["try_lr"] is None
+    assert [row["seconds"] for row in result["settings"]] == [2, 4]
 
 
 def test_a_setting_of_which_a_seed_failed_is_not_the_best():

@@ -160,7 +160,7 @@ def test_another_adapter_is_replaced_only_with_overwrite(base, tmp_path):
     assert record_of(folder)["r"] == 2
 
 
-def test_an_adapter_is_saved_again_where_it_was_saved_or_loaded_from(base, tmp_path):
+def test_an_adapter_is_saved_again_where_it_was_saved_or_loaded_from(base, tmp_path, monkeypatch):
     model = adapted(base())
     folder = save_adapter(model, tmp_path / "a")
     other = base()
@@ -176,6 +176,9 @@ def test_an_adapter_is_saved_again_where_it_was_saved_or_loaded_from(base, tmp_p
     (folder / WEIGHTS).unlink()
     (folder / CONFIG).unlink()
     save_adapter(adapted(base()), folder)  # a folder with other files is not an adapter
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        save_adapter(model, "relative")
 
 
 # -- PEFT's format -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from minilora.measure.labels import (
     macro_f1,
     majority,
     reliability,
+    with_examples,
 )
 from minilora.measure.statistics import wilson
 from minilora.pages.labels import label_lines
@@ -189,6 +190,12 @@ def test_a_report_is_of_the_last_model_and_compares_it_with_all():
 def test_without_training_records_only_models_are_compared():
     report = report_of((0, 1, 2, 0), held=Labelled(TASK, HELD.records))
     assert [row["name"] for row in report["rows"]] == ["model 0"] and report["mistakes"] == []
+
+
+def test_examples_come_before_the_question_under_one_system_prompt():
+    some = records(("red", "a"), ("blue", "b"), system="Be brief.")
+    roles = [message["role"] for message in with_examples(some, some)[0]]
+    assert roles == ["system", *["user", "assistant"] * 2, "user"]
 
 
 def test_every_interval_of_a_report_has_its_seed(monkeypatch):

@@ -259,6 +259,8 @@ def test_a_cell_says_value_and_interval_of_its_row_and_column():
     assert cells[2, 2] == "1.50 1.40 to 1.60" and cells[2, 1] == "3.75 3.65 to 3.85" and len(cells) == 15
     recall = panel(matrix_figure(matrix()), "Keyword")
     assert contents(recall)[0, 1] == "40 35 to 45"
+    worst, *_, best = (label.get_text() for label in recall.figure.axes[-1].get_yticklabels())
+    assert worst[0] == "-" and best[0] == "+" and worst[1:] == best[1:]
 
 
 @pytest.mark.parametrize("title", ["Loss", "Keyword"])
