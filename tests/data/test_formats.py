@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.data.formats import FORMATS, NAMES
+from minilora.data.formats import FORMATS, NAMES, listed
 from minilora.data.records import DataError, Record, read_records, read_source
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
@@ -355,6 +355,10 @@ def test_a_file_that_is_not_text_is_answered_with_what_to_do(tmp_path, content, 
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_list_only_what_is_left_out_is_counted():
+    assert [listed("abcd", most) for most in (3, 4)] == ["a, b, c and 1 more", "a, b, c, d"]
 
 
 def test_the_files_of_a_folder_are_its_splits_and_may_be_of_different_kinds(tmp_path):

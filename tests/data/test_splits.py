@@ -56,7 +56,7 @@ def test_there_is_something_for_validation_from_ten_records_or_sequences_on(toke
 
 
 @pytest.mark.parametrize(("sizes", "text", "said"), [
-    ((24, 3, 3), False, "24 records to train on, 3 for validation, 3 for the test: none names a split, so of every"),
+    ((24, 3, 2), False, "24 records to train on, 3 for validation, 2 for the test: none names a split, so of every"),
     ((24, 3, 3), True, "24 sequences to train on, 3 for validation, 3 for the test: none names a split, so the last"),
     ((9, 0, 0), False, "all is trained on and nothing is held out: that takes 10 records, and there are 9"),
 ])  # fmt: skip

@@ -127,7 +127,9 @@ def test_an_audit_holds_one_merged_matrix_at_a_time():
 
 def test_a_frozen_a_that_is_trained_all_the_same_is_noticed(tiny_model):
     ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=4, freeze_A=True, init_lora_weights=False))
-    weights = next(iter(ml.lora.adapters.adapter_weights(tiny_model, "default").values()))
+    weights, *others = ml.lora.adapters.adapter_weights(tiny_model, "default").values()
+    told = dict(ml.audit(tiny_model, "default").checks)["gradient"]
+    assert told == f"all {1 + len(others)} trainable matrices have one"
     real = type(weights).requires_grad_
     weights.requires_grad_ = lambda wanted=True: (
         real(weights, wanted),
