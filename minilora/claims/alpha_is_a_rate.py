@@ -6,7 +6,7 @@ import numpy as np
 
 from ..engine.fused import lora_linear
 from ..engine.tensor import Tensor
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..nn.optim import SGD, AdamW, Optimizer
 
 CLAIM = Claim(
@@ -29,6 +29,7 @@ CLAIM = Claim(
         " gradients are far above eps. With p = 1: a change of alpha is one of B's learning rate.",
     },
     one_rate="The claim is about a change of the learning rates, whatever they are.",
+    effect=Effect(paper=0, none=0.85, std=0),
 )
 D, R, LR = 32, 4, 0.01
 FORMS = {"original": (1, 1, 1), "equivalent": (1 / 15, 3, 5), "alpha alone": (1 / 15, 1, 1)}  # factors: alpha, A, B

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import reset, samples_of, tiny_base
 from ..files.levels import scales, unscaled
 from ..files.quant import quantize
@@ -29,6 +29,7 @@ CLAIM = Claim(
     },
     second_hand=True,
     seeds=(0,),
+    effect=Effect(paper=0.373, none=0, std=0),
 )
 PLAIN, GROUP = 32, 256
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..data.samples import encode_text
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import lora_config, reset, samples_of, tiny_base
 from ..experiments.tuned import tuned
 from ..lora.adapters import add_adapter, delta_weight, lora_modules
@@ -32,6 +32,7 @@ CLAIM = Claim(
         " the rate there are 0.1, without an effect. The whole ΔW halved undoes 75 % for 1 to 3 %.",
     },
     second_hand=True,
+    effect=Effect(paper=0.3, none=0, std=0.047, assumed=True),
 )
 FACTORS, KINDS = [1.0, 0.5, 0.0], {"intruders": "intruders", "others": "as many others", "all": "all of ΔW"}
 

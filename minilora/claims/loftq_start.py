@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import reset, samples_of, tiny_base
 from ..files.quant import dequantize, quantize
 from ..measure.loss import evenly, mean_loss
@@ -28,6 +28,7 @@ CLAIM = Claim(
     },
     second_hand=True,
     seeds=(0,),
+    effect=Effect(paper=0.1, none=0, std=0, assumed=True),
 )
 ITERATIONS = 5
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned
 from ..lora.config import ALL_LINEAR
@@ -20,6 +20,7 @@ CLAIM = Claim(
     base="tiny",
     minutes=1,
     band=Band("test loss of the MLP alone above that of the MLP and attention, %", high=0.5, against_above=1),
+    effect=Effect(paper=0, none=2, std=0.15),
 )
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

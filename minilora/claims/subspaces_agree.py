@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.updates import read_update, shared_runs
 from ..lora.spectra import chance_similarity, subspace_similarities
 
@@ -26,6 +26,7 @@ CLAIM = Claim(
         " random. At 2e-3, two thirds of the best rate, φ(1, 1) of A was 0.14 and 0.16 (seeds 0 and 1), and of B 0.58"
         " and 0.59."
     },
+    effect=Effect(paper=0.6, none=0.002, std=0.023),
 )
 OTHER_START = 100  # added to the seed of the adapter with the larger rank
 SHOWN = 16  # its directions in the picture

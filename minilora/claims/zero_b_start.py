@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..experiments.claim import Band, Claim, Setting
+from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
 from ..experiments.tuned import as_numbers, tuned, vertex
 from ..pages import style
@@ -22,6 +22,7 @@ CLAIM = Claim(
     minutes=1,
     band=Band("test loss with A zero above that with B zero, %", low=0.5, against_below=0),
     small_band=Band("the same with a few steps and records, which vary more", low=0.5, against_below=-4),
+    effect=Effect(paper=1, none=0, std=0.13, assumed=True),
 )
 B_ZERO, A_ZERO = "B zero, A random", "A zero, B random"
 BEGIN = {"lora": 1e-2, "zero-a": 1e-3}

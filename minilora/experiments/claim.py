@@ -92,18 +92,20 @@ class Band:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a band has to tell apart, in its unit: written down before the run, for the power of the band.
+    """What a band has to tell apart, in its unit, for the power of the band.
 
     paper: what the paper's statement would be measured as here.
-    none: what is measured where the statement is wrong.
-    std: the standard deviation between seeds, measured in a pilot.
+    none: what is measured where the statement is wrong, as with the effect switched off.
+    std: the standard deviation between seeds, measured in a pilot, or in the run on the page; 0 of what is exact.
     short: why the band does not reach 5 and 80 %, where it does not.
+    assumed: the paper's statement has no number that could be measured here, and `paper` is one that would bear it out.
     """
 
     paper: float
     none: float
     std: float
     short: str = ""
+    assumed: bool = False
 
     def power(self, band: Band, seeds: int, runs: int = 4000) -> tuple[float, float]:
         """The shares of simulated runs that the band calls reproduced: without the effect, and with the paper's.
@@ -119,10 +121,11 @@ class Effect:
     def told(self, band: Band, seeds: int) -> str:
         """The power in a sentence."""
         none, paper = self.power(band, seeds)
+        one = f"one of {self.paper:g}, as the paper has no number," if self.assumed else f"the paper's ({self.paper:g})"
         found = (
             f"Its power, simulated with {counted(seeds, 'seed')} and a standard deviation between seeds of"
-            f" {self.std:g}: without an effect ({self.none:g}) {100 * none:.0f} % of runs pass, with the paper's"
-            f" ({self.paper:g}) {100 * paper:.0f} %."
+            f" {self.std:g}: without an effect ({self.none:g}) {100 * none:.0f} % of runs pass, with {one}"
+            f" {100 * paper:.0f} %."
         )
         return f"{found} {self.short}".strip()
 
@@ -193,6 +196,7 @@ class OnSmolLM2:
     minutes: float
     band: Band | None = None
     explained: Mapping[str, str] = field(default_factory=dict)
+    effect: Effect | None = None
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ class Claim:
             return [self]
         band, explained = other.band or self.band, other.explained
         own = replace(self, base="smollm2", here=other.here, minutes=other.minutes, band=band, explained=explained)
-        return [self, replace(own, effect=None, on_smollm2=None)]
+        return [self, replace(own, effect=other.effect, on_smollm2=None)]
 
     def verdict(self, numbers: Mapping[str, Any], small: bool = False) -> Verdict:
         """What these numbers of `run` say about the claim."""

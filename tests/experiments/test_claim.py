@@ -105,6 +105,8 @@ def test_power_in_words():
     assert "3 seeds and a standard deviation between seeds of 0.1: without an effect (0) 0 % of runs pass" in told
     assert told.endswith("with the paper's (2) 100 %.")
     assert Effect(2, 0, 0.1, "Too few seeds.").told(UP, 3).endswith("%. Too few seeds.")
+    told = Effect(2, 0, 0.1, assumed=True).told(Band("x", low=1, against_below=0), 3)
+    assert told.endswith("with one of 2, as the paper has no number, 100 %.")
 
 
 def root(x):
