@@ -19,6 +19,9 @@ from .statistics import Resampled, interval_as_json, wilson
 def log_ratios(model: LanguageModel, pairs: Sequence[Pair]) -> np.ndarray:
     """log π(chosen) - log π(rejected) of each pair, summed over the tokens of the answers: (N,)."""
     check_language_model(model, "preferences")
+    for pair in pairs:
+        if not isinstance(pair, Pair):
+            raise TypeError(f"expected pairs, got a {type(pair).__name__}: encode_pairs makes them of records")
     losses = sample_losses(model, [sample for pair in pairs for sample in pair.sequences])
     return losses[1::2] - losses[::2]
 

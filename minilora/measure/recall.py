@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.records import Record
+from ..data.records import Record, check_records
 from ..generate.answers import generate_batch
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
@@ -29,6 +29,7 @@ def answer_all(
 
     ranks: the processes that share the work; all of them must call this.
     """
+    check_records(records)
     prompts = [record.prompt for record in records]
     mine = prompts[ranks.number :: ranks.size]
     with progress("answers", len(prompts), "answer") as bar:
@@ -53,6 +54,7 @@ def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
 
     NaN for a record without keywords. Raises ValueError for another number of answers than records.
     """
+    check_records(records)
     if len(answers) != len(records):
         raise ValueError(f"expected an answer for each record, got {len(answers)} for {len(records)}")
     return [

@@ -40,9 +40,11 @@ def test_only_records_that_all_have_a_rejected_answer_are_pairs():
     assert checked_of(None, [record(rejected="no"), record()], []) is None and checked_of(None, [], []) is None
 
 
-def test_nothing_is_preferred_among_no_pairs():
+def test_nothing_is_preferred_among_no_pairs_and_what_is_none_is_refused():
     with pytest.raises(ValueError, match="no pairs"):
         preferences(new_model(SMALL), [])
+    with pytest.raises(TypeError, match="expected pairs, got a Record: encode_pairs"):
+        preferences(new_model(SMALL), [record()])
 
 
 def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_reference():

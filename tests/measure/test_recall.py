@@ -43,6 +43,14 @@ def test_keyword_recall_without_keywords_is_an_error():
 QUESTIONS = ["hello", "What is a lien?", "x"]
 
 
+def test_what_is_no_record_and_another_number_of_answers_are_refused(talker, tokenizer):
+    for call in (lambda: answer_all(talker, tokenizer, ["a"]), lambda: keyword_recall(["a"], ["b"])):
+        with pytest.raises(TypeError, match="expected records, got a str"):
+            call()
+    with pytest.raises(ValueError, match="got 2 for 1"):
+        keyword_recall(["a", "b"], [Record("x", keywords=("a",))])
+
+
 def test_answer_all_asks_the_records_questions_and_tells_progress(talker, tokenizer):
     records = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS]
     with counts_of("answer") as heard:
