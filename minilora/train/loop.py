@@ -105,9 +105,10 @@ def fit(
     history: filled during training, so that it is there even when training raises an error.
     ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this, on the same model and samples.
 
-    The same seed gives the same result, bit for bit, on the same machine. Raises TrainingError when the loss or the
-    gradient is not finite; an adapter then has the weights that gave the last finite loss. Raises ValueError when
-    nothing is trainable, or when there are no samples, and TypeError for a module that is no language model.
+    The model ends in eval mode, without dropout. The same seed gives the same result, bit for bit, on the same machine.
+    Raises TrainingError when the loss or the gradient is not finite; an adapter then has the weights that gave the last
+    finite loss. Raises ValueError when nothing is trainable, or when there are no samples, and TypeError for a module
+    that is no language model.
     """
     check_language_model(model, "fit")
     trainer = Trainer(
@@ -238,6 +239,11 @@ def _optimizer(model: LanguageModel, given: Optimizer | None, lr: float | None, 
         if not isinstance(given, Optimizer):
             kind = type(given).__name__
             raise TypeError(f"optimizer must be an ml.AdamW or ml.SGD, or derived from one, got a {kind}")
+        if not any(parameter.requires_grad for parameter in given.parameters):
+            raise ValueError(
+                "the optimizer holds no parameter that is trainable now: make it of model.trainable_parameters() after "
+                "add_adapter or set_adapter"
+            )
         if lr is not None:
             raise ValueError(f"lr is {lr:g} and the optimizer's own is {given.lr:g}: give one of them")
         if weight_decay:

@@ -50,6 +50,14 @@ def test_a_module_of_ones_own_learns_in_a_loop_of_ones_own_and_its_adapter_is_sa
         ml.fit(new_model(SMALL), samples(), steps=1, optimizer={})
 
 
+def test_an_optimizer_that_was_made_before_the_adapter_is_refused():
+    model = new_model(SMALL)
+    optimizer = ml.AdamW(model.trainable_parameters())
+    ml.add_adapter(model, LORA)
+    with pytest.raises(ValueError, match="no parameter that is trainable now: .* after add_adapter"):
+        fit(model, samples(), steps=1, optimizer=optimizer)
+
+
 def adapted(config):
     model = new_model(config)
     ml.add_adapter(model, LORA, seed=0)
