@@ -122,6 +122,7 @@ def test_leaks_and_duplicates_are_named_and_only_the_first_few(write):
     seen = tiny(write([*QA[:9], QA[3]]))
     assert seen["leaks"] == [{"record": "line-10", "trained": "line-4", "same": "question and answer"}]
     assert seen["repeated"] == [] and "duplicates" not in told(seen)
+    assert "duplicates 1 training record with an earlier" in told(tiny(write([QA[0], QA[0]])))
     assert "leaks 1 validation or test record also in the training set: line-10 has the qu" in told(seen)
     seen = tiny(write([QA[0] | {"split": "test" if i > 8 else "train"} for i in range(17)]))
     assert seen["repeated"] == [{"record": f"line-{i}", "first": "line-1"} for i in range(2, 10)]

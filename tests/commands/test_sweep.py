@@ -435,6 +435,8 @@ def test_the_page_fits_and_says_what_failed():
     assert "best of LoRA, by validation loss: lr 0.01" in said and "best of full fine-tuning" in said
     assert "1 of 4 trials failed" in said and "4 trials in 2.2 minutes, 2 at a time" in said
     assert sum(line.endswith(" 1 failed") for line in said.splitlines()) == 1  # the row of its setting
+    many = page(summed([3.0, *[None] * 7], lr=[i / 10 for i in range(1, 9)]) | {"time": {"made": 0}}, 100)
+    assert "7 of 8 trials failed" in many and many.count(": why") == 5
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 import minilora as ml
 from minilora.commands.chat import Chat, Output
+from minilora.commands.shared import read_context
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk, open_book, template_of, without_passages
@@ -74,7 +75,7 @@ def test_an_adapter_without_a_record_of_its_training_may_read_and_no_answer_is_a
     assert open_book(model, None, BOOK, said) == (said, None) and open_book(model, None, None, said[:1])[1] is None
 
 
-def test_adapters_that_get_no_passages_are_named(model, trained, monkeypatch):
+def test_adapters_that_get_no_passages_are_named(model, trained, monkeypatch, said):
     (line,) = without_passages(model, BOOK)
     unread = [
         name
@@ -84,6 +85,7 @@ def test_adapters_that_get_no_passages_are_named(model, trained, monkeypatch):
     assert unread and line == f"{', '.join(unread)}: trained without passages, and asked without them"
     (line,) = without_passages(model, None)
     assert line.startswith("support learned to answer from passages") and "--context FILE" in line
+    assert read_context(None, model, None, 10) is None and said() == [line]
     monkeypatch.setattr(model.adapters["legal"], "data", {})  # without a record it is asked either way, and not named
     assert without_passages(model, BOOK) == [] and without_passages(model, None) == [line]
 

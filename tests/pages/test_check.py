@@ -93,6 +93,7 @@ def test_a_picture_is_written_as_its_name_ends_and_the_same_twice(kind, figure, 
         save(figure, path)
     one, other = (path.read_bytes() for path in paths)
     assert one == other and one.lstrip()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[kind]
+    assert b"<dc:date>" not in one  # nor do they differ from day to day
     if kind == "png":  # twice the pixels of the page
         assert [int.from_bytes(one[i : i + 4], "big") for i in (16, 20)] == [9 * 220, round(3.6 * 220)]
     with pytest.raises(ValueError, match="a theme is light or dark, got 'night'"), theme("night"):

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from minilora.commands.compare_table import rows
-from minilora.pages.figures import compare_figure, matrix_figure, run_figure, run_picture
+from minilora.pages.figures import compare_figure, matrix_figure, run_figure
 from minilora.pages.style import (
     BLUE,
     FULL,
@@ -19,7 +19,6 @@ from minilora.pages.style import (
     VALIDATION,
     check_picture,
     ink,
-    panels,
     save,
     save_themes,
     theme,
@@ -310,15 +309,6 @@ def test_on_a_dark_page_no_letter_is_too_dark(draw):
         assert problems(figure) == []
         letters = {to_hex(text.get_color()) for text in figure.findobj(Text) if text.get_text()}
         assert letters == {ink(color) for color in letters}
-
-
-def test_pictures_are_written_for_light_and_dark_pages(tmp_path):
-    run_picture(run_metrics(), tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    light, dark = save_themes(lambda: panels()[0], tmp_path / "run.svg")
-    assert (light.name, dark.name) == ("run.svg", "run-dark.svg")
-    assert "fill: #0d1117" in dark.read_text() and "fill: #0d1117" not in light.read_text()
-    assert "<dc:date>" not in light.read_text()  # the same bytes on every day
 
 
 def test_a_full_disk_costs_no_picture_that_is_there(tmp_path, monkeypatch):

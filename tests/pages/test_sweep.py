@@ -62,6 +62,7 @@ def test_every_interval_is_drawn():
     for axes, rows in zip(drawn(BOTH).axes, (BOTH, best, best), strict=True):
         ends = [[each["validation_loss"][end] for end in ("low", "high")] for each in rows]
         assert {tuple(np.round(pair, 6)) for pair in ends} <= spans(axes, 1)
+        assert axes.get_ylim()[0] < np.min(ends) < np.max(ends) < axes.get_ylim()[1]
 
 
 def test_a_learning_rate_at_which_training_diverges_does_not_flatten_the_curve():
