@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from minilora.experiments.tuned import best_rate, first_step, next_rate, tuned, vertex
+from minilora.experiments.tuned import as_numbers, best_rate, first_step, next_rate, tuned, vertex
 
 
 def valley(lr, seed, best=1e-2, fails_above=math.inf):
@@ -32,6 +32,16 @@ def test_the_best_rate_of_each_is_found_from_either_side_and_is_at_no_edge_of_wh
         assert one["lr"] == best and [run["test"] for run in one["runs"]] == [best, best]
         rates = [lr for lr, _ in one["tried"]]
         assert rates == sorted(rates) and rates[0] < best < rates[-1]
+
+
+def test_what_a_claim_stores_is_of_each_contender_s_best_rate():
+    found = tuned(each, lambda **given: valley(**given) | {"trained": 7}, {"one": {"lr": [1e-3, 1e-2]}}, seeds=(0, 1))
+    assert as_numbers(found) == {
+        "loss on the test": {"one": [1e-2, 1e-2]},
+        "parameters": {"one": 7},
+        "rates": {"one": 1e-2},
+        "tried": {"one": [[1e-3, 2.0], [1e-2, 1.0]]},
+    }
 
 
 def test_no_trial_is_asked_for_twice():
