@@ -226,12 +226,15 @@ class Engine:
     def _step(self) -> None:
         try:
             self.streams.step()
+            self._tell()
         except Exception as error:  # the next request must find an engine at work
             failed, self.jobs = [*self.jobs.values()], {}
             self.streams = Streams(self.model, self.tokenizer, self.slots, known=PrefixCache())
             self._fail(error, failed)
             self._let_go()
-            return
+
+    def _tell(self) -> None:
+        """Hand on what the step added to every answer, and let those go that have ended."""
         ended = []
         for request, job in self.jobs.items():
             answer = job.answer

@@ -392,7 +392,10 @@ def test_a_fault_of_the_server_tells_no_secrets(shop, monkeypatch):
         with pytest.raises(openai.APIError, match="could not be computed"):
             list(complete(client, stream=True))
         assert served.engine.state() == {"running": 0, "waiting": 0}
-        served.until_said(first, *["1 answer could not be computed: division by zero"] * 2)
+        monkeypatch.setattr(served.engine, "_named", lambda of: 1 / 0)  # after a step, while its tokens are handed on
+        with pytest.raises(openai.InternalServerError, match="could not be computed"):
+            complete(client, logprobs=True)
+        served.until_said(first, *["1 answer could not be computed: division by zero"] * 3)
         assert complete(client, max_tokens=1).usage.completion_tokens == 1
 
 
