@@ -89,10 +89,11 @@ def test_wandb_is_offline_unless_the_environment_says_otherwise(fake, tmp_path, 
 
 
 @pytest.mark.parametrize("fake", ["trackio"], indirect=True)
-def test_a_resumed_run_of_trackio_continues(fake, tmp_path):
+def test_a_resumed_run_of_trackio_continues_in_the_project_of_the_environment(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_PROJECT", "mine")
     for done in (0, 3):
         reporter_to("trackio", tmp_path, "run", {}, done)
-    assert [given["resume"] for _, given in fake[1]] == ["never", "allow"]
+    assert [(given["resume"], given["project"]) for _, given in fake[1]] == [("never", "mine"), ("allow", "mine")]
 
 
 def test_a_missing_library_and_one_that_refuses_are_one_line(home, tmp_path, monkeypatch):
