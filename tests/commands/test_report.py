@@ -295,9 +295,10 @@ def test_a_folder_without_runs_is_an_error(tmp_path, capsys):
     assert main(["runs", str(tmp_path)]) == 1 and "no finished runs" in capsys.readouterr().err
 
 
-def test_report_shows_a_run_lists_a_folder_of_runs_and_suggests_one(runs, capsys):
+def test_report_shows_a_run_lists_a_folder_of_runs_and_suggests_one(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "85")
     assert main(["report", str(runs / "legal")]) == 0
-    assert "-- what it learned" in capsys.readouterr().out
+    assert capsys.readouterr().out == page(read_metrics(str(runs / "legal")), 85) + "\n"
     assert main(["report", str(runs / "legal"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == read_metrics(str(runs / "legal"))
     assert main(["report", str(runs)]) == 0 and "3 runs." in capsys.readouterr().out

@@ -160,6 +160,7 @@ def test_the_picture_can_be_read(name):
         shares = [line.get_xdata() for line in figure.axes[0].lines]
         assert np.allclose(shares[0], [90, 40, 90]) and np.allclose(shares[1], 40)
         assert {(80, 100), (30, 50)} <= spans(figure.axes[0], 0)
+        assert figure.axes[0].get_title() == "Fields of 40 records"
 
 
 def test_a_model_whose_answers_have_fields_need_not_keep_its_general_text(run):

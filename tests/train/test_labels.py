@@ -260,6 +260,7 @@ def test_the_picture_can_be_read(n, name):
         assert np.allclose(np.nansum(figure.axes[0].images[0].get_array(), axis=1), 1)  # of each label's records
         assert np.allclose(figure.axes[1].lines[1].get_xydata(), [[55, 100], [95, 50]])
         assert np.diff(figure.axes[1].collections[0].get_sizes()) > 0  # there are more records
+        assert [text.get_text() for text in figure.axes[1].texts] == ["ECE 45.0 points"]
         named = [
             [text.get_text() for text in axis.get_ticklabels()] for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)
         ]
