@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minilora.measure.bench import NEW, PROMPT, Settings
+from minilora.engine import onednn
+from minilora.measure.bench import NEW, PROMPT, Settings, lora
 from minilora.measure.turns import serve
 
 BASE = "smollm2"
@@ -257,7 +258,14 @@ def _peft(settings, dtype="float32", compiled=False):
     return lambda folder: torch_training(peft_model(folder, dtype), settings, compiled)
 
 
+def _numpy_alone():
+    """minilora's LoRA step as without `minilora[bf16]`: NumPy multiplies, although oneDNN is installed."""
+    onednn.float32_factor = lambda w: None
+    return lora(STEP)
+
+
 CONTENDERS = {  # name: (what it needs, how it is set up in FOLDER)
+    "lora-numpy": ((), lambda folder: _numpy_alone()),
     "peft-lora": (TORCH, _peft(STEP)),
     "peft-lora-bfloat16": (TORCH, _peft(STEP, "bfloat16")),
     "peft-lora-compiled": ((*TORCH, COMPILER), _peft(STEP, compiled=True)),

@@ -66,7 +66,7 @@ GROUPS = {
         (
             *map(ours, ("floor", "lora", "lora-backward", "full", "quantized", "quantized-recompute")),
             *map(ours, ("bf16", "quantized-bf16")),
-            *map(other, ("peft-lora", "peft-lora-bfloat16", "peft-lora-compiled", "torch-full")),
+            *map(other, ("lora-numpy", "peft-lora", "peft-lora-bfloat16", "peft-lora-compiled", "torch-full")),
         ),
     ),
     "epoch": Group(
