@@ -2,7 +2,7 @@
 
 A bfloat16 is the upper half of a float32: its sign, its exponent, and 7 of the 23 bits of its fraction. Processors with
 AMX or AVX512-BF16 multiply bfloat16, and accumulate in float32, faster than they multiply float32. NumPy has neither
-the type nor the matmul. oneDNN has both (pip install 'minilora[bf16]'): see onednn.py.
+the type nor the matmul. oneDNN has both: see onednn.py.
 
 How large is the error? Rounding to the nearest bfloat16 changes a value by at most the factor u = 2⁻⁸. With both
 factors rounded, x w changes by at most (2u + u²) |x| |w|. Accumulating k products in float32 adds at most
@@ -75,4 +75,4 @@ def hint() -> str | None:
         return None
     if not any(name in processor for name in ("avx512_bf16", "amx_bf16")):
         return None
-    return "this processor multiplies bfloat16, which is faster: --bf16 (pip install 'minilora[bf16]')"
+    return "this processor multiplies bfloat16, which is faster: --bf16"

@@ -1,4 +1,4 @@
-"""oneDNN, a library of matmuls, called through its C interface: pip install 'minilora[bf16]', on Linux and x86_64.
+"""oneDNN, a library of matmuls, called through its C interface, on Linux and x86_64.
 
 It multiplies bfloat16, which NumPy cannot (bfloat16.py). With AVX-512 it also multiplies float32 faster than OpenBLAS,
 NumPy's own library: a LoRA step of SmolLM2 takes 0.88 of the time. In the environment, ONEDNN_MAX_CPU_ISA=AVX2
@@ -205,4 +205,6 @@ def library() -> Library:
             return Library(place)
         except OSError as error:
             reasons.append(str(error))
-    raise Missing(f"oneDNN is not installed ({reasons[0]}): pip install 'minilora[bf16]'")
+    raise Missing(
+        f"oneDNN cannot be loaded ({reasons[0]}): pip install onednn-cpu-gomp, or your system's libdnnl and libgomp"
+    )

@@ -259,7 +259,7 @@ def _peft(settings, dtype="float32", compiled=False):
 
 
 def _numpy_alone():
-    """minilora's LoRA step as without `minilora[bf16]`: NumPy multiplies, although oneDNN is installed."""
+    """minilora's LoRA step where oneDNN does not run: NumPy's own BLAS multiplies."""
     onednn.float32_factor = lambda w: None
     return lora(STEP)
 

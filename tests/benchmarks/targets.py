@@ -50,7 +50,7 @@ def growth(rows: Rows) -> float:
 
 TARGETS = (
     Target("LoRA step, all-linear r=8, against torch + PEFT", "step", "0.85", "0.75", ratio("lora", "peft-lora")),
-    Target("the same, NumPy's BLAS alone: without `pip install '.[bf16]'`", "step", "", "",
+    Target("the same, NumPy's BLAS alone, as without AVX-512", "step", "", "",
            ratio("lora-numpy", "peft-lora")),
     Target("the same, torch under `torch.compile`", "step", "", "", ratio("lora", "peft-lora-compiled")),
     Target("the same, torch in bfloat16", "step", "", "", ratio("lora", "peft-lora-bfloat16")),

@@ -13,7 +13,7 @@ from minilora.engine import bfloat16, factors, fused, onednn
 from minilora.engine.onednn import Factor
 from minilora.engine.parallel import has_one_core
 
-here = pytest.mark.skipif(not onednn._is_faster(), reason="oneDNN with AVX-512: pip install 'minilora[bf16]'")
+here = pytest.mark.skipif(not onednn._is_faster(), reason="needs oneDNN, and AVX-512")
 
 
 @pytest.fixture
@@ -126,11 +126,11 @@ def test_loaded_by_a_thread_that_has_one_core_it_uses_all_cores_elsewhere(fresh,
 @pytest.mark.parametrize(
     ("names", "machine", "reason"),
     [
-        (["libno-such-thing.so"], ["Linux", "x86_64"], r"libno-such-thing\.so.*pip install 'minilora\[bf16\]'$"),
+        (["libno-such-thing.so"], ["Linux", "x86_64"], r"libno-such-thing\.so.*pip install onednn-cpu-gomp"),
         (
             ["libm.so.6"],
             ["Linux", "x86_64"],
-            r"^oneDNN is not installed \(libm\.so\.6 is built in another way.*pip install",
+            r"^oneDNN cannot be loaded \(libm\.so\.6 is built in another way.*pip install",
         ),
         ([], ["Darwin", "arm64"], "^it needs Linux on x86_64, this is Darwin on arm64$"),  # nothing to install
     ],
@@ -147,7 +147,7 @@ def test_a_machine_without_the_library_says_why(fresh, monkeypatch, names, machi
 INSTALLED = (sys.platform == "linux") and any(Path(sys.prefix, "lib").glob("libdnnl.so.3"))
 
 
-@pytest.mark.skipif(not INSTALLED or not bfloat16.CPUINFO.exists(), reason="oneDNN: pip install 'minilora[bf16]'")
+@pytest.mark.skipif(not INSTALLED or not bfloat16.CPUINFO.exists(), reason="needs oneDNN")
 @pytest.mark.parametrize("most", ["ALL", "AVX512_CORE", "AVX2"])
 def test_what_the_processor_has_decides(most):
     code = "from minilora.engine import bfloat16 as b, onednn; print(b.why_not() is None, onednn._is_faster())"
