@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,7 +127,7 @@ class LoraLayer(Module):
 
     def __init__(self, base: Module):
         vars(self).update(vars(base))
-        self.replaced = (base,)  # in a tuple, so that named_modules does not find its parameters a second time
+        self.replaced = SimpleNamespace(layer=base)  # where named_modules does not find it a second time
         self.adapters: dict[str, LoraWeights] = {}
         self.active: Mapping[str, Factor] = {}
         self.unmerged: Array | None = None
@@ -134,7 +135,7 @@ class LoraLayer(Module):
 
     def base_layer(self) -> Module:
         """The plain layer that this one replaced. Both share one weight."""
-        return self.replaced[0]
+        return self.replaced.layer
 
     @property
     def merged(self) -> bool:  # type: ignore[override]

@@ -110,6 +110,13 @@ def test_a_new_adapter_changes_no_bit_and_the_first_step_moves_b_alone(tiny_mode
     assert moved() == names_in(tiny_model)
 
 
+def test_a_layer_that_was_replaced_is_not_in_the_tree_a_second_time(tiny_model):
+    before = [path for path, _ in tiny_model.named_modules()]
+    for name in ("one", "two"):
+        add_adapter(tiny_model, random(), name)
+    assert [path for path, _ in tiny_model.named_modules() if ".adapters." not in path] == before
+
+
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_config):
     def weights(seed):
         model = Llama(tiny_config)
