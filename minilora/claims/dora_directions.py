@@ -17,7 +17,7 @@ CLAIM = Claim(
     " rate that is best for its first seed. Measured: LoRA's minus the larger of the two others (1.14 in the paper).",
     switch="LoRA and full fine-tuning change places.",
     base="smollm2",
-    minutes=60,
+    minutes=75,
     band=Band("correlation of ΔM and ΔD: LoRA less the larger of DoRA and full", low=0.5, against_below=0),
     small_band=Band("correlation of ΔM and ΔD: LoRA less the larger of DoRA and full", low=0.12, against_below=0.1),
     explained={

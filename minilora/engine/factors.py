@@ -23,17 +23,13 @@ def factor(w: Array, start: int = 0, stop: int | None = None) -> Any:
 
 
 def fast_factor(w: Array) -> Any:
-    """A matrix as the right factor of a matmul: itself, or what multiplies faster than NumPy's BLAS. In a browser NumPy
-    has none: an `EinsumFactor`.
-    """
-    return one_core_factor(w) if HAS_BLAS else EinsumFactor(w)
-
-
-def one_core_factor(w: Array) -> Any:
-    """A matrix as the right factor: in one of several threads that of oneDNN, if it is installed, otherwise itself.
+    """A matrix as the right factor of a matmul: itself, or what multiplies faster. In a browser, where NumPy has no
+    BLAS, that is an `EinsumFactor`; in one of several threads oneDNN's factor, where it runs.
 
     Outside of such threads both libraries would use all cores, and the idle threads of one keep the other waiting.
     """
+    if not HAS_BLAS:
+        return EinsumFactor(w)
     found = onednn.float32_factor(w) if has_one_core.get() else None
     return w if found is None else found
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from .backend import Array, array_module, is_packed
-from .factors import adds_products, factor, fast_factor, one_core_factor
+from .factors import adds_products, factor, fast_factor
 from .tensor import is_recording, op, shared_backward
 
 Recompute = Callable[[], Array] | None
@@ -74,7 +74,7 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
             return y
         parts = [product(x, factor(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
         return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
-    if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17 and one_core_factor(w) is w:
+    if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17 and not adds_products(w):
         return array_module(x).ascontiguousarray((w @ x.T).T)
     return x @ fast_factor(w).T
 

@@ -44,7 +44,7 @@ class Factor:
 
     def left(self, x: Array) -> Array:
         """x as `Library.multiply` takes it."""
-        return x if x.flags.c_contiguous or x.T.flags.c_contiguous else np.ascontiguousarray(x)
+        return np.ascontiguousarray(x)
 
     def __rmatmul__(self, x: Array) -> Array:
         out = np.empty((len(x), self.stored.shape[0 if self.transposed else 1]), np.float32)
@@ -59,11 +59,8 @@ class Factor:
 
 def float32_factor(w: Array) -> Factor | None:
     """w as a factor, if it is a float32 matrix whose products oneDNN computes faster than NumPy; None otherwise."""
-    if not isinstance(w, np.ndarray) or w.dtype != np.float32 or w.ndim != 2 or w.size < LEAST or not _is_faster():
-        return None
-    if w.flags.c_contiguous:
-        return Factor(w)
-    return Factor(w.T, transposed=True) if w.T.flags.c_contiguous else None
+    is_matrix = isinstance(w, np.ndarray) and w.dtype == np.float32 and w.ndim == 2 and w.flags.c_contiguous
+    return Factor(w) if is_matrix and w.size >= LEAST and _is_faster() else None
 
 
 @cache
@@ -133,7 +130,7 @@ class Library:
     def multiply(self, x: np.ndarray, w: np.ndarray, transposed: bool, out: np.ndarray, beta: float) -> None:
         """out = beta · out + x w, or x wᵀ if w is transposed      x (N, k)  w (k, n) or (n, k)  out (N, n) float32
 
-        x and w are both float32, or both the bits of bfloat16. w is in order, x may be the transpose of such an array.
+        x and w are both float32, or both the bits of bfloat16, and all are in order.
         """
         (rows, k), n = x.shape, out.shape[1]
         if x.dtype != w.dtype:
@@ -141,9 +138,8 @@ class Library:
         if w.shape != ((n, k) if transposed else (k, n)):
             raise ValueError(f"x of shape {x.shape} cannot be multiplied by {w.shape}{'ᵀ' * transposed}")
         self._set_threads(1 if has_one_core.get() else self._cores)
-        how_x, of_row = (b"N", k) if x.flags.c_contiguous else (b"T", rows)
-        how_w, (at_x, at_w, at_out) = b"T" if transposed else b"N", (a.ctypes.data for a in (x, w, out))
-        status = self._gemms[x.dtype](how_x, how_w, rows, n, k, 1.0, at_x, of_row, at_w, w.shape[1], beta, at_out, n)
+        how, (at_x, at_w, at_out) = b"T" if transposed else b"N", (a.ctypes.data for a in (x, w, out))
+        status = self._gemms[x.dtype](b"N", how, rows, n, k, 1.0, at_x, k, at_w, w.shape[1], beta, at_out, n)
         _check(status, "multiply")
 
     def rounded(self, x: np.ndarray) -> np.ndarray:
