@@ -47,6 +47,19 @@ def test_a_function_of_a_model_refuses_what_is_none():
     assert {"generate", "fit", "save_adapter", "mixed_batch", "Streams"} < found
 
 
+@pytest.mark.parametrize(
+    "function, said",
+    [
+        (lambda wrong: minilora.Llama(wrong), r"^expected a minilora\.Config or .*, got a dict$"),
+        (lambda wrong: minilora.finetune(wrong), r"^expected minilora\.Options\(data=.*, got a dict$"),
+        (lambda wrong: minilora.encode_text(wrong, minilora.load("tiny")[1], 8), "^expected a text, got a dict$"),
+    ],
+)
+def test_a_dict_is_no_config_no_options_and_no_text(function, said):
+    with pytest.raises(TypeError, match=said):
+        function({"data": "legal"})
+
+
 def test_each_public_name_says_what_it_does():
     for name in PUBLIC:
         text = inspect.getdoc(getattr(minilora, name)) or ""

@@ -151,6 +151,8 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
     check_tokenizer(tokenizer)
+    if not isinstance(text, str):
+        raise TypeError(f"expected a text, got a {type(text).__name__}")
     return _divided(tokenizer.begun(tokenizer.encode(text)), max_length)
 
 

@@ -64,6 +64,8 @@ class LanguageModel(Module):
         return model
 
     def _build(self, config: Any, rng: np.random.Generator | None) -> None:
+        if not hasattr(config, "vocab_size"):
+            raise TypeError(f"expected a minilora.Config or another family's config, got a {type(config).__name__}")
         self.config = config
         setattr(self, self.decoder_name, self.decoder_class(config, rng))
         if not config.tie_word_embeddings:

@@ -75,6 +75,8 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
     Raises ValueError for bad input, or for results that are there already, before anything is written; TrainingError
     when the loss is not finite; KeyboardInterrupt after writing a checkpoint.
     """
+    if not isinstance(options, Options):
+        raise TypeError(f"expected minilora.Options(data=..., ...), got a {type(options).__name__}")
     if ranks.first:
         with RunFolder(options.folder, options.overwrite, options.resume) as place:
             return _run(options, measure, answers, ranks, place)
