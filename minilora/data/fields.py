@@ -91,8 +91,10 @@ class Field:
             raise ValueError(f"{name}: type must be a text or a list of texts, got {named!r}")
         kinds, choices = tuple(dict.fromkeys(named)), tuple(map(as_json, values))
         if unknown := [kind for kind in kinds if kind not in _KINDS]:
-            nested = ": only one level is" if unknown[0] == "object" else f"; supported: {', '.join(_KINDS)}"
-            raise ValueError(f"{name}: the type {unknown[0]!r} is not supported{nested}")
+            as_lists = ", each as a list" if name.endswith(".items") else ""
+            nested = f": only one level is: put its properties into the schema itself{as_lists}"
+            supported = nested if unknown[0] == "object" else f"; supported: {', '.join(_KINDS)}"
+            raise ValueError(f"{name}: the type {unknown[0]!r} is not supported{supported}")
         if not set(kinds) - {"null"} or ("enum" in rule and ("array" in kinds or not choices)):
             raise ValueError(f"{name} needs a type other than null, or an enum of texts, numbers and null")
         items = None
@@ -146,7 +148,7 @@ class FieldTask(Asking):
         if not isinstance(schema, dict) or schema.get("type", "object") != "object":
             raise ValueError('the schema must be that of an object: {"type": "object", "properties": {...}}')
         if other := sorted(schema.keys() - _OF_OBJECT):
-            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required")
+            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required, $defs")
         rules = schema.get("properties")
         if not isinstance(rules, dict) or not rules:
             raise ValueError("the schema needs properties: an object with at least one field")
