@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -31,6 +33,7 @@ LogProb = tuple[int, float]  # a token's id, and its log-probability
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
 PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
 JOINING = 2048  # tokens of prompts that join together, at most, those included that are known: they are held twice
+_TURN: WeakKeyDictionary[LanguageModel, Lock] = WeakKeyDictionary()  # held by the thread that computes with a model
 
 
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
@@ -148,8 +151,8 @@ class Streams:
 
     A request gives the same text whatever else is in the batch, except for rounding: each answer has its own seed.
     Between steps the model is unchanged, and can be trained or given other adapters. The KV cache has room for `slots`
-    answers as long as the longest of them. Streams of one model must not run in several threads at once: which adapters
-    compute a batch is state of the model.
+    answers as long as the longest of them. Several threads may each have streams of one model: their steps take turns,
+    because the adapters that compute a batch are state of the model.
 
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
     prefix: tokens with which every prompt begins, computed and held once: for adapters that are active or merged.
@@ -347,7 +350,7 @@ class Streams:
 
     def _compute(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> np.ndarray:
         choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()
-        with no_grad(), choices:
+        with no_grad(), _TURN.setdefault(self.model, Lock()), choices:
             return to_numpy(self.model(tokens, cache, last=True).data[:, -1])
 
     def _leave(self) -> None:

@@ -1,5 +1,8 @@
 """Many answers at a time: each is what it is alone, whoever joins, leaves or asks for another adapter."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from jobs import asked
@@ -64,6 +67,23 @@ def test_each_answer_is_that_of_its_adapter_alone_whoever_joins_while_others_run
     finish(streams)
     assert [answer.text for answer in answers] == [alone(model, tokenizer, *ask) for ask in asks]
     assert len({alone(model, tokenizer, "hello", choice) for choice in CHOICES}) == len(CHOICES)  # adapters matter
+
+
+def test_streams_of_one_model_in_several_threads_are_what_each_is_alone(model, tokenizer):
+    def answered(choice):
+        streams = Streams(model, tokenizer)
+        answers = [streams.add(question, choice, 12) for question in QUESTIONS]
+        finish(streams)
+        return [answer.text for answer in answers]
+
+    expected = [answered(choice) for choice in CHOICES]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads change places in the middle of a step
+    try:
+        with ThreadPoolExecutor() as pool:
+            assert list(pool.map(answered, CHOICES)) == expected
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_step_gives_every_running_answer_one_token_and_no_more_run_than_there_are_slots(streams, tokenizer):
