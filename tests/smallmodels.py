@@ -14,6 +14,7 @@ from minilora.nn.layers import Linear
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Parameter
 from minilora.nn.parts import Sample
+from minilora.nn.rope import RopeScaling
 
 IDS = np.arange(24).reshape(2, 12) * 7 % 64  # tokens for a vocabulary of 64
 
@@ -29,6 +30,16 @@ SMALL = Config(
 ATTENTION, MLP = (["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"])
 IN_A_LAYER = ["input_layernorm", *(f"self_attn.{name}" for name in ATTENTION)]
 IN_A_LAYER += ["post_attention_layernorm", *(f"mlp.{name}" for name in MLP)]
+SWITCHES = {  # of Llama's config, by family
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 12},
+    "mistral": {"sliding_window": 4},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "llama": {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 24)},
+    "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4,
+                "logits_scaling": 2.0},
+    "granitemoehybrid": {"shared_mlp": True, "residual_multiplier": 0.4},
+}  # fmt: skip
 
 
 def in_float64(model, gain=20):

@@ -115,6 +115,8 @@ def test_room_is_made_for_the_longest_and_never_taken_from_others(model):
     assert cache.capacity == before
     with pytest.raises(ValueError, match="room for 2 tokens cannot hold a row of 4"):
         cache.join(read(model, TEXT[3:5]), room=2)
+    with pytest.raises(ValueError, match="the cache has room for 5 tokens, got 7"):
+        read(model, TEXT[:7], capacity=5)
 
 
 def test_rows_double_up_to_the_most_there_will_be_and_an_empty_cache_takes_new_ones(model):

@@ -2,10 +2,11 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from smallmodels import in_float64
+from smallmodels import SMALL, SWITCHES, in_float64
 
 from minilora.engine.attention import Packing
 from minilora.engine.tensor import no_grad
@@ -20,6 +21,8 @@ from minilora.nn.step import loss_and_grad
 
 V = 11
 FAMILIES = {
+    "llama, untied": (Llama, replace(SMALL, tie_word_embeddings=False)),
+    **{name: (Llama, replace(SMALL, model_type=name, **switches)) for name, switches in SWITCHES.items()},
     "gpt2": (GPT2, GPT2Config(V, 6, 2, 2, max_position_embeddings=16)),
     "gpt2, untied": (GPT2, GPT2Config(V, 6, 1, 3, 5, max_position_embeddings=16, tie_word_embeddings=False)),
     "gemma3": (Gemma3, Gemma3Config(V, 6, 5, 2, 2, 1, 4, 16, sliding_window=3, layer_types=(SLIDING, FULL))),
@@ -40,11 +43,12 @@ def new(request):
     return make
 
 
-def test_token_by_token_with_a_cache_equals_all_tokens_at_once(new, ids):
-    model, rest = new(), [4, 1, 2]
-    cache, ends = model.new_cache(2, capacity=7), np.cumsum(rest)
+@pytest.mark.parametrize("steps", [[4, 1, 2], [1] * 7, [7]], ids=str)
+def test_token_by_token_with_a_cache_equals_all_tokens_at_once(new, ids, steps):
+    model = new()
+    cache, ends = model.new_cache(2, capacity=7), np.cumsum(steps)
     with no_grad():
-        parts = [model(ids[:, end - n : end], cache).data for n, end in zip(rest, ends, strict=True)]
+        parts = [model(ids[:, end - n : end], cache).data for n, end in zip(steps, ends, strict=True)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), model(ids).data, rtol=1e-10, atol=1e-10)
 
 

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from smallmodels import IN_A_LAYER, SMALL, in_float64
 
 from minilora.engine.attention import Packing
-from minilora.engine.gradcheck import gradcheck
-from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
@@ -131,44 +129,7 @@ def test_nothing_precedes_the_first_token_so_its_label_alone_is_no_loss(model, i
         model.loss(ids, labels)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_gradient_of_the_whole_model_is_right_for_every_parameter(rng, tied):
-    model = in_float64(Llama(replace(SMALL, num_hidden_layers=1, tie_word_embeddings=tied), rng))
-    ids, labels = np.array([[1, 5, 1, 9], [10, 3, 0, 2]]), np.array([[1, 5, -100, 9], [-100, 3, 0, -100]])
-    owners = [(model.get_submodule(name.removesuffix(".weight")), p) for name, p in model.named_parameters()]
-
-    def loss(*weights):
-        for (module, _), weight in zip(owners, weights, strict=True):
-            module.weight = weight
-        return model.loss(ids, labels)
-
-    assert gradcheck(loss, *[p.data for _, p in owners]).elements == sum(p.size for _, p in owners)
-
-
 # -- cache, padding, packing -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [[4, 1, 1, 1], [1] * 7, [2, 3, 2], [7]], ids=str)
-def test_token_by_token_with_a_cache_equals_all_tokens_at_once(model, ids, steps):
-    cache, ends = model.new_cache(2, capacity=7), np.cumsum(steps)
-    with no_grad():
-        parts = [model(ids[:, end - n : end], cache).data for n, end in zip(steps, ends, strict=True)]
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), model(ids).data, rtol=1e-10, atol=1e-10)
-    assert cache.length == 7
-
-
-def test_a_batch_padded_on_the_left_equals_its_rows_alone(model, ids):
-    first = np.array([0, 3])
-    ids[1, :3] = 0
-    cache = model.new_cache(2, capacity=8, first=first)
-    with no_grad():
-        prompt, step = model(ids, cache).data, model(np.array([[1], [2]]), cache).data
-        for row, (pad, following) in enumerate(zip(first, (1, 2), strict=True)):
-            alone = model(np.r_[ids[row, pad:], following][None]).data[0]
-            np.testing.assert_allclose(prompt[row, pad:], alone[:-1], rtol=1e-10, atol=1e-10)
-            np.testing.assert_allclose(step[row, 0], alone[-1], rtol=1e-10, atol=1e-10)
-    with pytest.raises(ValueError, match="the cache has room for 5 tokens, got 7"):
-        model(ids, model.new_cache(2, capacity=5))
 
 
 @given(st.integers(0, 3), st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=4))
