@@ -36,6 +36,7 @@ SHAPE = {"vocab_size": V, "hidden_size": 36, "intermediate_size": 45, "num_hidde
          "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 24}  # fmt: skip
+FAST = {"rope_type": "default", "rope_theta": 100.0}
 MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.3,
                "logits_scaling": 1.7}  # fmt: skip
 DENSE = {"shared_intermediate_size": 45, "num_local_experts": 0, "num_experts_per_tok": 0, "mamba_n_heads": 1,
@@ -45,6 +46,8 @@ GEMMA = {"num_hidden_layers": 7, "head_dim": 10, "query_pre_attn_scalar": 10, "s
 ROWS = {  # the config's class in transformers, without its ending, and what differs from SHAPE
     "Llama": ("Llama", {}),
     "Llama, tied, wide heads": ("Llama", TIED | {"head_dim": 10}),
+    "Llama, one key/value head": ("Llama", {"num_key_value_heads": 1, "rope_parameters": FAST}),
+    "Llama, own keys, narrow heads": ("Llama", {"num_key_value_heads": 6, "head_dim": 4, "rms_norm_eps": 0.1}),
     "Llama 3": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 12}),
     "Mistral": ("Mistral", {"sliding_window": 5, "head_dim": 8}),
     "Mistral without a window": ("Mistral", TIED | {"sliding_window": None}),

@@ -1,5 +1,5 @@
 """Adapters of real weights, the first layers of SmolLM2-135M-Instruct, exchanged with PEFT in both directions, for each
-variant. `test_real_parity.py` trains an adapter of all layers on both sides.
+variant. `test_real_parity.py` trains all layers on both sides.
 
 In float32 both sides round, each in its own order: they differ by 1e-5 or so of the logits even without an adapter.
 Whether they compute the same function is therefore asked in float64, where a wrong scale in one single layer could not
