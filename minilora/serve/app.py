@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,6 +128,8 @@ class App:
         """An answer to a conversation, or the continuation of a text; whole, or as a stream of server-sent events."""
         chat = http.url.path.endswith("/chat/completions")
         request = read_request(read_json_object(await http.body()), self.engine.versions, chat)
+        if request.n > (most := self.engine.slots + self.engine.waiting):
+            raise ApiError(400, f"n is {request.n}: there is room for {most} answers at a time", "n")
         if not isinstance(request.messages, str):
             model = self.engine.model
             asked, passage = open_book(model, request.choice, self.handbook, request.messages)
@@ -138,8 +141,7 @@ class App:
         reply = Reply(request, first.tokens)
         if request.stream:
             return _Events(reply, pieces)
-        text, last = await _unless_gone(http, _gather(pieces))
-        return json_response(reply.whole(text, last))
+        return json_response(reply.whole(await _unless_gone(http, _gather(pieces))))
 
     async def _limit(self, request: Request) -> int:
         """How many tokens the answer may have. Raises ApiError if they do not fit into the context."""
@@ -156,26 +158,31 @@ class App:
         return limit
 
     async def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer; before them, one that has the number of the prompt's tokens.
+        """The pieces of all answers; before them, one that has the number of the prompt's tokens.
 
-        However the generator ends, the answer's place is free afterwards.
+        However the generator ends, the answers' places are free afterwards.
         """
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Piece] = asyncio.Queue()
+        each = [replace(request, seed=request.seed + i) for i in range(request.n)]
 
-        def tell(piece: Piece) -> None:
+        def tell(index: int, piece: Piece) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(arrived.put_nowait, piece)
+                loop.call_soon_threadsafe(arrived.put_nowait, replace(piece, index=index))
+
+        def ask() -> int:
+            return max([self.engine.ask(one, partial(tell, i)) for i, one in enumerate(each)])
 
         try:
-            yield Piece("", await self._in_turn(lambda: self.engine.ask(request, tell), request.param))
-            while True:
+            yield Piece("", await self._in_turn(ask, request.param))
+            left = request.n
+            while left:
                 piece = await arrived.get()
                 yield piece
-                if piece.finished or piece.error:
-                    return
+                left = 0 if piece.error else left - (piece.finished is not None)
         finally:
-            self.engine.call(lambda: self.engine.cancel(request))
+            for one in each:
+                self.engine.call(partial(self.engine.cancel, one))
 
     async def _in_turn(self, function: Callable[[], Result], param: str | None = None) -> Result:
         """What the function returns in the engine's thread; its exceptions as ApiErrors. param: the field at fault."""
@@ -209,16 +216,17 @@ async def _events(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> AsyncGen
     yield event("[DONE]")
 
 
-async def _gather(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Piece]:
-    """The text of a whole answer, and its last piece, with the log-probabilities of all."""
-    text, logprobs = "", list[Any]()
+async def _gather(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:
+    """Each whole answer: its last piece, with the text and the log-probabilities of all."""
+    whole: dict[int, Piece] = {}
     async with aclosing(pieces):
         async for piece in pieces:
             if piece.error:
                 raise ApiError(500, piece.error)
-            text += piece.text
-            logprobs += piece.logprobs
-    return text, replace(piece, logprobs=logprobs)
+            before = whole.get(piece.index, Piece("", 0))
+            logprobs = [*before.logprobs, *piece.logprobs]
+            whole[piece.index] = replace(piece, text=before.text + piece.text, logprobs=logprobs)
+    return [whole[i] for i in range(len(whole))]
 
 
 async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:

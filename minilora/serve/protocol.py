@@ -6,8 +6,9 @@ support=0.3". An adapter that was trained on labels answers the last message wit
 temperature; `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
 `response_format` "json_object" the answer is {"label": ..., "probability": ...}. An adapter that was trained on fields
 answers the last message with a JSON object under its schema. With the `response_format` "json_schema" the base and
-every adapter without labels do so under the schema of the request, as OpenAI's structured outputs. Where the server
-looks up passages, the answer and the first chunk say which one it was given: {"context": {"id": ..., "text": ...}}.
+every adapter without labels do so under the schema of the request, as OpenAI's structured outputs. Of `n` answers the
+seeds count up from `seed`; at temperature 0 all are equal. Where the server looks up passages, the answer and the first
+chunk say which one it was given: {"context": {"id": ..., "text": ...}}.
 """
 
 import json
@@ -28,7 +29,7 @@ from ..options import suggestion
 
 _READ = (
     *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
-    *("stop", "seed", "logprobs", "response_format"),
+    *("stop", "seed", "n", "logprobs", "response_format"),
 )
 _READ_TEXT = ("prompt", *(name for name in _READ if name not in ("messages", "max_completion_tokens")))
 _HARMLESS = (  # they do not change an answer
@@ -36,7 +37,6 @@ _HARMLESS = (  # they do not change an answer
     *("parallel_tool_calls", "top_logprobs"),
 )
 _ONLY: dict[str, tuple[Any, ...]] = {  # they would change an answer, except with these values
-    "n": (1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -55,6 +55,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {  # they would change an answer, except wit
     "suffix": ("",),
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MAX_ANSWERS = 16
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 200
 MAX_SCHEMA = 1 << 16  # characters, which the engine reads in half a second
@@ -94,7 +95,8 @@ class Request:
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
     if the request says. passage: that was put into the messages. top_logprobs: how many log-probabilities are told
     besides that of each token, or of the label, if any. as_json: for adapters with labels or fields, whether the answer
-    is a JSON object. schema: what the answer must be, as JSON, if the request says.
+    is a JSON object. schema: what the answer must be, as JSON, if the request says. n: how many answers, each with a
+    seed of its own.
     """
 
     messages: Sequence[Message] | str
@@ -103,6 +105,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    n: int = 1
     stop: tuple[str, ...] = ()
     model: str = BASE_NAME
     stream: bool = False
@@ -129,7 +132,7 @@ class Piece:
     tokens: of the answer so far. finished: how it ended, in the last piece. error: why there is no more of it.
     seconds: from the request to this piece, by the engine's clock. cached: tokens of the prompt that were known from
     earlier answers. logprobs: where they are asked for, each token of the piece, and the likeliest in its place, the
-    likeliest first; of an answer that is a label, the labels.
+    likeliest first; of an answer that is a label, the labels. index: which of the request's `n` answers it is of.
     """
 
     text: str
@@ -139,6 +142,7 @@ class Piece:
     seconds: float = 0.0
     cached: int = 0
     logprobs: Sequence[tuple[LogProb, Sequence[LogProb]]] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         temperature=_number(fields, "temperature", 0, 2) or 0.0,
         top_p=1.0 if (top_p := _number(fields, "top_p", 0, 1)) is None else top_p or 1e-9,  # 0: the likeliest alone
         seed=secrets.randbits(63) if seed is None else int(seed) % 2**64,
+        n=int(_number(fields, "n", 1, MAX_ANSWERS, whole=True) or 1),
         stop=_stops(fields.get("stop", [])),
         stream=stream,
         usage=_truth(options, "include_usage"),
@@ -371,46 +376,54 @@ def _short(value: Any, most: int = 80) -> str:
 
 
 class Reply:
-    """The objects of one answer, whole or in chunks: all have the same id, model and time."""
+    """The objects of a request's answers, whole or in chunks: all have the same id, model and time."""
 
     def __init__(self, request: Request, prompt_tokens: int):
         self.request, self.prompt_tokens = request, prompt_tokens
+        self.latest: dict[int, Piece] = {}  # of each answer
         self.chat = not isinstance(request.messages, str)
         self.id, self.created = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}", int(time.time())
 
-    def whole(self, text: str, last: Piece) -> dict[str, Any]:
-        """The answer to a request without `stream`."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = _choice({"message": message} if self.chat else {"text": text}, last.finished, self._logprobs(last))
-        return self._object([choice], "") | {"usage": self._usage(last)} | self._context()
+    def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
+        """The answers to a request without `stream`, each a piece."""
+        self.latest = dict(enumerate(answers))
+        choices = []
+        for answer in answers:
+            message = {"role": "assistant", "content": answer.text, "refusal": None}
+            said = {"message": message} if self.chat else {"text": answer.text}
+            choices.append(_choice(said, answer, self._logprobs(answer)))
+        return self._object(choices, "") | {"usage": self._usage()} | self._context()
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """The chunks of a stream that a piece becomes: its text, if any, and after the last piece how it ended."""
         chunks = []
+        self.latest[piece.index] = piece
         if piece.text or piece.logprobs:
-            chunks.append(self._chunk({"content": piece.text}, None, piece))
+            chunks.append(self._chunk({"content": piece.text}, replace(piece, finished=None)))
         if piece.finished:
-            chunks.append(self._chunk({}, piece.finished, replace(piece, text="", logprobs=())))
-            if self.request.usage:  # stream_options: {"include_usage": true}
-                chunks.append(self._object([]) | {"usage": self._usage(piece)})
+            chunks.append(self._chunk({}, replace(piece, text="", logprobs=())))
+            ended = [each for each in self.latest.values() if each.finished]
+            if self.request.usage and len(ended) == self.request.n:  # stream_options: {"include_usage": true}
+                chunks.append(self._object([]) | {"usage": self._usage()})
         return chunks
 
     def begin(self) -> list[dict[str, Any]]:
-        """The first chunk of a conversation's answer, which has the role."""
+        """The first chunk of each answer to a conversation, which has the role."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return [self._chunk(delta, None, Piece("", 0)) | self._context()] if self.chat else []
+        first = [Piece("", 0, index=i) for i in range(self.request.n)]
+        return [self._chunk(delta, piece) | self._context() for piece in first] if self.chat else []
 
     def _context(self) -> dict[str, Any]:
         """The passage that the answer was given, an addition."""
         passage = self.request.passage
         return {} if passage is None else {"context": {"id": passage.id, "text": passage.text}}
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None, piece: Piece) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, Any], piece: Piece) -> dict[str, Any]:
         """A chunk. `seconds`, next to the counts that `continuous_usage_stats` asks for, is an addition."""
         said = {"delta": delta} if self.chat else {"text": piece.text}
-        chunk = self._object([_choice(said, reason, self._logprobs(piece))])
+        chunk = self._object([_choice(said, piece, self._logprobs(piece))])
         if self.request.usage or self.request.usage_always:
-            chunk["usage"] = self._usage(piece) if self.request.usage_always else None
+            chunk["usage"] = self._usage() if self.request.usage_always else None
         if self.request.usage_always:
             chunk["seconds"] = round(piece.seconds, 4)
         return chunk
@@ -427,12 +440,14 @@ class Reply:
         kind = f"chat.completion{part}" if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model, "choices": choices}
 
-    def _usage(self, piece: Piece) -> dict[str, Any]:
+    def _usage(self) -> dict[str, Any]:
+        """The tokens so far: of the prompt once, and of all answers."""
+        tokens = sum(piece.tokens for piece in self.latest.values())
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": piece.tokens,
-            "total_tokens": self.prompt_tokens + piece.tokens,
-            "prompt_tokens_details": {"cached_tokens": piece.cached},
+            "completion_tokens": tokens,
+            "total_tokens": self.prompt_tokens + tokens,
+            "prompt_tokens_details": {"cached_tokens": max((p.cached for p in self.latest.values()), default=0)},
         }
 
 
@@ -441,8 +456,8 @@ def _told(of: LogProb) -> dict[str, Any]:
     return {"token": token.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(token)}
 
 
-def _choice(said: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+def _choice(said: dict[str, Any], piece: Piece, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": piece.index, **said, "logprobs": logprobs, "finish_reason": piece.finished}
 
 
 def event(value: dict[str, Any] | str) -> bytes:

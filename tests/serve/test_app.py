@@ -105,6 +105,29 @@ def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):
     assert len(other) > 1  # each with a seed of its own
 
 
+def test_n_answers_are_those_of_n_seeds_whole_and_as_a_stream(client, server, expected, monkeypatch):
+    settings = {"max_tokens": 12, "temperature": 1.5}
+    whole = complete(client, n=3, seed=7, logprobs=True, **settings)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in whole.choices]
+    assert texts == [expected("legal", max_new_tokens=12, temperature=1.5, seed=7 + i) for i in range(3)]
+    alone = [complete(client, seed=7 + i, logprobs=True, **settings) for i in range(3)]
+    assert [one.choices[0].finish_reason for one in alone] == [choice.finish_reason for choice in whole.choices]
+    for one, choice in zip(alone, whole.choices, strict=True):
+        told = [[token.token for token in each.logprobs.content] for each in (one.choices[0], choice)]
+        assert told[0] == told[1]
+    tokens = sum(one.usage.completion_tokens for one in alone)
+    assert counts(whole.usage) == (alone[0].usage.prompt_tokens, tokens, alone[0].usage.prompt_tokens + tokens)
+    *chunks, last = complete(client, n=3, seed=7, stream=True, stream_options={"include_usage": True}, **settings)
+    of = [[chunk.choices[0] for chunk in chunks if chunk.choices[0].index == i] for i in range(3)]
+    assert ["".join(choice.delta.content or "" for choice in each) for each in of] == texts
+    assert all(each[0].delta.role == "assistant" and each[-1].finish_reason for each in of)
+    assert counts(last.usage) == counts(whole.usage)
+    monkeypatch.setattr(server.engine, "waiting", 2 - server.engine.slots)
+    with pytest.raises(openai.BadRequestError, match="^.*n is 3: .* 2 answers at a time"):
+        complete(client, n=3)
+
+
 def test_the_end_of_the_limit_is_said_and_the_server_has_a_limit_of_its_own(client):
     answer = complete(client, "base", max_completion_tokens=2)
     assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 2

@@ -99,7 +99,7 @@ def test_who_answers(model, choice):
         ({"stream_options": {"include_usage": True}}, "stream_options", "means nothing without stream"),
         ({"stream": True, "stream_options": []}, "stream_options", "must be an object"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage", "true or false"),
-        ({"n": 2}, "n", "n is not supported here"),
+        ({"n": 17}, "n", "n must be a whole number from 1 to 16"),
         ({"tools": [{}]}, "tools", "not supported"),
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
@@ -138,7 +138,7 @@ def test_what_means_nothing_is_refused_with_the_name_of_the_field(fields, param,
 
 
 def test_a_client_may_send_back_a_whole_message_of_ours():
-    ours = Reply(understood(), 9).whole("hi", Piece("", 1, "stop"))["choices"][0]["message"]
+    ours = Reply(understood(), 9).whole([Piece("hi", 1, "stop")])["choices"][0]["message"]
     ours |= {"tool_calls": None, "function_call": None, "audio": None, "annotations": []}  # as its own client has it
     assert understood(messages=[*HELLO, ours, *HELLO]).messages[1] == {"role": "assistant", "content": "hi"}
 
