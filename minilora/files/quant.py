@@ -23,7 +23,7 @@ from ..engine import bfloat16
 from ..engine.backend import Array, array_module, to_device
 from ..engine.parallel import cores, has_one_core
 from . import levels
-from .blocks import LAYOUTS, Layout, half_to_float32, unpack
+from .blocks import LAYOUTS, half_to_float32, unpack
 
 BLOCK = 32
 PIECE = 4096  # blocks dequantised at a time on the host: half a megabyte, which fits the processor's cache
@@ -184,23 +184,14 @@ class Packed:
     def product_of_few(self, x: Array) -> Array | None:
         """x wᵀ without the whole w in float32, x (N, n) -> (N, m); None where dequantising is faster.
 
-        Rows of w are divided among the cores; those of a part are computed some at a time, in the processor's cache.
+        Some rows of w are computed at a time, in the processor's cache, on one core: these calls are so short that a
+        second thread waits for Python's lock longer than it computes.
         """
         on_host = isinstance(x, np.ndarray) and x.dtype == np.float32
         if len(x) > FEW or not on_host or self.multiplied_as_stored:
             return None
-        out = np.empty((len(x), len(self)), x.dtype)
-        layout = LAYOUTS.get(self.kind)
-
-        def compute(i: int, j: int) -> None:
-            Packed(self.raw[i:j], self.kind)._product(x, layout, out[:, i:j])
-
-        _on_all_cores(compute, *self.shape)
-        return out
-
-    def _product(self, x: np.ndarray, layout: Layout | None, out: np.ndarray) -> None:
-        """x wᵀ into `out`. Tiles and groups are small: larger matmuls the BLAS library would divide among the cores."""
-        (m, n), N = self.shape, len(x)
+        (m, n), N, layout = self.shape, len(x), LAYOUTS.get(self.kind)
+        out = np.empty((N, m), x.dtype)
         step = min(max(1, _TILE // n), 256)
         groups = n // math.gcd(n, 64) if layout is None else n // layout.values * layout.groups  # G, in a row
         xs = x.reshape(N, groups, -1)  # (N, G, k)
@@ -210,7 +201,7 @@ class Packed:
                 tile = dequantize(self.raw[i : i + step], self.kind)
                 dots = np.matmul(tile.reshape(len(tile), groups, -1).swapaxes(0, 1), xs)  # (G, rows, N)
                 out[:, i : i + step] = dots.sum(axis=0).T
-            return
+            return out
         packed = self.raw.reshape(-1, layout.nbytes)
         scale, offset = layout.steps(packed)
         scale = scale.reshape(m, groups)
@@ -224,6 +215,7 @@ class Packed:
             np.einsum("gmn,mg->nm", dots, scale[rows], out=out[:, rows])
         if offset is not None:
             out += sums @ offset.reshape(m, groups).T
+        return out
 
     def is_finite(self) -> bool:
         """True if every value is finite. Codes always are, so scales and offsets decide."""
@@ -251,7 +243,7 @@ class Packed:
         return f"Packed({self.shape[0]} x {self.shape[1]}, {self.kind}, {self.nbytes:,} bytes)"
 
 
-_TILE = 1 << 18  # values of a tile
+_TILE = 1 << 17  # values of a tile
 
 
 def _on_all_cores(task: Callable[[int, int], None], rows: int, width: int) -> None:
