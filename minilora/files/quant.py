@@ -9,19 +9,15 @@ a group of values with one scale, x wᵀ = scale (x codesᵀ) + offset Σ x.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..engine import bfloat16
 from ..engine.backend import Array, array_module, to_device
-from ..engine.parallel import cores, has_one_core
 from . import levels
 from .blocks import LAYOUTS, half_to_float32, unpack
 
@@ -153,20 +149,8 @@ class Packed:
         return dequantize(raw.reshape(-1, raw.shape[-1]), self.kind).reshape(*raw.shape[:-1], self.shape[1])
 
     def unpack(self, start: int = 0, stop: int | None = None) -> Array:
-        """The values of rows start..stop, (rows, n) float32, a new array. All cores dequantise, unless one is left."""
-        raw = self.raw[start:stop]
-        if not isinstance(raw, np.ndarray):
-            return dequantize(raw, self.kind)
-        out = np.empty((len(raw), self.shape[1]), np.float32)
-        step = max(1, PIECE * BLOCK // self.shape[1])
-
-        def fill(first: int, end: int) -> None:
-            for i in range(first, end, step):
-                j = min(i + step, end)
-                out[i:j] = dequantize(raw[i:j], self.kind)
-
-        _on_all_cores(fill, *out.shape)
-        return out
+        """The values of rows start..stop, (rows, n) float32, a new array."""
+        return dequantize(self.raw[start:stop], self.kind)
 
     def factor(self, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop as the factor of a matmul: their values in float32 or in bfloat16."""
@@ -244,23 +228,6 @@ class Packed:
 
 
 _TILE = 1 << 17  # values of a tile
-
-
-def _on_all_cores(task: Callable[[int, int], None], rows: int, width: int) -> None:
-    """task(i, j) for parts i..j of the rows, one for each core; for all of a small matrix, or if one core is left."""
-    parts = 1 if has_one_core.get() or rows * width < 1 << 18 else min(cores(), rows)
-    if parts == 1:
-        task(0, rows)
-        return
-    ends = [rows * i // parts for i in range(parts + 1)]
-    for done in [_threads(os.getpid(), parts).submit(task, i, j) for i, j in pairwise(ends)]:
-        done.result()
-
-
-@cache
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Threads that wait for work. `process` is in the key because a copy of this process (fork) has none of them."""
-    return ThreadPoolExecutor(count)
 
 
 @contextmanager

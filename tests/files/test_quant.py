@@ -2,7 +2,6 @@
 
 import re
 import sys
-import threading
 import tracemalloc
 
 import gguf
@@ -18,7 +17,7 @@ from minilora.engine import fused
 from minilora.engine.backend import array_module
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
-from minilora.files import levels, quant
+from minilora.files import levels
 from minilora.files.blocks import LAYOUTS, half_to_float32
 from minilora.files.quant import FEW, PIECE, ROUNDED, Packed, bytes_of_row, codes_of, dequantize, in_float32, quantize
 
@@ -354,17 +353,3 @@ def test_gradients_through_a_packed_matrix_agree_with_measured_ones(kind, rng):
     labels = np.array([[1, 5, -100], [0, 0, 3]])
     gradcheck(lambda x, a, b: fused.linear(x, w) + fused.lora_linear(x, w, a, b, scale=2.0), x[:1], a, b)
     gradcheck(lambda x: fused.linear_cross_entropy(x, w, labels[:1]), x[:1])
-
-
-@pytest.mark.parametrize("kind", ["BF16", "F16", "NF4"])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_all_cores_dequantise_a_large_matrix_each_its_own_rows(kind, count, rng, monkeypatch):
-    seen = set()
-    monkeypatch.setattr(quant, "cores", lambda: count)
-    monkeypatch.setattr(quant, "dequantize", lambda *given: seen.add(threading.get_ident()) or dequantize(*given))
-    raw = rng.standard_normal((601, 512), np.float32)
-    raw = quantize(raw, kind) if kind != "BF16" else (raw.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    packed = Packed(raw, kind)
-    np.testing.assert_array_equal(packed.unpack(), dequantize(raw, kind))
-    assert (seen == {threading.get_ident()}) == (count == 1)  # a core alone needs no other thread
-    np.testing.assert_array_equal(packed.unpack(5, 300), dequantize(raw[5:300], kind))
