@@ -149,7 +149,8 @@ def _refuse_other_folders(named: Mapping[str, Path]) -> None:
 def _base_named_in(folder: Path) -> str | Path | None:
     """The base that a folder names, for `load`; None if it names none.
 
-    A relative path is tried from the adapter's folder first, then from the current one.
+    First is minilora's own path, from the adapter's folder. A relative path in PEFT's config is tried from the current
+    folder, as PEFT does, then from the adapter's.
     """
     if not (folder / CONFIG_FILE).is_file():
         return None  # a llama.cpp file

@@ -102,6 +102,19 @@ def test_the_merged_are_the_four_of_equal_weight(finished):
         assert found == pytest.approx(ml.mean_loss(model, general), rel=1e-5)
 
 
+def test_each_domain_has_two_sets_and_general_text_one(monkeypatch, tmp_path):
+    sets = []
+    monkeypatch.setattr(domains, "_train", lambda options, todo: None)
+    monkeypatch.setattr(domains, "load_with_adapters", lambda folders, base: ml.load(base))
+    monkeypatch.setattr(domains, "combine_adapters", lambda *given, **named: SimpleNamespace(error=0))
+    monkeypatch.setattr(domains, "_remembered", lambda folder, adapters, measured: sets.extend(measured))
+    monkeypatch.setattr(domains, "measure", never)
+    with pytest.raises(AssertionError, match="done again"):
+        compare_domains(DomainsOptions(base="tiny", out=str(tmp_path), limit=2))
+    names = [*(f"{domain}/{kind}" for domain in DOMAINS for kind in ("paraphrase", "unseen")), "general"]
+    assert [each.name for each in sets] == names and {len(each.samples) for each in sets} == {2}
+
+
 # -- what is not done twice --------------------------------------------------------------------------------------------
 
 

@@ -143,6 +143,7 @@ def test_other_seeds_and_the_other_form_are_other_runs(shelf, tmp_path):
     turned = run(["good"], ReproduceOptions(jobs=1, switched=True))["claims"]["good"]
     assert (turned["verdict"], turned["explained"]) == ("contradicted", "")  # its reason is that of the whole claim
     setting = ReproduceOptions(jobs=3, seeds=[0, 5]).setting(claims.read_claim("good").CLAIM)
+    assert ReproduceOptions().setting(claims.read_claim("good").CLAIM).jobs is None  # one for each core
     assert (setting.jobs, setting.seeds) == (3, (0, 5)) and (tmp_path / "runs/claims-switched/claims.json").is_file()
 
 

@@ -211,6 +211,12 @@ def test_a_table_may_be_divided_by_semicolons_or_tabs(mark, tmp_path):
     assert record.messages[1]["content"] == "None, I think, of all."
 
 
+def test_spaces_around_a_heading_are_no_part_of_it(tmp_path):
+    (tmp_path / "data.csv").write_text(" Frage ; die Antwort \nWhy?;So.\n", encoding="utf-8")
+    (record,) = read_records(tmp_path / "data.csv", field={"question": "Frage", "answer": "die Antwort"})
+    assert [message["content"] for message in record.messages] == ["Why?", "So."]
+
+
 def test_what_begins_like_a_list_is_one_whatever_it_is_called(tmp_path):
     for name in ("data.jsonl", "data"):
         json_list(tmp_path / name, [QA] * 2)

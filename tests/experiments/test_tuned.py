@@ -101,8 +101,17 @@ def test_a_loss_that_is_no_number_is_none_and_never_best(loss):
 
 
 def test_where_every_rate_fails_the_search_ends_and_says_why():
+    tried = []
+
+    def listening(function, trials):
+        tried.extend(trials)
+        return each(function, trials)
+
     with pytest.raises(RuntimeError, match="one at any learning rate: the loss is nan"):
-        tuned(each, valley, {"one": {"lr": 1e-2, "fails_above": 0}}, seeds=(0,))
+        tuned(listening, valley, {"one": {"lr": 1e-2, "fails_above": 0}}, seeds=(0,))
+    assert len(tried) == 8  # two decades and a half below the one where it began: there are runs that need them
+    found = tuned(each, valley, {"one": {"lr": 1e-2, "fails_above": 5e-5, "best": 1e-5}}, seeds=(0,))
+    assert found["one"]["lr"] == 1e-5
     with pytest.raises(RuntimeError, match=r"one at its best learning rate 0\.01: the loss is nan"):
         tuned(each, valley, {"one": {"lr": 1e-2, "fails_above": 0}}, seeds=(0,), walk=False)
 

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from hearing import counts_of
 from modelfiles import new_tokenizer
 
 import minilora as ml
@@ -46,9 +47,11 @@ def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, mon
     monkeypatch.setattr(scoring, "cores", lambda: threads)
     monkeypatch.setattr(scoring, "RECORDS", at_once)
     monkeypatch.setattr(scoring, "LABELS", at_once)
-    found = label_logprobs(talker, tokenizer, talks, LABELS)
+    with counts_of("record") as heard:
+        found = label_logprobs(talker, tokenizer, talks, LABELS)
     expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert sum(heard) == len(talks)
     assert len({round(x, 2) for x in found[:3].ravel()}) == found[:3].size
 
 

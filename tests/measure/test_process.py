@@ -3,6 +3,7 @@
 import platform
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,10 +96,12 @@ def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_i
 
 
 def test_where_the_system_has_no_proc_the_peak_is_that_of_getrusage_and_where_it_has_neither_it_is_unknown(monkeypatch):
-    resource = pytest.importorskip("resource")
     monkeypatch.setattr(process, "Path", lambda path: Path("/absent"))
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    assert peak_memory() == pytest.approx(largest, rel=0.01) and program_memory(7) == pytest.approx(largest, rel=0.01)
+    told = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=5000))
+    monkeypatch.setitem(sys.modules, "resource", told)
+    for system, unit in (("darwin", 1), ("linux", 1024)):  # macOS tells bytes
+        monkeypatch.setattr(sys, "platform", system)
+        assert (peak_memory(), program_memory(7)) == (5000 * unit, 5000 * unit - 7)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() is None and program_memory(7) is None
 

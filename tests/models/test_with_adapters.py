@@ -176,6 +176,13 @@ def test_the_base_is_found_from_anywhere_and_when_all_has_moved(here, monkeypatc
     (moved / NOTES).unlink()
     rewrite(moved, {"base_model_name_or_path": "../../../models/one"})  # as PEFT may name it, from the adapter's folder
     assert base_of({"legal": moved}).resolve() == expected
+    shutil.copytree(here / "models", here / "runs" / "models")  # the same words lead to two places
+    monkeypatch.chdir(here / "runs")
+    assert base_of({"legal": here / "runs" / "legal"}).resolve() == expected  # its own path counts, wherever we are
+    rewrite(moved, {"base_model_name_or_path": "models/one"})
+    shutil.copytree(here / "models", moved / "models")
+    monkeypatch.chdir(here)
+    assert base_of({"legal": moved}).resolve() == expected  # as for PEFT, from here before the adapter's folder
     (here / "new").mkdir()
     for name in ("runs", "models"):
         shutil.move(here / name, here / "new" / name)
