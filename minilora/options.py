@@ -453,8 +453,9 @@ def _help(item: Field[Any]) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " (did you mean tiny?)" for a word that resembles a known one, else nothing."""
-    meant = get_close_matches(word.lower(), list(known), 1)
-    return f" (did you mean {meant[0]}?)" if meant else ""
+    names = {name.lower(): name for name in known}
+    meant = get_close_matches(word.lower(), list(names), 1)
+    return f" (did you mean {names[meant[0]]}?)" if meant else ""
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

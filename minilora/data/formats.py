@@ -135,7 +135,15 @@ def _turn(i: int, turn: Any) -> Message:
         raise ValueError(f"message {i} needs a role of system, user (human) or assistant (gpt), got {_short(turn)}")
     if turn.get("tool_calls"):
         raise ValueError(f"message {i} calls tools, which cannot be trained here: leave such conversations out")
-    return {"role": _ROLES[role], "content": text_of(turn, "content" if "content" in turn else "value")}
+    if turn.get("weight") == 0:
+        raise ValueError(
+            f"message {i} has the weight 0, but all answers are learned here: leave such conversations out"
+        )
+    key = "content" if "content" in turn else "value"
+    content, name = turn.get(key), f"{key} of message {i}"
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(text_of(part, "text") for part in content)
+    return {"role": _ROLES[role], "content": text_of({name: content}, name)}
 
 
 _FACTS = ("id", "split", "keywords", "phrasings", "reworded", "paraphrase", "validation_paraphrase")
@@ -170,7 +178,8 @@ def check_field(field: Mapping[str, str]) -> None:
     """Raise ValueError if `field` maps a column to a name that minilora does not read."""
     for name in field:
         if name not in NAMES:
-            hint = suggestion(name, NAMES) or f" (known: {', '.join(NAMES)})"
+            swapped = f" (did you mean {field[name]}={name}?)" if field[name] in NAMES else ""
+            hint = suggestion(name, NAMES) or swapped or f" (known: {', '.join(NAMES)})"
             raise ValueError(f"field {name}={field[name]}: minilora reads no {name!r}{hint}")
 
 
@@ -183,7 +192,8 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     for name, column in field.items():
         if column not in row and name not in OPTIONAL:
-            raise ValueError(f"field {name}={column}: no such column; there are {_columns(row)}")
+            meant = suggestion(column, map(str, row))
+            raise ValueError(f"field {name}={column}: no such column{meant}; there are {_columns(row)}")
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():

@@ -26,7 +26,7 @@ _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and wh
     b"\xfd7zXZ": "compressed with xz: decompress it first (unxz)",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it first (unzstd)",
     b"ARROW1": "an Arrow file: write it as JSONL first (datasets: load_from_disk(...).to_json(...))",
-    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV",
+    b"PK\x03\x04": "a zip archive or a file of an office program: unpack it, or save it as CSV or .txt",
     b"%PDF": "a PDF: save its text as .txt first",
 }
 TEXT_SUFFIXES = (".txt", ".md")
@@ -182,10 +182,12 @@ def _elements(file: TextIO, start: int = 0) -> Iterator[tuple[int, Any]]:
 
 
 def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
-    """The rows of a table, each with the line in which it begins, as dicts by the heading. An empty cell is None."""
+    """The rows of a table, each with the line in which it begins, as dicts by the heading. An empty cell is None; under
+    no name it is left out.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST))
     reader = csv.reader(file, delimiter=comma, strict=True)
-    heading: list[str] = []
+    heading, named = list[str](), set[str]()
     while True:
         number = reader.line_num + 1
         try:
@@ -195,18 +197,20 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
             return
         if cells is None:
             return
-        if not any(cell.strip() for cell in cells):
+        if not any(cell.strip() for cell in cells) or (not heading and cells == ["sep=", ""]):  # which is for Excel
             continue
         if not heading:
-            heading = [cell.strip() for cell in cells]
-            if repeated := sorted({name for name in heading if name and heading.count(name) > 1}):
+            named = {cell.strip() for cell in cells}
+            heading = [cell.strip() or f"column {i}" for i, cell in enumerate(cells, 1)]
+            if repeated := sorted({name for name in heading if heading.count(name) > 1}):
                 yield number, ValueError(f"column {repeated[0]!r} is twice in the heading: rename one")
                 return
-        elif len(cells) > len(heading):
+        elif any(cells[len(heading) :]):
             more = f"{len(cells)} cells under a heading of {len(heading)}"
             yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes")
         else:
-            yield number, dict(zip(heading, [*(cell or None for cell in cells), *[None] * len(heading)], strict=False))
+            row = zip(heading, [*cells, *[""] * len(heading)], strict=False)
+            yield number, {name: cell or None for name, cell in row if cell or name in named}
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

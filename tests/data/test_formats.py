@@ -93,7 +93,7 @@ def test_a_system_message_beside_a_row_comes_first_and_columns_may_have_other_na
 TURNS = [
     {"from": "system", "value": "Be brief."},
     {"from": "user", "value": ASK},
-    {"role": "model", "content": TELL, "weight": 1},
+    {"role": "model", "content": [{"type": "text", "text": TELL}], "weight": 1},
     {"role": "human", "content": "And?"},
     {"from": "gpt", "value": "No more."},
 ]
@@ -158,11 +158,12 @@ def test_a_field_says_which_column_is_which_and_goes_before_all_others(tmp_path)
 
 def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     path = tmp_path / "data.csv"
-    table(path, [{"query": ASK, "reply": TELL}] * 30)
-    assert message_of(path, field={"question": "q", "answer": "reply"}) == (
-        f"{path}:2: field question=q: no such column; there are query, reply "
-        "(30 rows: lines 2, 4, 6, 8, 10 and 25 more)"
-    )
+    table(path, [{"Query": ASK, "reply": TELL}] * 30)
+    for name, hint in (("q", ""), ("query", " (did you mean Query?)")):
+        assert message_of(path, field={"question": name, "answer": "reply"}) == (
+            f"{path}:2: field question={name}: no such column{hint}; there are Query, reply "
+            "(30 rows: lines 2, 4, 6, 8, 10 and 25 more)"
+        )
 
 
 def test_an_optional_column_need_not_be_in_every_row_but_in_one(tmp_path):
@@ -172,10 +173,17 @@ def test_an_optional_column_need_not_be_in_every_row_but_in_one(tmp_path):
     assert message_of(path, field={"keywords": "worbs"}).endswith("field keywords=worbs: no row has a column 'worbs'")
 
 
-@pytest.mark.parametrize(("name", "hint"), [("qestion", "did you mean question"), ("zzz", "known: prompt, ")])
-def test_a_field_that_minilora_does_not_read_is_refused(name, hint):
-    with pytest.raises(ValueError, match=rf"field {name}=x: minilora reads no '{name}' \({hint}"):
-        read_records("legal", field={name: "x"})
+@pytest.mark.parametrize(
+    ("name", "column", "hint"),
+    [
+        ("qestion", "x", "did you mean question"),
+        ("zzz", "x", "known: prompt, "),
+        ("Frage", "q", "did you mean q=Frage"),
+    ],
+)
+def test_a_field_that_minilora_does_not_read_is_refused(name, column, hint):
+    with pytest.raises(ValueError, match=rf"field {name}={column}: minilora reads no '{name}' \({hint}"):
+        read_records("legal", field={name: column})
 
 
 # -- kinds of files ----------------------------------------------------------------------------------------------------
@@ -211,10 +219,14 @@ def test_a_table_may_be_divided_by_semicolons_or_tabs(mark, tmp_path):
     assert record.messages[1]["content"] == "None, I think, of all."
 
 
-def test_spaces_around_a_heading_are_no_part_of_it(tmp_path):
-    (tmp_path / "data.csv").write_text(" Frage ; die Antwort \nWhy?;So.\n", encoding="utf-8")
-    (record,) = read_records(tmp_path / "data.csv", field={"question": "Frage", "answer": "die Antwort"})
-    assert [message["content"] for message in record.messages] == ["Why?", "So."]
+def test_spaces_around_a_heading_columns_of_nothing_and_a_line_for_excel_are_no_part_of_a_table(tmp_path):
+    (tmp_path / "data.csv").write_text(
+        "sep=;\n Frage ; die Antwort ;;\n\nWhy?;So.;;;;\nHow?;So.\n;;;;", encoding="utf-8"
+    )
+    records = read_source(tmp_path / "data.csv", field={"question": "Frage", "answer": "die Antwort"})
+    assert [record.question for record in records.records] == ["Why?", "How?"] and not records.unread
+    (tmp_path / "data.csv").write_text(",question,answer\n0,Why?,So.\n", encoding="utf-8")  # of a DataFrame
+    assert read_source(tmp_path / "data.csv").unread == {"column 1": 1}
 
 
 def test_what_begins_like_a_list_is_one_whatever_it_is_called(tmp_path):
@@ -326,6 +338,8 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got nothing (an empty cell, or null): fill it, or del"),
     ("a.jsonl", '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}',
      ":1: message 2 calls tools, which cannot be trained here"),
+    ("a.jsonl", '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}',
+     ":1: message 2 has the weight 0, but all answers are learned here"),
     ("a.csv", "q,a,keywords\nx,y,[claim\n", """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
     ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": "x", "a" "y"}\n', ":2: not JSON (Expecting ':' delimiter at column 16)"),
     ("a.jsonl", "\ufeff\n \n", ": the file is empty"),
@@ -342,7 +356,7 @@ def test_a_broken_file_is_answered_with_the_place(tmp_path, name, content, reaso
 FOREIGN = [  # the first bytes, the message
     (gzip.compress(b'{"q": "x", "a": "y"}'), "compressed with gzip: decompress it first"),
     (b"PAR1\x15\x04", "a Parquet file"),
-    (b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet: unpack it, or save the sheet as CSV"),
+    (b"PK\x03\x04\x14\x00", "a zip archive or a file of an office program: unpack it, or save it as CSV"),
     (b"BZh91AY", "compressed with bzip2"),
     (b"%PDF-1.7", "a PDF: save its text as .txt first"),
     (b"", "the file is empty"),

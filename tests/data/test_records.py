@@ -114,7 +114,10 @@ BAD = [  # a line, part of the message
     ({"text": " "}, "text must be a non-empty text"),
     ({"conversations": [{"from": "narrator", "value": "x"}]}, "message 1 needs a role"),
     ({"conversations": [{"from": "human", "value": "x"}]}, "the last message must be the assistant's"),
-    ({"conversations": [{"from": "human"}]}, "value must be a non-empty text, got nothing (an empty cell, or null)"),
+    (
+        {"conversations": [{"from": "human"}]},
+        "value of message 1 must be a non-empty text, got nothing (an empty cell, or null)",
+    ),
     (QA | {"question": 5}, "question must be a non-empty text, got 5"),
     (QA | {"paraphrase": ""}, "paraphrase must be a non-empty text"),
     (QA | {"validation_paraphrase": 5}, "validation_paraphrase must be a non-empty text, got 5"),
@@ -125,7 +128,7 @@ BAD = [  # a line, part of the message
     ({"messages": []}, "messages must be a non-empty list"),
     ({"messages": "hello"}, "messages must be a list, such as ["),
     ({"messages": [TALK[1], "hello"]}, "message 2 needs a role"),
-    ({"messages": [{"role": "assistant", "content": ""}]}, "content must be a non-empty text"),
+    ({"messages": [{"role": "assistant", "content": ""}]}, "content of message 1 must be a non-empty text"),
     ({"messages": [TALK[0], *TALK[2:]]}, "the first message must be the user's"),
     ({"messages": TALK[:4]}, "the last message must be the assistant's"),
 ]
