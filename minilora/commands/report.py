@@ -153,6 +153,7 @@ def _kept_earlier(metrics: Mapping[str, Any]) -> bool:
 def _advice(metrics: Mapping[str, Any]) -> str:
     """What to try after a run that went wrong, or that forgot much; else nothing."""
     options, losses = metrics["options"], metrics["loss"]
+    length = "--steps" if options.get("steps") else "--epochs"
     lower = f"a lower --lr (it was {options['lr']:g})" if "lr" in options else "a lower --lr"
     learned = [losses[name] for name in ("reworded", "paraphrase", "unseen") if name in losses]
     if "audit_failed" in metrics:
@@ -161,7 +162,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"Loss did not fall: try {lower}."
     forgets = metrics.keys().isdisjoint(("labels", "fields"))  # where nothing else can be the answer, nobody reads it
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
-        ways = [lower, "fewer --epochs"]
+        ways = [lower, f"fewer {length}"]
         plain = not options.get("use_dora") and options.get("init_lora_weights") not in FROM_BASE
         if options["method"] == "full":
             ways.append("--method lora")
@@ -169,7 +170,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
     if not forgets and metrics.get("kept", {}).get("which") == "best" and not _kept_earlier(metrics):
-        return "Validation loss was lowest at the last step: try more --epochs."
+        return f"Validation loss was lowest at the last step: try more {length}."
     _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
     per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
     if recalled < RECALLED and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0):

@@ -181,8 +181,8 @@ ADVICE = [  # what is different, the last line
     ({}, None),
     ({"loss": {"general": [2.0, 2.2]}}, None),
     ({"loss": {"general": [2.0, 2.21]}}, FORGOT + "a lower --lr (it was 0.05) or fewer --epochs."),
-    ({"loss": {"general": [2.0, 2.21]}, "options": {"strength": 0.7}},
-     FORGOT + "a lower --strength (it was 0.7) or fewer --epochs."),
+    ({"loss": {"general": [2.0, 2.21]}, "options": {"strength": 0.7, "steps": 60}},
+     FORGOT + "a lower --strength (it was 0.7) or fewer --steps."),
     ({"loss": {"general": [2.0, 2.21]}, "options": {"strength": 1.0, "use_dora": True}},  # where no other is possible
      FORGOT + "a lower --lr (it was 0.05) or fewer --epochs."),
     ({"loss": {"general": [2.0, 2.21]}, "options": {"method": "full"}},

@@ -173,9 +173,11 @@ def test_a_model_whose_answers_have_fields_need_not_keep_its_general_text(run):
 
 def test_more_epochs_are_advised_where_validation_loss_was_lowest_at_the_last_step(run):
     _, _, metrics = run
-    steps, words = len(metrics["train_loss"]), "try more --epochs"
+    steps, words = len(metrics["train_loss"]), "try more --"
     learned = metrics | {"loss": {"unseen": [2.0, 1.0]}, "kept": {"which": "best", "step": steps, "loss": 1.0}}
-    assert words in " ".join(finetune_page(learned).split())
+    for given, advised in ((None, "epochs."), (steps, "steps.")):
+        learned["options"] = metrics["options"] | {"steps": given}
+        assert words + advised in " ".join(finetune_page(learned).split())
     assert words not in " ".join(finetune_page({name: x for name, x in learned.items() if name != "fields"}).split())
     for other in ({"which": "best", "step": steps - 1}, {"which": "last", "step": steps}):
         assert words not in " ".join(finetune_page(learned | {"kept": {"loss": 1.0} | other}).split())
