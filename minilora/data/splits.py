@@ -5,6 +5,7 @@ Every command divides a file by this rule, so that `eval` tests on the records t
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from unicodedata import normalize
 
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
@@ -93,4 +94,10 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
             )
     once = [f"{label!r}" for label, count in counts.items() if label is not None and count == 1]
     few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
-    return [f"{few} in one training record only: {listed(once, 5)}; is it a typing error?"] if once else []
+    lines = [f"{few} in one training record only: {listed(once, 5)}; is it a typing error?"] if once else []
+    alike: dict[str, list[str]] = {}  # by what is the same in upper and lower case, and however an accent is written
+    for label in sorted(filter(None, counts)):
+        alike.setdefault(normalize("NFKC", label).casefold(), []).append(repr(label))
+    if same := [" and ".join(each) for each in alike.values() if len(each) > 1]:
+        lines.append(f"these count as different labels: {listed(same, 5)}; is it one label?")
+    return lines
