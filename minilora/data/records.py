@@ -293,7 +293,8 @@ class _Reader:
             seen[record.id] = number
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
-            reading.unread.update(row.keys() - {*kind.needs, *kind.also})
+            read = {*kind.needs, *kind.also}
+            reading.unread.update(key for key, value in row.items() if value is not None and key not in read)
             reading.records.append(record)
 
     def finish(self, source: str | Path, stored: Sequence[Task]) -> Reading:

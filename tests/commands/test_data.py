@@ -89,14 +89,14 @@ def test_of_a_large_split_a_sample_is_counted_and_that_is_said(write, monkeypatc
 
 
 def test_formats_splits_and_what_is_not_read_are_named(write):
-    name = write([row | {"topic": "x"} for row in QA[:20]] + [{"messages": None, "conversations": TALK}])
+    name = write([row | {"topic": "x"} for row in QA[:20]] + [{"messages": None, "note": "x", "conversations": TALK}])
     seen = tiny(name)
     assert seen["formats"] == {"question/answer": 20, "conversations": 1} and seen["files"] == {name: "JSONL"}
-    assert seen["not_read"] == {"topic": 20, "messages": 1}
+    assert seen["not_read"] == {"topic": 20, "note": 1}
     text = told(seen)
     for part in (
         "question/answer in 20 records, conversations in 1 record (JSONL)",
-        "topic in 20 records, messages in 1 record",
+        "topic in 20 records, note in 1 record",
         "17 records to train on, 2 for validation, 2 for the test",
         "leaks none",
         "none is longer than --max-length 512: nothing is truncated",

@@ -405,6 +405,12 @@ def test_validation_has_many_names_and_files_may_be_texts(tmp_path, name):
     assert read_records(tmp_path) == [replace(train, split="train"), replace(validation, split="validation")]
 
 
+def test_columns_that_are_not_read_are_named_in_their_order_unless_they_are_empty(tmp_path):
+    names = [f"column-{i}" for i in range(9)]
+    table(tmp_path / "data.csv", [QA | dict.fromkeys(names, "x") | {"empty": ""}])
+    assert list(read_source(tmp_path / "data.csv").unread) == names
+
+
 def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
     assert message_of(tmp_path).endswith("and may have valid and test; there are no files")
     for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden"):
