@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data.fields import FieldTask, Task
-from ..data.formats import TEXT, check_field, with_label
+from ..data.formats import TEXT, check_field, listed, with_label
 from ..data.labels import LabelTask
 from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
@@ -217,7 +217,7 @@ def _understood(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(dict.fromkeys(seen["files"].values()))
     yield "format", f"{_by_name(seen['formats'])} ({kinds})"
     if len(seen["files"]) > 1:
-        yield "files", ", ".join(Path(name).name for name in seen["files"])
+        yield "files", listed([Path(name).name for name in seen["files"]])
     if seen["field"]:
         yield "field", ", ".join(f"{name} is the column {column}" for name, column in seen["field"].items())
     yield "splits", seen["splits"]

@@ -188,8 +188,8 @@ def read_source(
 
 
 def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
-    """The passages of a built-in handbook, of a .txt or .md file, a paragraph each with the heading before it, or of
-    rows with a column text, which may have `questions`: those that the passage answers.
+    """The passages of a built-in handbook, of a .txt or .md file or a folder of them, a paragraph each with the heading
+    before it, or of rows with a column text, which may have `questions`: those that the passage answers.
 
     limit: the most tokens of a prompt with a passage.
 
@@ -200,9 +200,12 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
         raise DataError(f"{source}: {others[0]} is no text: a context is a .txt or .md file or rows with a column text")
     passages = [Passage(record.id, record.text.strip(), record.phrasings) for record in reading.records]
     if TEXT_FILE in reading.files.values():
-        text = _HEADING.sub(r"\1\n", passages[0].text.replace("\r\n", "\n"))
-        paragraphs = re.split(r"\n\s*\n", text)
-        passages = [Passage(f"paragraph {i}", text) for i, text in enumerate(paragraphs, 1)]
+        of_file = "{}, paragraph {}" if len(passages) > 1 else "paragraph {1}"
+        passages = [
+            Passage(of_file.format(whole.id, i), text)
+            for whole in passages
+            for i, text in enumerate(re.split(r"\n\s*\n", _HEADING.sub(r"\1\n", whole.text.replace("\r\n", "\n"))), 1)
+        ]
     for passage in passages:
         asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
         if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > limit:
@@ -236,8 +239,8 @@ def _path_of(source: str | Path) -> Path:
     if not path.exists():
         meant = suggestion(str(source), BUILT_IN)
         raise DataError(
-            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv, .parquet, "
-            f".txt or .md file, a folder with a train file, a name on huggingface.co, or {', '.join(BUILT_IN)}"
+            f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv, .parquet, .txt or .md "
+            f"file, a folder with a train file or of texts, a name on huggingface.co, or {', '.join(BUILT_IN)}"
         )
     return path
 

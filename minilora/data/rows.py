@@ -44,9 +44,10 @@ class DataError(ValueError):
 
 
 def files_of(path: Path) -> dict[Path, str | None]:
-    """The files of a source, each with its split: None for a single file; a folder has a train, valid and test file.
+    """The files of a source, each with its split: a folder has a train, valid and test file. None for a single file,
+    and for each file of a folder of texts.
 
-    Raises DataError for a folder without a train file, or with two files for one split.
+    Raises DataError for another folder, and for two files for one split.
     """
     if not path.is_dir():
         return {path: None}
@@ -59,11 +60,13 @@ def files_of(path: Path) -> dict[Path, str | None]:
         if split in found:
             raise DataError(f"{path}: {found[split].name} and {item.name} are both for {split}: keep one of them")
         found[split] = item
+    if inside and not found and all(item.suffix.lower() in TEXT_SUFFIXES for item in inside):
+        return dict.fromkeys(inside)
     if "train" not in found:
         there = listed([item.name for item in inside]) or "no files"
         raise DataError(
             f"{path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt, .md), and may have "
-            f"valid and test; there are {there}"
+            f"valid and test, or has .txt and .md files alone, a text each; there are {there}"
         )
     return {found[split]: split for split in SPLITS if split in found}
 

@@ -39,8 +39,8 @@ class Options:
     data: str = option(
         "legal",
         "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv, "
-        ".parquet, .txt or .md file; a folder of train, valid, test; a name on huggingface.co, org/set or "
-        "org/set:train",
+        ".parquet, .txt or .md file; a folder of train, valid, test, or of texts; a name on huggingface.co, "
+        "org/set or org/set:train",
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))

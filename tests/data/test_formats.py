@@ -405,6 +405,16 @@ def test_validation_has_many_names_and_files_may_be_texts(tmp_path, name):
     assert read_records(tmp_path) == [replace(train, split="train"), replace(validation, split="validation")]
 
 
+def test_a_folder_of_texts_has_a_record_for_each_and_other_folders_have_none(tmp_path):
+    for i in range(10):
+        (tmp_path / f"mail{i}.{'md' if i % 2 else 'TXT'}").write_text(f"Mail {i}.")
+    records = read_records(tmp_path)
+    assert records == [Record(f"mail{i}", text=f"Mail {i}.") for i in range(10)]
+    assert [len(part) for part in ml.split_records(records).values()] == [8, 1, 1]
+    (tmp_path / "mail.eml").write_text("")
+    assert ", or has .txt and .md files alone, a text each; there are mail.eml, mail0" in message_of(tmp_path)
+
+
 def test_columns_that_are_not_read_are_named_in_their_order_unless_they_are_empty(tmp_path):
     names = [f"column-{i}" for i in range(9)]
     table(tmp_path / "data.csv", [QA | dict.fromkeys(names, "x") | {"empty": ""}])
@@ -412,7 +422,7 @@ def test_columns_that_are_not_read_are_named_in_their_order_unless_they_are_empt
 
 
 def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
-    assert message_of(tmp_path).endswith("and may have valid and test; there are no files")
+    assert message_of(tmp_path).endswith(", a text each; there are no files")
     for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden"):
         (tmp_path / name).write_text("")
     line = message_of(tmp_path)

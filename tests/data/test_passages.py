@@ -122,6 +122,14 @@ def test_a_text_file_is_a_passage_for_each_paragraph_with_the_headings_before_it
     assert [each.id for each in passages] == ["paragraph 1", "paragraph 2", "paragraph 3"]
 
 
+def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
+    for name in ("a.md", "b.txt"):
+        (tmp_path / name).write_text(f"# {name}\n\nOne.\n\nTwo.")
+    passages = read_handbook(tmp_path, tokenizer, 100).passages
+    assert [each.id for each in passages] == [f"{name}, paragraph {i}" for name in "ab" for i in (1, 2)]
+    assert [each.text for each in passages] == ["# a.md\nOne.", "Two.", "# b.txt\nOne.", "Two."]
+
+
 def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
     rows = [{"id": f"p{i}", "text": text} for i, text in enumerate(TEXTS)]
     rows[2]["questions"] = ["Who hoots?", "Which bird is awake at midnight?"]
