@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import (
+    CHATML,
     CONFIG,
     MERGES,
     MISSING_BYTES,
-    SPECIAL,
     byte_symbols,
     new_llama,
     new_tokenizer,
@@ -33,13 +33,6 @@ from minilora.models.gguf_tokenizer import tokenizer_metadata
 from minilora.models.tokenizer import Tokenizer, from_folder, to_folder
 from minilora.nn.llama import Llama
 
-CHATML = (  # SmolLM2's
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
-    "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "
-    "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 HELLO = [{"role": "user", "content": "Who are you?"}]
 TEXTS = ["hello 12 hello", "  naïve\n\n<|im_start|>user 345<|im_end|>", "東京 ½²", ""]
 IDS = {token: i for i, token in enumerate(vocabulary())}
@@ -547,44 +540,6 @@ def split_as(name):
 
 
 # -- the real one ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.real
-@pytest.mark.parametrize(
-    ("text", "ids"),
-    [  # recorded from transformers 5.24
-        ("The capital of France is Paris.", [504, 3575, 282, 4649, 314, 7042, 30]),
-        (
-            "In 2024, 1234567 people paid $9.99",
-            [788, 216, 34, 32, 34, 36, 28, 216, 33, 34, 35, 36, 37, 38, 39, 701, 5940, 1885, 41, 30, 41, 41],
-        ),
-        ("  two  spaces\n\n\ttab\r\nend ", [216, 827, 216, 5600, 1116, 197, 15999, 201, 198, 486, 216]),
-        ("naïve café — “quotes” …", [3546, 46494, 37366, 1841, 619, 385, 2346, 573, 5548]),
-        ("日本語のテキスト", [23274, 115, 40993, 179, 120, 248, 26453, 11100, 224, 10391, 251, 10391, 134, 11100, 226]),
-        ("🙂👩\u200d🚀", [10813, 38887, 10813, 235, 119, 321, 231, 10813, 244, 218]),
-        ("don't we'll I'M", [12420, 982, 392, 3060, 339, 23, 61]),
-        ("<|im_start|>user\nhi<|im_end|>\n", [1, 4093, 198, 6004, 2, 198]),
-        (
-            "def f(x):\n    return x**2 != 0x1F",
-            [1604, 275, 24, 104, 727, 472, 1003, 1792, 828, 34, 6541, 216, 32, 104, 33, 54],
-        ),
-        ("\u200b\ufeff\u00a0x", [321, 229, 186, 136, 140, 15442, 104]),
-        (" ½", [216, 16738]),  # by llama.cpp's rule: a number of any script stands alone
-    ],
-)
-def test_smollm2_has_the_ids_of_its_own_tokenizer(smollm2, text, ids):
-    tokenizer = smollm2[1]
-    assert tokenizer.encode(text) == ids
-    assert tokenizer.decode(ids) == text.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
-
-
-@pytest.mark.real
-def test_smollm2_renders_and_encodes_a_chat_as_transformers_does(smollm2):
-    tokenizer = smollm2[1]
-    assert tokenizer.render(HELLO, True) == f"{SYSTEM}<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
-    system = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
-    user = [2, 198, 1, 4093, 198, 10576, 359, 346, 47, 2, 198, 1, 520, 9531, 198]
-    assert tokenizer.encode_chat(HELLO, True) == system + user
 
 
 @pytest.mark.real
