@@ -6,6 +6,7 @@ import json
 import pytest
 
 from minilora.cli import main
+from minilora.commands import report
 from minilora.commands.report import page, read_metrics
 from minilora.pages.text import terminal_width
 
@@ -177,6 +178,7 @@ def test_the_page_says_what_was_kept(change, sentence):
 
 FORGOT, HELPLESS = "Loss on general text rose by 10 %: try ", "Loss did not fall: try "
 FEW = "The answers have few of the facts: given many phrasings of each question, try --config facts."
+MORE = "Validation loss was lowest at the last step: try more --"
 ADVICE = [  # what is different, the last line
     ({}, None),
     ({"loss": {"general": [2.0, 2.2]}}, None),
@@ -195,14 +197,23 @@ ADVICE = [  # what is different, the last line
     ({"keyword_recall": {"reworded": [0.0, 0.4]}, "records": {"train": 32},
       "options": {"batch_size": 4, "grad_accumulation": 2}}, None),
     ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
+    ({"loss": {"general": [2.0, 3.0]}, "labels": {}}, None),  # nobody reads its general text
+    ({"loss": {"general": [2.0, 3.0]}, "fields": {}}, None),
+    (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}, "fields": {}}, MORE + "epochs."),
+    (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}, "labels": {}, "options": {"steps": 8}}, MORE + "steps."),
+    (TRAINED | {"kept": {"which": "best", "step": 7, "loss": 1.0}, "fields": {}}, None),
+    (TRAINED | {"kept": {"which": "last", "step": 8, "loss": 1.0}, "fields": {}}, None),
+    (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}}, None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "line"), ADVICE, ids=[str(row[0]) for row in ADVICE])
-def test_a_run_that_went_wrong_or_forgot_says_what_to_try(change, line):
+def test_a_run_that_went_wrong_or_forgot_says_what_to_try(change, line, monkeypatch):
+    for name in ("label_lines", "field_lines"):
+        monkeypatch.setattr(report, name, lambda *_: [])
     metrics = changed(**change | {"options": {"lr": 0.05} | change.get("options", {})})
     last = learned(metrics)[-1]
-    assert last == line if line else last.startswith("keyword recall")
+    assert last == line if line else last.startswith(("keyword recall", "Kept: "))
 
 
 def test_a_failed_audit_is_a_line_of_the_page():

@@ -12,7 +12,6 @@ from planted_fields import SCHEMA, planted_fields
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
-from minilora.commands.report import page as finetune_page
 from minilora.data.fields import FieldTask
 from minilora.data.records import read_source
 from minilora.measure import fields as measuring
@@ -161,23 +160,3 @@ def test_the_picture_can_be_read(name):
         assert np.allclose(shares[0], [90, 40, 90]) and np.allclose(shares[1], 40)
         assert {(80, 100), (30, 50)} <= spans(figure.axes[0], 0)
         assert figure.axes[0].get_title() == "Fields of 40 records"
-
-
-def test_a_model_whose_answers_have_fields_need_not_keep_its_general_text(run):
-    _, _, metrics = run
-    worse = metrics | {"loss": {"general": [2.0, 3.0]}, "keyword_recall": {}}
-    words = "Loss on general text rose by 50 %"
-    assert words not in finetune_page(worse)
-    assert words in finetune_page({name: value for name, value in worse.items() if name != "fields"})
-
-
-def test_more_epochs_are_advised_where_validation_loss_was_lowest_at_the_last_step(run):
-    _, _, metrics = run
-    steps, words = len(metrics["train_loss"]), "try more --"
-    learned = metrics | {"loss": {"unseen": [2.0, 1.0]}, "kept": {"which": "best", "step": steps, "loss": 1.0}}
-    for given, advised in ((None, "epochs."), (steps, "steps.")):
-        learned["options"] = metrics["options"] | {"steps": given}
-        assert words + advised in " ".join(finetune_page(learned).split())
-    assert words not in " ".join(finetune_page({name: x for name, x in learned.items() if name != "fields"}).split())
-    for other in ({"which": "best", "step": steps - 1}, {"which": "last", "step": steps}):
-        assert words not in " ".join(finetune_page(learned | {"kept": {"loss": 1.0} | other}).split())

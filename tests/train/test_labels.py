@@ -14,7 +14,6 @@ from planted import planted
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
-from minilora.commands.report import page as finetune_page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
 from minilora.generate.conversation import Talk
@@ -265,11 +264,3 @@ def test_the_picture_can_be_read(n, name):
             [text.get_text() for text in axis.get_ticklabels()] for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)
         ]
         assert named[0] == named[1] and len(set(named[0])) == n
-
-
-def test_a_model_whose_answers_are_labels_need_not_keep_its_general_text(run):
-    _, _, metrics = run
-    worse = metrics | {"loss": {"general": [2.0, 3.0]}, "keyword_recall": {}}
-    words = "Loss on general text rose by 50 %"
-    assert words not in finetune_page(worse)
-    assert words in finetune_page({name: value for name, value in worse.items() if name != "labels"})
