@@ -67,10 +67,11 @@ def vocabulary(merges=MERGES):
 
 
 def new_llama(gain=10, **changes):
-    """A random Llama whose attention is far from uniform, so that the order of rotary pairs shows."""
-    model = Llama(dataclasses.replace(CONFIG, **changes), np.random.default_rng(0))
+    """A random Llama whose attention is far from uniform, so that the order of rotary pairs shows; its norms differ."""
+    rng = np.random.default_rng(0)
+    model = Llama(dataclasses.replace(CONFIG, **changes), rng)
     for _, parameter in model.named_parameters():
-        parameter.data = parameter.data * np.float32(gain if parameter.ndim == 2 else 1)
+        parameter.data *= gain if parameter.ndim == 2 else rng.uniform(0.75, 1.25, parameter.shape).astype(np.float32)
     return model
 
 

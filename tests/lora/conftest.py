@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-import secondllama
-from modelfiles import write_gguf
+from modelfiles import new_llama, write_gguf
 from peftfiles import adapted
 from smallmodels import Net, as_float64, lora_config, shaken
 
@@ -25,8 +24,8 @@ def folder(base, tmp_path):
 
 @pytest.fixture
 def file(tmp_path):
-    """The GGUF file of `secondllama.new_model()`."""
-    return write_gguf(tmp_path / "base.gguf", secondllama.new_model())
+    """The GGUF file of `new_llama()`."""
+    return write_gguf(tmp_path / "base.gguf", new_llama())
 
 
 @pytest.fixture

@@ -1,18 +1,15 @@
-"""llama.cpp adapter files, checked by logits: a second reader and a second Llama, written from llama.cpp's rules.
-
-`LlamaCpp` shares no code with minilora. It keeps the rows of q and k as adjacent pairs and rotates those, finds each
-adapter's scale as llama-adapter.cpp does, and adds the update as llama-graph.cpp does.
-"""
+"""llama.cpp adapter files mean here what they mean by llama.cpp's rules; tests/parity asks llama.cpp itself."""
 
 import dataclasses
 
 import gguf
 import numpy as np
 import pytest
+from cppadapters import adapted, distance, in_llama_cpp, pair, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelfiles import CONFIG, write_gguf
-from secondllama import IDS, LlamaCpp, adapted, distance, logits, new_model, pair, write
+from modelfiles import CONFIG, new_llama
+from smallmodels import IDS, logits
 
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import write_gguf as write_gguf_file
@@ -42,11 +39,11 @@ every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTI
 
 
 @every_setting
-def test_an_adapter_means_the_same_there_and_comes_back_from_its_file(settings, file, tmp_path):
-    model, other = adapted(new_model(), **settings), new_model()
+def test_an_adapter_means_the_same_there_and_comes_back_from_its_file(settings, tmp_path):
+    model, other = adapted(new_llama(), **settings), new_llama()
     assert distance(logits(model), logits(other)) > 0.1
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
-    assert distance(LlamaCpp(file, path).logits(IDS), logits(model)) < 1e-4
+    assert distance(in_llama_cpp(other, path), logits(model)) < 1e-4
     load_gguf_adapter(other, path)
     assert distance(logits(other), logits(model)) < 1e-4
     for name, module in lora_modules(model).items():
@@ -59,12 +56,11 @@ def test_an_adapter_means_the_same_there_and_comes_back_from_its_file(settings, 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"r": 2, "rank_pattern": {"q_proj": 4}}], ids=str)
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(settings, target, tmp_path):
-    plain, other = new_model(tie_word_embeddings=False), new_model(tie_word_embeddings=False)
-    file = write_gguf(tmp_path / "base.gguf", plain)
-    model = adapted(new_model(tie_word_embeddings=False), target_modules=[target, "q_proj"], **settings)
+    plain, other = new_llama(tie_word_embeddings=False), new_llama(tie_word_embeddings=False)
+    model = adapted(new_llama(tie_word_embeddings=False), target_modules=[target, "q_proj"], **settings)
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert distance(logits(model), logits(plain)) > 0.1
-    assert distance(LlamaCpp(file, path).logits(IDS), logits(model)) < 1e-4
+    assert distance(in_llama_cpp(plain, path), logits(model)) < 1e-4
     load_gguf_adapter(other, path)
     assert distance(logits(other), logits(model)) < 1e-4
 
@@ -72,29 +68,27 @@ def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(set
 @given(r=st.integers(1, 8), alpha=st.floats(0.01, 100), rslora=st.booleans(), other=st.integers(1, 8))
 @settings(max_examples=8, deadline=None)
 def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rslora, other):
-    folder = tmp_path_factory.mktemp("any")
-    model = new_model(num_hidden_layers=1)
-    file = write_gguf(folder / "base.gguf", model)
     settings = {"r": r, "lora_alpha": alpha, "use_rslora": rslora, "rank_pattern": {"k_proj": other}}
-    adapted(model, **settings)
-    path = save_gguf_adapter(model, folder / "adapter.gguf")
+    model = adapted(new_llama(num_hidden_layers=1), **settings)
+    path = save_gguf_adapter(model, tmp_path_factory.mktemp("any") / "adapter.gguf")
     expected = logits(model)
     # a large scale is a large update, in float32 there and float64 here: a wrong scale would be off by a whole factor
-    assert distance(LlamaCpp(file, path).logits(IDS), expected) < 1e-3 * max(1, np.abs(expected).max())
+    found = in_llama_cpp(new_llama(num_hidden_layers=1), path)
+    assert distance(found, expected) < 1e-3 * max(1, np.abs(expected).max())
 
 
 @pytest.mark.parametrize("mistake", ["rows of B as in PEFT", "alpha for alpha / r", "rsLoRA's alpha as it is"])
-def test_the_comparison_notices(mistake, file, tmp_path, monkeypatch):
-    model = adapted(new_model(), use_rslora=True)
+def test_the_comparison_notices(mistake, tmp_path, monkeypatch):
+    model = adapted(new_llama(), use_rslora=True)
     if mistake == "rows of B as in PEFT":
         monkeypatch.setattr(family, "to_pairs", lambda w, heads: w)
-    reader = LlamaCpp(file, save_gguf_adapter(model, tmp_path / "adapter.gguf"))
-    reader.alpha = {"alpha for alpha / r": 8.0 * 4, "rsLoRA's alpha as it is": 8.0}.get(mistake, reader.alpha)
-    assert distance(reader.logits(IDS), logits(model)) > 1e-2
+    path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
+    alpha = {"alpha for alpha / r": 8.0 * 4, "rsLoRA's alpha as it is": 8.0}.get(mistake)
+    assert distance(in_llama_cpp(new_llama(), path, alpha), logits(model)) > 1e-2
 
 
 def test_names_shapes_types_and_metadata_are_llama_cpps(tmp_path):
-    path = save_gguf_adapter(adapted(new_model(), r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"],
+    path = save_gguf_adapter(adapted(new_llama(), r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"],
                                      layers_to_transform=1), tmp_path / "adapter.gguf")  # fmt: skip
     reader = gguf.GGUFReader(path)
     assert {t.name: (t.data.shape, t.tensor_type.name) for t in reader.tensors} == {
@@ -123,7 +117,7 @@ def test_the_alpha_that_is_written_and_what_is_folded_into_b(tmp_path):
         ({"rank_pattern": {"q_proj": 2}}, 8),  # divided by each module's own rank
         ({"alpha_pattern": {"q_proj": 3}}, 8),  # what most modules have; q's B carries 3 / 8, and no other B a factor
     ):
-        model = adapted(new_model(), **change)
+        model = adapted(new_llama(), **change)
         reader = gguf.GGUFReader(save_gguf_adapter(model, tmp_path / "adapter.gguf"))
         assert reader.fields["adapter.lora.alpha"].contents() == alpha
         stored, state = {t.name: t.data for t in reader.tensors}, adapter_state(model, "default")
@@ -131,21 +125,21 @@ def test_the_alpha_that_is_written_and_what_is_folded_into_b(tmp_path):
             np.testing.assert_array_equal(stored[f"blk.0.{name}"], state[f"model.layers.0.self_attn.{key}"])
 
 
-def test_a_float64_adapter_is_written_in_float32(file, tmp_path):
-    model = new_model()
+def test_a_float64_adapter_is_written_in_float32(tmp_path):
+    model = new_llama()
     for parameter in dict(model.named_parameters()).values():
         parameter.data = parameter.data.astype(np.float64)
     adapted(model)
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert {t.tensor_type.name for t in gguf.GGUFReader(path).tensors} == {"F32"}
-    assert distance(LlamaCpp(file, path).logits(IDS), logits(model)) < 1e-4
+    assert distance(in_llama_cpp(new_llama(), path), logits(model)) < 1e-4
 
 
 # -- there and back ----------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_adapter_crosses_peft_and_llama_cpp_bit_for_bit(tmp_path):
-    model, middle, other = adapted(new_model()), new_model(), new_model()
+    model, middle, other = adapted(new_llama()), new_llama(), new_llama()
     load_adapter(middle, save_adapter(model, tmp_path / "peft"))
     load_adapter(other, save_gguf_adapter(middle, tmp_path / "adapter.gguf"))  # the very function that reads folders
     assert logits(other).tobytes() == logits(model).tobytes()
@@ -157,9 +151,9 @@ def test_a_plain_adapter_crosses_peft_and_llama_cpp_bit_for_bit(tmp_path):
 
 
 def test_a_read_adapter_can_be_trained_saved_again_and_removed(tmp_path):
-    model = new_model()
-    load_gguf_adapter(model, save_gguf_adapter(adapted(new_model()), tmp_path / "first.gguf"), name="again")
-    model.loss(IDS[None], IDS[None]).backward()
+    model = new_llama()
+    load_gguf_adapter(model, save_gguf_adapter(adapted(new_llama()), tmp_path / "first.gguf"), name="again")
+    model.loss(IDS, IDS).backward()
     assert all(p.grad.any() for p in model.trainable_parameters().values())
     second = save_gguf_adapter(model, tmp_path / "second.gguf", name="again")
     tensors = [
@@ -167,27 +161,23 @@ def test_a_read_adapter_can_be_trained_saved_again_and_removed(tmp_path):
     ]
     assert second.is_file() and tensors[0] == tensors[1]
     remove_adapter(model, "again")
-    assert logits(model).tobytes() == logits(new_model()).tobytes()
+    assert logits(model).tobytes() == logits(new_llama()).tobytes()
 
 
 @pytest.mark.parametrize("alpha", [8.0, 0.0, None, 1.5])
-def test_files_of_others_are_scaled_by_llama_cpps_rule(alpha, file, rng, tmp_path):
+def test_files_of_others_are_scaled_by_llama_cpps_rule(alpha, rng, tmp_path):
     tensors = pair(rng) | pair(rng, "blk.1.attn_k.weight", m=16, r=2) | pair(rng, "blk.1.ffn_down.weight", n=64, r=7)
     path = write(tmp_path / "adapter.gguf", tensors, adapter_lora_alpha=alpha)
-    model = new_model()
+    model = new_llama()
     load_gguf_adapter(model, path)
-    expected = LlamaCpp(file)
-    expected.lora = {name.removesuffix(".lora_a"): (array, tensors[name[:-1] + "b"])
-                     for name, array in tensors.items() if name.endswith("a")}  # fmt: skip
-    expected.alpha = alpha or 0.0
-    assert distance(logits(model), expected.logits(IDS)) < 1e-3
-    assert distance(logits(model), logits(new_model())) > 0.1
+    assert distance(logits(model), in_llama_cpp(new_llama(), path)) < 1e-3
+    assert distance(logits(model), logits(new_llama())) > 0.1
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("F16", 1e-2), ("Q8_0", 0.5)])
 def test_files_in_fewer_bits_are_read(kind, limit, rng, tmp_path):
     tensors = pair(rng, r=32)
-    models = [new_model(), new_model()]
+    models = [new_llama(), new_llama()]
     for model, stored in zip(models, ("F32", kind), strict=True):
         load_gguf_adapter(model, write(tmp_path / f"{stored}.gguf", tensors, stored))
     assert 0 < distance(logits(models[0]), logits(models[1])) < limit * np.abs(logits(models[0])).max()
@@ -195,7 +185,7 @@ def test_files_in_fewer_bits_are_read(kind, limit, rng, tmp_path):
 
 def test_every_matrix_of_a_model_file_can_be_adapted_under_its_name_there(file):
     names = {t.name for t in gguf.GGUFReader(file).tensors if t.data.ndim == 2}
-    model = adapted(new_model(), target_modules="all-linear")
+    model = adapted(new_llama(), target_modules="all-linear")
     modules = {FAMILIES["llama"].llama_cpp_name(f"{path}.weight") for path in lora_modules(model)}
     assert modules == names - {"token_embd.weight"}
 

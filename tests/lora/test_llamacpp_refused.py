@@ -4,8 +4,8 @@ import gguf
 import numpy as np
 import peftfiles
 import pytest
-from modelfiles import CONFIG
-from secondllama import QUERY, adapted, new_model, pair, write
+from cppadapters import QUERY, adapted, pair, write
+from modelfiles import CONFIG, new_llama
 from smallmodels import Net
 
 import minilora as ml
@@ -38,7 +38,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_way_out(settings, wor
 
 @pytest.mark.parametrize("save", [save_gguf_adapter, save_mlx_adapter])
 def test_values_too_large_for_float16_are_refused_and_nothing_is_written(save, tmp_path):
-    model = adapted(new_model(), target_modules=["q_proj"])
+    model = adapted(new_llama(), target_modules=["q_proj"])
     ml.scale_adapter(model, "default", 1e9)
     with pytest.raises(ValueError, match=r"lora_b holds values that are too large for float16: use --dtype float32"):
         save(model, tmp_path / "adapter.gguf", dtype="float16")
@@ -48,13 +48,13 @@ def test_values_too_large_for_float16_are_refused_and_nothing_is_written(save, t
 
 def test_an_adapter_that_is_not_there_is_named_with_those_that_are(tmp_path):
     with pytest.raises(ValueError, match=r"'legal'.*default"):
-        save_gguf_adapter(adapted(new_model()), tmp_path / "a.gguf", name="legal")
+        save_gguf_adapter(adapted(new_llama()), tmp_path / "a.gguf", name="legal")
     with pytest.raises(ValueError, match="none"):
-        save_gguf_adapter(new_model(), tmp_path / "a.gguf")
+        save_gguf_adapter(new_llama(), tmp_path / "a.gguf")
 
 
 def test_a_failed_write_leaves_the_file_of_before_and_no_debris(tmp_path, monkeypatch):
-    path = save_gguf_adapter(adapted(new_model()), tmp_path / "adapter.gguf")
+    path = save_gguf_adapter(adapted(new_llama()), tmp_path / "adapter.gguf")
     before = path.read_bytes()
 
     def full(self, *arguments, **settings):
@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_the_file_of_before_and_no_debris(tmp_path, monkey
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     with pytest.raises(OSError, match="the disk is full"):
-        save_gguf_adapter(adapted(new_model(), r=2), path)
+        save_gguf_adapter(adapted(new_llama(), r=2), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_file_of_before_and_no_debris(tmp_path, monkey
 
 
 def refused(path, *words):
-    peftfiles.refused(new_model(), path, path.name, *words)
+    peftfiles.refused(new_llama(), path, path.name, *words)
 
 
 def test_a_file_that_says_it_is_something_else_is_refused(rng, tmp_path):
@@ -132,7 +132,7 @@ def test_a_missing_file_a_damaged_one_and_a_model_are_refused(file, tmp_path):
     (tmp_path / "text.gguf").write_text("hello")
     refused(tmp_path / "text.gguf", "not a GGUF file")
     refused(file, "general.type", "'adapter'")
-    whole = save_gguf_adapter(adapted(new_model()), tmp_path / "whole.gguf").read_bytes()
+    whole = save_gguf_adapter(adapted(new_llama()), tmp_path / "whole.gguf").read_bytes()
     for share in (0.001, 0.01, 0.5, 0.99):
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[: int(share * len(whole))])
@@ -140,8 +140,8 @@ def test_a_missing_file_a_damaged_one_and_a_model_are_refused(file, tmp_path):
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path):
-    path = save_gguf_adapter(adapted(new_model()), tmp_path / "a.gguf")
-    model = new_model()
+    path = save_gguf_adapter(adapted(new_llama()), tmp_path / "a.gguf")
+    model = new_llama()
     load_gguf_adapter(model, path)
     with pytest.raises(ValueError, match="already has an adapter called 'default'"):
         load_gguf_adapter(model, path)

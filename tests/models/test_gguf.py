@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfiles import CHATML, CONFIG, IDS, SPECIAL, new_llama, new_tokenizer, stored_as, write_gguf
-from secondllama import new_model
 from smallmodels import logits
 
 from minilora.files.disk import ModelFileError
@@ -26,7 +25,7 @@ Q, EMBEDDING = "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.wei
 
 @pytest.fixture
 def model():
-    return new_model()
+    return new_llama()
 
 
 @cache

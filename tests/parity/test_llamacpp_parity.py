@@ -5,10 +5,10 @@ It answers with the log-probability of every next token.
 
 import numpy as np
 import pytest
+from cppadapters import distance
 from cppserver import serving
 from modelfiles import CONFIG, new_llama, new_tokenizer
 from peftfiles import adapted
-from secondllama import distance
 from smallmodels import shaken
 
 from minilora.engine.tensor import no_grad
