@@ -200,7 +200,7 @@ ADVICE = [  # what is different, the last line
     ({"loss": {"general": [2.0, 3.0]}, "labels": {}}, None),  # nobody reads its general text
     ({"loss": {"general": [2.0, 3.0]}, "fields": {}}, None),
     (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}, "fields": {}}, MORE + "epochs."),
-    (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}, "labels": {}, "options": {"steps": 8}}, MORE + "steps."),
+    (TRAINED | {"kept": {"which": "best", "step": 8}, "labels": {}, "options": {"steps": 8}}, MORE + "steps."),
     (TRAINED | {"kept": {"which": "best", "step": 7, "loss": 1.0}, "fields": {}}, None),
     (TRAINED | {"kept": {"which": "last", "step": 8, "loss": 1.0}, "fields": {}}, None),
     (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}}, None),
