@@ -86,8 +86,8 @@ class GGUF:
         if quantized and not any(map(stays_packed, self.tensors.values())):
             kinds = ", ".join(sorted({t.kind for t in self.tensors.values()}))
             raise ModelFileError(
-                f"{self.path}: the file holds no quantised matrices, only {kinds}: load it without quantized, or with "
-                "a kind, such as nf4"
+                f"{self.path}: the file holds no quantised matrices, only {kinds}: leave --quantized "
+                "(quantized=True) out, or give it a kind, such as nf4"
             )
         shapes = {name: t.shape for name, t in self.tensors.items() if name != ROPE_DIVISORS}
         try:

@@ -48,8 +48,8 @@ class Options:
     schema: str | None = option(None, SCHEMA, metavar="FILE", path=True, follows=("data",))
     context: str | None = option(
         None,
-        "passages, of which each question gets the right one in its prompt: support-handbook; a .txt or .md file, "
-        "a paragraph each; rows with a column text",
+        "passages, of which each question gets the right one in its prompt: support-handbook; .txt or .md files, a "
+        "paragraph each; rows with a column text",
         metavar="FILE",
         path=True,
         follows=("data",),
