@@ -81,8 +81,8 @@ def load(
         if path.is_dir():
             if quantized and kind is None:
                 raise ModelFileError(
-                    f"{name}: a Hugging Face folder holds no quantised matrices: leave --quantized (quantized=True) out, "
-                    "or give it a kind, such as nf4"
+                    f"{name}: a Hugging Face folder holds no quantised matrices: leave --quantized "
+                    "(quantized=True) out, or give it a kind, such as nf4"
                 )
             model, tokenizer = load_folder(path, kind, kept_types(name, quantized, dtype)), from_folder(path)
         elif path.suffix == ".gguf":
