@@ -358,7 +358,8 @@ def _number(
     kinds: Any = int if whole else int | float
     fits = isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
     bounds = f" from {least:g} to {most:g}" if most < math.inf else f" from {least:g} on" if least > -math.inf else ""
-    _check(fits, name, f"a {'whole ' if whole else ''}number{bounds}, got {_short(value)!r}")
+    got = _short(value if isinstance(value, int | float) else repr(value))
+    _check(fits, name, f"a {'whole ' if whole else ''}number{bounds}, got {got}")
     return value
 
 
