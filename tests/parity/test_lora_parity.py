@@ -8,7 +8,6 @@ from otherside import (
     distance,
     labelled,
     logits_of,
-    loss_of,
     parity,
     peft,
     ranks_and_scales,
@@ -24,7 +23,10 @@ from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.optim import AdamW
 
-pytestmark = parity
+pytestmark = [
+    *parity,
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),  # PEFT adds the base's table
+]
 
 SETTINGS = {
     "q and v": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
@@ -41,6 +43,8 @@ SETTINGS = {
                                     "alpha_pattern": {"v_proj": 32, "up_proj": 3}},
     "patterns with rsLoRA": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "use_rslora": True,
                              "rank_pattern": {"v_proj": 9}, "alpha_pattern": {"q_proj": 2}},
+    "DoRA": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "use_dora": True},
+    "embedding": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]},
 }  # fmt: skip
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 
@@ -56,7 +60,7 @@ both_heads = pytest.mark.parametrize("pair", ["tied head", "untied head"], indir
 
 def tensors_of(theirs, name="default"):
     """A PEFT model's adapter under minilora's names: `<module>.lora_A`, `<module>.lora_B`."""
-    state = peft.get_peft_model_state_dict(theirs, adapter_name=name)
+    state = peft.get_peft_model_state_dict(theirs, adapter_name=name, save_embedding_layers=False)
     return {key.removeprefix("base_model.model.").removesuffix(".weight"): value for key, value in state.items()}
 
 
@@ -237,22 +241,3 @@ def test_lora_training_follows_peft_s_loss_curve(which, pair, tmp_path, rng):
 def test_full_fine_tuning_follows_torch_s_loss_curve(pair, rng):
     losses = losses_of_both(*pair, rng)
     assert losses[-3:].mean() < losses[:3].mean() - 0.5
-
-
-@both_heads
-def test_an_adapter_trained_here_goes_on_in_peft_from_the_same_loss(pair, tmp_path, rng):
-    theirs, ours = pair
-    ids, labels = labelled(rng)
-    add_adapter(ours, LoraConfig(**SETTINGS["every linear layer"]))
-    optimizer = AdamW(ours.trainable_parameters(), lr=1e-2)
-    start = ours.loss(ids, labels).item()
-    for _ in range(5):
-        optimizer.zero_grad()
-        ours.loss(ids, labels).backward()
-        optimizer.step()
-    end = ours.loss(ids, labels).item()
-    save_adapter(ours, tmp_path / "trained")
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "trained")
-    assert end < start - 0.1
-    assert loss_of(theirs, ids, labels).item() == pytest.approx(end, rel=1e-5)
-    assert loss_of(theirs.merge_and_unload(), ids, labels).item() == pytest.approx(end, rel=1e-4)
