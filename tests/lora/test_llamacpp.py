@@ -6,8 +6,6 @@ import gguf
 import numpy as np
 import pytest
 from cppadapters import adapted, distance, in_llama_cpp, pair, write
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from modelfiles import CONFIG, new_llama
 from smallmodels import IDS, logits
 
@@ -63,18 +61,6 @@ def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(set
     assert distance(in_llama_cpp(plain, path), logits(model)) < 1e-4
     load_gguf_adapter(other, path)
     assert distance(logits(other), logits(model)) < 1e-4
-
-
-@given(r=st.integers(1, 8), alpha=st.floats(0.01, 100), rslora=st.booleans(), other=st.integers(1, 8))
-@settings(max_examples=8, deadline=None)
-def test_any_rank_and_scale_means_the_same_there(tmp_path_factory, r, alpha, rslora, other):
-    settings = {"r": r, "lora_alpha": alpha, "use_rslora": rslora, "rank_pattern": {"k_proj": other}}
-    model = adapted(new_llama(num_hidden_layers=1), **settings)
-    path = save_gguf_adapter(model, tmp_path_factory.mktemp("any") / "adapter.gguf")
-    expected = logits(model)
-    # a large scale is a large update, in float32 there and float64 here: a wrong scale would be off by a whole factor
-    found = in_llama_cpp(new_llama(num_hidden_layers=1), path)
-    assert distance(found, expected) < 1e-3 * max(1, np.abs(expected).max())
 
 
 @pytest.mark.parametrize("mistake", ["rows of B as in PEFT", "alpha for alpha / r", "rsLoRA's alpha as it is"])

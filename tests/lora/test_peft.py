@@ -5,27 +5,18 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
 from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, provenance_of, record_of, refused, refused_with, rewrite
-from smallmodels import DTYPES, IDS, as_float64, every_variant, logits, shaken, tolerance
+from smallmodels import IDS, as_float64, every_variant, logits, shaken
 
-from minilora.engine.tensor import no_grad
 from minilora.files.tensors import read_tensors
 from minilora.lora.adapters import (
     adapter_state,
-    add_adapter,
-    base_state,
     lora_modules,
-    merge_adapter,
     remove_adapter,
     set_adapter,
-    unmerge_adapter,
 )
-from minilora.lora.config import LoraConfig
 from minilora.lora.peft import _UNSUPPORTED, load_adapter, peft_name, save_adapter
-from minilora.nn.llama import Config, Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
 
@@ -60,45 +51,6 @@ def test_an_adapter_comes_back_bit_identical_and_saving_it_again_writes_the_same
     assert (second / WEIGHTS).read_bytes() == (first / WEIGHTS).read_bytes()
     assert (second / NOTES).read_bytes() == (first / NOTES).read_bytes()
     assert record_of(second) | {"init_lora_weights": False} == record_of(first) and "freeze_A" not in record_of(first)
-
-
-KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
-SMALL = Config(32, 16, 24, 2, 4, 2, max_position_embeddings=32)
-
-
-@given(r=st.integers(1, 8), alpha=st.floats(0.5, 64), targets=st.sets(st.sampled_from(KINDS), min_size=1),
-       dtype=DTYPES, rslora=st.booleans(), dora=st.booleans(), seed=st.integers(0, 9))  # fmt: skip
-@settings(max_examples=15, deadline=None)
-def test_save_and_load_merge_and_unmerge_bring_back_every_bit(
-    tmp_path_factory, r, alpha, targets, dtype, rslora, dora, seed
-):
-    def model():
-        plain = Llama(SMALL, np.random.default_rng(1))
-        for _, parameter in plain.named_parameters():
-            parameter.data = parameter.data.astype(dtype)
-        return plain
-
-    def output(model):
-        with no_grad():
-            return model(IDS % 32).data
-
-    here, there, folder = model(), model(), tmp_path_factory.mktemp("adapter")
-    digest = sha256_of(base_state(here))
-    chosen = LoraConfig(r=r, lora_alpha=alpha, target_modules=sorted(targets), use_rslora=rslora, use_dora=dora,
-                        init_lora_weights=False)  # fmt: skip
-    add_adapter(here, chosen, seed=seed)
-    save_adapter(here, folder)
-    load_adapter(there, folder)
-    wanted, got = adapter_state(here, "default"), adapter_state(there, "default")
-    assert wanted.keys() == got.keys() and all(got[k].tobytes() == wanted[k].tobytes() for k in wanted)
-    assert {array.dtype for array in wanted.values()} == {np.dtype(dtype)}
-    before = output(here)
-    assert before.dtype == dtype and output(there).tobytes() == before.tobytes()
-    merge_adapter(there)
-    scale = max(1.0, float(np.abs(before).max()))
-    np.testing.assert_allclose(output(there) / scale, before / scale, **tolerance(dtype))
-    unmerge_adapter(there)
-    assert output(there).tobytes() == before.tobytes() and sha256_of(base_state(there)) == digest
 
 
 def test_one_of_several_adapters_is_saved_alone(base, tmp_path):
