@@ -76,15 +76,6 @@ def test_a_lesson_was_run_from_top_to_bottom_and_an_exercise_was_not():
         assert counts == ([None] * len(counts) if name.startswith("exercises/") else run), name
 
 
-def test_a_released_exercise_holds_no_line_of_a_solution():
-    for name in GRADED:
-        released = [line for cell in BUILT[name]["cells"] for line in "".join(cell["source"]).splitlines()]
-        asked = [e for e in EXERCISES.values() if e.lesson == int(name.split("/")[1][:2])]
-        answers = {line.strip() for e in asked for line in source_of(e.forms[0].reference)[1].splitlines()} - {""}
-        assert answers and answers & {line.strip() for line in released} == set(), name
-        assert not any("SOLUTION" in line for line in released), name
-
-
 @each_exercise
 def test_a_released_exercise_has_stubs_that_each_have_a_graded_check(name):
     cells = [cell for cell in code_cells(name) if "nbgrader" in cell["metadata"]]
