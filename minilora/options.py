@@ -23,7 +23,8 @@ from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from shlex import quote
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
@@ -333,7 +334,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+        own, path = getattr(arguments, "parser", parser), Path(unknown[0])
+        names = ["--adapter", "--data"] if any(path.glob("adapter_*")) else ["--data", "--adapter"]
+        meant = [name for name in names if name in own._option_string_actions] if path.exists() else []
+        hint = f" (did you mean {meant[0]} {quote(unknown[0])}?)" if meant else ""
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 
 

@@ -96,6 +96,20 @@ def test_arguments_that_mean_nothing_are_status_2_in_one_line_before_a_model_is_
 
 
 @pytest.mark.parametrize(
+    ("words", "meant"),
+    [("finetune my.csv", "data"), ("chat mine", "adapter"), ("finetune mine", "adapter"), ("eval texts", "data")],
+)
+def test_a_file_or_folder_without_its_flag_is_answered_with_the_flag(words, meant, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.csv", "mine/adapter_config.json", "texts/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert status(*words.split()) == 2
+    path = words.split()[1]
+    assert complaint(capsys).startswith(f"unknown arguments: {path} (did you mean --{meant} {path}?); ")
+
+
+@pytest.mark.parametrize(
     ("command", "options"), [("finetune", Options), ("chat", ChatOptions), ("eval", EvalOptions), ("memory", Job)]
 )
 def test_a_command_without_flags_has_the_options_of_its_dataclass(command, options):
