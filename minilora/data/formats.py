@@ -175,7 +175,9 @@ def with_label(field: Mapping[str, str] | None, label: str | None) -> dict[str, 
 
 
 def check_field(field: Mapping[str, str]) -> None:
-    """Raise ValueError if `field` maps a column to a name that minilora does not read."""
+    """Raise ValueError unless `field` is a dict of columns by names that minilora reads."""
+    if not isinstance(field, Mapping):
+        raise ValueError(f'field must be a dict such as {{"question": "Frage"}}, got {field!r}')
     for name in field:
         if name not in NAMES:
             swapped = f" (did you mean {field[name]}={name}?)" if field[name] in NAMES else ""

@@ -159,9 +159,10 @@ def read_records(
     """
     if isinstance(source, str | Path):
         return read_source(source, tokenizer, field).records
-    if not isinstance(source, Iterable):
-        raise TypeError(f"expected the name of a file, or rows as dicts, got a {type(source).__name__}")
-    reader = _Reader(tokenizer, dict(field or {}), None)
+    if not isinstance(source, Iterable) or isinstance(source, Mapping) or hasattr(source, "iterrows"):
+        of_frame = ': of a DataFrame, frame.to_dict("records")' if hasattr(source, "iterrows") else ""
+        raise TypeError(f"expected the name of a file, or rows as dicts, got a {type(source).__name__}{of_frame}")
+    reader = _Reader(tokenizer, field or {}, None)
     reader.read(Path("rows"), None, None, source)
     return reader.finish("rows", ()).records
 
@@ -180,7 +181,7 @@ def read_source(
     """
     places = _files(source)
     found = schema_beside(next(iter(places))) if schema is None else schema
-    reader = _Reader(tokenizer, dict(field or {}), None if found is None else read_schema(found))
+    reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found))
     splits = Counter(places.values())
     for file, split in places.items():
         reader.read(file, split, split if splits[split] == 1 else file.stem)
@@ -248,7 +249,7 @@ def _path_of(source: str | Path) -> Path:
 class _Reader:
     """Reads files into one Reading, and collects every bad row."""
 
-    def __init__(self, tokenizer: Tokenizer | None, field: dict[str, str], schema: FieldTask | None):
+    def __init__(self, tokenizer: Tokenizer | None, field: Mapping[str, str], schema: FieldTask | None):
         check_field(field)
         self.tokenizer, self.field, self.schema = tokenizer, field, schema
         self.reading = Reading()

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -38,14 +39,13 @@ _TURN: WeakKeyDictionary[LanguageModel, Lock] = WeakKeyDictionary()  # held by t
 
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
     """Raise ValueError for impossible settings of sampling."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or a positive number, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    for name, number, least in (("max_new_tokens", max_new_tokens, 1), ("seed", seed, 0)):
+        if not isinstance(number, Integral) or number < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or a positive number, got {temperature!r}")
+    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p!r}")
 
 
 def check_able(model: Any, tokenizer: Any) -> None:

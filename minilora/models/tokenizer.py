@@ -159,8 +159,8 @@ class Tokenizer:
 
         Raises ValueError for invalid messages, ModelFileError if the model's template does not parse or fails.
         """
-        if isinstance(messages, str):
-            like = {"role": "user", "content": messages}
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            like = {"role": "user", "content": messages if isinstance(messages, str) else "..."}
             raise ValueError(f"expected messages, [{like}], got {messages!r} alone")
         for i, message in enumerate(messages, 1):
             texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]

@@ -65,8 +65,13 @@ def test_rows_are_read_as_those_of_a_file(write):
         assert read_records(given) == read_records(write(*rows))
     assert read_records([{"q": "Why?", "answer": "So."}], field={"question": "q"})[0].question == "Why?"
     assert message_of([QA, {"question": "x"}, QA | {"answer": ""}]).startswith("rows: row 2: ")
-    with pytest.raises(TypeError, match="or rows as dicts, got a int"):
-        read_records(3)
+    for wrong in (3, QA):
+        with pytest.raises(TypeError, match="or rows as dicts, got a (int|dict)$"):
+            read_records(wrong)
+    with pytest.raises(TypeError, match=r'of a DataFrame, frame.to_dict\("records"\)$'):
+        read_records(type("DataFrame", (list,), {"iterrows": None})(["question", "answer"]))  # pandas gives its columns
+    with pytest.raises(ValueError, match="^field must be a dict such as .*, got 'question=q'$"):
+        read_records("legal", field="question=q")
 
 
 def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_last_answer(write):

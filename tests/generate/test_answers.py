@@ -181,7 +181,7 @@ NO_CONVERSATIONS = [
     ([{"from": "human", "value": "hi"}], "message 1 must be a dict"),
     ([*asked("hi"), {"role": "assistant"}], "message 2 must be a dict"),
     ([{"role": "user", "content": None}], "message 1 must be a dict"),
-    ({"role": "user", "content": "hi"}, "message 1 must be a dict .* got 'role'"),
+    ({"role": "user", "content": "hi"}, "expected messages, .*, got {'role': .* alone"),
 ]
 
 

@@ -353,7 +353,11 @@ def test_top_p_looks_at_the_probabilities_that_the_temperature_makes(rng):
 REFUSED = [
     (dict(adapter="nobody"), "no adapter called 'nobody'; it has: legal, support, odd"),
     (dict(adapter={"legal": 0.5, "nobody": 0.5}), "no adapter called 'nobody'"),
-    (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+    (dict(max_new_tokens=0), "max_new_tokens must be a whole number of at least 1, got 0"),
+    (dict(max_new_tokens=5.0), "max_new_tokens must be a whole number of at least 1, got 5.0"),
+    (dict(temperature="1"), "temperature must be 0 or a positive number, got '1'"),
+    (dict(top_p=None), "top_p must"),
+    (dict(messages=None), "expected messages, .*, got None alone"),
     (dict(temperature=-1), "temperature must be 0 or a positive number, got -1"),
     (dict(temperature=float("nan")), "temperature must be"),
     (dict(temperature=float("inf")), "temperature must be"),
