@@ -114,23 +114,6 @@ def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsy
 # -- devices and gradients ---------------------------------------------------------------------------------------------
 
 
-def evaluation(home, *flags):
-    usual = ["--base", home / "base", "--data", home / "data.jsonl", "general", "--limit", 1]
-    return ["eval", *usual, *flags]
-
-
-def test_eval_prints_a_section_for_each_set_and_a_line_for_each_version(tiny_folder, finished, capsys):
-    assert status(*evaluation(tiny_folder, "--adapter", f"mine={finished}", "--adapter", finished)) == 0
-    out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("-- ")] == [
-        "-- data.jsonl",
-        "-- data.jsonl",
-        "-- general",
-    ]
-    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["base", "mine", "run"]
-    assert "losses" in err and "answers" in err
-
-
 def test_compare_domains_draws_and_prints_what_was_measured(tmp_path, capsys, monkeypatch):
     told = []
     found = {"sets": {"general": {"data": "general", "kind": "all"}}, "adapters": {}, "best_on_own": {}, "mixes": []}

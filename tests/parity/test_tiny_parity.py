@@ -8,7 +8,7 @@ from modelfiles import TERMS
 from otherside import logits_of, parity, peft, torch, transformers
 
 import minilora as ml
-from minilora.models.load import SOURCES, TINY
+from minilora.models.load import TINY
 
 pytestmark = parity
 
@@ -42,11 +42,3 @@ def test_peft_reads_what_an_adapter_says_of_its_base_and_the_card_says_how_to_lo
     model, tokenizer = ml.load("tiny")
     ml.load_adapter(model, "runs/mine")
     assert printed.strip() == ml.generate(model, tokenizer, question, max_new_tokens=128).strip() != ""
-
-
-def test_peft_is_told_the_real_models_name_on_the_hub(tmp_path):
-    model, _ = ml.load("tiny")
-    model.source, model.hub_name = "smollm2", SOURCES["smollm2"].hub
-    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
-    config = peft.PeftConfig.from_pretrained(ml.save_adapter(model, tmp_path / "adapter"))
-    assert config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
