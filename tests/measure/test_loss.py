@@ -24,22 +24,6 @@ def test_the_mean_loss_does_not_depend_on_how_samples_are_batched(tiny_model, rn
     assert mean_loss(tiny_model, samples[::-1]) == pytest.approx(expected, rel=2e-6)
 
 
-def test_the_mean_loss_weighs_tokens_not_samples(tiny_model, rng):
-    short, long = random_samples(rng, (4, 60))
-    alone = [mean_loss(tiny_model, [s]) for s in (short, long)]
-    expected = np.average(alone, weights=[short.scored, long.scored])
-    assert mean_loss(tiny_model, [short, long]) == pytest.approx(expected, rel=2e-6)
-
-
-def test_the_loss_of_each_sample_is_its_own_in_the_order_of_the_samples(tiny_model, rng):
-    samples = random_samples(rng, (5, 20, 9, 31, 12))
-    found = losses_without_grad(tiny_model, samples)
-    assert found == pytest.approx([mean_loss(tiny_model, [sample]) for sample in samples], rel=2e-6)
-    weights = [sample.scored for sample in samples]
-    assert np.average(found, weights=weights) == pytest.approx(mean_loss(tiny_model, samples), rel=2e-6)
-    assert all(p.grad is None for _, p in tiny_model.named_parameters())
-
-
 def test_the_loss_of_each_record_is_its_own_though_they_are_computed_together(talker, tokenizer):
     records = [
         Record(q, (*asked(q), {"role": "assistant", "content": q * 9})) for q in ("hello", "What?", "x", "is it")

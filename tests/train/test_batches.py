@@ -1,37 +1,17 @@
-"""Samples packed into one row without a change in the loss, and drawn in batches, epoch after epoch."""
+"""Samples are drawn in batches, epoch after epoch."""
 
 from itertools import islice
 
-import numpy as np
 import pytest
+from smallmodels import random_samples
 
 from minilora.data.samples import epochs
 from minilora.engine.fused import NOT_SCORED
-from minilora.engine.tensor import no_grad
-from minilora.nn.parts import Sample, common_prefix, pack
+from minilora.nn.parts import Sample
 
 
 def sample(*ids, unscored):
     return Sample(ids, (*[NOT_SCORED] * unscored, *ids[unscored:]))
-
-
-def random_samples(rng, sizes, shared=0):
-    start = rng.integers(0, 64, shared).tolist()
-    return [sample(*start, *rng.integers(0, 64, n - shared).tolist(), unscored=shared + 2) for n in sizes]
-
-
-@pytest.mark.parametrize("shared", [0, 1, 6])
-def test_the_packed_loss_is_the_token_weighted_loss_of_separate_rows(tiny_model, rng, shared):
-    samples = random_samples(rng, (9, 14, 30, 11), shared)
-    batch = pack(samples)
-    assert batch.input_ids.size == sum(len(s.ids) for s in samples) - 3 * common_prefix(samples)
-    assert common_prefix(samples) >= shared
-    with no_grad():
-        packed = tiny_model.loss(batch.input_ids, batch.labels, batch.packing).item()
-        alone = [tiny_model.loss(np.array([s.ids]), np.array([s.labels])).item() for s in samples]
-    expected = np.average(alone, weights=[s.scored for s in samples])
-    assert packed == pytest.approx(expected, rel=2e-6)
-    assert batch.scored == sum(s.scored for s in samples)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 20])
