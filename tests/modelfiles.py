@@ -42,6 +42,13 @@ TERMS = [  # records to fine-tune on: 8 to train, 2 to validate, 2 to test
     }
     for i in range(12)
 ]
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "Hi 12."},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "So."},
+]
 _LLAMA_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta",
                  "tie_word_embeddings")  # fmt: skip

@@ -98,19 +98,6 @@ def test_another_base_is_refused_with_both_hashes_and_taken_by_force(command, ti
     assert status(*words[:-2], "--overwrite" if OTHER_BASE[command] else "--force") == 0  # the base that it names
 
 
-def test_merge_and_export_write_over_a_file_when_asked(finished, tmp_path, capsys):
-    for command, out, file in (("merge", "m", "m/model.safetensors"), ("export", "a.gguf", "a.gguf")):
-        words = [command, "--adapter", finished, "--out", out]
-        assert status(*words) == 0
-        before = (tmp_path / file).read_bytes()
-        capsys.readouterr()
-        assert status(*words) == 1
-        assert "exists: choose" in (line := complaint(capsys)) and "--overwrite" in line
-        (tmp_path / file).write_bytes(b"old")
-        assert status(*words, "--overwrite") == 0
-        assert (tmp_path / file).read_bytes() == before
-
-
 # -- devices and gradients ---------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from modelfiles import TALK
 
 from minilora.data import rows
 from minilora.data.records import BUILT_IN, Record, read_records, sha256_of_data
@@ -14,13 +15,6 @@ from minilora.models.load import load_tokenizer
 
 QA = {"question": "What is a lien?", "answer": "A claim."}
 USER, ASSISTANT = {"role": "user", "content": QA["question"]}, {"role": "assistant", "content": QA["answer"]}
-TALK = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "hello"},
-    {"role": "assistant", "content": "Hi 12."},
-    {"role": "user", "content": "Why?"},
-    {"role": "assistant", "content": "So."},
-]
 
 
 @pytest.fixture

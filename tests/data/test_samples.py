@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from modelfiles import CHATML, CONFIG, write_gguf
+from modelfiles import CHATML, CONFIG, TALK, write_gguf
 from tokenizers import Tokenizer as Core
 
 from minilora.data import samples
@@ -21,14 +21,6 @@ from minilora.models.gguf import GGUF
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Llama
 from minilora.nn.parts import Sample
-
-TALK = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "hello"},
-    {"role": "assistant", "content": "Hi 12."},
-    {"role": "user", "content": "Why?"},
-    {"role": "assistant", "content": "So."},
-]
 
 
 @pytest.fixture(scope="module")

@@ -369,12 +369,6 @@ def test_a_conversation_that_cannot_become_tokens(client, server, monkeypatch):
     assert caught.value.param == "messages"
 
 
-def test_a_model_that_is_not_there(client):
-    with pytest.raises(openai.NotFoundError, match="did you mean legal") as caught:
-        complete(client, "legl")
-    assert caught.value.code == "model_not_found"
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/v1/nothing", 404), ("GET", "/../etc/passwd", 404), ("GET", "/v1/chat/completions", 405),
