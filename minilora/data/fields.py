@@ -342,7 +342,8 @@ def field_task_of(
     without = [name for name, _, fields, _ in texts if fields is None]
     if len(without) == len(texts):
         if schema is not None:
-            raise DataError(f"{source}: a schema is for rows with a text and its fields, and no row has fields")
+            like = f'a column fields with a JSON object, {{"{schema.fields[0].name}": ...}}'
+            raise DataError(f"{source}: a schema is for rows with a text and its fields, and no row has {like}")
         return None
     if without:
         bare = f"no fields for {len(without):,} of {len(texts):,} records ({listed(without, 5)})"

@@ -225,7 +225,7 @@ def test_no_pattern_makes_python_warn(inside):
         ([{"text": "a", "fields": {}}], ":1: fields must be a JSON object with the fields of the text, got {}"),
         ([{"text": "", "fields": {"price": 5, "kind": "new"}}], ":1: text must be a non-empty text"),
         ([*ROWS, {"text": "no fields here"}], "no fields for 1 of 21 records (line-21)"),
-        ([{"text": "a"}], "a schema is for rows with a text and its fields, and no row has fields"),
+        ([{"text": "a"}], "a schema is for rows with a text and its fields, and no row has a column fields with"),
     ],
 )
 def test_rows_that_contradict_the_schema_are_refused_with_their_line(rows, said, tmp_path):
@@ -244,7 +244,9 @@ def test_with_a_schema_the_fields_are_read_and_rows_that_have_labels_alone_are_r
     assert reading.unread["label"] == len(ROWS)
     labels = [{"text": one["text"], "label": one["label"]} for one in both]
     for rows, field in ((labels, None), (both, {"label": "label"})):  # who names the labels wants them
-        with pytest.raises(DataError, match="a schema is for rows with a text and its fields, and no row has fields"):
+        with pytest.raises(
+            DataError, match="a schema is for rows with a text and its fields, and no row has a column fields with"
+        ):
             read_source(data(tmp_path / "own.jsonl", rows), field=field)
 
 
