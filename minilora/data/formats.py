@@ -276,11 +276,14 @@ def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
-    """The text in a column. Raises ValueError if it is empty or not a text."""
+    """The text in a column; a line that ends as on Windows ends as everywhere, or models would learn to write that.
+
+    Raises ValueError if it is empty or not a text.
+    """
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key} must be a non-empty text, got {_short(value)}")
-    return value
+    return value.replace("\r\n", "\n")
 
 
 def _short(value: Any) -> str:

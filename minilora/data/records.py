@@ -205,7 +205,7 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
         passages = [
             Passage(of_file.format(whole.id, i), text)
             for whole in passages
-            for i, text in enumerate(re.split(r"\n\s*\n", _HEADING.sub(r"\1\n", whole.text.replace("\r\n", "\n"))), 1)
+            for i, text in enumerate(re.split(r"\n\s*\n", _HEADING.sub(r"\1\n", whole.text)), 1)
         ]
     for passage in passages:
         asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
