@@ -68,6 +68,12 @@ def rng():
 
 
 @pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+
+
+@pytest.fixture
 def tiny_config():
     return Config(
         vocab_size=64,

@@ -28,11 +28,7 @@ from minilora.progress import show_progress
 from minilora.train import job as finetune
 from minilora.train.options import Options
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

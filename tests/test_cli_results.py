@@ -19,11 +19,7 @@ from minilora.models import with_adapters
 from minilora.nn import gradcheck
 from minilora.nn.module import sha256_of
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,7 @@ from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import read_rows, summarise, sweep, trial
 from minilora.pages.sweep import sweep_figure
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def quick(home, *flags):

@@ -1,7 +1,5 @@
 """What fused operations promise beyond their gradients: attention's masks, no overflow, and little memory."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +8,7 @@ from hypothesis import strategies as st
 from minilora.engine import factors, fused
 from minilora.engine.attention import Packing, attention, textbook_attention
 from minilora.engine.tensor import Tensor, no_grad
+from minilora.measure.ledger import peak
 
 
 def run(f, *arrays, g=None):
@@ -210,11 +209,11 @@ def test_linear_cross_entropy_never_holds_the_logits_and_without_gradients_gives
         Tensor(rng.standard_normal(shape), requires_grad=i in trained)
         for i, shape in enumerate([(1, tokens, 6), (words, 6)])
     )
-    tracemalloc.start()
-    loss = fused.linear_cross_entropy(x, w, labels, block=20, vocab_block=300)
-    loss.backward()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < tokens * words * 8 / 5
+
+    def loss():
+        return fused.linear_cross_entropy(x, w, labels, block=20, vocab_block=300)
+
+    assert peak(lambda: loss().backward()) < tokens * words * 8 / 5
+    with_gradients = loss().item()
     with no_grad():
-        assert fused.linear_cross_entropy(x, w, labels, block=20, vocab_block=300).item() == loss.item()
+        assert loss().item() == with_gradients

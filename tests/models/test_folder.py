@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.quant import quantize
 from minilora.files.tensors import write_tensors
+from minilora.measure.ledger import peak
 from minilora.models.folder import FILES, load_folder, read_config, save_folder, stored_parameters
 from minilora.models.tokenizer import from_folder
 from minilora.nn.families import FAMILIES
@@ -183,12 +184,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(model, tmp_path):
     changes += [{"num_attention_heads": 2**30, "num_key_value_heads": 2**30, "head_dim": 2}]
     for change in changes:
         folder = write_folder(tmp_path / "m", model, change=change)
-        tracemalloc.start()
-        try:
-            refused(folder, "claimed")
-            assert tracemalloc.get_traced_memory()[1] < 32e6
-        finally:
-            tracemalloc.stop()
+        assert peak(partial(refused, folder, "claimed")) < 32e6
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -270,16 +266,6 @@ def test_a_tokenizer_without_a_first_token_says_so(tmp_path):
 ALL = ("F32", "F16", "BF16")
 
 
-def peak_of_loading(folder, **how):
-    """The most bytes of arrays that existed at a time; mapped files are not among them."""
-    tracemalloc.start()
-    try:
-        load_folder(folder, **how)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", ALL)
 def test_matrices_may_stay_as_they_are_stored_mapped_from_the_files(model, tmp_path, dtype, shards):
@@ -330,7 +316,7 @@ def test_no_more_than_one_tensor_is_in_memory_beyond_the_model(tmp_path, rng, dt
         monkeypatch.setattr(f"minilora.models.{place}.empty_model", lambda config: model)
     for how in ({}, {"kind": "Q8_0"}, {"kept": ALL}):
         load_folder(folder, **how)  # imports
-        most = peak_of_loading(folder, **how)
+        most = peak(partial(load_folder, folder, **how))
         arrays = model.state_dict().values()
         own = sum(w.nbytes for w in arrays if not (how.get("kept") and w.ndim == 2))  # mapped, it takes none
         assert most < own + 4 * 6 * max(w.size for w in arrays) + 200_000, how

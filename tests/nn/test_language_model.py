@@ -1,7 +1,6 @@
 """Every family in small: cache, padding, packing, gradients, checkpointing, micro-batches, adapters."""
 
 import json
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from minilora.lora.adapters import add_adapter, base_state, merge_adapter, merge
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
 from minilora.measure.counts import count_parameters
+from minilora.measure.ledger import peak
 from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.llama import Config, Llama
@@ -145,10 +145,9 @@ def test_peft_is_told_where_the_base_stores_its_matrices_transposed(tmp_path, fa
 
 
 def test_an_empty_model_takes_no_memory():
-    tracemalloc.start()
-    model = Llama.empty(Config(32000, 4096, 11008, 32, 32, 32, tie_word_embeddings=False))  # Llama-2-7B: 27 GB
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert count_parameters(model).total == 6_738_415_616 and peak < 10e6
+    config, made = Config(32000, 4096, 11008, 32, 32, 32, tie_word_embeddings=False), []  # Llama-2-7B: 27 GB
+    assert peak(lambda: made.append(Llama.empty(config))) < 10e6
+    (model,) = made
+    assert count_parameters(model).total == 6_738_415_616
     assert not any(model.lm_head.weight.data[-1])
     assert {parameter.data.dtype for _, parameter in model.named_parameters()} == {np.dtype(np.float32)}

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import threading
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from minilora.files.quant import Packed
 from minilora.lora.adapters import add_adapter, merge_adapter, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.mixed import mixed_batch
+from minilora.measure.ledger import peak
 from minilora.nn import parts, step
 from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
@@ -219,10 +221,7 @@ def test_threads_of_one_sequence_hold_together_what_one_thread_holds(monkeypatch
         monkeypatch.setattr(parts, "GOOD", least)
         model = adapted(copy.deepcopy(FAMILIES["llama"]))
         loss_and_grad(model, ONE, ONE)
-        tracemalloc.start()
-        loss_and_grad(model, ONE, ONE)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(peak(partial(loss_and_grad, model, ONE, ONE)))
     assert peaks[0] < 1.5 * peaks[1]  # 2 if each held all; how much scratch exists at once is up to the threads
 
 
@@ -298,17 +297,9 @@ def test_a_mixed_batch_keeps_its_rows_together(tiny_model, threads):
 def test_only_the_micro_batches_in_progress_hold_activations(tiny_config, threads):
     model = adapted(Llama(tiny_config, np.random.default_rng(0)))
     ids = np.tile(IDS, (8, 1))
-
-    def peak(compute):
-        tracemalloc.start()
-        compute(model, ids, ids)
-        highest = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return highest
-
     loss_and_grad(model, IDS, IDS)  # what is imported at the first step counts for neither
     # Two of ten at a time, and the gradients of a thread that is ahead of the other:
-    assert peak(loss_and_grad) < peak(whole) / 2
+    assert peak(partial(loss_and_grad, model, ids, ids)) < peak(partial(whole, model, ids, ids)) / 2
 
 
 # -- the step ----------------------------------------------------------------------------------------------------------
