@@ -10,12 +10,7 @@ from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, provenance_of, record_of,
 from smallmodels import IDS, as_float64, every_variant, logits, shaken
 
 from minilora.files.tensors import read_tensors
-from minilora.lora.adapters import (
-    adapter_state,
-    lora_modules,
-    remove_adapter,
-    set_adapter,
-)
+from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
 from minilora.lora.peft import _UNSUPPORTED, load_adapter, peft_name, save_adapter
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
