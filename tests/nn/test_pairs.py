@@ -1,4 +1,4 @@
-"""DPO: the loss of pairs is that of equation 7, whole, in micro-batches and on several threads; training follows it."""
+"""DPO: the loss of pairs is that of equation 7, whole, in micro-batches and on several threads."""
 
 from dataclasses import replace
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from smallmodels import as_float64
 
-import minilora as ml
 from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import add_adapter, disable_adapter
 from minilora.lora.config import LoraConfig
@@ -17,7 +16,6 @@ from minilora.nn.llama import Llama
 from minilora.nn.optim import SGD
 from minilora.nn.parts import Pair, Sample, divided_samples, micro_batches, pack, packed_length
 from minilora.nn.step import training_step
-from minilora.train.loop import fit
 
 
 def sample(rng, asked, answered):
@@ -122,23 +120,3 @@ def test_the_page_of_preferences_counts_pairs_and_shifts(tiny_config, pairs):
     assert found["loss"] == pytest.approx(mean_loss(model, shifted), rel=1e-9)
     assert 0 < found["chosen"] == np.mean(ratios > 0) != found["accuracy"] == np.mean(shifts > 0)
     assert found["margin"] == pytest.approx(0.5 * shifts.mean())
-
-
-def test_training_on_pairs_prefers_what_was_chosen_and_leaves_the_base_alone():
-    model, tokenizer = ml.load("tiny")
-    asked = [{"role": "user", "content": "Who may see my notes?"}]
-    answers = [("Nobody but you.", "Everybody who asks."), ("Only your doctor.", "All of them, I think, or more.")]
-    pairs = []
-    for good, bad in answers:
-        both = [[*asked, {"role": "assistant", "content": text}] for text in (good, bad)]
-        chosen, rejected = (ml.encode_records([ml.Record("x", tuple(m))], tokenizer)[0] for m in both)
-        pairs.append(Pair(chosen, rejected, beta=0.5))
-    base = ml.sha256_of(ml.base_state(model))
-    ml.add_adapter(model, ml.LoraConfig(r=4, lora_alpha=8))
-    pairs = with_reference(model, pairs)
-    history = fit(model, pairs, 12, lr=3e-3, batch_size=2)
-    found = preferences(model, pairs)
-    assert history.losses[0] == pytest.approx(np.log(2), rel=1e-3) and history.losses[-1] < 0.3
-    assert found["accuracy"] == 1 and found["margin"] > 1
-    assert ml.sha256_of(ml.base_state(model)) == base
-    assert history.tokens == 12 * packed_length(pairs)
