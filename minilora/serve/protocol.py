@@ -309,7 +309,7 @@ def _message(value: Any, where: str) -> Message:
     got = _kind(content) if kind is None else f"a part of type {_short(kind)!r}"
     _check(not wrong, f"{where}.content", f"text, or a list of parts of text, got {got}")
     text = _encodable("".join(part["text"] for part in parts), f"{where}.content")
-    return {"role": _ROLES[role], "content": text}
+    return {"role": _ROLES[role], "content": text.replace("\r\n", "\n")}  # as the data are read
 
 
 def _prompt(value: Any) -> str:

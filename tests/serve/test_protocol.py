@@ -46,11 +46,11 @@ def test_what_some_values_mean():
 def test_roles_and_parts():
     request = understood(
         messages=[
-            {"role": "developer", "content": "be brief"},
+            {"role": "developer", "content": "be\r\nbrief"},  # as in an e-mail; trained on as below
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         ]
     )
-    assert request.messages == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
+    assert request.messages == [{"role": "system", "content": "be\nbrief"}, {"role": "user", "content": "ab"}]
 
 
 @pytest.mark.parametrize(
