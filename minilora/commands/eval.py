@@ -140,8 +140,8 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
             log.info(line)
         asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
         if not asked:
-            what = "has keywords, by which answers with passages are measured; general questions are not asked"
-            raise ValueError(f"{', '.join(data)}: no record {what}")
+            what = "has keywords, by which answers with passages are measured (general questions are not asked)"
+            raise ValueError(f"{', '.join(data)}: no record {what}: leave out --context, or add a column keywords")
         if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
             raise ValueError(f"{own_passages[0]} has its own passage: leave out --context")
         open_book = {
