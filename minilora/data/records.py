@@ -38,7 +38,7 @@ from .formats import (
 from .labels import task_of
 from .passages import TEMPLATE, Handbook, Passage, fill
 from .repository import fetched, is_dataset
-from .rows import JSON_LIST, PARQUET, SPLITS, TEXT_FILE, DataError, files_of, read_rows
+from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
 DOMAINS = ("legal", "medical", "support", "finance")
 BUILT_IN = (
@@ -286,7 +286,9 @@ class _Reader:
                     for text in (record.text, *said, record.rejected or "", *record.other_questions):
                         self.tokenizer.check(text)
                 if record.id in seen:
-                    raise ValueError(f"id {record.id!r} is already the id of {unit} {seen[record.id]}")
+                    raise ValueError(
+                        f"id {record.id!r} is already the id of {unit} {seen[record.id]}: give each another id, or none"
+                    )
             except ValueError as error:
                 place = str(path) if kind_of_file == TEXT_FILE else f"{path}:{line}"
                 place = f"{path}: row {line}" if unit == "row" else place
@@ -328,9 +330,10 @@ class _Reader:
 
 def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) -> Record:
     """A row as a record. name: its id if the row has none. split: that of its file, if the file has one."""
-    own, name = row.get("split"), name if row.get("id") is None else str(row["id"])
-    if own is not None and own not in SPLITS:
-        raise ValueError(f"split is {own!r}, expected one of {', '.join(SPLITS)}")
+    said, name = row.get("split"), name if row.get("id") is None else str(row["id"])
+    own = None if said is None else SPLIT_NAMES.get(str(said).strip().lower())
+    if said is not None and own is None:
+        raise ValueError(f"split is {said!r}, expected one of {', '.join(SPLITS)}")
     if None not in (own, split) and own != split:
         raise ValueError(f"split is {own!r} in a file of the split {split!r}")
     lists = {key: (key in kind.also and row.get(key)) or [] for key in ("keywords", "phrasings", "questions")}

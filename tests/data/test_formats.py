@@ -411,6 +411,7 @@ def test_the_files_of_a_folder_are_its_splits_and_may_be_of_different_kinds(tmp_
 def test_validation_has_many_names_and_files_may_be_texts(tmp_path, name):
     for stem in ("train", name):
         (tmp_path / f"{stem}.txt").write_text(f"This is {stem}.")
+    assert read_records([QA | {"split": f"{name} "}])[0].split == "validation"
     train, validation = Record("train", text="This is train."), Record(name, text=f"This is {name}.")
     assert read_records(tmp_path) == [replace(train, split="train"), replace(validation, split="validation")]
 

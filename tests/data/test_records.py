@@ -120,7 +120,7 @@ BAD = [  # a line, part of the message
     (QA | {"question": 5}, "question must be a non-empty text, got 5"),
     (QA | {"paraphrase": ""}, "paraphrase must be a non-empty text"),
     (QA | {"validation_paraphrase": 5}, "validation_paraphrase must be a non-empty text, got 5"),
-    (QA | {"split": "dev"}, "split is 'dev', expected one of train, validation, test"),
+    (QA | {"split": "own"}, "split is 'own', expected one of train, validation, test"),
     (QA | {"keywords": 5}, "keywords must be a list of texts"),
     (QA | {"phrasings": "A lien?"}, "phrasings must be a list, such as ["),
     (QA | {"phrasings": ["A lien?", " "]}, "phrasings must be a list of texts"),
@@ -154,7 +154,7 @@ def test_every_kind_of_mistake_has_a_line_with_its_first_place_and_the_rows_that
 
 def test_an_id_that_another_record_has_is_reported_with_its_line(write):
     path = write(QA | {"id": "a"}, QA | {"id": "b"}, QA | {"id": "a"})
-    assert message_of(path) == f"{path}:3: id 'a' is already the id of line 1"
+    assert message_of(path) == f"{path}:3: id 'a' is already the id of line 1: give each another id, or none"
 
 
 class Picky:
