@@ -24,11 +24,6 @@ def model(loaded):
     return loaded[0]
 
 
-@pytest.fixture
-def tokenizer(loaded):
-    return loaded[1]
-
-
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 

@@ -207,18 +207,13 @@ def test_texts_come_out_of_every_kind_of_file_as_they_went_in(tmp_path, records,
         assert read == records, suffix
 
 
-def test_a_text_with_a_byte_order_mark_begins_after_it(tmp_path):
-    (tmp_path / "novel.txt").write_text("One.", encoding="utf-8-sig")
-    assert read_records(tmp_path / "novel.txt") == [Record("novel", text="One.")]
-
-
-def test_lines_that_end_as_on_windows_end_as_everywhere(tmp_path):
+def test_lines_that_end_as_on_windows_end_as_everywhere_and_a_byte_order_mark_is_no_text(tmp_path):
     rows = [{"question": "One\r\nline?", "answer": "Two\r\n\r\nlines.", "system": "Be\r\nbrief."}]
     for suffix, (write, _) in KINDS.items():
         write(tmp_path / f"data.{suffix}", rows)
         (record,) = read_records(tmp_path / f"data.{suffix}")
         assert [m["content"] for m in record.messages] == ["Be\nbrief.", "One\nline?", "Two\n\nlines."], suffix
-    (tmp_path / "novel.txt").write_bytes(b"One.\r\nTwo.\r\n")
+    (tmp_path / "novel.txt").write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.\r\n")
     assert read_records(tmp_path / "novel.txt") == [Record("novel", text="One.\nTwo.\n")]
 
 

@@ -21,11 +21,6 @@ def model(loaded):
 
 
 @pytest.fixture
-def tokenizer(loaded):
-    return loaded[1]
-
-
-@pytest.fixture
 def talk(model, tokenizer):
     return Talk(model, tokenizer, 12)
 

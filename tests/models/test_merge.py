@@ -67,19 +67,19 @@ def expected_logits(base, adapter):
 @pytest.mark.parametrize("format", ["hf", "gguf"])
 @pytest.mark.parametrize("base", ["folder", "F32", "Q8_0", "Q4_1"])
 def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, format, folder, adapter, tmp_path):
-    base = folder if base == "folder" else write_gguf(tmp_path / "base.gguf", new_llama(), base)
+    path = folder if base == "folder" else write_gguf(tmp_path / "base.gguf", new_llama(), base)
     out = tmp_path / ("my model.gguf" if format == "gguf" else "merged")
-    report = merge(base, adapter, out, kind="F32")
-    beside, inside = expected_logits(base, adapter)
+    report = merge(path, adapter, out, kind="F32")
+    beside, inside = expected_logits(path, adapter)
     model, tokenizer = zoo.load(out)
     assert logits(model, IDS).tobytes() == inside.tobytes() and report.logit_error == 0
     assert np.abs(inside - beside).max() < 1e-3
-    assert np.abs(inside - logits(zoo.load(base)[0], IDS)).max() > 0.1
-    assert "bit for bit" in str(report)
+    assert np.abs(inside - logits(zoo.load(path)[0], IDS)).max() > 0.1
+    assert "bit for bit" in str(report) and (report.requantised is None) == (base != "Q4_1")
     commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
     assert [command[-1] for command in commands] == [str(path) for path in tmp_path.glob("*.Modelfile")]
-    original = zoo.load(base)[1]
-    for text in TEXTS if base.is_dir() else TEXTS[:1]:
+    original = zoo.load(path)[1]
+    for text in TEXTS if path.is_dir() else TEXTS[:1]:
         assert tokenizer.encode(text) == original.encode(text)
     assert (tokenizer.eos, tokenizer.bos, tokenizer.pad_id, tokenizer.template) == (
         original.eos,
@@ -148,18 +148,6 @@ def test_an_adapter_on_a_tied_embedding_unties_it_and_only_adapted_matrices_are_
         assert not model.config.tie_word_embeddings and report.logit_error == 0
         assert report.matrices == report.requantised.matrices == count
         np.testing.assert_allclose(logits(model, IDS), expected_logits(file, adapter)[0], atol=2e-4)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"use_rslora": True}], ids=str
-)
-def test_variants_are_merged(settings, folder, tmp_path):
-    adapter = saved(adapted(new_llama(), 1.1, **settings), tmp_path / "adapter")
-    report = merge(folder, adapter, tmp_path / "merged.gguf", kind="F32")
-    assert report.logit_error == 0
-    np.testing.assert_allclose(
-        logits(zoo.load(report.path)[0], IDS), expected_logits(folder, adapter)[0], rtol=1e-4, atol=1e-3
-    )
 
 
 def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
@@ -299,12 +287,6 @@ def test_the_verdict_and_the_advice_depend_on_how_much_of_the_update_is_kept(tmp
         page = str(MergeReport(tmp_path, kind, 98_400_000, 14, 0.0123, 15.25, lost))
         assert f"{kept:.0%} of the update is kept: {verdict}" in page and "rounding 705%" in page
         assert ("--type q8_0 or f16" in page) == (kind == "Q4_1" and kept < 0.9)
-
-
-@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
-def test_a_base_that_is_not_in_four_bits_has_no_such_lines(kind, tmp_path, adapter):
-    file = write_gguf(tmp_path / "base.gguf", new_llama(), kind)
-    assert merge(file, adapter, tmp_path / "merged.gguf").requantised is None
 
 
 # -- export ------------------------------------------------------------------------------------------------------------

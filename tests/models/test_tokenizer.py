@@ -86,17 +86,10 @@ def test_text_that_tokens_can_express_comes_back_whole(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@given(st.text(max_size=5), st.sampled_from([*MISSING, "\ud800"]), st.text(max_size=5))
-@settings(max_examples=50, deadline=None)
-def test_text_that_tokens_cannot_express_is_an_error(tokenizer, before, missing, after):
-    for encode in (tokenizer.check, tokenizer.encode, lambda text: tokenizer.encode_all(["hello", text])):
-        with pytest.raises(ValueError):
-            encode(before + missing + after)
-
-
 @pytest.mark.parametrize("character", [*MISSING, "\ud800", "\udfff"], ids=ascii)
 def test_the_error_names_the_first_such_character_and_its_position(tokenizer, character):
-    for check in (tokenizer.check, tokenizer.encode) if character != "\udfff" else (tokenizer.check,):
+    ways = [tokenizer.check, tokenizer.encode, lambda text: tokenizer.encode_all(["hello", text])]
+    for check in ways[:1] if character == "\udfff" else ways:
         with pytest.raises(ValueError) as caught:
             check(f"ä b{character}c{MISSING[0]}")
         assert repr(character) in str(caught.value) and "position 3" in str(caught.value)
@@ -192,8 +185,8 @@ def test_ids_of_special_tokens_come_from_the_file(tokenizer, build):
 
 
 UNUSABLE = [
-    {"ggml.model": "llama"}, {"ggml.pre": "qwen9"}, {"ggml.pre": None}, {"ggml.tokens": None}, {"ggml.merges": None},
-    {"ggml.merges": ["h"]}, {"ggml.merges": ["h zzz"]}, {"ggml.token_type": [1, 3]}, {"ggml.token_type": None},
+    {"ggml.model": "llama"}, {"ggml.pre": "qwen9"}, {"ggml.pre": None},
+    {"ggml.merges": ["h"]}, {"ggml.merges": ["h zzz"]}, {"ggml.token_type": [1, 3]},
     {"ggml.eos_token_id": 10**6}, {"ggml.eos_token_id": None}, {"chat_template": 7},
 ]  # fmt: skip
 
