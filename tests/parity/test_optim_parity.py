@@ -5,7 +5,8 @@ import pytest
 from otherside import parity, torch
 
 from minilora.engine.tensor import Tensor
-from minilora.nn.optim import SGD, AdamW, clip_grad_norm
+from minilora.nn import optim
+from minilora.nn.optim import clip_grad_norm
 
 pytestmark = parity
 
@@ -34,34 +35,18 @@ def assert_same(ours, theirs, dtype):
         np.testing.assert_allclose(p.data, q.detach().numpy(), **TOLERANCE[dtype])
 
 
-@every_dtype
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"weight_decay": 0.0},
-        {"lr": 3e-2, "weight_decay": 0.3},
-        {"betas": (0.8, 0.95), "eps": 1e-4},
-        {"betas": (0.0, 0.5)},
-    ],
-    ids=str,
-)
-def test_adamw_moves_as_torch_does(settings, dtype, rng):
-    ours, theirs = twins(rng, dtype)
-    settings = {"lr": 1e-2, **settings}
-    optimizer, reference = AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
-    for _ in range(12):
-        give_gradients(rng, ours, theirs)
-        optimizer.step()
-        reference.step()
-    assert_same(ours, theirs, dtype)
+MOVED = [
+    *(("AdamW", {"lr": 1e-2, **more}) for more in ({}, {"weight_decay": 0.0}, {"lr": 3e-2, "weight_decay": 0.3})),
+    *(("AdamW", {"lr": 1e-2, "betas": betas, "eps": eps}) for betas, eps in (((0.8, 0.95), 1e-4), ((0.0, 0.5), 1e-8))),
+    *(("SGD", {"lr": 1e-3, "momentum": momentum}) for momentum in (0.0, 0.5, 0.9)),
+]
 
 
 @every_dtype
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_sgd_moves_as_torch_does(momentum, dtype, rng):
+@pytest.mark.parametrize(("name", "settings"), MOVED, ids=str)
+def test_parameters_move_as_torch_moves_them(name, settings, dtype, rng):
     ours, theirs = twins(rng, dtype)
-    optimizer, reference = SGD(ours, lr=1e-3, momentum=momentum), torch.optim.SGD(theirs, lr=1e-3, momentum=momentum)
+    optimizer, reference = getattr(optim, name)(ours, **settings), getattr(torch.optim, name)(theirs, **settings)
     for _ in range(12):
         give_gradients(rng, ours, theirs)
         optimizer.step()
