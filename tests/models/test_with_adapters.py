@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,14 +65,14 @@ def test_an_adapter_is_called_as_its_folder_or_as_one_says(tmp_path, monkeypatch
     assert named_folders(["law=~/legal"]) == {"law": Path.home() / "legal"}
 
 
-def test_a_file_that_is_no_adapter_is_refused_before_a_base_is_loaded(here, monkeypatch, caplog):
+def test_what_is_no_adapter_is_refused_before_a_base_is_loaded(here, monkeypatch, caplog):
     monkeypatch.setattr(with_adapters, "load", None)
     caplog.set_level("INFO", "minilora")
     file = here / "runs" / "legal" / "adapter_model.safetensors"
     for base in (None, "models/one"):
-        refusal(
-            lambda base=base: load_with_adapters({"a": file}, base), f"{file} is a file", "folder of a PEFT adapter"
-        )
+        refusal(partial(load_with_adapters, {"a": file}, base), f"{file} is a file", "folder of a PEFT adapter")
+    refusal(partial(load_with_adapters, {"absent": here / "absent"}), "absent", CONFIG_FILE)
+    refusal(partial(load_with_adapters, {"one": here / "models" / "one"}), "whole model", "--base")
     assert not caplog.messages
 
 
@@ -283,10 +284,8 @@ def test_another_base_of_the_same_shape_is_refused_with_both_hashes_unless_force
 
 def test_another_shape_is_refused_with_both_even_if_forced(here):
     for force in (False, True):
-        refusal(
-            lambda force=force: load_with_adapters({"legal": here / "runs" / "legal"}, base="tiny", force=force),
-            "models/one", "width 32", "this model has", "width 128",
-        )  # fmt: skip
+        loading = partial(load_with_adapters, {"legal": here / "runs" / "legal"}, base="tiny", force=force)
+        refusal(loading, "models/one", "width 32", "this model has", "width 128")
 
 
 def test_a_packed_base_is_the_base(here):
@@ -316,21 +315,14 @@ def test_the_base_is_hashed_once_for_all_and_not_at_all_where_nothing_is_said(he
 
 
 def test_a_damaged_file_is_refused_by_its_name_with_and_without_a_base(here):
+    legal = here / "runs" / "legal"
+    (legal / NOTES).write_text('{"base": {"name": 3}}')
     for base in (None, "models/one"):
-        (here / "runs" / "legal" / NOTES).write_text('{"base": {"name": 3}}')
-        refusal(lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base), f"legal/{NOTES}")
-    (here / "runs" / "legal" / NOTES).unlink()
-    rewrite(here / "runs" / "legal", {"base_model_name_or_path": ["smollm2"]})
+        refusal(partial(load_with_adapters, {"legal": legal}, base), f"legal/{NOTES}")
+    (legal / NOTES).unlink()
+    rewrite(legal, {"base_model_name_or_path": ["smollm2"]})
     for base in (None, "models/one"):
-        refusal(
-            lambda base=base: load_with_adapters({"legal": here / "runs" / "legal"}, base), CONFIG_FILE, "is a list"
-        )
-
-
-def test_a_folder_that_is_no_adapter_is_refused_before_a_model_is_loaded(here, monkeypatch):
-    monkeypatch.setattr(with_adapters, "load", None)
-    refusal(lambda: load_with_adapters({"absent": here / "absent"}), "absent", CONFIG_FILE)
-    refusal(lambda: load_with_adapters({"one": here / "models" / "one"}), "whole model", "--base")
+        refusal(partial(load_with_adapters, {"legal": legal}, base), CONFIG_FILE, "is a list")
 
 
 def test_an_adapter_is_named_that_was_trained_on_a_base_quantised_otherwise_but_not_for_bfloat16(tmp_path, caplog):
