@@ -137,9 +137,8 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:
         kind = encoding.removesuffix("-sig").upper()
-        advice = (
-            f"if it is Latin-1, save it as CSV UTF-8 in Excel, or: iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))}"
-        )
+        command = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} > utf-8{path.suffix}"
+        advice = f"if it is Latin-1, save it as CSV UTF-8 in Excel, or: {command}"
         raise DataError(f"{path}: cannot be read as {kind} text ({error}); {advice}") from error
 
 

@@ -375,7 +375,7 @@ def test_a_file_that_is_not_text_is_answered_with_what_to_do(tmp_path, content, 
         (tmp_path / name).write_bytes(content)
         line = message_of(tmp_path / name)
         assert line.startswith(f"{tmp_path / name}: {reason}") and "\n" not in line
-        copied = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(tmp_path / name))}"
+        copied = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(tmp_path / name))} > utf-8{(tmp_path / name).suffix}"
         assert line.endswith(copied) == ("UTF-8 text" in reason)
 
 
