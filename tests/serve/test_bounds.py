@@ -273,8 +273,8 @@ def test_a_client_that_goes_away_in_mid_answer_frees_its_place(served, stream, a
     alone = served.ask(max_new_tokens=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served.engine.streams, "step", endless_after(served, 4))
-        connection = served.begin(LONG | {"stream": stream})
-        served.until(running=1, waiting=0)
+        connection = served.begin(LONG | {"stream": stream, "n": 2})
+        served.until(running=1, waiting=1)
         if stream:
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
         if abrupt:
