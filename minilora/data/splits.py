@@ -88,13 +88,18 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
         new = [record for record in splits[name] if record.label is not None and record.label not in counts]
         if new:
             also = f", and {len(new) - 1} more such records" if len(new) > 1 else ""
+            shuffle = "put the records in another order, " if new[0].split is None else ""
             raise DataError(
                 f"{source}: {new[0].id} ({name}) has the label {new[0].label!r}, which no training record has{also}: "
-                "add training records with it, or leave it out"
+                f"add training records with it, {shuffle}or leave it out"
             )
     once = [f"{label!r}" for label, count in counts.items() if label is not None and count == 1]
     few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
     lines = [f"{few} in one training record only: {listed(once, 5)}; is it a typing error?"] if once else []
+    for name in SPLITS[1:] if len(counts) > 1 else ():
+        if len({record.label for record in splits[name]}) == 1 < len(splits[name]):
+            alone = f"all {len(splits[name])} records for {name} have the label {splits[name][0].label!r}"
+            lines.append(f"{alone}: put the records in another order, or name splits in a column split")
     alike: dict[str, list[str]] = {}  # by what is the same in upper and lower case, and however an accent is written
     for label in sorted(filter(None, counts)):
         alike.setdefault(normalize("NFKC", label).casefold(), []).append(repr(label))

@@ -144,6 +144,17 @@ def test_a_label_that_is_never_trained_is_refused_and_one_that_is_seen_once_is_n
     assert check_labels(only_tests, "mine") == []
 
 
+def test_labels_that_take_turns_are_named_where_the_rule_holds_out_one_of_them_alone(tmp_path):
+    lines = check_labels(splits_of(tmp_path, *((f"m{i}", "ab"[i % 2], None) for i in range(20))), "mine")
+    assert [line.partition(":")[0] for line in lines] == [
+        "all 2 records for validation have the label 'a'",
+        "all 2 records for test have the label 'b'",
+    ]
+    assert check_labels(splits_of(tmp_path, *((f"m{i}", "ab"[i % 3 % 2], None) for i in range(20))), "mine") == []
+    with pytest.raises(DataError, match="'c', .*: add .* with it, put the records in another order, or leave it out"):
+        check_labels(splits_of(tmp_path, *((f"m{i}", "c" if i % 10 == 4 else "a", None) for i in range(20))), "mine")
+
+
 def test_the_same_text_in_training_and_test_is_a_leak_and_the_same_long_label_is_none(tmp_path):
     long = "my parcel has not come yet"
     rows = [("one", long, "train"), ("two", "b", "train"), ("three", long, "test"), ("two", "b", "test")]
