@@ -36,6 +36,10 @@ _KINDS: dict[str, Any] = {  # JSON Schema's types of a value -> Python's
 _NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}  # these allow and forbid nothing
 _OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties", "$defs"}
 _OF_FIELD = _NOTES | {"type", "enum", "items", "pattern"}
+_INSTEAD = {  # of what Pydantic writes
+    "const": "an enum of one value",
+    "format": r"a pattern, such as ^\d{4}-\d{2}-\d{2}$ for a date",
+}
 _PIECE = re.compile(  # of a pattern; `re` warns of [[ and of doubled signs within a class, which may become operators
     r"\[((?:\\.|[^\[\]\\^])(?:\\.|(?!--|&&|~~|\|\|)[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])"
 )
@@ -81,8 +85,9 @@ class Field:
             choices = tuple(dict.fromkeys([*field.choices, "null"])) if field.choices else ()
             return replace(field, kinds=tuple(dict.fromkeys([*field.kinds, "null"])), choices=choices)
         if (other := sorted(rule.keys() - _OF_FIELD)) and rule.get("type") != "object":
+            instead = f": write {_INSTEAD[other[0]]}" if other[0] in _INSTEAD else ""
             supported = "type, enum, items, pattern, or $ref or anyOf alone"
-            raise ValueError(f"{name}: {other[0]!r} is not supported; supported: {supported}")
+            raise ValueError(f"{name}: {other[0]!r} is not supported{instead}; supported: {supported}")
         if not isinstance(values := rule.get("enum", []), list):
             raise ValueError(f"{name}: enum must be a list, got {values!r}")
         named = rule.get("type", [kind_of(value) for value in values])

@@ -151,6 +151,14 @@ def test_what_is_stored_is_checked():
         ({"properties": {"a": {"anyOf": [{"minLength": 2}, {"type": "null"}]}}}, "a: 'minLength' is not supported"),
         ({"properties": {"a": {"type": "string", "minLength": 2}}}, "a: 'minLength' is not supported"),
         ({"properties": {"a": {"anyOf": []}}}, "a: 'anyOf' is not supported"),
+        (
+            {"properties": {"a": {"type": "string", "format": "date"}}},
+            r"'format' is not supported: write a pattern, such",
+        ),
+        (
+            {"properties": {"a": {"const": "x"}}},
+            "a: 'const' is not supported: write an enum of one value; supported: t",
+        ),
         ({"properties": {"a": {"type": "text"}}}, "a: the type 'text' is not supported; supported: string, number"),
         ({"properties": {"a": 5}}, "a must be an object such as"),
         ({"properties": {"a": {"type": "null"}}}, "a needs a type other than null"),
