@@ -12,6 +12,7 @@ from otherside import (
     distance,
     in_transformers,
     logits_of,
+    loss_of,
     own_logits,
     parity,
     peft,
@@ -24,7 +25,7 @@ from minilora.engine.tensor import no_grad
 from minilora.files.gguf import to_pairs
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.lora.peft import save_adapter
+from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.nn.families import FAMILIES
 from minilora.nn.llama import Llama
@@ -196,14 +197,18 @@ def test_conversations_equal_transformers_chat_template(chat, answer_next, smoll
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
+def copy_of(model):
+    copied = Llama.empty(model.config)
+    copied.load_state_dict({name: array.copy() for name, array in model.state_dict().items()})
+    return copied
+
+
 @pytest.mark.parametrize("which", ["LoRA", "DoRA", "full"])
 def test_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_path):
     """The same data, the same start, AdamW on both sides: five losses, each within a relative 1e-3."""
     shared, tokenizer = smollm2
     theirs = in_transformers(shared)
-    ours = Llama.empty(shared.config)
-    ours.load_state_dict({name: array.copy() for name, array in shared.state_dict().items()})
-    lr = 4e-5
+    ours, lr = copy_of(shared), 4e-5
     if which != "full":
         lr = 2e-3
         add_adapter(ours, LoraConfig(r=8, lora_alpha=16, use_dora=which == "DoRA"), seed=0)
@@ -214,3 +219,8 @@ def test_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_pa
     reference = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], **settings)
     losses = assert_same_curves(theirs, ours, optimizer, reference, [(ids, labels)], steps=5, rtol=1e-3)
     assert losses[-1] < 0.7 * losses[0]
+    if which != "full":  # and what PEFT has trained comes back
+        theirs.save_pretrained(tmp_path / "back")
+        ours = copy_of(shared)
+        load_adapter(ours, tmp_path / "back")
+        assert ours.loss(ids, labels).item() == pytest.approx(loss_of(theirs, ids, labels).item(), abs=1e-4)
