@@ -53,9 +53,10 @@ def test_a_function_of_a_model_refuses_what_is_none():
         (lambda wrong: minilora.Llama(wrong), r"^expected a minilora\.Config or .*, got a dict$"),
         (lambda wrong: minilora.finetune(wrong), r"^expected minilora\.Options\(data=.*, got a dict$"),
         (lambda wrong: minilora.encode_text(wrong, minilora.load("tiny")[1], 8), "^expected a text, got a dict$"),
+        (lambda wrong: minilora.Step.of(wrong, []), "^expected a minilora model, got a dict"),
     ],
 )
-def test_a_dict_is_no_config_no_options_and_no_text(function, said):
+def test_a_dict_is_no_config_no_options_no_text_and_no_model(function, said):
     with pytest.raises(TypeError, match=said):
         function({"data": "legal"})
 

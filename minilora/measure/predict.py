@@ -21,7 +21,6 @@ from ..lora.adapters import base_state
 from ..lora.layer import LoraLayer
 from ..nn.gpt2 import GPT2Config
 from ..nn.language_model import LanguageModel, check_language_model
-from ..nn.module import Module
 from ..nn.parts import Batch, Example, micro_batches
 from ..nn.step import divided
 from .blocks import Saves, block_of, matrices, names_of
@@ -124,7 +123,7 @@ class Step:
         if isinstance(model, LanguageModel):
             config, batches, known = model.config, divided(model, batch, threads), _fields_of(model) | known
         else:
-            if isinstance(model, Module):
+            if not hasattr(model, "num_hidden_layers"):  # a shape has it
                 check_language_model(model, "Step.of")
             config, batches = model, micro_batches(batch, threads or cores())
         alive, rounds = alive_at_once(batches, threads)
@@ -278,7 +277,9 @@ def _scratch(step: Step) -> tuple[int, int]:
     C, F, vocabulary = config.hidden_size, config.intermediate_size, min(VOCAB_BLOCK, config.vocab_size)
     together = scored if step.rank is None else min(TOKEN_BLOCK, scored)  # dw takes all tokens at a time
     whole = together == scored and vocabulary == config.vocab_size
-    logits, piece = together * vocabulary, PIECE * BLOCK  # piece: of values, dequantised at a time
+    logits = together * vocabulary
+    in_blocks = step.base_bytes is not None and step.base_bytes < 2 * base_parameters(config)  # 16 bits widen at once
+    piece = PIECE * BLOCK if in_blocks else 0  # values that are dequantised at a time
     of_loss = logits if whole else 2 * logits  # of a block of tokens and vocabulary, and the last
     if step.unpacks:  # the block's rows of the head, too, which are made before the last ones are freed
         of_loss = max(of_loss, logits + vocabulary * C) + vocabulary * C + piece
