@@ -146,10 +146,12 @@ def test_a_relative_path_is_relative_to_the_folder_of_its_file(tmp_path, monkeyp
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "there" / "x.gguf").touch()
     (tmp_path / "here" / "y.gguf").touch()
+    (tmp_path / "there" / "runs" / "z.gguf").touch()
     monkeypatch.chdir(tmp_path / "here")
     file = tmp_path / "there" / "runs" / "run.toml"
     for written, expected in (
         ("../x.gguf", "../there/x.gguf"),
+        ("z.gguf", "../there/runs/z.gguf"),
         ("y.gguf", "y.gguf"),  # which is not in the file's folder: from the current one, as older versions wrote it
         ("runs", "runs"),  # a name, not a path
         (str(tmp_path / "there" / "x.gguf"), str(tmp_path / "there" / "x.gguf")),

@@ -214,7 +214,7 @@ def _matrix_panel(figure: Any, axes: Any, result: Mapping[str, Any], adapters: l
     from matplotlib.patches import Rectangle
 
     title, words, more_is_better, factor, form, least = MEASURES[measure]
-    sets, base = result["sets"], adapters[0]
+    sets = result["sets"]
     scores, own = result["scores"], {name: one.get("trained_on") for name, one in result["adapters"].items()}
     values = np.full((len(adapters), len(sets)), np.nan)
     for j, found in enumerate(scores.values()):
@@ -232,7 +232,7 @@ def _matrix_panel(figure: Any, axes: Any, result: Mapping[str, Any], adapters: l
             value, bounds = _matrix_cell(found[adapter].get(measure), factor, form)
             axes.text(j, i - 0.17 * bool(bounds), value, ha="center", va="center", fontweight="bold")
             axes.text(j, i + 0.22, bounds, ha="center", va="center", fontsize=9)
-            if adapter != base and own.get(adapter) == sets[name]["data"]:
+            if own.get(adapter) == sets[name]["data"]:
                 axes.add_patch(
                     Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=ink(BLACK), linewidth=1.8)
                 )

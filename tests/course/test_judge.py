@@ -553,6 +553,7 @@ UNDRESSED = [
     ("padded_batch", lambda result: (*result[:2], result[2] > 0), "attention_mask is bool, expected int64."),
     ("ids_and_labels", lambda result: tuple(map(np.array, result)), "input_ids must be a list, got ndarray"),
     ("ranks_for_budget", lambda ranks: list(ranks.values()), "ranks must be a dict, got list"),
+    ("ranks_for_budget", lambda ranks: dict.fromkeys(ranks, "long" * 9), "..., expected {"),
     ("step_in_parts", lambda loss: ml.Tensor(np.array(loss)), "the loss must be one number, got Tensor"),
     ("rope_base", lambda base: 10**400, "the base is inf"),
     ("best_rank_r", lambda result: ([[1.0], [2.0, 3.0]], result[1]), "B must be a NumPy array"),

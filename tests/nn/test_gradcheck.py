@@ -128,6 +128,14 @@ def test_a_gradient_that_is_zero_everywhere_is_right_where_nothing_changes():
     assert ml.gradcheck(model, SAMPLES).max_relative_error < 1e-6
 
 
+def test_more_directions_find_a_larger_error():
+    model = model_of(5)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.endswith("layers.0.mlp.up_proj.weight")
+    one, many = (ml.gradcheck(model, SAMPLES, directions=n).max_relative_error for n in (1, 8))
+    assert one < many
+
+
 def test_nothing_trainable_is_an_error():
     with pytest.raises(RuntimeError, match="nothing is trainable"):
         ml.gradcheck(new_model(SMALL).requires_grad_(False), SAMPLES)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from modelfiles import TERMS
@@ -172,6 +173,7 @@ def test_names_that_markdown_and_a_shell_would_misread_are_quoted(tmp_path):
     words = [shlex.split(line) for block in blocks(text, "bash") for line in block.splitlines()]
     assert all(out in line for line in words if line[0] == "minilora")
     assert f'"{out}"' in blocks(text, "python")[0]
+    assert f"# {Path.cwd().name}: a LoRA adapter" in card_of(tmp_path, {"out": "."})
 
 
 PULLED = '"$(minilora pull smollm2)"'

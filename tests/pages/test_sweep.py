@@ -45,6 +45,7 @@ def test_what_was_not_varied_has_no_panel():
     assert titles(BOTH) == ["learning rate", "rank r", "trainable parameters"]
     assert titles([row(2.0), row(1.9, lr=1e-2)]) == ["learning rate"]
     assert titles([row(2.0), row(1.9, "full")]) == ["trainable parameters"]
+    assert drawn([each | {"varied": {"data": "legal"}} for each in RANKS]) is None  # other records, another loss
     assert drawn([row(2.0)]) is None and drawn([row(2.0) | {"validation_loss": None}]) is None
 
 

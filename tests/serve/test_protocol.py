@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minilora.serve.protocol import ApiError, Piece, Reply, Version, event, read_json_object, read_request
+from minilora.serve.protocol import _ONLY, ApiError, Piece, Reply, Version, event, read_json_object, read_request
 
 NAMES = ["base", "legal", "support"]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -101,10 +101,8 @@ def test_who_answers(model, choice):
         ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage", "true or false"),
         ({"n": 17}, "n", "n must be a whole number from 1 to 16, got 17"),
         ({"n": "2"}, "n", "n must be a whole number from 1 to 16, got '2'"),
-        ({"tools": [{}]}, "tools", "not supported"),
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"response_format": {"type": "json_schema"}}, "response_format", '"json_schema": {"schema": {...}}}'),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "x"}}}},
@@ -136,6 +134,21 @@ def test_what_means_nothing_is_refused_with_the_name_of_the_field(fields, param,
     assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
     assert said in str(error)
     assert len(error.body()["error"]["message"]) <= 1000
+
+
+CHANGES = {  # a value of each field that changes OpenAI's answers, and not ours
+    "tools": [{}], "tool_choice": "required", "functions": [{}], "function_call": {"name": "f"},
+    "logit_bias": {"5": 1}, "frequency_penalty": 0.5, "presence_penalty": 0.5, "modalities": ["text", "audio"],
+    "audio": {}, "prediction": {}, "web_search_options": {}, "reasoning_effort": "low", "verbosity": "low",
+    "best_of": 2, "echo": True, "suffix": "x",
+}  # fmt: skip
+
+
+def test_a_field_that_would_change_the_answer_is_refused():
+    assert CHANGES.keys() == _ONLY.keys()
+    for name, value in CHANGES.items():
+        error = refused(**{name: value})
+        assert (error.code, error.param) == ("unsupported_parameter", name) and f"{name} is not supported" in str(error)
 
 
 def test_a_client_may_send_back_a_whole_message_of_ours():

@@ -112,7 +112,7 @@ def test_training_that_breaks_ends_and_says_why():
         ([], "the table is empty"),
         ([["Why?", " "]], "row 1 has no answer"),
         ([*FACTS, ["", "Because"]], "row 4 has no question"),
-        ([["Why?", "a" * 401]], "row 1: the answer has 401 characters, at most 400"),
+        ([["Why?", "a" * 400], ["Why?", "a" * 401]], "row 2: the answer has 401 characters, at most 400"),
     ],
 )
 def test_bad_rows_are_told(rows, message, taught):
@@ -296,7 +296,7 @@ def test_the_course_without_jupyterlite_is_refused_in_a_line_and_nothing_is_writ
 @pytest.mark.parametrize(
     ("stderr", "told"),
     [
-        ("Traceback\na.b.DecodeError: no JSON\nwarning: slow\n\n", "a.b.DecodeError: no JSON"),
+        ("KeyError: 1\nTraceback\na.b.DecodeError: no JSON\nwarning: slow\n\n", "a.b.DecodeError: no JSON"),
         ("no\nspace\n\n", "building no space"),
     ],
 )
