@@ -248,6 +248,8 @@ def test_a_missing_transpose_names_the_axes_that_meet():
     assert "meets m = " in judged(EXERCISES["lora_forward"], answer, rng())
     added = lambda x, W, A, B, alpha: W + A.T @ B.T
     assert "is one of them transposed?" in judged(EXERCISES["lora_forward"], added, rng())
+    apart = lambda x, W, A, B, alpha: x + B
+    assert judged(EXERCISES["lora_forward"], apart, rng()).endswith("do not fit number by number")
     flat = lambda X: X - X.mean(axis=1)
     assert "is an axis missing (keepdims=True" in judged(judge.QUESTIONS["centred"], flat, rng())
 

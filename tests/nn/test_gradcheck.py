@@ -128,6 +128,23 @@ def test_a_gradient_that_is_zero_everywhere_is_right_where_nothing_changes():
     assert ml.gradcheck(model, SAMPLES).max_relative_error < 1e-6
 
 
+def test_a_small_gradient_is_compared_with_itself(monkeypatch):
+    monkeypatch.setattr(tensor, "OPS", {})
+
+    @tensor.op
+    def off(x):
+        return x, lambda g: (1 + 1e-5) * g
+
+    model = model_of(6)
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj.weight.data *= 0.002  # and with it the gradient of up_proj, but not its own
+    mlp.up_proj = Mistaken(mlp.up_proj, off)
+    for _, parameter in model.named_parameters():
+        parameter.requires_grad = any(parameter is each.weight for each in (mlp.up_proj.inner, mlp.down_proj))
+    with pytest.raises(ml.GradientError, match=r"1 of 2 parameters .*mlp\.up_proj\.inner\.weight$"):
+        ml.gradcheck(model, SAMPLES)
+
+
 def test_more_directions_find_a_larger_error():
     model = model_of(5)
     for name, parameter in model.named_parameters():

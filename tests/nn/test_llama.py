@@ -124,6 +124,7 @@ BAD_IDS = {
     "one row without a batch": (np.arange(3), r"integers of shape \(B, T\), got int64 of shape \(3,\)"),
     "three axes": (np.zeros((1, 2, 3), int), r"of shape \(1, 2, 3\)"),
     "floats": (np.zeros((1, 3)), "got float64"),
+    "truth values": (np.zeros((1, 3), bool), "got bool"),
     "a flat list": ([1, 2, 3], r"of shape \(3,\)"),
     "too long": (np.zeros((1, 17), int), "17 tokens are more than the 16"),
     "negative": (np.array([[0, -1, 3]]), r"must lie in 0\.\.10, got -1\.\.3"),

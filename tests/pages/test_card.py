@@ -98,6 +98,7 @@ def test_the_figures_are_the_runs(tmp_path):
     assert "validation" not in text  # the run had none
     assert METRICS["base_sha256"][0] in text and "recompute" not in text and "run.toml" not in text
     assert "{%" not in text and "{{" not in text
+    assert "a model of 999,999 parameters" in card_of(tmp_path, total_parameters=999_999).lower()
 
 
 def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):

@@ -149,6 +149,8 @@ def test_a_field_that_would_change_the_answer_is_refused():
     for name, value in CHANGES.items():
         error = refused(**{name: value})
         assert (error.code, error.param) == ("unsupported_parameter", name) and f"{name} is not supported" in str(error)
+    with pytest.raises(ApiError, match="logprobs is not supported"):  # whose form is another one there
+        read_request({"model": "base", "prompt": "x", "logprobs": True}, NAMES, chat=False)
 
 
 def test_a_client_may_send_back_a_whole_message_of_ours():
@@ -180,7 +182,9 @@ def test_a_model_that_is_not_there_is_not_found(model, hint):
 
 
 def test_the_base_is_no_part_of_a_mix():
-    assert refused(model="legal=1 base=1").status == refused(model="legal=1 taxes=1").status == 404
+    for model in ("legal=1 base=1", "legal=1 taxes=1"):
+        error = refused(model=model)
+        assert error.status == 404 and "(there is: legal, support)" in str(error)
 
 
 @pytest.mark.parametrize(
