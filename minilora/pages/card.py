@@ -94,7 +94,7 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "memory": metrics["peak_memory_bytes"],
         "merged_first": known is None and Path(base).suffix == ".gguf",  # PEFT cannot load the base
         "beside_base": _llama_cpp_base(options, known),
-        "kept_best": kept.get("which") == "best" and kept.get("loss") is not None,
+        "kept_best": kept.get("which") == "best",
         "strength": options.get("strength") or 1,
         "settings": _settings(options, defaults),
         "sets": HELD_OUT | {"general": "general text"},
@@ -143,7 +143,7 @@ def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     shown = {}
     for name, value in options.items():
         always = name in _ALWAYS and (options["method"] == "lora" or name not in _SHAPE)
-        if name not in _NEVER and (always or (name not in _ALWAYS and value not in (defaults.get(name), None))):
+        if name not in _NEVER and (always or (name not in _ALWAYS and value != defaults.get(name))):
             word = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             shown[name] = _file_name(word) if name in ("adapter", "context", "schema") else word
     return shown

@@ -159,6 +159,25 @@ def test_a_file_that_cannot_be_read_or_written_never_stops_a_lesson(tmp_path, ca
     assert capsys.readouterr().out.count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    "value, low, high, band",
+    [(0.9, 1, 2, "1 to 2"), (2.1, 1, 2, "1 to 2"), (2.1, 2, 2, "exactly 2"), (4, -math.inf, 3, "at most 3"),
+     (4, 5, math.inf, "at least 5"), (math.nan, 1, 2, "1 to 2")],
+)  # fmt: skip
+def test_a_number_outside_its_band_ends_the_lesson_and_the_ends_are_inside(value, low, high, band, capsys):
+    with pytest.raises(AssertionError, match=rf"^n: .* \(claimed: {band}\): DOES NOT HOLD$"):
+        claim("n", value, low, high)
+    ends = [end for end in (low, high) if math.isfinite(end)]
+    for end in ends:
+        claim("n", end, low, high)
+    assert capsys.readouterr().out.count(": holds\n") == len(ends)
+
+
+def test_a_band_is_given_from_its_smaller_end():
+    with pytest.raises(ValueError, match="claim 'n': the band goes from 2 to 1; give the smaller end first"):
+        claim("n", 1.5, 2, 1)
+
+
 def kept(right, wrong):
     known = {f"right {i}": {"low": 1, "high": 2, "value": 1.5} for i in range(right)}
     return known | {f"wrong {i}": {"low": 1, "high": 2, "value": 3.0 + i} for i in range(wrong)}

@@ -101,6 +101,9 @@ def test_every_submodule_can_be_replaced_by_its_name(model):
         assert copy.get_submodule(path) is new and dict(copy.named_modules())[path] is new
         assert f"{path}.weight" in copy.state_dict()
     assert type(copy.model.layers) is list
+    copy.parts = {3: Linear(1, 1, rng=None)}
+    copy.set_submodule("parts.3", new)
+    assert copy.parts == {3: new}
     with pytest.raises(KeyError):
         model.get_submodule("model.layers.2")
 

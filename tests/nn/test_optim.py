@@ -78,7 +78,7 @@ def test_adamw_follows_its_formula(rng, shape, settings):
 def test_decay_follows_the_learning_rate_of_its_own_parameter(rng):
     p, q = parameter(rng, 3), parameter(rng, 3)
     before = p.data.copy(), q.data.copy()
-    optimizer = AdamW({"p": p, "q": q}, lr=0.1, weight_decay=0.5, lr_scale={"q": 4.0})
+    optimizer = AdamW({"q": q, "p": p}, lr=0.1, weight_decay=0.5, lr_scale={"q": 4.0})
     p.grad, q.grad = np.zeros(3), np.zeros(3)  # nothing but decay moves them
     optimizer.step()
     np.testing.assert_allclose(p.data, before[0] * (1 - 0.1 * 0.5), rtol=1e-12)

@@ -46,6 +46,12 @@ SAMPLES = [sample(length, scored, i) for i, (length, scored) in enumerate([(9, 1
 # -- one process -------------------------------------------------------------------------------------------------------
 
 
+def test_each_rank_has_a_core_where_there_are_more_ranks_than_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS and Windows
+    monkeypatch.setattr(module, "processors", lambda: 3)
+    assert [module._share_of_cores(ranks) for ranks in (1, 2, 5)] == [3, 1, 1]
+
+
 def test_without_a_launcher_nothing_of_mpi_is_imported():
     code = (
         "import sys, minilora.cli; from minilora.nn.ranks import world, ALONE; assert world() is ALONE;"

@@ -325,7 +325,7 @@ def test_a_full_disk_costs_no_picture_that_is_there(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
+def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     refused = (("x.pdf", "a .png or an .svg"), ("file/x.png", "no picture can be"), ("folder.png", "no picture"))
@@ -334,3 +334,10 @@ def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path
             save_themes(None, tmp_path / path)
     check_picture(tmp_path / "new" / "deep" / "x.SVG")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "file", "folder.png", "new"]
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"x\.png: no picture can be written there \(Permission denied\)"):
+        save_themes(None, tmp_path / "x.png")

@@ -138,7 +138,18 @@ def test_rows_of_domains_and_files(taught):
         assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"text"])
+def marked(flags=0, method=0):
+    """A zip file whose content is said to need a password, or to be compressed in another way."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("adapter_config.json", "{}")
+    data = bytearray(file.getvalue())
+    for at in (data.find(b"PK\x03\x04") + 6, data.find(b"PK\x01\x02") + 8):
+        data[at], data[at + 2] = flags, method
+    return bytes(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"text", marked(flags=1), marked(method=99)])
 def test_what_is_no_adapter_is_told(data, taught):
     with pytest.raises(ValueError, match="no zip file of an adapter"):
         taught[0].load(data)
