@@ -201,6 +201,8 @@ def test_the_losses_are_those_of_one_process(way, tiny_model):
 def test_every_rank_gets_the_weights_of_the_first_and_the_initial_ones_of_pissa(tiny_model):
     def levelled(ranks):
         model = adapted(tiny_model, init_lora_weights="pissa")
+        for p in model.trainable_parameters().values():
+            p.data = np.asfortranarray(p.data)  # as the matrices of a GPT-2
         training = trainer(model, SAMPLES, 1)
         training.ranks = ranks
         arrays = [array for weights in training.adapters() for array in weights.initial]

@@ -172,6 +172,8 @@ def test_what_is_continued_is_one_text(prompt, said):
     with pytest.raises(ApiError, match=f"^prompt must be .*, {said}") as caught:
         read_request({"model": "base", "prompt": prompt}, NAMES, chat=False)
     assert caught.value.param == "prompt"
+    with pytest.raises(ApiError, match=r"unknown field 'promt' \(did you mean prompt\?\)"):
+        read_request({"model": "base", "promt": prompt or "x"}, NAMES, chat=False)
 
 
 @pytest.mark.parametrize(("model", "hint"), [("legel", "did you mean legal"), ("x", "there is: base"), ("x" * 999, "")])
