@@ -42,6 +42,7 @@ class Options:
     ranks: Mapping[str, int] | None = option(None, "by name", metavar="NAME=R")
     names: Mapping[str, str] | None = option(None, "by name")
     lr: float | None = option(None, "each method has its own", follows=("method", "steps"))
+    path: str | None = option(None, "a file", path=True)
     plain: int = field(default=3, metadata={"help": "made with field()"})
     hidden: int = 5
 
@@ -185,6 +186,8 @@ LIMITS = [  # the field, values that are allowed, values that are not
     ("norm", [1e-9, math.inf, None], [0.0, -math.inf, math.nan]),
     ("warmup", [0, 0.5, 1], [-0.1, 1.1, math.nan]),
     ("method", ["lora", "full"], ["LoRA", ""]),
+    ("base", ["small", ""], []),
+    ("path", ["small", None], [""]),
     ("start", [True, False, "big"], ["small"]),
     ("seed", [-1, 10**9, np.int64(3)], [1.5, "1", True]),  # without limits
     ("lr", [1, 1e-3, np.float32(0.1), None], ["1e-3", "fast", False]),

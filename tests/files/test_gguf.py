@@ -9,7 +9,7 @@ from modelfiles import new_llama, permute, write_gguf
 
 from minilora.files import gguf as files
 from minilora.files.gguf import to_halves, to_pairs
-from minilora.files.gguf_header import read_header
+from minilora.files.gguf_header import Field, read_header
 from minilora.files.quant import quantize
 from minilora.files.stored import values_of
 
@@ -38,6 +38,18 @@ def test_only_q_and_k_are_reordered_each_by_its_own_heads(rng):
 
 
 # -- writing and reading -----------------------------------------------------------------------------------------------
+
+
+def test_fields_of_another_file_keep_their_types(tmp_path):
+    scalars = [kind.value for kind in gguf.GGUFValueType if kind.name not in ("ARRAY", "STRING")]
+    fields = {f"x.{kind}": Field(1, kind) for kind in scalars} | {
+        "x.text": Field("a", 8),
+        "x.texts": Field(["a"], 9, 8),
+    }
+    fields |= {f"x.{kind}s": Field([1, 0], 9, kind) for kind in scalars}
+    files.write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama", **fields}, {})
+    found = read_header(tmp_path / "a.gguf").fields
+    assert {key: found[key] for key in fields} == fields
 
 
 def test_metadata_have_the_types_that_were_promised_and_come_back(tmp_path):

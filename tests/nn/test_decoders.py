@@ -160,7 +160,7 @@ def test_what_is_added_to_the_residual_stream_begins_smaller_the_more_layers_the
 def test_norms_begin_as_no_change_and_every_sixth_layer_sees_all():
     config = Gemma3Config(11, 6, 5, 12, 2, 1)
     assert [i for i, kind in enumerate(config.layer_types) if kind == FULL] == [5, 11]
-    assert (config.head_dim, config.query_pre_attn_scalar) == (256, 256.0)
+    assert (config.head_dim, config.query_pre_attn_scalar, GEMMA.query_pre_attn_scalar) == (256, 256.0, 4.0)
     assert not Gemma3(GEMMA).state_dict()["model.norm.weight"].any()
 
 

@@ -388,6 +388,7 @@ def test_a_full_queue_is_said_with_the_time_to_come_again(shop, monkeypatch):
             with pytest.raises(openai.RateLimitError, match="1 answers wait") as caught:
                 complete(client)
             assert int(caught.value.response.headers["retry-after"]) >= 1
+            assert served.engine.state() == {"running": 1, "waiting": 1}
             assert caught.value.code == "rate_limit_exceeded"
         texts = ["".join(chunk.choices[0].delta.content or "" for chunk in stream) for stream in streams]
         assert texts[0] == texts[1] == complete(client, max_tokens=4).choices[0].message.content
