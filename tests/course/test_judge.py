@@ -18,6 +18,7 @@ from minilora.course import check, judge, watch
 from minilora.course.compare import Wrong, check_deviation, close, compare, named, number, same
 from minilora.course.exercises import EXERCISES, Draw, arrays, changed, distinct_sizes, exercise, parse_returns
 from minilora.course.judge import Trials, judged, line_of, verdict
+from minilora.nn.layers import Linear
 
 
 def rng(seed=0):
@@ -577,6 +578,38 @@ def test_a_right_result_is_right_in_another_form(name, then):
 @pytest.mark.parametrize(("name", "then", "line"), UNDRESSED, ids=[line for *_, line in UNDRESSED])
 def test_a_result_of_another_kind_gets_a_line_that_says_so(name, then, line):
     assert line in judged(EXERCISES[name], made_of(name, then), rng()) + "."
+
+
+def copied_where_nothing_is_to_be_done(unmerge, layer):
+    if layer["kept"] is None:
+        layer["W"] = layer["W"].copy()
+    else:
+        unmerge(layer)
+
+
+def with_the_new_layers(add_lora, model, *rest):
+    return {name: model.get_submodule(name) for name in add_lora(model, *rest)}
+
+
+HALF_RIGHT = [  # exercise, variant, an answer made from the solution, the line of the exercise's own judge
+    ("adamw_step", None, lambda step, w, g, m, v, t, *rest: step(w, g, m, v, t, *rest) if t < 7 else (w, m, v),
+     "each step alone is right, but after ten steps w differs"),
+    ("inject", None, lambda inject, *given: inject(*given)[:2], "return three tensors"),
+    ("merge", None, lambda merge, layer: (merge(layer), layer.update(A=layer["A"] + 1)),
+     "A or B was changed: only W and kept change"),
+    ("merge", None, lambda merge, layer: (merge(layer), layer.update(W=layer["W"][:-1])),
+     "layer['W'] must stay an array of shape (m, n)"),
+    ("unmerge", None, copied_where_nothing_is_to_be_done, "a layer that is not merged was changed"),
+    ("add_lora", None, lambda add, model, targets, make: add(model, targets, lambda old: make(Linear(4, 3, rng=None))),
+     "make_layer was called with a different layer"),
+    ("add_lora", 1, with_the_new_layers, "the values of the dictionary are the layers that were replaced"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "variant", "answer", "line"), HALF_RIGHT, ids=[line for *_, line in HALF_RIGHT])
+def test_what_only_the_judge_of_an_exercise_sees_gets_its_line(name, variant, answer, line):
+    solution = EXERCISES[name].form(variant).reference
+    assert line in judged(EXERCISES[name], lambda *given: answer(solution, *given), rng(), variant)
 
 
 def test_a_forward_pass_that_the_engine_cannot_follow_is_refused_in_every_variant():
