@@ -84,8 +84,8 @@ class Step:
 
     tokens, scored: those whose activations exist at the same time, in `rows` of equal length: the whole batch if it is
         computed at once; if it is divided, the micro-batches of all `threads`, which take `rounds` for the batch.
-    rank: of the adapter on the modules named in `targets` of every block, all of them if None; None for full
-        fine-tuning.
+    rank: of the adapter on the modules named in `targets`, all of them if None, of the blocks with the numbers in
+        `layers`, all if None; None for full fine-tuning.
     freeze_A: whether only B is trained.
     base_bytes: the size of the base's weights, if they are not float32.
     unpacks: whether matmuls dequantise its matrices, or widen those of 16 bits, before use.
@@ -98,6 +98,7 @@ class Step:
     scored: int
     rank: int | None = None
     targets: Collection[str] | None = None
+    layers: Collection[int] | None = None
     freeze_A: bool = False
     rows: int = 1
     threads: int = 1
@@ -130,9 +131,10 @@ class Step:
         tokens, scored = sum(each.input_ids.size for each in alive), sum(each.scored for each in alive)
         return cls(config, tokens, scored, rows=len(alive[0].input_ids), threads=len(alive), rounds=rounds, **known)
 
-    @property
-    def adapted(self) -> set[str]:
-        """The names of the modules that are trained, with an adapter or whole."""
+    def adapted(self, layer: int) -> set[str]:
+        """The names of a block's modules that are trained, with an adapter or whole."""
+        if self.rank is not None and self.layers is not None and layer not in self.layers:
+            return set()
         return set(names_of(self.config) if self.rank is None or self.targets is None else self.targets)
 
     @property
@@ -146,8 +148,11 @@ class Step:
         return base_parameters(self.config) if self.rank is None else self._factors(not self.freeze_A)
 
     def _factors(self, with_A: bool) -> int:
-        across = sum(m + (n if with_A else 0) for name, m, n in matrices(self.config) if name in self.adapted)
-        return (self.rank or 0) * self.config.num_hidden_layers * across
+        every = [self.adapted(layer) for layer in range(self.config.num_hidden_layers)]
+        across = sum(
+            (m + (n if with_A else 0)) * sum(name in names for names in every) for name, m, n in matrices(self.config)
+        )
+        return (self.rank or 0) * across
 
 
 def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple[list[Batch], int]:
@@ -160,16 +165,19 @@ def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple
 
 
 def _fields_of(model: LanguageModel) -> dict[str, Any]:
-    ranks = {
-        name.rpartition(".")[2]: weights.rank
+    held = {
+        name: weights.rank
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
         for weights in module.adapters.values()
     }
+    ranks = {name.rpartition(".")[2]: rank for name, rank in held.items()}
+    layers = {int(part) for name in held for part in name.split(".") if part.isdecimal()}
     targets, base = tuple(name for name in names_of(model.config) if name in ranks), base_state(model)
     return {
         "rank": max(ranks[name] for name in targets) if targets else None,
         "targets": targets or None,
+        "layers": layers if 0 < len(layers) < model.config.num_hidden_layers else None,
         "freeze_A": any(adapter.config.freeze_A for adapter in model.adapters.values()),
         "base_bytes": sum(array.nbytes for array in base.values()),
         "unpacks": any(is_packed(array) and not array.multiplied_as_stored for array in base.values()),
@@ -219,21 +227,25 @@ def predict_memory(step: Step) -> Memory:
 def kept_activations(step: Step) -> dict[str, int]:
     """Bytes that the graph holds once the loss is computed, by operation."""
     kept, flows = Counter[str](), step.rank is None  # is anything trained so far, so that a gradient must flow to it?
-    for _ in range(step.config.num_hidden_layers):
-        block, flows = _kept_by_block(step, step.tokens, flows)
+    for layer in range(step.config.num_hidden_layers):
+        block, flows = _kept_by_block(step, layer, step.tokens, flows)
         kept += block
     return dict(kept + _kept_around(step))
 
 
 def recomputed_activations(step: Step) -> dict[str, int]:
-    """The same with activation checkpointing: every block saves only its input (engine/recompute.py)."""
+    """The same with activation checkpointing: every block saves only its input (engine/recompute.py), from the first
+    one that is trained on.
+    """
     around, config = _kept_around(step), step.config
-    around["recomputed"] = around.pop("rope", 0) + FLOAT * config.num_hidden_layers * step.tokens * config.hidden_size
+    first = next((layer for layer in range(config.num_hidden_layers) if step.adapted(layer)), 0)
+    blocks = config.num_hidden_layers - first
+    around["recomputed"] = around.pop("rope", 0) + FLOAT * blocks * step.tokens * config.hidden_size
     return dict(around)
 
 
-def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], bool]:
-    """What one block saves, and whether a gradient flows into it. flows: does one flow to what is before the block?
+def _kept_by_block(step: Step, layer: int, tokens: int, flows: bool) -> tuple[Counter[str], bool]:
+    """What a block saves, and whether a gradient flows into it. flows: does one flow to what is before the block?
 
     A norm or activation to which a gradient flows saves its inputs, from which linear layers compute its output again.
     In a first block, with nothing trained before it, the linear layers save that output themselves.
@@ -244,7 +256,7 @@ def _kept_by_block(step: Step, tokens: int, flows: bool) -> tuple[Counter[str], 
             numbers[part.operation] += part.values if flows else 0
             computed_again = part.again and flows
         else:
-            mine = [name for name in part.outputs if name in step.adapted]
+            mine = [name for name in part.outputs if name in step.adapted(layer)]
             saves_x = mine and not computed_again and not step.freeze_A
             kept = (step.rank or 0) * len(mine) + (part.width if saves_x else 0)  # x Aᵀ of each, and x
             numbers["linear" if step.rank is None else "lora_linear"] += kept
@@ -290,5 +302,5 @@ def _scratch(step: Step) -> tuple[int, int]:
     # The gradients of its output and of the block's, and those of its inputs, before which a matrix is unpacked.
     of_block = tokens * (F + C) + max(tokens * activation, unpacked)
     if step.recompute:
-        of_block += sum(_kept_by_block(step, tokens, True)[0].values()) // FLOAT
+        of_block += sum(_kept_by_block(step, config.num_hidden_layers - 1, tokens, True)[0].values()) // FLOAT
     return of_loss, of_block

@@ -47,12 +47,13 @@ EVERY = [pytest.param(targets, False, id=name) for name, targets in TARGETS.item
 EVERY += [pytest.param(TARGETS[name], True, id=f"{name}, A frozen") for name in ("all-linear", "q+v", "o+down")]
 
 
-def trainable(config, targets, recompute=False, rng=None, freeze_A=False):
-    """A model ready to be trained; `targets` is None for all of its weights."""
+def trainable(config, targets, recompute=False, rng=None, freeze_A=False, layers=None):
+    """A model ready to be trained; `targets` is None for all of its weights, `layers` for all blocks."""
     model = Llama(config, rng or np.random.default_rng(0))
     model.model.recompute = recompute
     if targets is not None:
-        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, freeze_A=freeze_A))
+        settings = {"target_modules": targets, "freeze_A": freeze_A, "layers_to_transform": layers}
+        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, **settings))
     return model
 
 
@@ -247,6 +248,19 @@ def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(
     for owner in ("weights", "adapter", "moments", "activations"):
         assert getattr(held, owner) == getattr(told, owner)
     assert held.gradients == held.scratch == held.program == 0
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("layers", [[2, 3], [0, 2], [1]], ids=str)
+@pytest.mark.parametrize("targets", [TARGETS["all-linear"], TARGETS["o+down"]], ids=["all-linear", "o+down"])
+def test_of_an_adapter_in_some_blocks_nothing_is_held_before_the_first_one(rng, targets, layers, recompute):
+    model, ids = trainable(MEDIUM, targets, recompute, layers=layers), ids_of(rng, 2, 70)
+    held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
+    step = Step.of(model, Batch(ids, ids), threads=1)
+    assert (step.layers, step.tokens) == (set(layers), 140)
+    told = predict_memory(replace(step, rows=2))
+    assert held.by_operation == told.by_operation
+    assert (held.adapter, held.moments) == (told.adapter, told.moments)
 
 
 FAMILIES = {
