@@ -148,9 +148,10 @@ class TestAnyOptimizer:
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
-def test_a_negative_learning_rate_is_refused(rng, optimizer):
-    with pytest.raises(ValueError, match=r"must not be negative, got -0\.1"):
-        optimizer([parameter(rng, 1)], lr=-0.1)
+def test_a_negative_learning_rate_is_refused_and_one_that_is_no_number(rng, optimizer):
+    for lr in (-0.1, math.nan):
+        with pytest.raises(ValueError, match=f"must not be negative, got {lr}"):
+            optimizer([parameter(rng, 1)], lr=lr)
     assert optimizer([parameter(rng, 1)], lr=0.0).lr == 0
 
 

@@ -1,6 +1,7 @@
 """What a request may say, and what is answered to one that may not."""
 
 import json
+import math
 
 import pytest
 
@@ -226,6 +227,14 @@ def test_chunks_of_one_answer_belong_together_and_count_as_asked():
     always = Reply(understood(stream=True, stream_options={"continuous_usage_stats": True}), 9)
     (chunk,) = always.chunks(Piece("a", 4, seconds=1.23456))
     assert chunk["usage"]["completion_tokens"] == 4 and chunk["seconds"] == 1.2346  # the clock of who computed it
+
+
+def test_a_token_that_is_impossible_has_a_probability_that_json_can_hold():
+    (chunk,) = Reply(understood(stream=True, logprobs=True, top_logprobs=1), 9).chunks(
+        Piece("a", 1, logprobs=[((b"a", -math.inf), [(b"b", 0.0)])])
+    )
+    told = json.loads(json.dumps(chunk, allow_nan=False))["choices"][0]["logprobs"]["content"][0]
+    assert told["logprob"] == -9999.0 and told["top_logprobs"][0]["logprob"] == 0.0
 
 
 def test_an_event_is_one_line_of_ascii():
