@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from enum import Enum
@@ -19,7 +20,7 @@ from minilora.generate.answers import generate_batch
 from minilora.generate.fields import guide_of
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.models.folder import save_folder
-from minilora.serve.app import App
+from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
 
 openai = pytest.importorskip("openai", reason="needs pip install '.[test-serve]'")
@@ -419,6 +420,21 @@ def test_a_fault_of_the_server_tells_no_secrets(shop, monkeypatch):
 
 
 # -- what is there -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_no_other_host_and_runs_nothing_else(server):
+    page, policy = read_page()
+    status, headers, body = server.send("GET", "/")
+    assert (status, body) == (200, page) and headers["content-type"] == "text/html; charset=utf-8"
+    assert headers["content-security-policy"] == policy and headers["x-frame-options"] == "DENY"
+    assert (
+        "default-src 'none'" in policy
+        and "frame-ancestors 'none'" in policy
+        and "unsafe" not in policy
+        and "*" not in policy
+    )
+    assert not re.search(r"(?:src|href|action)=\"(?!data:)", page) and 'style="' not in page
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|\son[a-z]+=\"", page)
 
 
 def test_models_are_listed_with_their_size(client, loaded):
