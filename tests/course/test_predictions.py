@@ -108,6 +108,9 @@ def test_guesses_are_kept_in_the_exercises_folder_if_there_is_one(tmp_path):
     (tmp_path / "exercises").mkdir()
     predict(NAME, np.float64(1), 2)
     assert mine.load(tmp_path / "exercises" / "mine.py")["PREDICTIONS"] == {NAME: {"low": 1, "high": 2}}
+    (tmp_path / "mine.py").write_text(mine.HEAD)  # one that is nearer
+    predict("another", 3, 4)
+    assert mine.load(tmp_path / "mine.py")["PREDICTIONS"] == {"another": {"low": 3, "high": 4}}
 
 
 def test_functions_and_guesses_stay_when_the_others_are_written(tmp_path):

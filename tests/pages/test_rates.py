@@ -4,14 +4,15 @@ import numpy as np
 from figure_check import problems
 
 from minilora.pages.rates import SHOWN, draw_rates, draw_seeds
-from minilora.pages.style import BLUE, name_lines, panels
+from minilora.pages.style import BLUE, GREEN, name_lines, panels
 
 TRIED = {"LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]], "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]]}
 
 
 def test_the_best_rate_is_ringed_and_a_failed_one_left_out():
     figure, axes = panels(1)
-    draw_rates(axes, TRIED)
+    draw_rates(axes, TRIED, {"full": GREEN})
+    assert [line.get_color() for line in axes.lines] == [BLUE, BLUE, GREEN, GREEN]
     rings = [line.get_xydata().tolist() for line in axes.lines if line.get_fillstyle() == "none"]
     assert rings == [[[1e-2, 3.0]], [[1e-3, 3.1]]]
     assert [len(line.get_xdata()) for line in axes.lines if line.get_fillstyle() != "none"] == [3, 2]

@@ -136,6 +136,8 @@ def test_rows_of_domains_and_files(taught):
         with pytest.raises(ValueError, match="^my.csv") as found:
             playground.rows_of("my.csv", data)
         assert "\n" not in str(found.value)
+    with pytest.raises(ValueError, match=r"^my\.txt has no questions with answers$"):
+        playground.rows_of("my.txt", b"A text, of which nobody asks anything.")
 
 
 def marked(flags=0, method=0):
