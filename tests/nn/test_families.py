@@ -186,6 +186,18 @@ GRANITE = config_to_json(replace(PLAIN, model_type="granitemoehybrid", shared_ml
 REFUSED = [
     ({"model_type": "falcon"}, "'falcon', minilora reads gemma3_text, gpt2, granite, granitemoehybrid, "),
     ({"model_type": "gpt_neox"}, "minilora reads"),
+    (
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 0,
+                "low_freq_factor": 1,
+                "high_freq_factor": 4,
+                "original_max_position_embeddings": 8,
+            }
+        },
+        "factor must be a positive number, got 0",
+    ),
     ({"use_rope": False}, "does not know the field use_rope (here False)"),
     ({"attention_bias": True}, "attention_bias: True, only False"),
     ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
