@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from modelfiles import STEPS, random_blocks
 
-from minilora.engine import fused
+from minilora.engine import bfloat16, fused
 from minilora.engine.backend import array_module
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
@@ -276,6 +276,16 @@ def test_all_that_a_packed_matrix_says_of_itself_moves_with_it(kind, in_bfloat16
     moved = vars(packed.to("cpu"))
     assert moved.pop("raw") is packed.raw and moved == {k: v for k, v in vars(packed).items() if k != "raw"}
     assert moved["in_bfloat16"] is in_bfloat16
+
+
+@pytest.mark.skipif(bfloat16.why_not() is not None, reason="no matmul in bfloat16 here")
+def test_rows_of_a_matrix_in_bfloat16_are_its_own_and_one_that_is_stored_so_is_not_widened(rng, monkeypatch):
+    monkeypatch.setattr("minilora.files.quant.PIECE", 4)  # two rows at a time
+    packed = Packed(new_packed("Q8_0", rng, (7, 64))[0].raw, "Q8_0", in_bfloat16=True)
+    for start, stop in ((0, 7), (1, 4), (2, 3)):
+        np.testing.assert_array_equal(packed.factor(start, stop).stored, bfloat16.rounded(packed.unpack(start, stop)))
+    stored = Packed(quantize(packed.unpack(), "BF16"), "BF16", in_bfloat16=True)
+    assert stored.product_of_few(np.ones((1, 64), np.float32)) is None
 
 
 def test_in_float32_ends_with_its_block_and_changes_no_other_matrix(rng):

@@ -1,6 +1,7 @@
 """Many answers at a time: each is what it is alone, whoever joins, leaves or asks for another adapter."""
 
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_streams_of_one_model_in_several_threads_are_what_each_is_alone(model, t
             assert list(pool.map(answered, CHOICES)) == expected
     finally:
         sys.setswitchinterval(before)
+
+
+def test_a_model_that_has_answered_can_be_freed(tokenizer, no_gc):
+    model = Llama(CONFIG, 0)
+    streams, gone = Streams(model, tokenizer), weakref.ref(model)
+    streams.add(asked("hello"), max_new_tokens=1)
+    finish(streams)
+    del model, streams
+    assert gone() is None
 
 
 def test_a_step_gives_every_running_answer_one_token_and_no_more_run_than_there_are_slots(streams, tokenizer):

@@ -164,6 +164,8 @@ def test_weights_in_bfloat16_that_are_multiplied_as_they_are_need_no_room_to_be_
     for step in (Step(SMOLLM2, 256, 256, rank=8), Step(SMOLLM2, 64, 8, rank=8)):
         as_stored, widened = (predict_memory(replace(step, base_bytes=half, unpacks=on)) for on in (False, True))
         assert as_stored.scratch == predict_memory(step).scratch < widened.scratch
+        in_blocks = predict_memory(replace(step, base_bytes=half // 2 + 1, unpacks=True))  # 8 bits and a scale, as Q8_0
+        assert in_blocks.scratch == widened.scratch + PIECE  # 16 bits are widened whole
 
 
 # -- how much of a batch is alive --------------------------------------------------------------------------------------
@@ -251,7 +253,7 @@ def test_the_graph_holds_what_was_predicted_operation_by_operation_to_the_byte(
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("layers", [[2, 3], [0, 2], [1]], ids=str)
+@pytest.mark.parametrize("layers", [[2, 3], [0, 3], [1, 3]], ids=str)
 @pytest.mark.parametrize("targets", [TARGETS["all-linear"], TARGETS["o+down"]], ids=["all-linear", "o+down"])
 def test_of_an_adapter_in_some_blocks_nothing_is_held_before_the_first_one(rng, targets, layers, recompute):
     model, ids = trainable(MEDIUM, targets, recompute, layers=layers), ids_of(rng, 2, 70)
@@ -261,6 +263,9 @@ def test_of_an_adapter_in_some_blocks_nothing_is_held_before_the_first_one(rng, 
     told = predict_memory(replace(step, rows=2))
     assert held.by_operation == told.by_operation
     assert (held.adapter, held.moments) == (told.adapter, told.moments)
+    everywhere = replace(step, layers=None)
+    assert predict_memory(replace(step, rank=None)) == predict_memory(replace(everywhere, rank=None))
+    assert told.scratch == predict_memory(replace(everywhere, rows=2)).scratch  # of the last block
 
 
 FAMILIES = {
