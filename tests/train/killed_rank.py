@@ -1,5 +1,5 @@
-"""A rank of a job that is killed in the midst of a step. mpiexec -n 2 python killed_rank.py STEP WORD...: a command of
-minilora, whose second rank dies by SIGKILL before that step has ended.
+"""A rank of a job that gets a signal in the midst of a step. mpiexec -n 2 python killed_rank.py STEP SIGNAL WORD...: a
+command of minilora, whose second rank gets the signal before that step has ended; all ranks get a SIGINT, as of Ctrl-C.
 """
 
 import os
@@ -15,10 +15,10 @@ class Doomed(Trainer):
     """Trains up to a step."""
 
     def step(self):
-        if self.ranks.number == 1 and self.done + 1 == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.done + 1 == int(sys.argv[1]) and (self.ranks.number == 1 or sys.argv[2] == "SIGINT"):
+            os.kill(os.getpid(), signal.Signals[sys.argv[2]])
         return super().step()
 
 
 job.Trainer = Doomed
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[3:]))

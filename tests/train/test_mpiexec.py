@@ -74,13 +74,18 @@ def test_the_losses_are_those_of_one_process(ranks, job, alone, tmp_path):
     assert "Traceback" not in err and [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_rank_that_dies_ends_the_job_which_another_number_of_ranks_goes_on_with(job, alone, tmp_path):
-    doomed = [sys.executable, Path(__file__).with_name("killed_rank.py"), 4]
+@pytest.mark.parametrize(
+    ("signal", "ended", "said", "last"), [("SIGKILL", None, "rank 1", 2), ("SIGINT", 130, "--resume", 4)]
+)
+def test_a_rank_that_dies_and_ctrl_c_end_the_job_which_another_number_of_ranks_goes_on_with(
+    signal, ended, said, last, job, alone, tmp_path
+):
+    doomed = [sys.executable, Path(__file__).with_name("killed_rank.py"), 4, signal]
     status, out, err = mpiexec(2, *job, tmp_path / "run", program=[str(word) for word in doomed])
-    assert status != 0 and "rank 1" in err and "Traceback" not in err and out.strip() == ""
+    assert status != 0 and ended in (None, status) and said in err and "Traceback" not in err and out.strip() == ""
     assert not (tmp_path / "run").exists()
     state = json.loads((tmp_path / "run.partial" / "checkpoint" / "state.json").read_text(encoding="utf-8"))
-    assert state["step"] == 2
+    assert state["step"] == last
     status, _, err = mpiexec(3, *job, tmp_path / "run", "--resume")
     assert status == 0, err
     same(metrics(tmp_path / "run"), alone)
