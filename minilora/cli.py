@@ -21,6 +21,10 @@ from .progress import show_progress
 from .version import __version__
 
 SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
+ELSEWHERE = {  # what other programs call a command -> its name here
+    "train": "finetune", "sft": "finetune", "lora": "finetune", "fuse": "merge", "generate": "chat", "evaluate": "eval",
+    "convert": "export",
+}  # fmt: skip
 HANDED_OUT = ("sweep", "reproduce")  # and what the first of them can hand out to the others
 
 
@@ -76,7 +80,7 @@ def _refuse_unknown_command(words: Sequence[str]) -> None:
     if not words:
         raise UsageError("which command? Start with: minilora finetune; minilora --help lists all commands")
     if not words[0].startswith("-") and words[0] not in NAMES:
-        meant = suggestion(words[0], NAMES)
+        meant = suggestion(ELSEWHERE.get(words[0], words[0]), NAMES)
         raise UsageError(f"there is no command {words[0]!r}{meant}; minilora --help lists all commands")
 
 

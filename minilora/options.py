@@ -61,6 +61,12 @@ ELSEWHERE = {  # what other programs call it -> what it is called here
     "--lr-scheduler-type": "--schedule", "--lr-schedule": "--schedule", "--warmup-ratio": "--warmup",
     "--max-norm": "--max-grad-norm", "--grad-clip": "--max-grad-norm", "--dataset-name": "--data",
     "--model-name-or-path": "--base", "--per-device-train-batch-size": "--batch-size", "--loss-type": "--loss",
+    "--warmup-steps": "--warmup", "--save-steps": "--save-every", "--steps-per-save": "--save-every",
+    "--eval-steps": "--eval-every", "--steps-per-eval": "--eval-every", "--early-stopping-patience": "--patience",
+    "--load-best-model-at-end": "--keep", "--resume-from-checkpoint": "--resume", "--resume-adapter-file": "--adapter",
+    "--adapter-name-or-path": "--adapter", "--lora-rank": "--r", "--lora-target": "--target-modules",
+    "--lora-target-modules": "--target-modules", "--lora-modules": "--target-modules", "--cutoff-len": "--max-length",
+    "--sequence-len": "--max-length", "--micro-batch-size": "--batch-size", "--qlora": "--quantized",
 }  # fmt: skip
 
 

@@ -56,6 +56,7 @@ REFUSED = [  # words, how the one line begins
     ("", "which command? Start with: minilora finetune; "),
     ("nonsense", "there is no command 'nonsense'; minilora --help lists all commands"),
     ("fintune --r 8", "there is no command 'fintune' (did you mean finetune?); "),
+    ("fuse --adapter x", "there is no command 'fuse' (did you mean merge?); "),
     ("finetune --nonsense", "unknown arguments: --nonsense; minilora finetune --help lists all flags"),
     ("report a b", "unknown arguments: b; minilora report --help lists all flags"),
     ("chat --ask hello", "unknown arguments: --ask hello (did you mean --prompt?); "),

@@ -27,6 +27,7 @@ from ..engine.fused import NOT_SCORED
 from ..measure.loss import evenly
 from ..models.load import find, known_as, load_tokenizer
 from ..models.tokenizer import Tokenizer
+from ..models.with_adapters import DEFAULT_BASE
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
@@ -44,7 +45,7 @@ _LINES = 14  # lines of an example, at most
 class LookOptions:
     """How a data file is read, and whose tokens are counted. Raises ValueError for impossible values."""
 
-    base: str = option(Options.base, f"the model whose tokens are counted: {BASE}", path=True)
+    base: str = option(DEFAULT_BASE, f"the model whose tokens are counted: {BASE}", path=True)
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     label: str | None = option(None, LABEL, metavar="COLUMN")
     schema: str | None = option(None, SCHEMA, metavar="FILE")
@@ -258,7 +259,7 @@ def _table(seen: Mapping[str, Any]) -> Iterator[str]:
 def _notes(seen: Mapping[str, Any]) -> Iterator[str]:
     """What must be known of the table."""
     if seen["tokens_of"] != seen["base"]:
-        more = "it counts about 1.5 times as many in English" if seen["base"] == Options.base else "theirs differ"
+        more = "it counts about 1.5 times as many in English" if seen["base"] == DEFAULT_BASE else "theirs differ"
         yield f"{seen['base']} is not on this machine, so tiny's tokenizer counts: {more}"
     if sampled := [f"{n['counted']:,} of {name}" for name, n in seen["lengths"].items() if n["counted"] < n["records"]]:
         yield f"estimated from a sample of the records: {', '.join(sampled)}"
@@ -299,7 +300,7 @@ def _next(seen: Mapping[str, Any]) -> str:
     field = "".join(f" {quote(f'{name}={column}')}" for name, column in seen["field"].items())
     field = f" --field{field}" if field else ""
     field += f" --schema {quote(seen['schema'])}" if seen["schema"] else ""
-    base = "" if seen["base"] == Options.base else f" --base {quote(seen['base'])}"
+    base = "" if seen["base"] == DEFAULT_BASE else f" --base {quote(seen['base'])}"
     base += "" if seen["loss"] == Options.loss else f" --loss {seen['loss']}"
     length = "" if seen["max_length"] == Options.max_length else f" --max-length {seen['max_length']}"
     return f"minilora finetune --data {quote(seen['source'])}{field}{base}{length}"

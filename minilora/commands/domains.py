@@ -25,7 +25,7 @@ from ..lora.peft import WEIGHTS_FILE
 from ..measure.environment import now
 from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, measure, read_sets, resampled, summary
 from ..measure.statistics import interval_as_json
-from ..models.with_adapters import BASE_NAME, load_with_adapters
+from ..models.with_adapters import BASE_NAME, DEFAULT_BASE, load_with_adapters
 from ..options import BASE, check, option, refuse_other_settings
 from ..pages.text import NARROWEST, WIDTH, columns, duration, listed, percent, rule, wrapped
 from ..progress import log
@@ -44,7 +44,7 @@ RESULT_FILE, PICTURE_FILE, MEASURED = "domains.json", "domains.png", "measured"
 class DomainsOptions:
     """How to train and measure the four domains. Raises ValueError for values that mean nothing."""
 
-    base: str = option(Options.base, BASE, path=True)
+    base: str = option(DEFAULT_BASE, BASE, path=True)
     out: str | None = option(None, "folder for all results (default: runs, with each run where finetune puts it)")
     overwrite: bool = option(False, "replace runs that had other settings")
     steps: int | None = option(None, "steps of each run, instead of finetune's epochs")

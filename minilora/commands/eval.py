@@ -265,13 +265,16 @@ def page(result: Mapping[str, Any]) -> str:
         if name in result.get("open_book", {}):
             lines += ["", *open_book_lines(result["open_book"][name])]
         lines.append("")
-    return "\n".join([*lines, *wrapped(of_intervals(result))])
+    if any(about["records"] > 1 for about in result["sets"].values()):  # one record has no interval
+        lines += wrapped(of_intervals(result))
+    return "\n".join(lines).rstrip()
 
 
 def of_intervals(result: Mapping[str, Any]) -> str:
     """What [low, high] means on a page."""
     draws = f"{percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the records"
-    return f"[low, high]: {draws}; differences are paired. A difference is significant if its interval excludes 0."
+    paired = "; differences are paired. A difference is significant if its interval excludes 0."
+    return f"[low, high]: {draws}{paired if any(result['differences'].values()) else '.'}"
 
 
 def _values(scores: Mapping[str, Any]) -> Iterator[str]:

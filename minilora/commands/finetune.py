@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     ranks = world()
     options: Options | None = None  # the first rank reads them
     if not ranks.number:
-        options = read_options(Options, arguments)
+        options = read_options(Options, arguments).on_its_base()
         if options.resume and (begun := options.begun()):  # the options that the run began with
             options = read_options(Options, arguments, begun)
     if metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):

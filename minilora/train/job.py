@@ -77,6 +77,7 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
     """
     if not isinstance(options, Options):
         raise TypeError(f"expected minilora.Options(data=..., ...), got a {type(options).__name__}")
+    options = options.on_its_base()
     if ranks.first:
         with RunFolder(options.folder, options.overwrite, options.resume) as place:
             return _run(options, measure, answers, ranks, place)

@@ -14,6 +14,7 @@ from ..data.formats import check_field, with_label
 from ..data.repository import SUFFIXES, is_dataset
 from ..data.rows import TEXT_SUFFIXES
 from ..lora.config import FROM_BASE, LoraConfig
+from ..models.with_adapters import DEFAULT_BASE, base_of
 from ..nn.optim import SCHEDULES
 from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
 from .reporting import REPORTERS
@@ -35,7 +36,9 @@ _MACHINE: dict[str, Any] = {"group": "memory and device"}
 class Options:
     """What to fine-tune on what, and how. Raises ValueError for values that are not allowed, alone or together."""
 
-    base: str = option("smollm2", BASE, path=True)
+    base: str = option(
+        None, f"{BASE} (default: {DEFAULT_BASE}; with --adapter, the one that its folder names)", path=True
+    )
     data: str = option(
         "legal",
         "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv, "
@@ -175,6 +178,8 @@ class Options:
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 
     def __post_init__(self):
+        if self.base is None and self.adapter is None:
+            object.__setattr__(self, "base", DEFAULT_BASE)
         check(self, "quantized", "bf16", "adapter", "strength")
         check_field(self.field or {})
         if self.device == "cuda" and self.bf16:
@@ -203,6 +208,12 @@ class Options:
             if item.metadata["path"]
         }
         return toml.write(replace(self.in_effect(), **paths), *comments)
+
+    def on_its_base(self) -> Options:
+        """The same with the base that the adapter's folder names, where none was given. Raises as `base_of` does."""
+        if self.base is not None or self.adapter is None:
+            return self
+        return replace(self, base=str(base_of({"adapter": Path(self.adapter)})))
 
     def in_effect(self) -> Options:
         """The same with the learning rate and the adapter scale that are used where none was given."""
@@ -261,10 +272,12 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """The folder for results: `out`, or runs/<data>, with the base's name unless it is the default, and -full."""
+        """The folder for results: `out`, or runs/<data>, with the base's name unless it is the default or not known yet
+        (see `on_its_base`), and -full.
+        """
         if self.out:
             return Path(self.out)
-        base = [] if self.base == Options.base else [_name_of(self.base)]
+        base = [] if self.base in (None, DEFAULT_BASE) else [_name_of(self.base)]
         return Path("runs", "-".join([_name_of(self.data), *base, *([] if self.method == "lora" else [self.method])]))
 
     def lora_config(self) -> LoraConfig:

@@ -89,6 +89,8 @@ def test_adapters_are_compared_with_the_base_and_with_each_other(home, runs, tmp
     other = measured(home, runs, data=[str(copy)], limit=1, no_recall=True)
     assert other["adapters"]["one"]["trained_on"] == str(copy) and list(other["sets"]) == list(result["sets"])[:2]
     assert "keyword_recall" not in scores["base"] and page(result).count(" -\n") == 6 * 3
+    one = measured(home, runs, data=["general"], limit=1, no_recall=True)
+    assert "[" in page(result) and "[" not in page(one) and "interval" not in page(one)  # of one record there is none
 
 
 def test_a_split_and_a_picture_that_cannot_be_written(home, tmp_path, capsys, monkeypatch):

@@ -99,8 +99,8 @@ def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, tmp_pa
 
 def test_training_begins_where_the_given_adapter_ended(home, tmp_path):
     run(options(home, tmp_path / "first", lr=2e-2, r=3))
-    metrics = run(options(home, tmp_path / "second", lr=1e-12, steps=1, adapter=str(tmp_path / "first")))
-    assert metrics["options"]["r"] == 3
+    metrics = run(options(home, tmp_path / "second", lr=1e-12, steps=1, adapter=str(tmp_path / "first"), base=None))
+    assert metrics["options"]["r"] == 3 and Path(metrics["options"]["base"]).samefile(home / "base")
     states = []
     for name in ("first", "second"):
         model, _ = ml.load(home / "base")
