@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from contenders import BASE, COMPILER, CONTENDERS, RECORDS, missing
-from targets import page
+from targets import BLOCKS, page
 
 from minilora.engine import bfloat16
 from minilora.measure import bench
@@ -30,7 +30,7 @@ from minilora.progress import progress, show_progress
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"
-BEGIN, END = "<!-- written by peers.py --write: begin -->", "<!-- end -->"
+BEGIN, END = "<!-- {}: written by peers.py --write -->", "<!-- end -->"
 PACKAGES = ("torch", "transformers", "peft", "mygrad", "autograd")
 
 
@@ -129,11 +129,13 @@ def measure(name: str, rounds: int, folder: str) -> dict:
 
 
 def write(results: dict) -> None:
-    """Put results into results.json and the tables into README.md, between its two marks."""
+    """Put results into results.json and the tables into README.md, between its marks."""
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n\n{page(results)}\n\n{END}{after}", encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    for name, block in BLOCKS.items():
+        before, mark, rest = text.partition(BEGIN.format(name))
+        text = f"{before}{mark}\n\n{block(results)}\n\n{END}{rest.partition(END)[2]}"
+    README.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
