@@ -58,7 +58,7 @@ Data
   DataError          every bad line of a data file
 
 Training
-  fit                train whatever is trainable for some steps
+  fit                train whatever is trainable for some steps, or until validation finds nothing better
   History            what happened: losses, seconds, tokens
   TrainingError      at which step numbers ceased to be finite, and what to try
   with_reference     pairs with a model as DPO's reference: before training on them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,12 +11,11 @@ from typing import cast
 import numpy as np
 
 from ..lora.adapters import activate
-from ..measure.loss import mean_loss
 from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from ..nn.parts import Example
 from ..progress import log, progress
-from .loop import Trainer
+from .loop import Trainer, out_of_patience, validate
 
 
 def learn(
@@ -49,7 +47,7 @@ def learn(
     _begin_together(trainer)
 
     def finished() -> bool:
-        return trainer.done >= trainer.steps or _out_of_patience(history.validation, patience)
+        return trainer.done >= trainer.steps or out_of_patience(history.validation, patience)
 
     with trainer, _interrupts() as interrupted, progress("training", trainer.steps, "step", trainer.done) as bar:
         stop, interrupt = ranks.same((finished(), False))
@@ -69,20 +67,6 @@ def learn(
                     save()
             if interrupt:
                 raise KeyboardInterrupt
-
-
-def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:
-    """Measure the loss on each set and add it to the history, with their mean, which decides which weights are best.
-
-    Each set has the same weight, whatever its length: the loss on paraphrases shows whether the training data are
-    learned, the loss on unseen records whether the model generalises.
-    """
-    history = trainer.history
-    losses = {name: mean_loss(trainer.model, samples, ranks=trainer.ranks) for name, samples in sets.items()}
-    for name, loss in losses.items():
-        history.validation_sets.setdefault(name, []).append((trainer.done, loss))
-    if losses:
-        history.validation.append((trainer.done, sum(losses.values()) / len(losses)))
 
 
 def values_of(trainer: Trainer) -> dict[str, float]:
@@ -137,14 +121,6 @@ def _scaled(model: LanguageModel, scale: float) -> Iterator[None]:
         yield
     finally:
         activate(model, dict.fromkeys(model.adapters, 1.0))
-
-
-def _out_of_patience(validation: Sequence[tuple[int, float]], patience: int | None) -> bool:
-    """Whether none of the last `patience` losses is lower than the lowest one before them."""
-    if patience is None or not validation:
-        return False
-    losses = [loss if math.isfinite(loss) else math.inf for _, loss in validation]
-    return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,6 +14,7 @@ from ..data.samples import epochs
 from ..engine.backend import Array
 from ..lora.adapters import adapter_weights
 from ..lora.layer import LoraWeights
+from ..measure.loss import mean_loss
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Example, check_samples, packed_length
@@ -88,6 +89,10 @@ def fit(
     weight_decay: float = 0.0,
     grad_accumulation: int = 1,
     ranks: Ranks = ALONE,
+    validation: Sequence[Example] = (),
+    eval_every: int | None = None,
+    patience: int | None = None,
+    keep: str = "best",
 ) -> History:
     """Train the trainable parameters for `steps` steps, and return the history.
 
@@ -101,9 +106,13 @@ def fit(
     max_norm: gradients are clipped to this global norm.
     optimizer: AdamW with `weight_decay` by default. A given optimizer trains the parameters that it holds; its own lr
         is the peak, and its options, such as LoRA+'s `lr_scale`, stay in effect. One of your own derives from `SGD`.
-    each_step: called after every step with the number of steps taken.
+    each_step: called after every step with the number of steps taken. Training ends when it returns "stop".
     history: filled during training, so that it is there even when training raises an error.
     ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this, on the same model and samples.
+    validation: samples that are not trained on, whose mean loss is added to `history.validation`.
+    eval_every: steps between these measurements, an epoch by default; the last step is followed by one, too.
+    patience: end after this number of measurements without a lower loss.
+    keep: which weights the model ends with: those of the lowest validation loss ("best"), or the "last".
 
     The model ends in eval mode, without dropout. The same seed gives the same result, bit for bit, on the same machine.
     Raises TrainingError when the loss or the gradient is not finite; an adapter then has the weights that gave the last
@@ -111,6 +120,11 @@ def fit(
     that is no language model.
     """
     check_language_model(model, "fit")
+    for name, value in {"eval_every": eval_every, "patience": patience, "keep": keep}.items():
+        check_value(Options, name, value)
+    check_samples(validation)
+    if not validation and (eval_every or patience):
+        raise ValueError("eval_every and patience are about validation=..., samples that are not trained on: give some")
     trainer = Trainer(
         model,
         samples,
@@ -125,10 +139,20 @@ def fit(
         history=history,
         ranks=ranks,
     )
+    every = eval_every or math.ceil(len(samples) / trainer.records_per_step)
+    best: dict[str, Array] = {}
     with trainer:
         while trainer.done < steps:
             trainer.step()
-            each_step(trainer.done)
+            if validation and (trainer.done % every == 0 or trainer.done == steps):
+                validate(trainer, {"validation": validation})
+                if keep == "best" and trainer.history.best == trainer.history.validation[-1]:
+                    best = {name: p.data.copy() for name, p in trainer.parameters.items()}
+            asked = each_step(trainer.done) == "stop"
+            if ranks.same(asked or out_of_patience(trainer.history.validation, patience)):
+                break
+    for name, array in best.items():
+        trainer.parameters[name].data[...] = array
     return trainer.history
 
 
@@ -231,6 +255,28 @@ class Trainer:
         batches = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
         self.history.tokens += sum(map(packed_length, batches))
         return loss
+
+
+def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:
+    """Measure the loss on each set and add it to the history, with their mean, which decides which weights are best.
+
+    Each set has the same weight, whatever its length: the loss on paraphrases shows whether the training data are
+    learned, the loss on unseen records whether the model generalises.
+    """
+    history = trainer.history
+    losses = {name: mean_loss(trainer.model, samples, ranks=trainer.ranks) for name, samples in sets.items()}
+    for name, loss in losses.items():
+        history.validation_sets.setdefault(name, []).append((trainer.done, loss))
+    if losses:
+        history.validation.append((trainer.done, sum(losses.values()) / len(losses)))
+
+
+def out_of_patience(validation: Sequence[tuple[int, float]], patience: int | None) -> bool:
+    """Whether none of the last `patience` losses is lower than the lowest one before them."""
+    if patience is None or not validation:
+        return False
+    losses = [loss if math.isfinite(loss) else math.inf for _, loss in validation]
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def _optimizer(model: LanguageModel, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:

@@ -10,7 +10,7 @@ import minilora as ml
 from minilora.commands.report import page
 from minilora.train import checkpoint
 from minilora.train.job import finetune
-from minilora.train.learn import validate
+from minilora.train.loop import validate
 
 
 def state_of(folder, home):

@@ -209,6 +209,8 @@ REFUSED = [
     (dict(lr=0.0), "lr must be a number above 0, got 0.0"),
     (dict(weight_decay=-0.1), "weight_decay must be at least 0, got -0.1"),
     (dict(weight_decay=0.1, optimizer=True), "weight_decay is 0.1, and an optimizer has its own: give one of them"),
+    (dict(keep="first"), "keep must be one of best, last, got 'first'"),
+    (dict(patience=1), "eval_every and patience are about validation=.*: give some"),
     (dict(lr=1e-3, optimizer=True), "lr is 0.001 and the optimizer's own is 0.5: give one of them"),
 ]
 
@@ -230,7 +232,7 @@ def run(config, steps=30, poison=None, **settings):
     model = adapted(config)
     if poison:
         poison(model)
-    return model, fit(model, samples(), steps, lr=1e-2, batch_size=3, **settings)
+    return model, fit(model, samples(), steps, **dict(lr=1e-2, batch_size=3) | settings)
 
 
 def test_the_history_has_one_entry_per_step_and_the_caller_hears_of_each(tiny_config):
@@ -242,6 +244,22 @@ def test_the_history_has_one_entry_per_step_and_the_caller_hears_of_each(tiny_co
     computed = sum(len(s.ids) for s in random_samples(np.random.default_rng(1)))
     assert history.tokens == 2 * computed  # four batches of three are twice all six, which share no beginning
     assert history.tokens_per_second == pytest.approx(history.tokens / sum(history.seconds))
+
+
+def test_validation_decides_which_weights_are_kept_and_when_to_stop_and_so_may_the_caller(tiny_config):
+    held_out = random_samples(np.random.default_rng(2))  # random tokens: what is learned soon makes this loss rise
+    settings = dict(steps=23, validation=held_out, lr=0.3)
+    model, history = run(tiny_config, **settings)
+    assert [step for step, _ in history.validation] == [*range(2, 23, 2), 23]  # each epoch: three of six samples a step
+    step, loss = history.best
+    assert step < 18 and ml.mean_loss(model, held_out) == loss < history.validation[-1][1]
+    kept = ml.adapter_state(model, "default")
+    last, whole = run(tiny_config, **settings, keep="last")
+    assert whole.validation == history.validation and ml.mean_loss(last, held_out) == history.validation[-1][1]
+    stopped, short = run(tiny_config, **settings, patience=3, eval_every=2)
+    assert len(short.losses) == step + 6 and same(ml.adapter_state(stopped, "default"), kept)
+    asked, short = run(tiny_config, **settings, each_step=lambda done: "stop" if done == step else None)
+    assert len(short.losses) == step and same(ml.adapter_state(asked, "default"), kept)
 
 
 def test_nothing_trainable_is_an_error(tiny_model, rng):
