@@ -135,15 +135,14 @@ def _turn(i: int, turn: Any) -> Message:
         raise ValueError(f"message {i} needs a role of system, user (human) or assistant (gpt), got {_short(turn)}")
     if turn.get("tool_calls"):
         raise ValueError(f"message {i} calls tools, which cannot be trained here: leave such conversations out")
-    if turn.get("weight") == 0:
-        raise ValueError(
-            f"message {i} has the weight 0, but all answers are learned here: leave such conversations out"
-        )
+    if (weight := turn.get("weight")) not in (None, 0, 1):
+        raise ValueError(f"the weight of message {i} must be 0 (an answer that is not learned) or 1, got {weight!r}")
     key = "content" if "content" in turn else "value"
     content, name = turn.get(key), f"{key} of message {i}"
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(text_of(part, "text") for part in content)
-    return {"role": _ROLES[role], "content": text_of({name: content}, name)}
+    message: Message = {"role": _ROLES[role], "content": text_of({name: content}, name)}
+    return {**message, "weight": 0} if weight == 0 and message["role"] == "assistant" else message
 
 
 _FACTS = ("id", "split", "keywords", "phrasings", "reworded", "paraphrase", "validation_paraphrase")
@@ -270,6 +269,8 @@ def _unknown(row: Mapping[str, Any]) -> str:
 def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages of a row; a column `system` becomes the first one. Raises ValueError for a bad one."""
     messages = kind.read(row, *kind.needs)
+    if messages[-1].get("weight") == 0:
+        raise ValueError("the last answer has the weight 0, so nothing learns it: leave it out, with its question")
     if row.get("system") not in (None, "") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": text_of(row, "system")})
     return tuple(messages)

@@ -24,7 +24,8 @@ _INTS: dict[int, int] = {}  # one object for each token id: a large data set tak
 
 
 def encode_record(record: Record, tokenizer: Tokenizer) -> Sample:
-    """A conversation as token ids, with labels for the assistant's words and the token that ends them.
+    """A conversation as token ids, with labels for the assistant's words and the token that ends them, but not for
+    answers with the weight 0.
 
     Of a text, all tokens but the first are scored; the token that ends an answer is appended.
     """
@@ -80,7 +81,7 @@ def _conversation(record: Record, text: str, ids: list[int], tokenizer: Tokenize
     """A conversation as a sample. text, ids: all of it, rendered and encoded. lengths: see `_answer_start`."""
     labels = [NOT_SCORED] * len(ids)
     for i, message in enumerate(record.messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or message.get("weight") == 0:
             continue
         answer, before = message["content"], tokenizer.render(record.messages[:i], answer_next=True)
         if not text.startswith(before):

@@ -18,7 +18,7 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json, replacing, write_json
 from .bpe import SYMBOLS, BytePairs, bytes_of
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": ...}; "weight": 0 of data's answers
 
 CUT = "\udfff"  # half a surrogate pair, which no text contains; inside a name such as <|im_end|> it makes it plain text
 

@@ -7,7 +7,7 @@ from modelfiles import CHATML, CONFIG, TALK, write_gguf
 from tokenizers import Tokenizer as Core
 
 from minilora.data import samples
-from minilora.data.records import Record
+from minilora.data.records import Record, read_records
 from minilora.data.samples import (
     encode_record,
     encode_records,
@@ -51,6 +51,9 @@ def test_only_the_assistants_words_and_their_end_marks_are_scored(tokenizer):
     item = encode_record(Record("talk", tuple(TALK)), tokenizer)
     assert scored_text(item, tokenizer) == ["Hi 12.<|im_end|>", "So.<|im_end|>"]
     assert list(item.ids) == tokenizer.encode_chat(TALK)
+    (only_read,) = read_records([{"messages": [{**m, "weight": int("12" not in m["content"])} for m in TALK]}])
+    unlearned = encode_record(only_read, tokenizer)
+    assert scored_text(unlearned, tokenizer) == ["So.<|im_end|>"] and unlearned.ids == item.ids
     assert all(label in (NOT_SCORED, i) for i, label in zip(item.ids, item.labels, strict=True))
 
 
