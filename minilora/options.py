@@ -33,21 +33,21 @@ KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"
 # Help texts that several commands share.
 BASE = "tiny, smollm2, a .gguf file, a Hugging Face folder, or a name on huggingface.co"
 PACKED: dict[str, Any] = {
-    "help": "keep the base's matrices packed, as its .gguf file holds them, or rounded to KIND (nf4, fp4, int4, q8_0, "
-    "q4_1): less memory, more time",
+    "help": "quantised base (QLoRA): its matrices stay as the .gguf file stores them, or are quantised to KIND (nf4, "
+    "fp4, int4, q8_0, q4_1); less memory, more time",
     "choices": (True, False, "nf4", "fp4", "int4", "q8_0", "q4_1"),
     "metavar": "KIND",
     "alone": True,
 }
-BF16 = "multiply by the base's frozen matrices in bfloat16, where the processor can: faster, half the memory for them"
+BF16 = "matmuls with the base's frozen matrices in bfloat16: faster, half the memory; needs AMX or AVX512-BF16"
 DTYPE: dict[str, Any] = {
-    "help": "type of the base's frozen matrices in memory: as the files of a folder have them (auto), or float32: "
-    "twice the memory of 16 bits and less time, a third for an answer, 0.8 to 0.9 for a step of training",
+    "help": "type of the base's frozen matrices in memory: that of the files of a folder (auto), or float32, which "
+    "takes twice the memory of 16 bits and less time, a third of it for an answer",
     "choices": ("auto", "float32"),
     "only": {"quantized": False, "bf16": False},
 }
 FROZEN = DTYPE | {"only": DTYPE["only"] | {"method": "lora"}}  # the same for a command that can train all weights
-RECOMPUTE = "keep less for the backward pass, for a third more time"
+RECOMPUTE = "activation (gradient) checkpointing: less memory for activations, a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here
     "--rank": "--r", "--lora-r": "--r", "--alpha": "--lora-alpha", "--targets": "--target-modules",

@@ -25,7 +25,9 @@ class _Quantized(argparse.Action):
 
 def add(parser: argparse.ArgumentParser) -> None:
     """A folder, and how its base is loaded."""
-    parser.add_argument("adapter", nargs="?", default=DEFAULT, metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "adapter", nargs="?", default=DEFAULT, metavar="DIR", help="folder of the adapter (default: %(default)s)"
+    )
     instead = "give the folder without a flag, minilora audit DIR"
     parser.add_argument("--adapter", dest="instead", action=Instead, const=instead, help=argparse.SUPPRESS)
     parser.add_argument("--base", **BASE_OF_ADAPTER)

@@ -18,14 +18,16 @@ from ..pages.text import columns, millions, plain, wrapped
 from ..progress import progress
 from .shared import AS_JSON
 
-HELP = "measure time and memory of every way to run a model"
+HELP = "measure the time and memory of training steps, generation and loading on this machine"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The flags are the fields of Settings, which modes run, and how often."""
     add_flags(parser, Settings)
-    parser.add_argument("--random-weights", action="store_true", help="a random model of SmolLM2's shape: no download")
-    parser.add_argument("--modes", nargs="+", metavar="MODE", help="such as floor lora full (default: all)")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="random weights in SmolLM2's shape, without a download"
+    )
+    parser.add_argument("--modes", nargs="+", metavar="MODE", help=f"of {', '.join(MODES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each mode (default: %(default)s)")
     parser.add_argument("--json", **AS_JSON)
 

@@ -36,12 +36,18 @@ class ChatOptions(Loading):
     """Which model to talk to, and how it answers. Raises ValueError for values that are not possible."""
 
     adapter: Sequence[str] = option(
-        (), "folders of adapters, such as runs/legal or legal=runs/legal; the first answers first", metavar="[NAME=]DIR"
+        (),
+        "folders of adapters, such as runs/legal or legal=runs/legal; the first one answers until /adapter",
+        metavar="[NAME=]DIR",
     )
     base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
-    prompt: str | None = option(None, "ask one question, of every adapter, and end", only={"ask_file": None})
+    prompt: str | None = option(
+        None,
+        "print the answer of every adapter to this question, and end (default: a conversation)",
+        only={"ask_file": None},
+    )
     ask_file: str | None = option(
-        None, "ask each line of a text file, of every adapter, without the lines before it, and end", metavar="FILE"
+        None, "the same for each line of a text file, each in a new conversation", metavar="FILE"
     )
     system: str | None = option(
         None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
@@ -49,14 +55,14 @@ class ChatOptions(Loading):
     context: str | None = option(None, CONTEXT, metavar="FILE")
     schema: str | None = option(
         None,
-        "JSON Schema of fields that are asked for in every text (default: that of the adapter)",
+        "answer every text with the fields of this JSON Schema (default: that of the adapter)",
         metavar="FILE",
         only={"context": None},
     )
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, at most")
-    temperature: float = option(0.0, "0 takes the most likely token; above 0, tokens are drawn")
-    top_p: float = option(1.0, "draw only from the most likely tokens that have this probability together")
-    seed: int = option(0, "seed of the draws, for a temperature above 0")
+    temperature: float = option(0.0, "0 takes the most likely token (greedy); above 0, tokens are sampled")
+    top_p: float = option(1.0, "nucleus sampling: only from the most likely tokens that have this probability together")
+    seed: int = option(0, "seed of the sampling, for a temperature above 0")
 
     def __post_init__(self):
         check(self)

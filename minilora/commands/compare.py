@@ -56,15 +56,20 @@ class CompareOptions:
     eval_records: int = option(40, "records of each set that are measured, evenly chosen")
     seed: int = option(0, "seed of the adapter's initialisation and of the order of the records")
     r: int = option(8, "rank of LoRA's update, on all linear layers")
-    lora_alpha: float = option(16.0, "LoRA's scale is alpha / r")
+    lora_alpha: float = option(16.0, "LoRA's update is multiplied by alpha / r")
 
     lora_lr: Sequence[float] = option(
         (6e-4, 2e-3, 6e-3), "learning rates tried for LoRA (default: 6e-4 2e-3 6e-3)", metavar="LR", **_SEARCH
     )
     full_lr: Sequence[float] = option(
-        (6e-5, 2e-4, 6e-4), "for full fine-tuning (default: a tenth: 6e-5 2e-4 6e-4)", metavar="LR", **_SEARCH
+        (6e-5, 2e-4, 6e-4),
+        "learning rates tried for full fine-tuning (default: a tenth: 6e-5 2e-4 6e-4)",
+        metavar="LR",
+        **_SEARCH,
     )
-    search_steps: int | None = option(None, "steps of each try (default: two fifths of --steps)", least=1, **_SEARCH)
+    search_steps: int | None = option(
+        None, "steps with each of these learning rates (default: two fifths of --steps)", least=1, **_SEARCH
+    )
 
     price: float = option(
         0.0425,
@@ -295,7 +300,7 @@ def _inputs(options: CompareOptions) -> dict[str, str]:
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
-HELP = "measure LoRA against full fine-tuning, claim by claim"
+HELP = "compare LoRA with full fine-tuning: parameters, memory, time, loss, forgetting"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

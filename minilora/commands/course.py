@@ -11,10 +11,13 @@ HELP = "copy the lessons and exercises into a folder of your own, or make slides
 def add(parser: argparse.ArgumentParser) -> None:
     """The folder, and what to write into it."""
     parser.add_argument(
-        "folder", metavar="DIR", help="a folder, made if it is not there; notebooks are not overwritten"
+        "folder", metavar="DIR", help="a folder, created if needed; notebooks in it are not overwritten"
     )
     parser.add_argument(
-        "--site", metavar="URL", default="", help="of a page that `minilora site --course` wrote, for links to it"
+        "--site",
+        metavar="URL",
+        default="",
+        help="put links into the notebooks to the course in the browser, which `minilora site --course` wrote",
     )
     parser.add_argument("--slides", action="store_true", help="write slides instead: questions, claims and figures")
     parser.add_argument(

@@ -340,7 +340,7 @@ HELP = "check a data file: its format, splits, duplicates, lengths in tokens, an
 def add(parser: argparse.ArgumentParser) -> None:
     """A data file, and the fields of LookOptions."""
     add_flags(parser, LookOptions)
-    parser.add_argument("source", metavar="FILE", help="as --data of finetune: a file, a folder, a name")
+    parser.add_argument("source", metavar="FILE", help="a file, a folder or a name, as --data of finetune takes it")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 

@@ -60,11 +60,13 @@ class EvalOptions(Loading):
     )
     split: str | None = option(None, "measure this split alone (default: what finetune holds out)", choices=SPLITS)
     field: Mapping[str, str] | None = option(
-        None, "columns of the data under other names, such as question=q (default: those of the adapter's training)"
+        None, "names of your columns, such as question=q (default: those of the adapter's training)"
     )
     label: str | None = option(None, LABEL, metavar="COLUMN")
     context: str | None = option(
-        None, "ask with passages, too: the right one, and the best match of the question", metavar="FILE"
+        None,
+        "also ask with a passage in the prompt: with the right one, and with the best match that search finds",
+        metavar="FILE",
     )
     schema: str | None = option(None, SCHEMA, metavar="FILE")
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)", path=True)
@@ -74,8 +76,10 @@ class EvalOptions(Loading):
         least=1,
     )
     max_length: int = option(Options.max_length, "tokens per record; longer records are truncated", least=8)
-    no_recall: bool = option(False, "measure the loss alone, without answers: a fraction of the time")
-    matrix: str | None = option(None, "draw a heat map, a .png or an .svg file", metavar="PICTURE")
+    no_recall: bool = option(False, "measure the loss alone, without answers, in a fraction of the time")
+    matrix: str | None = option(
+        None, "draw a heat map of the losses, adapters by data sets: a .png or .svg file", metavar="PICTURE"
+    )
     confusion: str | None = option(
         None, "draw the confusion matrix and the calibration of the first labelled set", metavar="PICTURE"
     )

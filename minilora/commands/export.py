@@ -12,9 +12,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", **BASE_OF_ADAPTER)
     parser.add_argument("--adapter", **ADAPTER)
     parser.add_argument("--out", required=True, help="a file that ends in .gguf; for mlx, a new folder")
-    parser.add_argument("--format", choices=("gguf", "mlx"), default="gguf", help="for llama.cpp (default), or mlx-lm")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="in which the adapter is stored"
+        "--format", choices=("gguf", "mlx"), default="gguf", help="for llama.cpp (gguf, default), or for mlx-lm"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="type of the stored adapter; float16 takes half the space",
     )
     parser.add_argument("--overwrite", **OVERWRITE)
     parser.add_argument("--force", **FORCE)

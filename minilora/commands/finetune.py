@@ -17,8 +17,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="a TOML file of options, such as runs/legal/run.toml; or what was best for one kind of data: facts "
-        "(facts, not only the form), labels (a thousand messages and more), fields (some hundred)",
+        help="a TOML file of options, such as runs/legal/run.toml, or a recipe for one kind of data: facts (to know "
+        "what the data say, not only their form), labels (a thousand messages or more), fields (some hundred)",
     )
 
 

@@ -13,7 +13,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", help=f"check all gradients of this model instead: {BASE}; a folder needs no tokenizer"
     )
-    parser.add_argument("--seed", default=0, help="default: %(default)s", **settings_of(int, {"least": 0}))
+    parser.add_argument(
+        "--seed",
+        default=0,
+        help="seed of the random inputs and directions (default: %(default)s)",
+        **settings_of(int, {"least": 0}),
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

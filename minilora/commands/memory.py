@@ -10,7 +10,7 @@ from ..options import add_flags, from_flags
 from ..pages.text import NOTHING, columns, counted, millions, percent, wrapped
 from .shared import AS_JSON
 
-HELP = "take a training step and compare its memory, owner by owner, with the prediction"
+HELP = "run a training step, and compare its memory (weights, activations and so on) with the prediction"
 
 OWNERS = {  # field of Memory -> its name and a note
     "program": ("program", "Python and libraries; measured"),
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def page(result: dict[str, Any]) -> str:
-    """What `report` returned, owner by owner, in 80 columns."""
+    """What `report` returned, in 80 columns: a row per owner, such as weights or gradients."""
     job, peak = Job(**result["job"]), result["process_peak"]
     predicted, measured = Memory(**result["predicted"]), Memory(**result["measured"])
     what = f"LoRA of rank {job.r} on {', '.join(job.targets or ['all linear layers'])}"

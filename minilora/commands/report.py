@@ -240,10 +240,14 @@ USUAL = "runs/legal"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The folder of a run."""
-    parser.add_argument("run_folder", nargs="?", default=USUAL, metavar="RUN", help="default: %(default)s")
+    parser.add_argument(
+        "run_folder", nargs="?", default=USUAL, metavar="RUN", help="folder of the run (default: %(default)s)"
+    )
     parser.add_argument("--json", **AS_JSON)
     parser.add_argument(
-        "--picture", metavar="FILE", help="draw it: a .png or .svg file, and NAME-dark next to it for dark pages"
+        "--picture",
+        metavar="FILE",
+        help="draw its figure: a .png or .svg file, and NAME-dark next to it for dark pages",
     )
     parser.add_argument("--memory", nargs=0, action=Instead, const="use minilora memory", help=argparse.SUPPRESS)
 

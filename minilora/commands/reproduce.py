@@ -31,7 +31,7 @@ from ..progress import log, progress
 from ..train.run_folder import unwritable
 from .shared import AS_JSON
 
-HELP = "run what papers say about LoRA, claim by claim, and write a page with the verdicts"
+HELP = "test claims of papers about LoRA in experiments, and write a page with the verdicts"
 
 CLAIMS_FILE, PAGE_FILE, PICTURES, KEPT = "claims.json", "README.md", "pictures", "cache"
 MOST = 16  # numbers of a list, or of a group, that the page prints; claims.json holds all
@@ -46,10 +46,12 @@ class ReproduceOptions:
 
     seeds: Sequence[int] | None = option(None, "seeds of every claim (default: the claim's own)", metavar="N")
     jobs: int | None = option(None, "runs at a time (default: as many as there are cores)", metavar="N", least=1)
-    out: str | None = option(None, "folder of page, pictures, claims.json and kept results (default: runs/claims)")
-    small: bool = option(False, "each claim in its smallest form, in seconds; without second forms on SmolLM2")
+    out: str | None = option(
+        None, "folder of the page, its pictures, claims.json and results to reuse (default: runs/claims)"
+    )
+    small: bool = option(False, "each claim in its smallest form, in seconds, to try it; not on SmolLM2")
     switched: bool = option(
-        False, "the effect of each claim switched off, and on: does the verdict turn? Without second forms on SmolLM2"
+        False, "each claim with its cause and without it: does the verdict turn? Not for the forms on SmolLM2"
     )
 
     def __post_init__(self):
@@ -82,9 +84,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Names of claims, and the fields of ReproduceOptions."""
     add_flags(parser, ReproduceOptions)
     parser.add_argument("names", nargs="*", metavar="NAME", help="claims, such as planted-rank (default: all)")
-    parser.add_argument("--list", action="store_true", help="list them, with source, base and minutes")
+    parser.add_argument("--list", action="store_true", help="list the claims, with source, base and minutes")
     parser.add_argument("--new", metavar="NAME", help="write the file of a new claim, with blanks to fill in")
-    parser.add_argument("--into", metavar="FOLDER", help="also put what was run on the page that is there")
+    parser.add_argument(
+        "--into",
+        metavar="FOLDER",
+        help="also update the page in this folder, such as minilora/claims, with what was run",
+    )
     parser.add_argument("--json", **AS_JSON)
 
 

@@ -61,7 +61,9 @@ def listing(runs: Sequence[Run]) -> str:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The folder that holds the runs."""
-    parser.add_argument("folder", nargs="?", default=USUAL, metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument(
+        "folder", nargs="?", default=USUAL, metavar="FOLDER", help="folder with the runs (default: %(default)s)"
+    )
     parser.add_argument("--json", **AS_JSON)
 
 

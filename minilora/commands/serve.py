@@ -1,4 +1,4 @@
-"""`minilora serve`: let a page and OpenAI's clients ask a base and its adapters."""
+"""`minilora serve`: a base and its adapters over HTTP, for a page in the browser and OpenAI's clients."""
 
 import argparse
 import threading
@@ -14,7 +14,7 @@ from ..options import BASE, add_flags, check, from_flags, option
 from ..progress import log
 from .shared import CONTEXT, Loading, adapters, read_context
 
-HELP = "let a page and OpenAI's clients ask a base and its adapters"
+HELP = "serve a base and its adapters over HTTP: a page in the browser, and OpenAI's API"
 _LIMITS: dict[str, Any] = {"group": "limits"}
 
 
@@ -30,8 +30,8 @@ class ServeOptions(Loading):
     demo: bool = option(
         False, "serve eight adapters of the tiny base, which are trained first if they are missing, and open the page"
     )
-    no_open: bool = option(False, "do not open the page in a browser, which only --demo does")
-    host: str = option("127.0.0.1", "address to listen on; with any but this machine's own, others can reach it")
+    no_open: bool = option(False, "with --demo: do not open the page in a browser")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines reach it")
     port: int = option(8000, "port to listen on; 0 takes a free one", least=0, most=65535)
 
     slots: int = option(16, "answers that are computed at a time; more wait", least=1, **_LIMITS)

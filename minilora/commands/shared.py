@@ -29,7 +29,7 @@ ADAPTER: dict[str, Any] = {
     "required": True,
     "help": "folder of an adapter, such as runs/legal",
 }
-CONTEXT = "passages, of which each question gets the best match: support-handbook, .txt or .md files, rows of texts"
+CONTEXT = "answer from passages, the best match for each question: support-handbook, a .txt or .md file, rows of texts"
 FORCE: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
 

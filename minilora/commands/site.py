@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from shlex import quote
 
-HELP = "write a page that teaches a model in the browser, for any web server"
+HELP = "write a static web page on which a small model is trained in the browser"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--pyodide", metavar="FOLDER", help="a folder of Pyodide to copy (default: it is loaded from a CDN)"
     )
     parser.add_argument(
-        "--course", action="store_true", help="also the lessons and exercises in JupyterLite (the extra minilora[site])"
+        "--course",
+        action="store_true",
+        help="also the lessons and exercises in JupyterLite (needs pip install 'minilora[site]')",
     )
 
 

@@ -39,7 +39,9 @@ class Sweep:
         choices=("grid", "random"),
         **_SWEEP,
     )
-    trials: int | None = option(None, f"how many: for random, and for a grid of more than {MOST}", least=1, **_SWEEP)
+    trials: int | None = option(
+        None, f"number of trials, for random and for a grid of more than {MOST}", least=1, **_SWEEP
+    )
     jobs: int | None = option(
         None, "trials at a time, each with its share of the cores (default: one per core)", least=1, **_SWEEP
     )

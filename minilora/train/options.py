@@ -21,9 +21,9 @@ from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
-FIELD = "columns of the data that have other names: question=q answer=a reads q and a"
-LABEL = "the column with the label of each text (default: one called label, intent or category, next to a text)"
-SCHEMA = "JSON Schema of the column fields (default: NAME.schema.json next to the data, or that of the adapters)"
+FIELD = "names of your columns: question=q answer=a reads the question from q and the answer from a"
+LABEL = "to classify: the column with the label of each text (default: label, intent or category, next to a text)"
+SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data, or that of the adapters)"
 _ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
@@ -42,7 +42,7 @@ class Options:
     data: str = option(
         "legal",
         "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv, "
-        ".parquet, .txt or .md file; a folder of train, valid, test, or of texts; a name on huggingface.co, "
+        ".parquet, .txt or .md file; a folder of train, valid and test files, or of texts; a name on huggingface.co, "
         "org/set or org/set:train",
         path=True,
     )
@@ -51,52 +51,64 @@ class Options:
     schema: str | None = option(None, SCHEMA, metavar="FILE", path=True, follows=("data",))
     context: str | None = option(
         None,
-        "passages, of which each question gets the right one in its prompt: support-handbook; .txt or .md files, a "
-        "paragraph each; rows with a column text",
+        "to answer from passages: each question is trained with the right one in its prompt; support-handbook, a .txt "
+        "or .md file (a passage per paragraph), or rows with a column text",
         metavar="FILE",
         path=True,
         follows=("data",),
     )
-    method: str = option("lora", "what is trained: an adapter, or the whole model", choices=("lora", "full"))
+    method: str = option(
+        "lora", "what is trained: an adapter (lora), or the whole model (full)", choices=("lora", "full")
+    )
     out: str | None = option(None, "folder for the results (default: runs/<data>, <data>-<base>, <data>-full)")
     overwrite: bool = option(
         False, "replace a finished run in that folder, or discard an interrupted one", recorded=False
     )
     resume: bool = option(False, "continue the interrupted run in that folder", recorded=False)
     save_every: int | None = option(
-        None, "steps between checkpoints (default: an epoch; with full only on Ctrl-C)", least=1
+        None, "steps between checkpoints for --resume (default: an epoch; with full only on Ctrl-C)", least=1
     )
 
     adapter: str | None = option(
-        None, "start from the trained adapter in this folder, with its options", only={"method": "lora"}, path=True
+        None,
+        "train the adapter in this folder further, with its rank and its other LoRA options",
+        only={"method": "lora"},
+        path=True,
     )
-    r: int = option(8, "rank of the update", **_NEW)
-    lora_alpha: float = option(16.0, "the scale of the update is alpha / r", **_NEW)
+    r: int = option(8, "rank of the update, its capacity; facts and many labels take 16 to 32", **_NEW)
+    lora_alpha: float = option(16.0, "the update is multiplied by alpha / r; usually alpha is 2 r", **_NEW)
     target_modules: str | Sequence[str] = option(
         "all-linear", "modules to adapt: names such as q_proj v_proj, or all-linear", metavar="NAME", **_NEW
     )
 
     exclude_modules: str | Sequence[str] | None = option(None, "names of modules not to adapt", metavar="NAME", **_NEW)
-    layers_to_transform: Sequence[int] | None = option(None, "adapt only these blocks", metavar="N", **_NEW)
+    layers_to_transform: Sequence[int] | None = option(
+        None,
+        "adapt only these blocks, counted from 0; the last ones alone take less time and memory",
+        metavar="N",
+        **_NEW,
+    )
     rank_pattern: Mapping[str, int] | None = option(
-        None, "other ranks, for modules whose name ends with NAME", metavar="NAME=R", **_NEW
+        None, "another rank for modules whose name ends with NAME, such as q_proj=16", metavar="NAME=R", **_NEW
     )
     alpha_pattern: Mapping[str, float] | None = option(
-        None, "other alphas, for modules whose name ends with NAME", metavar="NAME=ALPHA", **_NEW
+        None, "another alpha for modules whose name ends with NAME", metavar="NAME=ALPHA", **_NEW
     )
-    lora_dropout: float = option(0.0, "dropout probability on the input of the update, in training", **_NEW)
+    lora_dropout: float = option(0.0, "against overfitting: dropout probability on the input of the update", **_NEW)
     bias: str = option(
         "none",
         "biases to train as well: those of the adapted modules, or all (a Llama has none)",
         choices=("none", "lora_only", "all"),
         **_NEW,
     )
-    use_rslora: bool = option(False, "rsLoRA: the scale is alpha / sqrt(r)", **_NEW)
-    use_dora: bool = option(False, "DoRA: train the length of each row of a weight apart from its direction", **_NEW)
-    freeze_A: bool = option(False, "LoRA-FA: keep A as it was initialised, and train B only", **_NEW)
+    use_rslora: bool = option(False, "rsLoRA, for high ranks: the update is multiplied by alpha / sqrt(r)", **_NEW)
+    use_dora: bool = option(
+        False, "DoRA: train the magnitude of each row of a weight apart from its direction; slower", **_NEW
+    )
+    freeze_A: bool = option(False, "LoRA-FA: train B only; A stays as it was initialised", **_NEW)
     init_lora_weights: bool | str = option(
         True,
-        "initialisation of the update: zero (true, gaussian), the principal part of the weight (pissa), or random "
+        "the update before training: zero (true, gaussian), the weight's best part of rank r (pissa), or random "
         "(false; for tests) (default: true)",
         choices=(True, "gaussian", *FROM_BASE, False),
         **_NEW,
@@ -106,7 +118,7 @@ class Options:
     )
     strength: float | None = option(
         None,
-        "adapter scale: after training, the update is multiplied by it; less of it forgets less "
+        "adapter scale: after training, the update is multiplied by it; a lower one forgets less and recalls less "
         "(default: 0.65; for labels and fields, with --adapter, DPO, DoRA or PiSSA 1)",
         above=0,
         follows=("method", "adapter", "loss", "use_dora", "init_lora_weights"),
@@ -115,13 +127,13 @@ class Options:
 
     loss: str = option(
         "sft",
-        "what is minimised: the cross-entropy of the answers (sft), or preferences between two answers (dpo)",
+        "what is minimised: the cross-entropy of the answers (sft), or DPO's loss on chosen and rejected ones (dpo)",
         choices=("sft", "dpo"),
         **_TRAINING,
     )
     beta: float = option(
         0.1,
-        "DPO: how strongly training is held near the model that it began with",
+        "DPO: the higher, the closer the model stays to the one that training began with",
         only={"loss": "dpo"},
         above=0,
         **_TRAINING,
@@ -138,35 +150,37 @@ class Options:
     warmup: float = option(
         0.1, "share of the steps in which the learning rate rises to its peak", least=0, most=1, **_TRAINING
     )
-    schedule: str = option("cosine", "how it falls from there", choices=tuple(SCHEDULES), **_TRAINING)
-    weight_decay: float = option(0.0, "AdamW's, on all trainable parameters", least=0, **_TRAINING)
+    schedule: str = option(
+        "cosine", "how the learning rate falls after the warmup", choices=tuple(SCHEDULES), **_TRAINING
+    )
+    weight_decay: float = option(0.0, "weight decay of AdamW, on all trainable parameters", least=0, **_TRAINING)
     max_grad_norm: float = option(
-        1.0, "gradients are clipped to this global norm; inf: never", above=0, infinite=True, **_TRAINING
+        1.0, "gradients are clipped to this global norm; inf: no clipping", above=0, infinite=True, **_TRAINING
     )
     batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
     grad_accumulation: int = option(
-        1, "batches per step: the result of a larger batch, in the memory of one", least=1, **_TRAINING
+        1, "batches per step: the result of a larger batch size, in the memory of one batch", least=1, **_TRAINING
     )
     max_length: int = option(512, "tokens per record; longer ones are truncated", least=8, **_TRAINING)
-    seed: int = option(0, "decides the adapter's initialisation and the order of the records", least=0, **_TRAINING)
+    seed: int = option(0, "seed of the adapter's initialisation and of the order of the records", least=0, **_TRAINING)
 
     eval_records: int = option(40, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
     eval_every: int | None = option(
         None, "steps between measurements of the validation loss (default: an epoch)", least=1, **_MEASURING
     )
     patience: int | None = option(
-        None, "stop after this number of validations without a better one", least=1, **_MEASURING
+        None, "early stopping: the number of validations in a row without a lower loss", least=1, **_MEASURING
     )
     keep: str = option(
         "best",
-        "which weights are the result: those with the best validation loss, or the last",
+        "which weights are saved: those with the lowest validation loss (best), or the last",
         choices=("best", "last"),
         **_MEASURING,
     )
     report_to: str | None = option(
         None,
-        "where the loss, gradient norm and learning rate of each step go as well: OUT/tensorboard, trackio or wandb; "
-        "they stay on this machine unless WANDB_MODE or TRACKIO_SPACE_ID is set",
+        "also log loss, gradient norm and learning rate of each step to OUT/tensorboard, trackio or wandb; all stays "
+        "on this machine unless WANDB_MODE or TRACKIO_SPACE_ID is set",
         choices=tuple(REPORTERS),
         **_MEASURING,
     )
