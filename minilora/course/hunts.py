@@ -19,7 +19,7 @@ def hunt(right: Callable, broken: str, replaces: Mapping[str, str] | None = None
     """The judge of a bug hunt: it counts how many broken versions a test catches.
 
     right: the right version, which the test is called with. broken: for each broken version a line that ends the
-    sentence "one that survives breaks ...", and below it the edits. replaces: for a variant, in both.
+    sentence "one that passes your test gets this wrong: ...", and below it the edits. replaces: for a variant, in both.
     """
     if replaces:
         right = replaced(right, replaces)
@@ -39,6 +39,6 @@ def hunt(right: Callable, broken: str, replaces: Mapping[str, str] | None = None
         if len(alive) == len(versions):
             raise Wrong(f"{caught}: broken versions pass, too; assert that a result is what you know it must be")
         if alive:
-            raise Wrong(f"{caught}; one that survives breaks {alive[0]}")
+            raise Wrong(f"{caught}; one that passes your test gets this wrong: {alive[0]}")
 
     return judge

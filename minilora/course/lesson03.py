@@ -47,7 +47,9 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         optimizer.step()
         w, m, v = answer(w=w, g=g, m=m, v=v, t=t, **hyperparameters)
     if not close(w, theirs.data, 1e-12):
-        raise Wrong("each step alone is right, but after ten steps w differs from that of minilora's AdamW")
+        raise Wrong(
+            "each step alone is right, but after ten steps w differs from AdamW's: use t, m and v as they are passed"
+        )
 
 
 @exercise(

@@ -147,7 +147,7 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if own["W"] is not kept:
         exact = base is not None and isinstance(own["W"], np.ndarray) and np.array_equal(own["W"], base)
         if own["W"] is W and not exact:
-            raise Wrong("W is still the merged array")
+            raise Wrong(f"W is still the merged array: put the array in layer[{key!r}] back")
         raise Wrong(
             "W has the base's values, but it is a copy: restore the kept array itself"
             if exact
@@ -232,7 +232,7 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
             raise Wrong(f"{extra[0]} was replaced, and is no Linear: look at the kind of a module, too (isinstance)")
         raise Wrong(f"{why} replaced, with targets {targets}: compare the whole name after the last dot")
     if missing := [name for name in wanted if name not in replaced]:
-        raise Wrong(f"{missing[0]} was not replaced, with targets {targets}")
+        raise Wrong(f"{missing[0]} was not replaced, with targets {targets}: look at every module, at any depth")
     for name in wanted:
         if after[name].replaces[0] is not before[name]:
             raise Wrong(f"{name}: make_layer was called with a different layer from the one that is replaced")
@@ -254,7 +254,7 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     else:
         raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
     if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
-        raise Wrong("the misspelled target was refused too late: the model was already changed")
+        raise Wrong("the misspelled target was refused too late: look for all targets before you change the model")
 
 
 @exercise(
