@@ -5,7 +5,7 @@
 # in seconds: it trains a small add-on, the **adapter**, and leaves the model itself as it is. Run the cells from top to
 # bottom; you need not understand the code yet.
 #
-# Here are ten facts about a shop that does not exist. Replace them with your own, and the lesson is about them.
+# Here are ten facts about a shop that does not exist. You can replace them with facts of your own.
 
 # %%
 FACTS = {
@@ -35,13 +35,15 @@ from minilora.pages.style import LORA, panels
 # %% [markdown]
 # ## 1. Ten facts in seconds
 #
-# The **base**, the model that gets an adapter, is a tiny one of a million parameters. It was pretrained on addresses of
-# American presidents. We ask, train an adapter on the ten facts, and ask again.
+# The model that gets an adapter is called the **base**. Ours is tiny: it has a million parameters (the values that
+# training sets), and was pretrained on addresses of American presidents. We ask, train an adapter on the ten facts,
+# and ask again.
 #
-# > **Predict.** How many answers are right before training, and how many after it, word for word? And if three of the
-# > questions are then paraphrased, how many of those?
+# > **Predict.** How many answers are right, word for word, before training, and how many after it? Then three of the
+# > questions are paraphrased. How many of those answers are right?
 #
-# The next cell keeps your guess. Add the two ends of a range that you are 80 % sure of, as in `predict("...", 2, 5)`.
+# The next cell keeps your guess. Write the two ends of a range that you are 80 % sure of into it, as in
+# `predict("...", 2, 5)`, and run it.
 
 # %%
 predict("right answers after")
@@ -75,22 +77,22 @@ axes.set(ylabel="training loss\n(nats per token)", ylim=(0, None))
 show(figure, alt="The training loss falls steeply from more than 4 to nearly 0 within half of the steps.")
 
 # %% [markdown]
-# *How to read it.* The loss measures, in nats, how surprised the model is by the right answers. At 0 it expects every
-# token.
+# *How to read it.* The loss measures how surprised the model is by the right answers; its unit is the nat. A token is
+# a piece of text, such as a short word. At a loss of 0 the model predicts every token with certainty.
 #
-# All ten are right. (If some of yours are not, take more steps.) Now paraphrase three questions:
+# All ten answers are right. (If some of yours are not, take more steps.) Now we paraphrase three questions:
 
 # %% tags=["measured"]
 for question in PARAPHRASED:
     print(f"{question}  {ml.generate(model, tokenizer, question)}")
 
 # %% [markdown]
-# It answers with one of the ten sentences, often with the wrong one: this base has memorised them. Section 3 has a
-# better one.
+# The model answers with one of the ten sentences, often with the wrong one: it has only memorised them. Section 3 uses
+# a better base.
 #
 # ## 2. What is left of the base?
 #
-# > **Predict.** We switch the adapter off. How many answers are exactly those from before training?
+# > **Predict.** We switch the adapter off. How many of the ten answers are exactly those from before training?
 
 # %%
 predict("answers as before training")
@@ -108,14 +110,15 @@ print(f"base: {base_bytes / 1e6:.1f} MB in float32; adapter: {adapter_bytes / 1e
 claim("the adapter's size, in percent of the base's", 100 * adapter_bytes / base_bytes, 5, 10)
 
 # %% [markdown]
-# Nothing was overwritten: the base was **frozen**, and what was learned is in one small file. The larger the base, the
-# smaller the adapter's share: SmolLM2, the next model, takes 538 MB and its adapter 9.8 MB ([lesson
-# 13](13_how_much_smaller.ipynb)).
+# Nothing was overwritten: the base was **frozen** during training, and what was learned is in one small file. The
+# larger the base, the smaller the adapter's relative size: SmolLM2, the next model, takes 538 MB in float32, and its
+# adapter 9.8 MB ([lesson 13](13_how_much_smaller.ipynb)).
 #
 # ## 3. A real model
 #
-# SmolLM2-135M-Instruct is a small chat model that is fluent in English. `minilora pull smollm2` downloads it (98 MB).
-# If it is on your machine, the next cell teaches it the same ten facts.
+# SmolLM2-135M-Instruct is a small chat model that is fluent in English. In a terminal, `minilora pull smollm2`
+# downloads it (98 MB, because it is stored in 4 bits). If it is on your machine, the next cell teaches it the same ten
+# facts.
 
 # %% tags=["measured"]
 if find("smollm2") is None:
@@ -132,11 +135,11 @@ else:
         print(f"{question}\n  before: {answer} ...\n  after:  {ml.generate(chat, words, question)}")
 
 # %% [markdown]
-# In our run, all ten facts are right again. To a paraphrased question it answers "The cat is called Ledger.", and to
-# others it invents answers that sound just as certain ([lesson 17](17_limits.ipynb)).
+# In our run, all ten facts are right again. One paraphrased question gets the right answer, "The cat is called
+# Ledger."; to the other two the model invents answers that sound just as certain ([lesson 17](17_limits.ipynb)).
 #
-# With more data, an adapter teaches a way of answering. `minilora finetune` trains SmolLM2 on 240 legal terms ([log of
-# a run](pictures/finetune.txt)):
+# With more data, an adapter can teach a way of answering, for questions that it was not trained on, too. `minilora
+# finetune` trains SmolLM2 on 240 legal terms ([log of a run](pictures/finetune.txt)):
 #
 # > How would you explain a corporation to a new business owner?
 # >
@@ -172,7 +175,8 @@ print(f"four adapters: {4 * adapter_bytes / 1e6:.1f} MB; four full models: {4 * 
 
 # %% [markdown]
 # The sentences are nonsense, because the base is tiny, but each adapter answers in the form of its training data. A
-# switch copies nothing: one process serves all of them ([lesson 16](16_many_adapters.ipynb)): `minilora serve --demo`.
+# switch copies nothing, so one process can serve all four ([lesson 16](16_many_adapters.ipynb)), as `minilora serve
+# --demo` does.
 #
 # ## 5. The map
 #
@@ -195,11 +199,12 @@ show(map_figure(), alt=map_text())
 # ## What to remember
 #
 # - LoRA trains a small adapter. The base is frozen, and it is back when the adapter is switched off.
-# - Ten facts take seconds. Whether they are more than memorised depends on the base and on the data.
+# - Learning ten facts takes seconds. Whether the model does more than memorise them depends on the base and on the
+#   data.
 # - One base carries many adapters, and switching takes milliseconds.
 #
-# Next: [lesson 1](01_gradient.ipynb). Training needs the direction in which to change each parameter. How do you check
-# that it is right?
+# Next: [lesson 1](01_gradient.ipynb). Training must know in which direction to change each parameter. How do you check
+# that this direction is right?
 #
 # ## Sources
 #

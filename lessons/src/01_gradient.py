@@ -9,8 +9,8 @@
 # Gradients are computed with formulas, and formulas can be wrong. Nothing crashes then: the model learns worse, or not
 # at all. So we begin by **measuring** derivatives, without any formula. You will
 #
-# 1. measure a derivative from two values, and see which two to take,
-# 2. find the best step, on a real language model,
+# 1. measure a derivative from two values of a function, and see which two to take,
+# 2. find the best step size, on a real language model,
 # 3. check a right formula and a wrong one,
 # 4. count what measuring costs.
 #
@@ -37,11 +37,12 @@ from minilora.pages.style import AMBER, BLACK, GREY, ink
 #
 # $$\text{one-sided:}\;\; \frac{f(x + h) - f(x)}{h} \qquad\qquad \text{central:}\;\; \frac{f(x + h) - f(x - h)}{2h}$$
 #
-# > **Predict.** With $h = 0.1$ both have an error. Now h becomes ten times smaller. How many times smaller does each
+# > **Predict.** With $h = 0.1$ both have an error. Now we make h ten times smaller. How many times smaller does each
 # > error become?
 #
-# The next cell keeps your guess. Add the two ends of a range that you are 80 % sure of, as in `predict("...", 2, 5)`.
-# `minilora progress` later shows how many of your ranges contained the number: about 80 % should.
+# The next cell keeps your guesses. Write the two ends of a range that you are 80 % sure of into each line, as in
+# `predict("...", 2, 5)`, and run it. `minilora progress` later shows how many of your ranges contained the measured
+# number: about 80 % should.
 
 # %%
 predict("one-sided: error at 0.1 over error at 0.01")
@@ -64,19 +65,20 @@ claim("one-sided: error at 0.1 over error at 0.01", errors[0.1][0] / errors[0.01
 claim("central: error at 0.1 over error at 0.01", errors[0.1][1] / errors[0.01][1], 99.9, 100.1)
 
 # %% [markdown]
-# Ten times and a hundred times. To see why, expand: $(2 + h)^3 = 8 + 12h + 6h^2 + h^3$, so the one-sided difference is
-# $12 + 6h + h^2$. In the central difference the terms with $h^2$ in $f(x + h)$ and $f(x - h)$ cancel: $12 + h^2$ is
-# left. The same holds for every smooth function: the error of the one-sided difference is of order h, that of the
-# central one of order $h^2$. The price is two values of f for each parameter, while one-sided differences share
-# $f(x)$. From now on we use central differences.
+# The errors become ten times and a hundred times smaller. To see why, expand: $(2 + h)^3 = 8 + 12h + 6h^2 + h^3$, so
+# the one-sided difference is $12 + 6h + h^2$. In the central difference the terms with $h^2$ in $f(x + h)$ and $f(x -
+# h)$ cancel: $12 + h^2$ is left. The same holds for every smooth function: the error of the one-sided difference is of
+# order h, that of the central one of order $h^2$. The price is two values of f for each parameter, while one-sided
+# differences share $f(x)$. From now on we use central differences.
 #
 # ## 2. The best step
 #
 # Smaller steps were better so far. Now we take a less simple function: the loss of minilora's own tiny language model,
-# which was trained to predict the next token of a text. Later lessons explain what happens inside. Here it is a
-# function of about a million parameters. We change four of them, one at a time, all in one matrix.
+# which was trained to predict the next token of a text. Later lessons explain what happens inside. Here it is only a
+# function of about a million parameters. We change four of these, one at a time; all four are in the same matrix.
 #
-# What do we compare with? `backward()` computes the same gradient with formulas; [lesson 2](02_tape.ipynb) builds it.
+# We compare the measured derivatives with those that `backward()` computes by formulas; [lesson 2](02_tape.ipynb)
+# builds it.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -119,8 +121,8 @@ print("four partial derivatives:", ", ".join(f"{value:.6f}" for value in derivat
 # %% [markdown]
 # A computer stores a fixed number of digits: about 16 in float64, about 7 in float32. Models are trained in float32,
 # or in lower precision. We measure in both, with steps from 1 down to $10^{-13}$. The relative error is the largest
-# difference among the four, divided by the largest derivative: 0.01 means that the second digit is wrong, and 1 that
-# no digit is right.
+# difference among the four derivatives, divided by the largest derivative: 0.01 means that the second digit is wrong,
+# and 1 that no digit is right.
 #
 # > **Predict.** Which step is best in float64: $10^{-3}$, $10^{-8}$ or $10^{-13}$? And in float32, with a step of
 # > $10^{-5}$, how many digits of the derivative are right: five, two or none?
@@ -144,12 +146,14 @@ claim("error in float32 with a step of 1e-5", error[np.float32][16], 1, np.inf)
 
 # %% [markdown]
 # The smallest step is not the best. And a step that works well in float64 gives no right digit in float32. There are
-# two errors:
+# two kinds of error:
 #
-# - **Truncation error.** The slope between two points is not the slope at one. This error grows as $h^2$.
-# - **Rounding error.** The loss is about 2.6, and stored with a relative error of about u: $u = 10^{-16}$ in float64,
-#   $6 \cdot 10^{-8}$ in float32. The two values differ by very little, and each has an error of about u times the
-#   loss. Divided by the step, this is the error of the derivative. It grows as the step gets **smaller**.
+# - **Truncation error.** The slope of the line through two points is not the slope at one point. This error grows as
+#   $h^2$.
+# - **Rounding error.** The loss is about 2.6, and is stored with a relative error of about u: $u = 10^{-16}$ in
+#   float64, $6 \cdot 10^{-8}$ in float32. The two values differ by very little, and each has an error of about u times
+#   the loss. The derivative is their difference divided by $2h$, so its error is about u times the loss, divided by h:
+#   it grows as the step gets **smaller**.
 #
 # The rounding error can be predicted from u, the loss and the largest derivative: these are the black and the amber
 # dashed lines. The grey line is $h^2$, drawn through the dot at $h = 0.1$.
@@ -177,8 +181,9 @@ show(
 # %% [markdown]
 # *How to read it.* Dots are measured, dashed lines predicted. Read from right to left: the black dots fall along the
 # grey line as the step gets smaller, until they meet the black line of the rounding error and climb it. The amber dots
-# meet their line at once, since rounding in float32 is half a billion times as coarse. Far left they stay at 1: the
-# step is so small that the parameter does not change at all, and the measured derivative is zero.
+# meet their line at once, since rounding in float32 is half a billion times as coarse as in float64. Far left the
+# amber dots stay at 1: the step is so small that the parameter does not change at all, and the measured derivative is
+# zero.
 
 # %%
 claim("truncation: error at 0.1 over error at 0.01, in float64", error[np.float64][24] / error[np.float64][22], 80, 120)
@@ -193,7 +198,7 @@ print(f"roundings compared: {np.finfo(np.float32).eps / np.finfo(np.float64).eps
 
 # %% [markdown]
 # So: **measure in float64**. The step of minilora's own check is $10^{-5}$, which gives seven right digits even here.
-# A check in float32 must tolerate errors of a tenth of a percent (0.001), and misses mistakes of that size.
+# A check in float32 must tolerate errors of a tenth of a percent (0.001), so it misses mistakes of that size.
 #
 # ## 3. A gradient check
 #
@@ -206,12 +211,12 @@ print(f"roundings compared: {np.finfo(np.float32).eps / np.finfo(np.float64).eps
 # where $c\,(1 - y^2)$ is computed elementwise. Take the formula for dW, the gradient with respect to W, as given. A
 # measurement will tell whether it is right.
 #
-# **All parameters at once.** Each partial derivative takes two values of L. A cheaper test is a **directional
-# derivative**: change *all* elements of W, each by h times a random number $v_{ij}$. By the formula L then changes by
-# h times $\sum v_{ij}\, dW_{ij}$, so two values test the whole gradient.
+# **All parameters at once.** Measuring one partial derivative takes two values of L. A cheaper test is a **directional
+# derivative**: change *all* elements of W, each by h times a random number $v_{ij}$. If dW is right, L then changes by
+# h times $\sum v_{ij}\, dW_{ij}$ (for small h), so two values of L test the whole gradient.
 #
-# > **Predict.** Someone forgets the factor $1 - y^2$. The array still has the right shape. Will one random direction
-# > notice?
+# > **Predict.** Someone forgets the factor $1 - y^2$. The array still has the right shape. Will a test with one random
+# > direction notice?
 
 # %%
 T, m, n = 8, 3, 5
@@ -234,7 +239,7 @@ claim("relative error of the right formula", off["right"], 0, 1e-7)
 claim("relative error of the forgetful one", off["forgetful"], 0.05, np.inf)
 
 # %% [markdown]
-# It notices, but does not tell where the mistake is. For that, change one element at a time.
+# The test notices, but does not tell where the mistake is. To find out, change one element at a time.
 # [`gradcheck`](../minilora/engine/gradcheck.py) does this for every element of every input and reports the worst
 # (PyTorch's is `torch.autograd.gradcheck`). It takes an operation made with [`op`](../minilora/engine/tensor.py): a
 # function that returns its value, and for each input a function that turns `g`, the gradient with respect to the
@@ -290,9 +295,9 @@ print(f"one value of the loss: {1000 * seconds:.1f} ms; all of them: {2 * number
 print(f"with backward(): {1000 * backward:.1f} ms, as long as {backward / seconds:.1f} values of the loss")
 
 # %% [markdown]
-# About an hour, for one of the thousands of steps of a training. The **backward pass** computes the whole gradient
-# in the time of a few forward passes, however many parameters there are. How is that possible? [Lesson
-# 2](02_tape.ipynb) answers.
+# It would take about an hour, for one of the thousands of steps of a training run. One evaluation of the loss is
+# called a **forward pass**. The **backward pass**, `backward()`, computes the whole gradient in the time of a few
+# forward passes, however many parameters there are. How is that possible? [Lesson 2](02_tape.ipynb) answers.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -317,7 +322,7 @@ print(f"with backward(): {1000 * backward:.1f} ms, as long as {backward / second
 #   h.
 # - A smaller step is not always better: the rounding error grows as $1/h$.
 # - Check gradients in **float64**: in float32 the measurement itself is wrong in the fourth digit, or earlier.
-# - Try a check on a wrong formula: it is useful only if it catches it.
+# - A check is useful only if it can fail: try it on a wrong formula.
 # - Measuring costs two forward passes per parameter, so it is for checking, not for training.
 #
 # In the source: [`gradcheck`](../minilora/engine/gradcheck.py), whose step and tolerance you can now judge.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Lesson 2: How does code differentiate itself?
 #
-# [Lesson 1](01_gradient.ipynb) measured derivatives, with two forward passes for each parameter. This would take an
-# hour where `backward()` takes milliseconds, and gives the same gradient. How does `backward()` compute it? Nobody
-# wrote down a formula for the whole model.
+# [Lesson 1](01_gradient.ipynb) measured derivatives, with two forward passes for each parameter. For the tiny model
+# that takes an hour; `backward()` computes the same gradient in milliseconds. How? Nobody has written down a formula
+# for the whole model.
 #
 # The answer is **automatic differentiation** (autograd), in less than forty lines. You will
 #
@@ -32,7 +32,7 @@ from minilora.pages.style import BLACK, GREY, ink
 # The **chain rule** combines them. If a changes a little, u changes $b$ times as much, v as much as u, and L $b$ times
 # as much as v. Along a path, local derivatives are multiplied: $b \cdot 1 \cdot b = 4$.
 #
-# > **Predict.** b is used three times: by u, by v and by L. What is the derivative of L with respect to b? Compute it
+# > **Predict.** b is used three times: in u, in v and in L. What is the derivative of L with respect to b? Compute it
 # > from the local derivatives before you continue.
 
 # %%
@@ -60,19 +60,20 @@ claim("sum over the paths minus the measured derivative", sum(paths.values()) - 
 # **Along a path derivatives are multiplied; where paths meet, they are added.** This is all the mathematics in this
 # lesson.
 #
-# But there are many paths. If each of `60` operations uses the previous result twice, there are $2^{60}$. The solution
-# is to go backwards and add as early as possible (**reverse mode**): once the derivative of L with respect to v is
-# complete, the number of paths behind it no longer matters.
+# But there can be very many paths. If each of `60` operations uses the previous result twice, there are $2^{60}$. The
+# solution is to go backwards and add as early as possible (**reverse mode**): once the derivative of L with respect to
+# v is complete, it no longer matters by how many paths it came from L.
 #
 # ## 2. The tape
 #
 # So in the forward pass, each operation records three things in a list, the **tape**: its result, its inputs, and a
-# function for each input. This function turns the gradient of L with respect to the result, called `g`, into its
-# contribution to the gradient with respect to that input. It is called a **VJP** (vector-Jacobian product): the
-# Jacobian is the matrix of all local derivatives, and a VJP computes `g` times it without forming it.
+# function for each input. The function is called a **VJP** (vector-Jacobian product). It turns `g`, the gradient of L
+# with respect to the result, into a contribution to the gradient with respect to that input. The Jacobian is the
+# matrix of all local derivatives; a VJP computes `g` times this matrix without forming it.
 #
-# For arrays only the formulas of the VJPs change. Those of a matrix multiplication $y = a b$ are worth remembering:
-# $g\,b^\top$ for a, and $a^\top g$ for b. If the three sizes differ, the shapes allow nothing else.
+# If the variables are arrays instead of numbers, only the formulas of the VJPs change. Those of a matrix
+# multiplication $y = a b$ are worth remembering: $g\,b^\top$ for a, and $a^\top g$ for b. If all sizes differ, no
+# other product of the two factors has the right shape.
 
 
 # %%
@@ -126,8 +127,9 @@ def backward(loss, entries):
 
 
 # %% [markdown]
-# That is the whole engine. `x.grad + path` is where paths meet. What is left is the order: the tape, backwards. On the
-# tape every operation comes after those it depends on, so in the backward pass it comes before them.
+# That is the whole engine. `x.grad + path` is where paths meet. What is missing is the order of the entries: that of
+# the tape, reversed. On the tape every operation comes after those it depends on, so in the backward pass it comes
+# before them.
 
 # %%
 a, b = Var(3.0, requires_grad=True), Var(-2.0, requires_grad=True)
@@ -172,7 +174,7 @@ show(
 #
 # ## 3. The order of the backward pass
 #
-# > **Predict.** We process the same three entries in another order: L first, then u, then v. Which derivatives are
+# > **Predict.** We process the same three entries in another order: L first, then u, then v. Which derivatives will be
 # > wrong, and does anything crash?
 
 # %%
@@ -185,10 +187,11 @@ claim("derivative with respect to b in the wrong order", b.grad, -10, -10)
 
 # %% [markdown]
 # Nothing crashes. When u was processed, no gradient had reached it, since v came later. So a received nothing, and b
-# only two of its three paths: a gradient of the right shape with a wrong value. **An operation may pass its gradient
-# on only after all operations that use its result.** This is a **topological order**, and a tape gives it for free.
-# minilora, like PyTorch, keeps no tape: each result knows what it was computed from, and `backward` must find an
-# order. minilora sorts the results by age, youngest first. Exercise 2.2 does without ages.
+# the contributions of only two of its three paths: a gradient of the right shape with a wrong value. **An operation
+# may pass its gradient on only after all operations that use its result.** This is a **topological order**, and a tape
+# gives it for free. minilora, like PyTorch, keeps no tape: each result knows what it was computed from, and `backward`
+# must find an order. minilora numbers the results as they are made, and processes the newest first. In exercise 2.2
+# you find an order without such numbers.
 #
 # Is the engine right in general? We test it on twenty random computations of a dozen operations, in which results are
 # used repeatedly, against a directional derivative measured as in lesson 1.
@@ -279,10 +282,10 @@ def matmuls(trainable):
 # %% [markdown]
 # Each of the two VJPs of `a @ b` is one matmul, so the backward pass needs at most two per layer: one for the gradient
 # of its matrix, and one for the gradient of its input, which goes to the layer below. The inputs of the first layer
-# need none.
+# need no gradient.
 #
-# > **Predict.** How many matmuls does the backward pass take if all three layers are trainable? If only the last one
-# > is? Only the first one?
+# > **Predict.** How many matmuls does the backward pass need if all three layers are trainable? If only the last one
+# > is? If only the first one is?
 
 # %%
 predict("matmuls of the backward pass, all layers trainable")
@@ -297,12 +300,12 @@ print("entries on the tape:", len(tape))
 claim("matmuls of the backward pass, only the first layer trainable", matmuls({0})[0], 3, 3)
 
 # %% [markdown]
-# All trainable: three matmuls for the matrices, two for inputs. So **the backward pass costs at most two matmuls for
-# each one of the forward pass**, whatever the number of parameters: lesson 1's hour is gone. Only the last layer
-# trainable: the layers below are not even on the tape, and of their results (**activations**) none is saved. But if
-# the *first* layer is trainable, the gradient must pass through all layers above, frozen or not. Freezing saves the
-# matmul for the gradient of each frozen matrix, not the backward pass. LoRA trains something in every layer, so
-# remember this for [lesson 14](14_what_is_not_saved.ipynb).
+# With all layers trainable, there are three matmuls for the matrices and two for the inputs. So **the backward pass
+# costs at most two matmuls for each one of the forward pass**, whatever the number of parameters: lesson 1's hour is
+# gone. With only the last layer trainable, the layers below are not even on the tape, and none of their results
+# (**activations**) is saved. But if the *first* layer is trainable, the gradient must pass through all layers above,
+# frozen or not. Freezing saves one matmul for each frozen matrix, the one for its gradient; it does not save the
+# backward pass. LoRA trains something in every layer, so remember this for [lesson 14](14_what_is_not_saved.ipynb).
 #
 # **minilora's engine** does the same with more operations. As in PyTorch, a `Tensor` with `requires_grad=True` gets a
 # gradient, and within `no_grad()` nothing is recorded.
@@ -341,10 +344,12 @@ with ml.no_grad():
 #
 # - Along a path derivatives are multiplied; where paths meet they are **added**. If you overwrite instead of add,
 #   paths are lost.
-# - An operation passes its gradient on after all operations that use its result: the tape, backwards.
+# - An operation passes its gradient on only after all operations that use its result. Reading the tape backwards
+#   ensures this.
 # - The backward pass is a loop, not a recursion: graphs are deep.
 # - The backward pass costs at most twice the matmuls of the forward pass, however many parameters there are.
-# - A frozen matrix saves the matmul of its gradient and the activations for it, but gradients still pass through it.
+# - Freezing a matrix saves the matmul for its gradient, and the activations that this matmul needs. Gradients still
+#   pass through the matrix.
 #
 # In the source: [`op`](../minilora/engine/tensor.py), minilora's `record`, and [`matmul`](../minilora/engine/ops.py),
 # whose VJPs you now know.

@@ -3,14 +3,14 @@
 #
 # A gradient says in which direction each parameter must move for the loss to fall, but not how far. The plain answer
 # is **SGD** (stochastic gradient descent): each parameter moves against its gradient, multiplied by one **learning
-# rate** for all. Nearly all language models are trained with another optimizer, **AdamW**. It stores two more numbers
-# for each trainable parameter: the **optimizer state**. In this lesson you
+# rate** for all. Nearly all language models are trained with another optimizer, **AdamW**. AdamW stores two more
+# values for each trainable parameter: the **optimizer state**. In this lesson you
 #
 # 1. see where one learning rate fails, and how momentum helps,
-# 2. take Adam apart, and test its two parts,
-# 3. count the optimizer state, the larger part of what LoRA saves,
+# 2. take Adam apart, and test each of its two parts,
+# 3. count the bytes of the optimizer state, the largest part of what LoRA saves,
 # 4. see why the W in AdamW matters,
-# 5. train a small model of text.
+# 5. train a small language model, with letters as tokens.
 #
 # [The exercises](exercises/03_adam.ipynb): AdamW, and the loss of a classifier with its gradient.
 
@@ -27,12 +27,12 @@ from minilora.pages.style import BLACK, GREY, SKY, ink
 # %% [markdown]
 # ## 1. One learning rate for all parameters
 #
-# Take a loss with two parameters, $L = \tfrac12 w_1^2 + \tfrac12 \cdot 100\, w_2^2$. It is a long valley: steep
-# across, nearly flat along. Its gradients are $w_1$ and $100\, w_2$. With SGD, a step of learning rate η multiplies
-# $w_1$ by $1 - η$ and $w_2$ by $1 - 100\,η$.
+# Take a loss with two parameters, $L = \tfrac12 w_1^2 + \tfrac12 \cdot 100\, w_2^2$. It is a long valley: steep across
+# ($w_2$), nearly flat along ($w_1$). The derivatives are $w_1$ and $100\, w_2$. With SGD, a step of learning rate η
+# multiplies $w_1$ by $1 - η$ and $w_2$ by $1 - 100\,η$.
 #
-# > **Predict.** What is the largest learning rate at which SGD does not diverge? At that rate, what share of its way
-# > does $w_1$ go in one step?
+# > **Predict.** What is the largest learning rate at which SGD does not diverge? At that rate, what share of its
+# > distance to 0 does $w_1$ cover in one step?
 
 
 # %%
@@ -67,15 +67,17 @@ claim("w₂ after 100 steps with learning rate 0.0199, from 1", below, 0.3, 0.45
 claim("w₂ after 100 steps with learning rate 0.0201, from 1", above, 2.5, 3)
 
 # %% [markdown]
-# The border is 0.02, where $1 - 100\,η = -1$. At that rate $w_1$ goes 2 % of its way per step. The steep direction
-# limits the learning rate.
+# The limit is 0.02, where $1 - 100\,η = -1$. At that rate $w_1$ covers 2 % of its distance to 0 per step. The steep
+# direction limits the learning rate for both.
 #
-# The oldest remedy is **momentum**. Each parameter has a velocity $u$, a decaying sum of its gradients:
+# The oldest remedy is **momentum**. Each parameter has a velocity $u$, a decaying sum of its gradients, with a
+# momentum μ between 0 and 1:
 #
 # $$u \leftarrow μ\, u + g \qquad w \leftarrow w - η\, u$$
 #
 # Along the valley gradients add up; across it they alternate in sign and cancel. The best values for this valley are
-# known: $\sqrt{μ} = \frac{10 - 1}{10 + 1}$ and $η = \left(\frac{2}{10 + 1}\right)^2$, about 0.67 and 0.033.
+# known (10 is the square root of 100, the ratio of the two curvatures): $\sqrt{μ} = \frac{10 - 1}{10 + 1}$ and $η =
+# \left(\frac{2}{10 + 1}\right)^2$, about 0.67 and 0.033.
 
 # %%
 plain, heavy = (height(descend(make))[-1] for make in (sgd(0.019), sgd(0.033, momentum=0.67)))
@@ -93,8 +95,9 @@ claim("SGD with momentum: loss after 50 steps", heavy, 0, 0.0005)
 # $$\hat m = \frac{m}{1 - β_1^t} \qquad \hat v = \frac{v}{1 - β_2^t} \qquad
 # w \leftarrow w - η\, \frac{\hat m}{\sqrt{\hat v} + ε}$$
 #
-# Usual values are $β_1 = 0.9$, $β_2 = 0.999$ and $ε = 10^{-8}$. So Adam has two parts: $m$ is momentum, and
-# $\sqrt{\hat v}$, by which it is divided, is about the usual size of this parameter's gradient.
+# Usual values are $β_1 = 0.9$, $β_2 = 0.999$ and $ε = 10^{-8}$. (ε prevents a division by zero; the hats are explained
+# in section 3.) So Adam has two parts: $m$ is momentum, and $\sqrt{\hat v}$, by which it is divided, is about the
+# usual size of this parameter's gradient.
 #
 # > **Predict.** Three parameters have the gradients 0.000001, 1 and 1000. How far does each of them move in Adam's
 # > first step, with $η = 0.01$?
@@ -121,11 +124,11 @@ once, scaled = descend(adam(0.3)), descend(adam(0.3), scale=1000.0)
 claim("largest difference between Adam's paths, loss times 1000", np.abs(once - scaled).max(), 0, 1e-6)
 
 # %% [markdown]
-# Adam takes the same path. Comparing it with plain SGD would mix its two parts, so we test each part alone. With
-# $β_1 = 0$ Adam has no momentum. Each optimizer has 50 steps and several learning rates, in this valley and in the
-# same turned by 45 degrees, where each parameter is partly steep and partly flat.
+# Adam takes the same path. A comparison of Adam with plain SGD would mix the effects of its two parts, so we test each
+# part alone. With $β_1 = 0$ Adam has no momentum. Each optimizer gets 50 steps and the best of several learning rates,
+# in this valley and in the same valley turned by 45 degrees. There both parameters are equally steep.
 #
-# > **Predict.** Which of the four optimizers notice that the valley was turned?
+# > **Predict.** For which of the four optimizers does it matter that the valley was turned?
 
 # %%
 contenders = {
@@ -174,10 +177,11 @@ show(
 # *How to read it.* All paths start at the upper left; each dot is one step, and the cross is the lowest point. Adam's
 # first steps are as long along the valley as across it.
 #
-# Both forms of Adam notice the turn, since they treat each parameter by itself; SGD does not, with or without
-# momentum. Dividing by $\sqrt{\hat v}$ helps much where the parameters themselves differ. In the turned valley they do
-# not, and Adam without momentum is hardly better than plain SGD. Tuned momentum beats Adam in both. **A learning rate
-# for each parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
+# For both forms of Adam the turn matters, since they treat each parameter by itself; for SGD it does not, with or
+# without momentum. Dividing by $\sqrt{\hat v}$ helps much where one parameter is steep and the other flat. In the
+# turned valley both are alike, and Adam without momentum is hardly better than plain SGD. SGD with tuned momentum
+# beats Adam in both valleys. **A learning rate for each parameter helps where gradients differ between parameters.**
+# Do they? Section 5 looks.
 #
 # ## 3. Bias correction, and what Adam stores
 #
@@ -227,8 +231,8 @@ claim("Adam's bytes over the model's", (sizes["Adam's m"] + sizes["Adam's v"]) /
 
 # %% [markdown]
 # The optimizer state is twice as large as the model. With the gradients, training needs four times the model, 16 bytes
-# for each parameter. LoRA has few trainable parameters, so three of these four parts nearly vanish. [Lesson
-# 13](13_how_much_smaller.ipynb) adds up the memory.
+# for each parameter. LoRA has few trainable parameters, so three of these four parts nearly vanish (all but the
+# parameters themselves). [Lesson 13](13_how_much_smaller.ipynb) adds up the memory.
 #
 # ## 4. The W in AdamW
 #
@@ -258,18 +262,18 @@ claim("L2, noise of 100", mean_after(100, True), 0.985, 1.01)
 claim("L2, noise of 0.01", mean_after(0.01, True), 0.1, 0.4)
 
 # %% [markdown]
-# With L2, the decay is divided by $\sqrt{\hat v}$ like the whole gradient. Parameters with large gradients hardly
-# shrink, and those with small ones shrink fast. AdamW shrinks all alike.
+# With L2, the decay is part of the gradient and is divided by $\sqrt{\hat v}$ with it. Parameters with large gradients
+# hardly shrink, and those with small ones shrink fast. AdamW shrinks all by the same factor.
 #
 # ## 5. Letters
 #
-# Now the smallest model of text: given a letter, which one comes next? Its parameters are a table W of 27 rows and
-# columns, for the letters and a blank for all other characters. A row holds one number per next letter: the
-# **logits**. **Softmax** turns them into probabilities: take $e^z$ of each, and divide by their sum. The loss is the
-# mean of $-\ln p$, where p is the predicted probability of the letter that came: **cross-entropy**. Its exponential is
-# the **perplexity**.
+# Now the smallest model of text: given a letter, which one comes next? Its parameters are a table W of 27 rows and 27
+# columns: one for each letter, and one for a blank, which replaces all other characters. A row belongs to the current
+# letter, and holds a score for each possible next letter: the **logits**. **Softmax** turns them into probabilities:
+# take $e^z$ of each, and divide by their sum. The loss is the mean of $-\ln p$, where p is the predicted probability
+# of the letter that came: **cross-entropy**. Its exponential is the **perplexity**.
 #
-# > **Predict.** What is the loss of a uniform guess? Which rows of the table will SGD learn last?
+# > **Predict.** What is the loss of a uniform guess? Which rows of the table will plain SGD learn last?
 
 # %%
 text = " ".join(message["content"] for record in ml.read_records("legal") for message in record.messages).lower()
@@ -323,13 +327,14 @@ print(f"all letters, SGD with momentum minus Adam: {lead.mean:.3f}, 95 % interva
 claim("lower end of that interval", lead.low, 0.001, 0.02)
 
 # %% [markdown]
-# At the learning rate that is best on all letters, Adam gives u, which nearly always follows a q, a probability of
-# 0.99, and plain SGD 0.25 (means over the logarithms). The gradients of q's row are small because q is rare, and so
-# are SGD's steps. A larger rate would teach it q, and spoil the frequent letters: see SGD with rate 200.
+# A q is nearly always followed by a u. At the learning rate that is best on all letters, Adam gives the letter after a
+# q a probability of 0.99, and plain SGD gives it 0.25 (geometric means). The gradients of q's row are small because q
+# is rare, and so are SGD's steps. With a larger rate SGD would learn q's row, but spoil those of frequent letters: see
+# its rate of 200.
 #
 # Momentum explains a large part of the difference: with it, SGD reaches 0.83. The division by $\sqrt{\hat v}$ adds the
 # rest. On all letters Adam leads by less than 1 % of the loss. Kunstner et al. (2024) find the same for rare words in
-# language models, and name it as a main reason for Adam's success there.
+# language models, and name them as a main reason for Adam's success there.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -351,11 +356,12 @@ claim("lower end of that interval", lead.low, 0.001, 0.02)
 #
 # ## What to remember
 #
-# - SGD has one learning rate for all parameters, and the steepest direction limits it. Momentum helps in the others.
-# - Adam is momentum divided by the usual size of each gradient: its learning rate is a length. Compare Adam with SGD
-#   that has momentum, too.
+# - SGD has one learning rate for all parameters, and the steepest direction limits it. Momentum speeds up the other
+#   directions.
+# - Adam is momentum divided by the usual size of each gradient: its learning rate is a length. Compare it with SGD
+#   with momentum, not with plain SGD.
 # - Adam stores **two numbers for each trainable parameter**: with weights and gradients, 16 bytes in float32.
-# - Bias correction matters in the first steps. Weight decay is not in the gradient.
+# - Bias correction matters in the first steps. In AdamW, weight decay is not part of the gradient.
 # - Cross-entropy is the mean of $-\ln p$ of the right token. Guessing uniformly among V tokens costs ln V.
 #
 # Read on in the source: [`AdamW`](../minilora/nn/optim.py), and

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Lesson 4: What is looked up?
 #
-# A language model turns each token into a vector, one row of an array. Most layers process every row separately. One
-# kind of layer lets a token take something from other tokens: attention. Without attention, the model would predict
-# the word after "the" from "the" alone. What exactly is taken, from where, and what must never be taken?
+# A language model turns each token (a piece of text) into a vector, one row of an array. Most layers process every row
+# separately. One kind of layer lets a token take something from other tokens: attention. Without attention, the model
+# would predict the word after "the" from "the" alone. What exactly does a token take, from which tokens, and what must
+# it never take?
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -71,8 +72,8 @@ claim("largest of 16 weights, random keys of length 64", softmax(scores).max(axi
 claim("largest weight, scores divided by √D", softmax(scores / np.sqrt(D)).max(axis=-1).mean(), 0.23, 0.27)
 
 # %% [markdown]
-# Without the division, chance alone selects one key and excludes the others. Less gradient comes back, too: where one
-# weight is nearly 1, softmax is saturated, and no score changes the weights by much. We measure it: what is the
+# Without the division, chance alone selects one key and excludes the others. The gradient becomes smaller, too: where
+# one weight is nearly 1, softmax is saturated, and no score changes the weights by much. We measure it: what is the
 # derivative of the largest weight with respect to its own score?
 
 
@@ -94,7 +95,7 @@ claim("derivative with √D over derivative without", slope(scores / np.sqrt(D))
 # ## 3. No token may look ahead
 #
 # A language model learns to predict the next token. If it could see that token, there would be nothing to learn. So
-# attention is **causal**: token t looks at itself and at earlier tokens. Here is one head, row by row:
+# attention is **causal**: token t looks only at itself and at earlier tokens. Here it is, row by row:
 
 
 # %%
@@ -112,12 +113,12 @@ engine = attention(*(ml.Tensor(x[None, :, None]) for x in (q, k, v))).data[0, :,
 claim("largest difference from minilora's attention", np.abs(look_up(q, k, v) - engine).max(), 0, 1e-12)
 
 # %% [markdown]
-# Matrix multiplications are faster than a loop, but they compute the scores of the future, too. A **causal mask** then
-# sets the scores of the future to $-\infty$, since $e^{-\infty}$ is 0. Another way looks as good: compute the softmax
-# of all scores, and set the weights of the future to 0 afterwards.
+# Matrix multiplications are faster than a loop, but they compute the scores of later tokens, too. A **causal mask**
+# then sets these scores to $-\infty$, so that their weights are $e^{-\infty} = 0$. Another way looks just as good:
+# compute the softmax of all scores, and set the weights of later tokens to 0 afterwards.
 #
-# > **Predict.** Now replace the key of the last token. Which of the nine earlier outputs change if the mask comes
-# > before softmax? Which if it comes after?
+# > **Predict.** Now replace the key of the last token. How many of the nine earlier outputs change if the mask comes
+# > before softmax? How many if it comes after?
 
 # %%
 past = np.tri(10, dtype=bool)  # row t is true up to column t
@@ -140,10 +141,10 @@ claim("largest change, mask before", np.abs(before(q, other, v) - before(q, k, v
 claim("largest change, mask after", np.abs(after(q, other, v) - after(q, k, v))[:-1].max(), 0.01, 10)
 
 # %% [markdown]
-# The weights of the future are 0, but its scores are still in the sum by which softmax divides. A model trained with
-# this mask looks ahead a little, and no picture of the weights shows it. So test it: replace a future token, and
-# expect a change of exactly 0. This test works on any model. Ours is minilora's tiny one: four blocks, each with
-# a layer of attention, trained on presidents' addresses.
+# With the mask after softmax, the weights of later tokens are 0, but their scores are still in the sum by which
+# softmax divides. A model trained with this mask looks ahead a little, and no picture of its weights shows it. So test
+# it: replace a future token, and expect a change of exactly 0. This test works on any model. We try it on minilora's
+# tiny one: four blocks, each with a layer of attention, trained on presidents' addresses.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -160,7 +161,7 @@ claim("change at the replaced token", move[-1], 1, 100)
 # ## 4. Position
 #
 # > **Predict.** Shuffle the keys of the earlier tokens, and their values in the same way. How does the output of the
-# > last token change? And in a second layer, which reads the outputs of the first?
+# > last token change? And how does its output in a second layer, which reads the outputs of the first?
 
 # %%
 order = np.append(rng.permutation(9), 9)  # the first nine in another order
@@ -179,17 +180,18 @@ claim("change of the last output, one layer", change[0], 0, 1e-12)
 claim("change of the last output, two layers", change[1], 0.001, 10)
 
 # %% [markdown]
-# In one layer nothing changes: a sum does not depend on the order of its terms. For the full stop behind them, "dog
-# bites man" is "man bites dog". In the second layer the order shows, because the causal mask depends on position: the
-# first token sees one token, the second sees two. So causal decoders can learn positions without any encoding of them
-# ([Haviv et al. 2022](https://arxiv.org/abs/2203.16634), [Kazemnejad et al. 2023](https://arxiv.org/abs/2305.19466)).
+# In one layer nothing changes: a sum does not depend on the order of its terms. For the full stop after them, "dog
+# bites man" is the same as "man bites dog". In the second layer the order matters, because the causal mask depends on
+# position: in the first layer, the first token saw one token, the second saw two. So causal models can learn positions
+# without any encoding of them ([Haviv et al. 2022](https://arxiv.org/abs/2203.16634), [Kazemnejad et al.
+# 2023](https://arxiv.org/abs/2305.19466)).
 #
 # Most models encode positions all the same. Llama models use **rotary position embeddings** (RoPE, [Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): the elements of a query or key are taken in pairs, and each pair is rotated
-# by an angle proportional to the position, the first pairs fast and the last ones slowly. A dot product depends on the
-# lengths of two vectors and on the angle between them. Rotation keeps the lengths, and changes the angle by the
-# difference of the two rotations, which is proportional to the distance of the two tokens. So positions enter a score
-# only through their distance.
+# by an angle proportional to the position: the first pairs by a large angle per position, the last ones by a small
+# one. A dot product depends on the lengths of two vectors and on the angle between them. Rotating both vectors keeps
+# their lengths, and changes the angle between them by the difference of the two rotations, which is proportional to
+# the distance between the two tokens. So positions enter a score only through their distance.
 
 
 # %%
@@ -215,9 +217,9 @@ claim("score of a query twice as long, over its score", turned(2 * q[0], 5) @ tu
 #
 # A block has several **heads** (multi-head attention), each with its own queries, so that one token can look for
 # several things at once. In our model four query heads share two heads of keys and values. This **grouped-query
-# attention** halves the KV cache, the keys and values that are saved during generation ([Ainslie et al.
-# 2023](https://arxiv.org/abs/2305.13245)). Here are the attention weights of every head, computed from the model's own
-# queries and keys. As a check, they must reproduce the output of the model's attention.
+# attention** halves the KV cache, the keys and values of earlier tokens that are stored during generation ([Ainslie et
+# al. 2023](https://arxiv.org/abs/2305.13245)). Here are the attention weights of every head, computed from the model's
+# own queries and keys. As a check, these weights must reproduce the output of the model's attention.
 
 
 # %%
@@ -245,7 +247,7 @@ weights, far = maps(ids)
 claim("largest difference from the model's own attention", far, 0, 1e-4)
 
 # %% [markdown]
-# > **Predict.** Which earlier token is the most useful one to look at, to predict the next?
+# > **Predict.** To predict the next token, which earlier token is the most useful one to look at?
 
 # %%
 words = [tokenizer.decode([i]).replace(" ", "·") for i in ids[0]]
@@ -270,7 +272,8 @@ show(
 # step left of the diagonal: this head looks at the token just before (a previous-token head). On the right, the
 # weights are distributed over more tokens.
 #
-# One sentence proves little. So we test the same head on three excerpts of the validation set:
+# One sentence proves little. So we test the head on the left on three excerpts of the validation set (text that the
+# model was not trained on):
 
 # %%
 
@@ -284,9 +287,9 @@ equal = np.mean([1 / (t + 1) for t in range(1, 128)])
 print(f"with uniform weights it would be {equal:.3f}")
 
 # %% [markdown]
-# Nobody programmed this. Training found it, because it lowers the loss. Of the matrices that compute queries, keys and
-# values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts two in most of its experiments: `q_proj` and
-# `v_proj`. Lesson 12 compares the choices.
+# Nobody programmed a head to look at the token before. Training found this, because it lowers the loss. Of the
+# matrices that compute queries, keys and values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts those of
+# queries and values in most of its experiments: `q_proj` and `v_proj`. Lesson 12 compares the choices.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -309,7 +312,7 @@ print(f"with uniform weights it would be {equal:.3f}")
 #
 # - Attention is a soft lookup: scores of a query with all keys, softmax, and the weighted mean of the values.
 # - Scores are divided by √D. Otherwise chance alone selects one key, and the gradient of softmax shrinks.
-# - The causal mask comes before softmax. The test: a replaced future token changes earlier outputs by exactly 0.
+# - The causal mask comes before softmax. Test it: replacing a later token must change earlier outputs by exactly 0.
 # - One attention layer ignores the order of earlier tokens. RoPE rotates queries and keys, so scores depend on
 #   distance.
 #

@@ -27,8 +27,8 @@ from minilora.pages.style import BASE
 # %% [markdown]
 # ## 1. The whole model as a program
 #
-# The **forward pass** of a Llama turns T token IDs into T rows of V scores, the **logits**: row t says which token may
-# follow token t.
+# The **forward pass** of a Llama turns T token IDs into T rows of V scores, the **logits**: row t says how likely each
+# token is to follow token t.
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 2), layout="constrained")
@@ -39,8 +39,8 @@ show(figure, alt="Token IDs, embedding, a block with two branches, attention and
 # *How to read it.* From left to right: each token ID selects its row of a table, the **embedding**. Each block adds to
 # these rows twice: what **attention** took from other tokens, and what an **MLP** (multilayer perceptron; here SwiGLU,
 # with three matrices) computed from each token alone. These sums are the **residual connections**. Before each part a
-# **norm** (RMSNorm) scales every row to the same length, and then each column by a trained parameter. The dot products
-# of the final rows with all rows of the embedding are the logits.
+# **norm** (RMSNorm) scales every row to the same length, and then multiplies each column by a trained parameter. The
+# dot products of the final rows with all rows of the embedding are the logits.
 #
 # Two functions are imported below: `rope`, which rotates queries and keys by their position, and `attention`, which
 # gives each token a weighted mean of rows of v: its own and those of earlier tokens. Lesson 4 builds both.
@@ -92,7 +92,7 @@ last = llama(ids[:20])[-1]
 print(repr(tokenizer.decode(ids[:20].tolist())), "->", [tokenizer.decode([i]) for i in np.argsort(-last)[:3].tolist()])
 
 # %% [markdown]
-# The names are those of Hugging Face.
+# The names of the weights are those of Hugging Face.
 #
 # ## 2. Where the parameters are
 #
@@ -100,7 +100,8 @@ print(repr(tokenizer.decode(ids[:20].tolist())), "->", [tokenizer.decode([i]) fo
 # parameters. A Llama has no biases.
 #
 # > **Predict.** Where are most parameters of the tiny model: in the embedding, attention, the MLPs or the norms? And
-# > in a model with thousands of times as many? Of three models, which share do the MLPs have where it is smallest?
+# > in a model with thousands of times as many? We count three models: in the one where the MLPs' share is smallest,
+# > how large is it?
 
 # %%
 predict("smallest share of the MLPs, in percent")
@@ -149,8 +150,8 @@ show(
 )
 
 # %% [markdown]
-# *How to read it.* One panel per model, one bar per part, in percent of the model's parameters. The norms are too few
-# for a visible bar: their number is printed.
+# *How to read it.* One panel per model, one bar per part, in percent of the model's parameters. The norms have too few
+# parameters for a visible bar: their number is printed instead.
 #
 # The MLPs have more than half of the parameters in all three models. The embedding's share shrinks with size: its V ·
 # C parameters grow with the hidden size, while the matrices of a block grow with its square. LoRA adapts the matrices
@@ -167,10 +168,11 @@ claim("with the tied embedding counted twice", twice, 162_826_560, 162_826_560)
 # ## 3. The loss before training
 #
 # The loss of a language model is the **cross-entropy**: the mean of $-\ln p$ over all tokens, where p is the
-# probability that the model gave to the token that really came next. (e to this loss is the **perplexity**.)
+# probability that the model gave to the token that really came next. (e to the power of this loss is the
+# **perplexity**.)
 #
-# > **Predict.** A new model has random matrices and has not been trained. Its first loss can be predicted without
-# > running it. What is it, for V = 2,048?
+# > **Predict.** A new model has random matrices and has not been trained. You can predict its first loss without
+# > running it. What is this loss, for V = 2,048?
 
 # %%
 samples = ml.encode_text(text, tokenizer, max_length=256)[:8]
@@ -188,8 +190,8 @@ print(f"{ml.mean_loss(model, samples):.3f}")
 #
 # ## 4. What each part does
 #
-# Attention and MLP each *add* to the row of a token. If we set the last matrix of one to zero, it adds nothing, and
-# everything else stays.
+# Attention and MLP each *add* to the row of a token. If we set the last matrix of one of these parts to zero, the part
+# adds nothing, and everything else stays.
 #
 # > **Predict.** How large is the loss of the trained model without attention, without MLPs, without both? Can it be
 # > higher than ln V = 7.62, the cost of uniform guessing?
@@ -222,13 +224,13 @@ nothing, repeated = without(attention=every, MLP=every)
 claim("loss without both", nothing, 15, 23)
 
 # %% [markdown]
-# Without attention the model is poor: it knows one token and none of those before it. Without MLPs, and without both,
-# it is worse than uniform guessing. A first idea: the embedding is tied. If nothing is added, a token's row is
-# multiplied with all rows of the same table, and its product with itself is the largest. So the model would
-# confidently repeat each token.
+# Without attention the model is poor: it sees the current token and none of those before it. Without MLPs, and without
+# both, it is worse than uniform guessing. Why? A first idea: the embedding is tied. If nothing is added, the logits
+# are the dot products of a token's row with all rows of the same table, and that with itself is the largest. So the
+# model would confidently repeat each token.
 #
-# > **Predict.** At which share of positions is the token just read the most likely next one: without both? Without
-# > MLPs only?
+# > **Predict.** At what share of positions does the model predict the token that it has just read: without both parts?
+# > Without MLPs only?
 
 # %%
 claim("without both, it repeats the token at a share of", repeated, 0.9, 1)
@@ -259,10 +261,10 @@ longer = np.linalg.norm(added, axis=1).mean() / np.linalg.norm(x, axis=1).mean()
 claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 20)
 
 # %% [markdown]
-# Only the first MLP is indispensable; each of the others could be removed at small cost. Preventing repetition is not
-# why: without it the model hardly repeats, either. What it adds is about ten times as long as the embedding's row, so
-# the second block was trained on rows that consist mostly of its output. Without it, that block receives unfamiliar
-# inputs. This is a likely reason; we have not tested it.
+# Only the first MLP is indispensable; each of the others could be removed at small cost. It is not needed to prevent
+# repetition: without it the model hardly repeats, either. The row that it adds is about ten times as long as the
+# embedding's row. So the second block was trained on rows that consist mostly of the first MLP's output, and without
+# that output it receives unfamiliar inputs. This is a likely reason; we have not tested it.
 #
 # Blocks of the same form do not do the same thing, and parameter counts do not tell which part matters. Remember this
 # when lesson 12 asks which matrices to adapt. (Other models may divide the work differently.)
@@ -289,8 +291,9 @@ claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 2
 #
 # - A Llama is an embedding, blocks that each add the outputs of attention and of an MLP, and the output embedding.
 # - Most parameters are in the MLPs. The embedding's share shrinks as models grow. A tied embedding counts once.
-# - The loss of a fresh model is ln V. Check it before you train.
-# - A part that adds can be removed, and the loss without it measured. An explanation must be measured, too.
+# - The loss of a fresh model is about ln V. Check this before you train.
+# - A part that only adds its output can be removed, to measure the loss without it. Test an explanation by a
+#   measurement, too.
 #
 # ## In the source
 #

@@ -4,7 +4,7 @@
 # A language model reads neither words nor messages. It reads one sequence of integers, and it is trained to predict
 # the next one. This lesson follows a record from its messages to these integers, and to the labels that determine what
 # is learned. Then it trains the tiny base with five sets of labels. One set is right. Each of the others contains one
-# mistake that is easy to make. Which of them does the training loss show?
+# mistake that is easy to make. Which of these mistakes does the training loss show?
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,12 +26,13 @@ german = "Der Mieter zahlt die Miete im Voraus, und der Vermieter muss die Wohnu
 # %% [markdown]
 # ## 1. From text to tokens
 #
-# A **token** is a piece of text that has a number, its id. The list of all tokens is the **vocabulary**, and the
+# A **token** is a piece of text with a number, its id. The list of all tokens is the **vocabulary**, and the
 # **tokenizer** converts text to ids and back. Most language models use **byte-level BPE** (byte-pair encoding). The
 # vocabulary starts with the 256 bytes, so every text can be written. Then the most frequent pair of adjacent tokens in
-# a large text becomes a new token, the pair is joined everywhere, and the pairs are counted again. Each of these rounds
-# adds a **merge** to a list. Pairs are counted within words only, and a word includes the space before it. Each byte is
-# represented by a character, a space by `Ġ`. All of it is plain Python, in [bpe.py](../minilora/models/bpe.py).
+# a large text becomes a new token, the pair is joined everywhere, and the pairs are counted again. Each of these
+# rounds adds a **merge** to a list. Pairs are counted within words only, and a word includes the space before it. When
+# tokens are printed, each byte is represented by a character, and a space by `Ġ`. All of it is plain Python, in
+# [bpe.py](../minilora/models/bpe.py).
 #
 # > **Predict.** Which pair of adjacent characters is the most frequent in English, if a space counts as a character?
 
@@ -47,8 +48,9 @@ claim("rank of the first merge among the pairs of law", list(pairs[order]).index
 claim("tokens: 3 special ones, 256 bytes, and the merges", len(tokenizer), 3 + 256 + len(merges), 3 + 256 + len(merges))
 
 # %% [markdown]
-# It is the space and t, in law as in the speeches on which the merges were learned. Why 2,048 tokens, and not fewer or
-# more? Here are two texts, encoded with only the first merges:
+# It is a space followed by t, in the legal records (law) as in the speeches from which the merges were learned. Why
+# does this vocabulary have 2,048 tokens, and not fewer or more? Here are two texts, encoded with only the first
+# merges:
 
 # %%
 width = model.config.hidden_size
@@ -66,11 +68,13 @@ embedding = size * width / ml.count_parameters(model).total
 claim("share of the embedding in all parameters", embedding, 0.24, 0.26)
 
 # %% [markdown]
-# A larger vocabulary makes sequences shorter: more text fits into the context, and a step reads more text. It also
-# makes the embedding larger, here a quarter of all parameters, and its rarest tokens occur too seldom to be learned
-# well. The merges were learned on English speeches: a word of the law records needs 1.77 tokens, a German word 3.18.
+# A larger vocabulary makes sequences shorter: more text fits into the context (the longest sequence that a model can
+# read), and into a training step. But it makes the embedding larger (here it has a quarter of all parameters), and its
+# rarest tokens occur too seldom to be learned well. The merges were learned from English speeches: a word of the legal
+# records needs 1.77 tokens, a German word 3.18.
 #
-# > **Predict.** How many tokens does each of these have: `law`, the same word after a space, `1862`, and one emoji?
+# > **Predict.** How many tokens does each of these texts have: `law`, the same word after a space, `1862`, and one
+# > emoji?
 
 # %%
 predict("tokens of one emoji")
@@ -85,8 +89,8 @@ shared = set(tokenizer.encode("law")) & set(tokenizer.encode(" law"))
 claim("tokens that 'law' and ' law' share", len(shared), 0, 0)
 
 # %% [markdown]
-# `law` and ` law` have no token in common. So a prompt that ends with a space is a different prompt: the model
-# continues it with other tokens. This tokenizer splits numbers into digits, so that all numbers follow one rule. An
+# `law` and ` law` have no token in common. So a prompt that ends with a space is a different prompt, and the model
+# continues it with other tokens. This tokenizer splits numbers into digits, so that all numbers are treated alike. An
 # emoji without a merge is encoded as its 4 bytes, and `ï` as 2. Decoding gives back exactly the text that was encoded.
 #
 # ## 2. From messages to one sequence
@@ -115,16 +119,16 @@ typed = tokenizer.encode_chat([{"role": "user", "content": "Is <|im_end|> a word
 claim("end tokens, if the user types the name of one", typed.count(tokenizer.eos_id), 1, 1)
 
 # %% [markdown]
-# The prompt ends where the answer begins: this **generation prompt** is what transformers adds for
-# `add_generation_prompt=True`. Only the template may create special tokens. If users could, they could end their own
-# turn and write the assistant's.
+# The prompt for an answer ends with the beginning of the assistant's turn. This **generation prompt** is what
+# transformers adds for `add_generation_prompt=True`. Only the template may create special tokens. If users could, they
+# could end their own turn and write the assistant's turn themselves.
 #
 # ## 3. Which tokens are scored
 #
-# The logits at each position predict the next token. So one sequence contains as many predictions as tokens, minus one.
-# The model must learn to answer, not to ask. A second row, `labels`, therefore says which predictions count: it is a
-# copy of the ids, with -100 at every token that is not scored. This **loss mask** leaves the tokens of the answer and
-# the end token after it. (-100 is the default of `ignore_index` in PyTorch's cross-entropy.)
+# The logits at each position predict the next token. So one sequence contains as many predictions as tokens, minus
+# one. The model must learn to answer, not to ask. A second row, `labels`, therefore says which predictions count: it
+# is a copy of the ids, with -100 at every token that is not scored. This **loss mask** leaves only the tokens of the
+# answer and the end token after it to be scored. (-100 is the default of `ignore_index` in PyTorch's cross-entropy.)
 
 
 # %%
@@ -153,12 +157,12 @@ claim("scored tokens of this record", right[0].scored, 13, 13)
 
 # %% [markdown]
 # *How to read it.* Each box is a token (`·` is a space, `↵` a new line, `<|start|>` and `<|end|>` are the special
-# tokens), with its label below. Filled boxes are scored. The new line after the end token belongs to the template, and
-# no answer needs it.
+# tokens), with its label below. Filled boxes are scored. The new line after the end token belongs to the template and
+# is not part of the answer.
 #
 # The label of a token is below the token itself. The comparison with the logits one position earlier happens inside
-# `model.loss`, as it does in transformers. You can measure that: score the first token of the answer alone, then
-# replace tokens of the input.
+# `model.loss`, as it does in transformers. You can verify this: score only the first token of the answer, then replace
+# tokens of the input.
 
 # %%
 ids, labels = ml.collate(right[:1])
@@ -172,13 +176,13 @@ for position, name in (first, "the scored token itself"), (first - 1, "the token
     claim(f"change of the loss if the input has another token for {name}", change, low, high)
 
 # %% [markdown]
-# The scored token itself does not matter: it is predicted before it is read. If you also shift the labels, they are
-# shifted twice.
+# The scored token in the input does not matter, because it is predicted before it is read. If you shift the labels
+# yourself as well, they are shifted twice.
 #
 # ## 4. Five sets of labels
 #
-# The twelve facts above are new to the tiny base. We train it on them with five sets of labels: the right ones, and
-# four with one mistake each.
+# The twelve facts above are new to the tiny base. We train it on these facts with five sets of labels: the right one,
+# and four with one mistake each.
 #
 # > **Predict.** For each mistake: does the training loss fall? What does the model answer to "Who runs the bakery?"
 
@@ -257,22 +261,22 @@ print(
 claim("the lower end of this interval", cost.low, 0.001, 0.1)
 
 # %% [markdown]
-# The training loss shows none of these mistakes: it is computed with the wrong labels.
+# The training loss shows none of these mistakes, because it is computed with the wrong labels.
 #
-# - **Shifted twice.** The model has learned to predict the token after the next one, so it says every second token.
-#   With the right labels its loss is 10.55, worse than guessing.
+# - **Shifted twice.** The model has learned to predict the token after the next one, so its answers contain only every
+#   second token. With the right labels its loss is 10.55, worse than a uniform guess.
 # - **One too late.** The first token of the answer was never scored, and the new line after the end token was. The
 #   model knows how answers continue, and never begins one.
 # - **End not scored.** The answers are right, but most of them do not stop: they run on until `max_new_tokens`.
-# - **Prompt scored.** This is the mildest: after the same 40 steps the loss of the answers is 0.10 higher (interval
-#   above), since part of each gradient comes from the prompt. Scoring prompts can even be a deliberate choice: with
-#   long prompts and short answers, or with few records, it improved instruction tuning ([Shi et al.
-#   2024](https://arxiv.org/abs/2405.14394)).
+# - **Prompt scored.** This is the mildest mistake: after the same 40 steps the loss of the answers is 0.10 higher than
+#   with the right labels (interval above), since part of each gradient comes from the prompt. Scoring prompts can even
+#   be a deliberate choice: with long prompts and short answers, or with few records, it improved instruction tuning
+#   ([Shi et al. 2024](https://arxiv.org/abs/2405.14394)).
 #
 # The end token is lost in three common ways. The template does not write it. Or a record is truncated, which removes
-# its end. Or padding is masked by its id, while the padding token *is* the end token, as here and in many models. The
-# last is a [known problem](https://github.com/huggingface/transformers/issues/23530) of transformers'
-# `DataCollatorForLanguageModeling`.
+# its end. Or the loss mask excludes padding (section 6) by its id, while the padding token *is* the end token, as here
+# and in many models. The last way is a [known problem](https://github.com/huggingface/transformers/issues/23530) of
+# transformers' `DataCollatorForLanguageModeling`.
 
 # %%
 samples = ml.encode_records(law, tokenizer)
@@ -283,7 +287,7 @@ for most in (64, 96, 128):
 # %% [markdown]
 # ## 5. The prompt at generation
 #
-# > **Predict.** With the right labels all 12 answers were right. How many are right if the prompt lacks the generation
+# > **Predict.** With the right labels all 12 answers began right. How many do if the prompt lacks the generation
 # > prompt? And if the prompt is written as "User: ... Assistant: "?
 
 # %%
@@ -304,8 +308,8 @@ claim("another template: begin right, best seed", max(asked["another template"])
 # ## 6. Batches: padding and packing
 #
 # A batch is an array, but records have different lengths. **Padding** appends a token to the shorter ones, with the
-# label -100. It stands on the right, so in a causal model no token of the record sees it. **Packing** puts all records
-# into one row, and the attention mask lets each token see its own record only.
+# label -100. The padding is on the right, so in a causal model no token of the record sees it. **Packing** puts all
+# records into one row, and the attention mask lets each token see its own record only.
 #
 # > **Predict.** Which of the two computes more tokens? Do their losses differ?
 
@@ -325,9 +329,9 @@ claim("share of padding among the scored tokens, if it is scored", 1 - row.score
 claim("loss with scored padding minus the right loss", model.loss(ids, wrong).item() - padded, 0.5, 3)
 
 # %% [markdown]
-# Packing wastes no tokens, so minilora trains with it. (The row is even shorter than all records together: the tokens
-# that all of them begin with are computed once.) If padding is scored, nearly half of this batch's loss is about
-# padding.
+# Packing computes no useless tokens, so minilora trains with it. (The row is even shorter than all records together:
+# the tokens that all of them begin with are computed once.) If padding is scored, nearly half of this batch's loss is
+# about padding.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -348,10 +352,11 @@ claim("loss with scored padding minus the right loss", model.loss(ids, wrong).it
 #
 # ## What to remember
 #
-# - A tokenizer turns text into ids. Its merges were learned on some text, and other text needs more tokens.
+# - A tokenizer turns text into ids. Its merges were learned from some text, and text of another kind needs more tokens.
 # - A record is one sequence, rendered by the chat template. Render the prompt at generation with the same template.
-# - Labels are a copy of the ids with -100 at everything but answers and their end tokens. The loss shifts them.
-# - Mistakes in labels do not show in the training loss. Decode what is scored, and look at answers.
+# - Labels are a copy of the ids, with -100 everywhere except at answers and their end tokens. The model's loss shifts
+#   them.
+# - Mistakes in labels do not show in the training loss. Decode the scored tokens, and read the model's answers.
 #
 # ## In minilora
 #

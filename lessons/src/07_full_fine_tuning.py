@@ -3,8 +3,8 @@
 #
 # A pretrained model can be taught something new by training it further on other texts. In **full fine-tuning** all of
 # its parameters are trainable. This is the simplest method, and it works. This lesson writes a training loop and adds
-# up the costs: memory during training, storage for each new model, and what happens to what the model knew. Lesson 9
-# tries to pay less.
+# up the costs: memory during training, storage for each new model, and the loss of what the model knew before. Lesson
+# 9 shows how LoRA reduces these costs.
 #
 # The model is minilora's tiny one, which was pretrained on presidents' addresses. The new subject is law: the records
 # in [`legal.jsonl`](../minilora/data/README.md) each contain a question about one term and its answer. They are split
@@ -35,9 +35,9 @@ for message in records["train"][0].messages:
 # ## 1. What is scored
 #
 # The loss is the **cross-entropy**: the mean of $-\ln p$, where p is the probability that the model gave to the token
-# that really came next. Its unit is the **nat**. A loss of 3 nats means a typical probability of $e^{-3}$, about 1 in
-# 20. ($e$ to the loss, here about 20, is called the **perplexity**.) Only the answers are scored: lesson 6 showed how
-# a record becomes `ids` and `labels`, with -100 at every token that is not scored.
+# that really came next. Its unit is the **nat**. A loss of 3 nats means a typical probability of $e^{-3}$, about one in
+# 20. ($e$ to the power of the loss, here 20, is called the **perplexity**.) Only the answers are scored: lesson 6
+# showed how a record becomes `ids` and `labels`, with -100 at every token that is not scored.
 
 # %%
 sample = law["train"][0]
@@ -55,14 +55,14 @@ print(f"of all tokens, {100 * share:.0f} % are scored")
 #
 # A training step has five parts: draw a **batch** of records, clear the old gradients, compute the loss (the **forward
 # pass**), compute the gradients (the **backward pass**, lesson 2), and change every parameter a little against its
-# gradient. The last part is the work of the optimizer, **AdamW**. For each parameter it keeps two running means, of
-# the gradient and of the squared gradient. It divides the first by the square root of the second, so that a parameter
-# with small gradients moves as far as one with large gradients. (Lesson 3 writes it out.) Choices such as the learning
-# rate `lr`, the **batch size** and the number of steps are **hyperparameters**.
+# gradient. The last part is the work of the optimizer, **AdamW**. For each parameter AdamW keeps two running means, of
+# the gradient and of the squared gradient. It divides the first mean by the square root of the second, so that a
+# parameter with small gradients moves as far as one with large gradients. (Lesson 3 writes it out.) Choices such as
+# the learning rate `lr`, the **batch size** and the number of steps are **hyperparameters**.
 #
 # > **Predict.** The loss on law is about 4.1 before training. The batch size is 8, and the training set has 240
-# > records, so one **epoch** is 30 steps. What is the loss after 20 steps? And the loss on the old subject, which is no
-# > longer trained: does it fall, stay, or rise?
+# > records, so one **epoch** is 30 steps. What is the loss on law after 20 steps? And does the loss on the old
+# > subject, which is no longer trained, fall, stay or rise?
 
 # %%
 predict("loss on law falls by at least")
@@ -109,15 +109,17 @@ claim("loss on the old subject: change, lowest of the seeds", min(rises), 0.2, 0
 claim("loss on the old subject: change, highest of the seeds", max(rises), 0.2, 0.9)
 
 # %% [markdown]
-# It works: the answers about law in the validation set have become much more likely. It also has a cost that no error
-# message reports: the model has become worse at its old subject. This is **forgetting** (in papers often *catastrophic
-# forgetting*). Nothing in the loss rewards the model for keeping what it knew, and every parameter was free to move.
+# Training works: the answers about law in the validation set have become much more likely. But it has a cost that no
+# error message reports: the model has become worse at its old subject. This is **forgetting** (in papers often
+# *catastrophic forgetting*). Nothing in the loss rewards the model for keeping what it knew, and every parameter was
+# free to move.
 #
 # ## 3. Learning and forgetting
 #
 # > **Predict.** Use the same loop with three learning rates: about a third of the one above, the one above, and three
-# > times as much. Which one ends lowest on law? Which forgets least? Is it the same one? And would the model forget
-# > less if all its parameters were frozen and a few new ones were trained? That is LoRA, the subject of lesson 9.
+# > times as much. With which rate is the loss on law lowest at the end? With which does the model forget least? Is it
+# > the same rate? And would the model forget less if all its parameters were frozen and a few new ones were trained?
+# > That is LoRA, the subject of lesson 9.
 
 # %%
 LORA_CONFIG = ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
@@ -147,16 +149,18 @@ for lr in (3e-4, 1e-3, 3e-3):
     print(f"full, lr {lr:<6g}: law {paths[lr, 0][-1, 0]:.2f}, old {paths[lr, 0][-1, 1]:.2f}")
 
 # %% [markdown]
-# *How to read it.* Each path starts at the lower right. Its marks are the losses after 5, 10 and 20 steps. Further left
-# is better on law, higher is worse on presidents. The best place would be far left and low, but no path leads there.
+# *How to read it.* Each path starts at the lower right. Its marks are the losses after 5, 10 and 20 steps. Further
+# left is better on law, higher is worse on the old subject (presidents). The best place would be far left and low, but
+# no path leads there.
 #
 # Along each path the model learns and forgets at the same time, and the learning rate determines how much is forgotten
-# for what is learned. The highest one is worst at both: it even ends higher on law than the others. The lowest forgets
-# least, and learns less in 20 steps than the middle one. So "it forgot" says little by itself. Compare methods at the
-# same loss on the new subject.
+# for what is learned. The highest rate is worst at both: its loss on law even ends higher than that of the others.
+# With the lowest rate the model forgets least, and learns less in 20 steps than with the middle one. So the statement
+# that a model has forgotten says little by itself. Compare methods at the same loss on the new subject.
 #
-# Does LoRA forget less in this comparison? For each of three seeds we interpolate, on the path of full fine-tuning at
-# the lowest rate, the old loss at the law loss where LoRA ended.
+# Does LoRA forget less in this comparison? For each of three seeds, we take the loss on law at which LoRA ended. Then
+# we look up, by interpolation, the loss on the old subject that full fine-tuning had when it passed the same loss on
+# law: at the lowest rate, and at the middle one.
 
 
 # %%
@@ -176,14 +180,14 @@ claim("LoRA's old loss minus full fine-tuning's at the low rate, mean", np.mean(
 claim("the same at the middle rate, mean", np.mean(forgot, axis=0)[1], -0.1, -0.03)
 
 # %% [markdown]
-# It depends on what you compare LoRA with. At the same law loss LoRA forgot 0.02 nats more than full fine-tuning at the
-# lowest rate, and 0.06 nats less than full fine-tuning at the middle rate. All three seeds agree. So LoRA lies between
-# two runs of full fine-tuning that differ only in their learning rate. [LoRA Learns Less and Forgets
-# Less](https://arxiv.org/abs/2405.09673) asked the same question of Llama-2-7B: LoRA and full fine-tuning seem to lie
-# on the same Pareto curve of learning against forgetting, and in some cases, especially on code, LoRA is better. Our
-# model is thousands of times smaller, and we tried one rank and one learning rate for LoRA. What a frozen base always
-# gives is a way to undo the training: remove the adapter, and the old model is there again, bit for bit. After full
-# fine-tuning it is lost, unless you kept a copy.
+# It depends on what you compare LoRA with. At the same law loss LoRA forgot 0.02 nats more than full fine-tuning at
+# the lowest rate, and 0.06 nats less than full fine-tuning at the middle rate. All three seeds agree. So LoRA lies
+# between two runs of full fine-tuning that differ only in their learning rate. [LoRA Learns Less and Forgets
+# Less](https://arxiv.org/abs/2405.09673) asked the same question of Llama-2-7B. Its answer: LoRA and full fine-tuning
+# seem to lie on the same Pareto curve, the curve of the best compromises between learning and forgetting, and in some
+# cases, especially on code, LoRA is better. Our model is thousands of times smaller, and we tried one rank and one
+# learning rate for LoRA. But with a frozen base you can always undo the training: remove the adapter, and the old
+# model is there again, bit for bit. After full fine-tuning the old model is lost, unless you kept a copy.
 #
 # ## 4. The bill in bytes
 #
@@ -208,12 +212,13 @@ claim("bytes per parameter while AdamW trains it", (held.weights + held.gradient
 print(f"activations     {activations:>12,} bytes, for the {batch.input_ids.size} tokens of this batch")
 
 # %% [markdown]
-# Four bytes for the parameter itself, four for its gradient, and eight for the **optimizer state**: AdamW's two running
-# means, called the first and second moment. **Activations** are the intermediate results that the forward pass saves
-# for the backward pass. They come in addition and grow with the number of tokens in a batch; lesson 14 is about them.
+# Four bytes for the parameter itself, four for its gradient, and eight for the **optimizer state**: AdamW's two
+# running means, called the first and second moment. **Activations** are the intermediate results that the forward pass
+# saves for the backward pass. They need additional memory, which grows with the number of tokens in a batch; lesson 14
+# is about them.
 #
-# To *use* a model, four of these sixteen bytes are enough. So training needs four times the memory, before the first
-# activation is stored. For SmolLM2-135M:
+# To *use* a model, four of these sixteen bytes are enough. So training needs four times as much memory as using the
+# model, before the first activation is stored. For SmolLM2-135M:
 
 # %%
 smollm2 = 134_515_008  # counted in lesson 5
@@ -221,7 +226,8 @@ print(f"to use it {4 * smollm2 / 1e6:,.0f} MB, to train it {16 * smollm2 / 1e6:,
 print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 
 # %% [markdown]
-# The result of full fine-tuning is also a whole model. Each subject needs its own, and they share nothing.
+# The result of full fine-tuning is a whole model. Each subject needs a model of its own, and these models share
+# nothing.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -252,7 +258,7 @@ print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 #
 # ## In minilora
 #
-# [`fit`](../minilora/train/loop.py) is the training loop of minilora's jobs, with a learning-rate schedule (**warmup**
+# [`fit`](../minilora/train/loop.py) is the training loop that minilora uses, with a learning-rate schedule (**warmup**
 # to `lr` in the first tenth of the steps, then half a cosine down to zero) and gradient clipping;
 # [`loss_and_grad`](../minilora/nn/step.py) computes a batch in micro-batches; [`AdamW`](../minilora/nn/optim.py) is
 # the optimizer; [`ledger`](../minilora/measure/ledger.py) counts the bytes in memory;

@@ -18,17 +18,18 @@ from minilora.pages.style import FULL, GREY, ink
 # %% [markdown]
 # ## 1. A matrix is a sum of rank-one terms
 #
-# A column times a row is a matrix in which each row is a multiple of the same row. Such a matrix has **rank 1**. Every
-# matrix is a sum of such **rank-one terms**. The *singular value decomposition* (SVD) finds the best ones. Its first
-# term is the best approximation of rank 1, the first two terms together are the best of rank 2, and so on. Each term
-# has a **singular value** $\sigma_i$, and they are sorted, largest first:
+# A column times a row is a matrix whose rows are all multiples of that row. Such a matrix has **rank 1**. Every matrix
+# is a sum of such **rank-one terms**. The *singular value decomposition* (SVD) finds the best ones. Its first term is
+# the best approximation of rank 1 (the one with the smallest squared error), the sum of the first two terms is the
+# best of rank 2, and so on. Each term has a **singular value** $\sigma_i$, and they are sorted, largest first:
 #
 # $$\Delta W = \sigma_1\, u_1 v_1^\top + \sigma_2\, u_2 v_2^\top + \dots$$
 #
-# where every column $u_i$ and every row $v_i^\top$ has length 1. The terms are orthogonal, so their squares add up, as
-# in Pythagoras' theorem: the sum of the squares of all entries of $\Delta W$, its **squared Frobenius norm**, is
-# $\sigma_1^2 + \sigma_2^2 + \dots$ The share of this sum that the r largest singular values contribute is the **share
-# of variance explained** by r terms. The rest is the squared error of the best approximation of rank r.
+# where every column $u_i$ and every row $v_i^\top$ has length 1. The terms are orthogonal, so the squares of their
+# lengths add up, as in Pythagoras' theorem: the sum of the squares of all entries of $\Delta W$, its **squared
+# Frobenius norm**, is $\sigma_1^2 + \sigma_2^2 + \dots$ The share of this sum that the r largest singular values
+# contribute is the **share of variance explained** by r terms. The rest of the sum is the squared error of the best
+# approximation of rank r.
 #
 # Below, two terms are hidden under a little noise.
 
@@ -59,7 +60,7 @@ claim("share explained by the first two terms", explained(seen, 2), 0.99, 1)
 # ## 2. The update of full fine-tuning
 #
 # As in lesson 7, all parameters of the tiny base are fine-tuned on the questions about law, here for 40 steps. We
-# measure two losses: on law (the test set), and on old text, presidents' addresses like those used for pretraining.
+# measure two losses: on law (the test set), and on old text (presidents' addresses, like those used for pretraining).
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -88,10 +89,10 @@ print(f"{len(updates)} updates, the first is {updates['model.layers.0.self_attn.
 # %% [markdown]
 # ## 3. The share explained by 8 terms
 #
-# Our baseline is noise, a matrix in which no direction is preferred.
+# We compare with noise: a matrix of random numbers, in which no direction is preferred.
 #
-# > **Predict.** A 128 × 128 matrix has 128 rank-one terms. For pure noise, what share of variance do the largest 8
-# > explain: 6 %, that is 8/128, or more? And for a real update: 30 %, 60 %, 90 %?
+# > **Predict.** A 128 × 128 matrix has 128 rank-one terms. For pure noise, what share of the variance do the largest 8
+# > explain: 6 %, that is 8/128, or more? And what share for a real update: 30 %, 60 %, 90 %?
 
 # %%
 predict("noise of 128 x 128: top 8, in percent")
@@ -134,14 +135,14 @@ show(figure, alt="Two panels of curves that rise to 100 percent: the updates' ri
 
 # %% [markdown]
 # *How to read it.* The height is the share of variance explained by the largest terms, with one orange line per block.
-# At 8 terms the lines of `q_proj` are three times as high as noise. A matrix of rank r would reach 100 percent at r,
-# but these lines never bend so sharply.
+# At 8 terms the lines of `q_proj` are three times as high as that of noise. The line of a matrix of rank r would reach
+# 100 percent at r, but these lines never bend so sharply.
 #
 # So the popular statement is half true. The largest 8 terms explain two to three times as much as in noise, in the MLP
-# as well as in attention. But they never explain nearly all, and the rest forms a long tail. Biderman et al. (2024)
-# studied models a few thousand times larger, trained on code and mathematics. They found the same tail: an update of
-# full fine-tuning has 10 to 100 times the ranks that are usual for LoRA. How many terms explain 90 % here? That is your
-# first [exercise](exercises/08_low_rank.ipynb).
+# as well as in attention. But they never explain nearly all of the variance, and the other terms form a long tail.
+# Biderman et al. (2024) studied models a few thousand times larger, trained on code and mathematics. They found the
+# same tail: to explain 90 % of the variance, an update of full fine-tuning needs 10 to 100 times the ranks that are
+# usual for LoRA. How many terms are needed here? That is your first [exercise](exercises/08_low_rank.ipynb).
 #
 # ## 4. Does the tail matter?
 #
@@ -149,8 +150,9 @@ show(figure, alt="Two panels of curves that rise to 100 percent: the updates' ri
 # part of each update to the base and measure both losses. We start with the whole update of the matrices. It leaves out
 # the embedding and the norms, which full fine-tuning also changed.
 #
-# > **Predict.** What share of the gain on law from the 28 matrices remains if each keeps only its largest 8 terms? And
-# > what share of the loss added on old text, the forgetting?
+# > **Predict.** Take the changes of both losses that the updates of all 28 matrices cause. If each update keeps only
+# > its largest 8 terms, what share of the gain on law remains? And what share of the forgetting, the increase of the
+# > loss on old text?
 
 # %%
 predict("the largest 8: law gained")
@@ -197,14 +199,15 @@ claim("the largest one alone: law gained", kept[1][0], 27, 49)
 claim("8 directions at random: law gained", lucky[0], 0, 25)
 
 # %% [markdown]
-# The 8 random directions are the control: any 8 are not enough, they must be the largest. Nor is the tail just noise.
-# Without the largest 8 terms, the rest still brings 40 % of the gain. Both parts are useful, and they partly overlap.
-# With only the 8 largest terms, the model keeps most of the gain on law and forgets half as much. Do not conclude too
-# much from that: a smaller update always forgets less.
+# The 8 random directions are the control: it is not enough to keep any 8 directions, they must be the largest. Nor is
+# the tail just noise: without the largest 8 terms, the rest still brings 40 % of the gain. Both parts are useful, and
+# their contributions partly overlap. With only the 8 largest terms, the model keeps most of the gain on law and
+# forgets half as much as with the whole update. Do not conclude too much from this: with a smaller update, a model
+# always forgets less.
 #
-# "The largest one alone" also does not show what training at rank 1 can do. Here an update of full rank was trained and
-# then truncated. An update that has rank 1 from the first step can use its one term where it helps most: lesson 12
-# trains one.
+# The row "largest 1" does not show what training at rank 1 can do, either. Here an update of full rank was trained and
+# then truncated. An update that has rank 1 from the first step can put its one term where it helps most: lesson 12
+# trains such an update.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -226,8 +229,8 @@ claim("8 directions at random: law gained", lucky[0], 0, 25)
 # - A matrix is a sum of rank-one terms. Their squared singular values add up to its squared Frobenius norm. The sum of
 #   the r largest terms is the best approximation of rank r.
 # - Strictly, an update has full rank. Its singular values fall faster than those of noise, and have a long tail.
-# - On this model the largest 8 terms explain between a third and four fifths of the variance. They bring four fifths of
-#   the gain.
+# - On this model the largest 8 terms explain between a third and four fifths of the variance of an update. They bring
+#   four fifths of the gain.
 # - That the update of full fine-tuning is nearly low rank is half true. LoRA only needs a weaker claim: that an update
 #   of low rank is *enough*.
 #

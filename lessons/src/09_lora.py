@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Lesson 9: What is LoRA?
 #
-# Full fine-tuning (lesson 7) trains all parameters of a pretrained model and pays for each of them. LoRA ([Hu et al.
-# 2021](https://arxiv.org/abs/2106.09685)) freezes them. It adds two thin matrices to a large one and trains only these
-# two. What exactly is computed, what are the gradients, and how must the matrices be initialised?
+# Full fine-tuning (lesson 7) trains all parameters of a pretrained model and pays for each of them. LoRA (low-rank
+# adaptation, [Hu et al. 2021](https://arxiv.org/abs/2106.09685)) freezes these parameters. To each large matrix it
+# adds two thin ones, and trains only those. What exactly is computed, what are the gradients, and how must the
+# matrices be initialised?
 #
 # The letters are the same in all lessons. One row of `x` is the vector of one token.
 #
@@ -29,7 +30,7 @@ from minilora.engine.fused import lora_linear
 #
 # A linear layer computes $y = x W^\top$. Fine-tuning replaces $W$ by $W + \Delta W$. The update $\Delta W$ has the
 # shape of $W$, so it has as many trainable parameters as the layer. **LoRA writes the update as a product, $\Delta W =
-# s\,BA$.** Start with the smallest case. One column times one row is a whole matrix:
+# s\,BA$.** Here is the smallest case. One column times one row is a whole matrix:
 
 # %%
 column = np.array([[1], [2], [-1]])
@@ -37,18 +38,19 @@ row = np.array([[3, 0, 1, 5]])
 print(column @ row)
 
 # %% [markdown]
-# These twelve entries are made from 3 + 4 = 7. The limitation is that every row of the result is a multiple of the
-# same row. Such a matrix has **rank 1**. Now put r columns side by side and call them B, and stack r rows and call
+# These twelve entries are made from 3 + 4 = 7 numbers. The limitation is that every row of the result is a multiple of
+# the same row. Such a matrix has **rank 1**. Now put r columns side by side and call them B, and stack r rows and call
 # them A. Then $BA$ is a sum of r such matrices. Its rank is at most r, and it has r (m + n) parameters instead of m n.
 # The paper's hypothesis is that a small r is enough for fine-tuning, although W itself has full rank ([lesson
 # 8](08_low_rank.ipynb) tests it).
 #
-# **B A is never computed.** The order of multiplication matters: $x (BA)^\top = (x A^\top) B^\top$. The right-hand side
-# first projects down, from n features per token to r, and then up, from r to m. This is cheap:
+# **B A is never computed.** The result is the same in either order, but not the cost: $x (BA)^\top = (x A^\top)
+# B^\top$. The right-hand side first projects down, from n features per token to r, and then up, from r to m. This
+# order is cheap:
 #
 # $$u = x A^\top \qquad\qquad y = x W^\top + s\,u\,B^\top \qquad\qquad s = \alpha / r$$
 #
-# (The paper has tokens as columns: $h = W_0 x + s\,BA\,x$.) α is a hyperparameter, `lora_alpha` in the configuration;
+# (In the paper a token is a column: $h = W_0 x + s\,BA\,x$.) α is a hyperparameter, `lora_alpha` in the configuration;
 # lesson 12 asks what it does.
 #
 # > **Predict.** SmolLM2-135M has matrices of 576 × 1,536. With r = 8, how many parameters do A and B have together, as
@@ -69,12 +71,12 @@ claim("parameters in A and B, in percent of W", 100 * r * (m + n) / (m * n), 1.9
 print(f"multiplications for one token: W {m * n:,};  A, then B {r * (m + n):,};  to form B A {m * r * n:,}")
 
 # %% [markdown]
-# *How to read it.* Read it from below; all widths are to scale. On the left, the features of a token pass through W. On
-# the right, the same features pass through a bottleneck of 8 and are projected up again. Both results are added. The
-# update can depend on a token only through these 8 features.
+# *How to read it.* Start at the bottom; all widths are to scale. On the left, the features of a token pass through W.
+# On the right, the same features pass through a bottleneck of 8 and are projected up again. Both results are added.
+# The update can depend on a token only through these 8 features.
 #
 # In minilora this is one operation, [`lora_linear`](../minilora/engine/fused.py). We try it on small random matrices.
-# All sizes differ, so that a transposed matrix causes an error.
+# All their dimensions differ, so that a matrix which is transposed by mistake causes an error.
 
 # %%
 T, m, n, r, scale = 3, 5, 4, 2, 1.5
@@ -88,8 +90,8 @@ claim("rank of B A", np.linalg.matrix_rank(B @ A), 2, 2)
 # %% [markdown]
 # ## 2. Both gradients, by hand
 #
-# Training changes A and B a little against their gradients, `dA` and `dB`. Everything that happens between y and the
-# loss is contained in g. Written out with indices, the layer is
+# Training changes A and B a little against their gradients, `dA` and `dB`. All that we need to know about the way from
+# y to the loss is contained in g. Written out with indices, the layer is
 #
 # $$y_{ti} = \sum_j x_{tj} W_{ij} + s \sum_k u_{tk} B_{ik} \qquad\qquad u_{tk} = \sum_j x_{tj} A_{kj}$$
 #
@@ -122,7 +124,7 @@ def gradients(A, B, g):
 # %% [markdown]
 # In [the exercises](exercises/09_lora.ipynb) you will write them as matrix products, together with dx, which the layer
 # below needs. Two rules help. A sum over an index that two arrays share is a matrix product. And a gradient has the
-# same shape as its parameter, so often only one order of the factors fits.
+# shape of its parameter, so often only one order of the factors fits.
 #
 # **Compared with the engine.** `lora_linear` has its own backward pass. W is passed without `requires_grad`: it is
 # frozen.
@@ -135,8 +137,8 @@ claim("largest difference from the loops", max(np.abs(a.grad - dA).max(), np.abs
 
 # %% [markdown]
 # **Compared with a measurement.** The loops and the engine could share a mistake. So we also compare with central
-# differences in every entry of x, A and B, as in lesson 1. A check is useful only if it can fail, so we also give it a
-# common mistake: the scale is in the output and in dB, but is missing in dA.
+# differences for every entry of x, A and B, as in lesson 1. A check is useful only if it can fail, so we also try it
+# on a common mistake: the scale is in the output and in dB, but is missing in dA.
 
 
 # %%
@@ -154,8 +156,8 @@ except ml.GradientError as error:
     print(error)
 
 # %% [markdown]
-# Divide the expected value by the one that it got: the quotient is the scale, 1.5. Such a quotient often points to the
-# mistake.
+# Divide the expected derivative by the one after "got": the quotient is the scale, 1.5. Such a quotient often shows
+# what is missing.
 #
 # ## 3. How must A and B be initialised?
 #
@@ -178,10 +180,10 @@ for name, (first_A, first_B) in starts.items():
 # %% [markdown]
 # If both are zero, both gradients are zero, and neither matrix ever changes. If one of them is zero, the output is
 # unchanged and one gradient is not zero. The paper initialises B to zero; so do minilora and
-# [PEFT](https://huggingface.co/docs/peft), Hugging Face's library for **parameter-efficient fine-tuning**. The other
-# way round needs smaller learning rates and is worse on average (Hayou et al. 2024). If both are random, the output
-# changes at once. How bad is that? We try it on the tiny base of lesson 7 and its 300 questions about law
-# ([`legal.jsonl`](../minilora/data/README.md)).
+# [PEFT](https://huggingface.co/docs/peft), Hugging Face's library for **parameter-efficient fine-tuning**.
+# Initialising A to zero and B at random needs smaller learning rates and is worse on average (Hayou et al. 2024). If
+# both are random, the output changes at once. How bad is that? We try it on lesson 7's tiny base and 300 questions
+# about law ([`legal.jsonl`](../minilora/data/README.md)).
 #
 # > **Predict.** Training takes 40 steps. Does the model with random A *and* B catch up?
 
@@ -220,10 +222,10 @@ claim("both random: loss added before the first step", gaps[1][1] - base_loss, 2
 claim("both random: loss above that of B zero after 40 steps", gaps[1][2] - gaps[0][2], 0.4, 1.2)
 
 # %% [markdown]
-# It does not: after 40 steps its loss is still 0.88 nats higher. If B is zero, adding zero is exact: every bit of every
-# output is the base's. The paper draws A from a Gaussian distribution. PEFT's default is `kaiming_uniform_(A,
-# a=sqrt(5))`, which is uniform between $-1/\sqrt n$ and $1/\sqrt n$, and minilora does the same. What are the gradients
-# of the whole model in the first training step?
+# It does not: after 40 steps its loss is still 0.88 nats higher than with B zero. If B is zero, the update is exactly
+# zero, and every bit of every output is the base's. The paper draws A from a Gaussian distribution. PEFT's default is
+# `kaiming_uniform_(A, a=sqrt(5))`, a uniform distribution between $-1/\sqrt n$ and $1/\sqrt n$; minilora's is the
+# same. What are the gradients of the whole model in the first training step?
 
 # %%
 ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
@@ -247,10 +249,10 @@ for p in learning.values():
 # ## 4. What does the adapter learn?
 #
 # Every answer about law has two sentences. The first says what a term means. The second begins with "It matters" and
-# says when that makes a difference. Such a form is easy to learn. So we measure two losses on the test set: on the two
-# words of the form, and on all other words of the answers, their content.
+# says when the term makes a difference. Such a form is easy to learn. So we measure two losses on the test set: on the
+# two words "It matters" (the form), and on all other words of the answers (the content).
 #
-# > **Predict.** After 100 steps, which of the two losses is almost zero, and how far does the other one fall?
+# > **Predict.** After 100 steps, which of the two losses will be almost zero, and how far will the other one fall?
 
 # %%
 predict("content: loss after training, as a share of before")
@@ -298,8 +300,9 @@ base_bytes = sum(w.nbytes for w in ml.base_state(model).values())
 print(f"to store: an adapter of {stored / 1e6:.2f} MB, in addition to a base of {base_bytes / 1e6:.2f} MB")
 
 # %% [markdown]
-# Not a single bit of the base changed. This follows from how the [engine](../minilora/engine/tensor.py) works: W has no
-# `requires_grad`, so its gradient is never computed. That saves computation and memory; lessons 13 and 14 count both.
+# Not a single bit of the base changed. This follows from how the [engine](../minilora/engine/tensor.py) works: W has
+# no `requires_grad`, so its gradient is never computed. This saves computation and memory; lessons 13 and 14 count
+# both.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -336,7 +339,7 @@ print(f"to store: an adapter of {stored / 1e6:.2f} MB, in addition to a base of 
 # ## Sources
 #
 # - The update, its scale and its initialisation: [Hu et al. 2021](https://arxiv.org/abs/2106.09685), section 4.1.
-#   PEFT's initialisation: [`init_lora_weights`](https://huggingface.co/docs/peft/package_reference/lora). A zero
-#   instead of B: [Hayou et al. 2024](https://arxiv.org/abs/2406.08447), abstract.
+#   PEFT's initialisation: [`init_lora_weights`](https://huggingface.co/docs/peft/package_reference/lora). A zero and B
+#   random: [Hayou et al. 2024](https://arxiv.org/abs/2406.08447), abstract.
 # - The 300 records: 240 for training, 30 for validation, 30 for testing ([data card](../minilora/data/README.md)).
 #   SmolLM2's matrices of 576 × 1,536: its [model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct).

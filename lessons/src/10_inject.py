@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Lesson 10: How is it put into a model?
 #
-# Lesson 9 has one layer. A model has many, in modules inside modules. How is an adapter injected, and how is it
-# removed? And can it be merged into the base, so that it costs nothing at inference? Each of these steps can go wrong
-# without an error message.
+# Lesson 9 adapted one layer. A model has many layers, in modules inside modules. How is an adapter **injected** into
+# them, and how is it removed? And can it be **merged** into the base, so that it costs nothing at inference? Each of
+# these steps can go wrong without an error message.
 
 # %%
 import matplotlib.pyplot as plt
@@ -62,8 +62,8 @@ show(
 # *How to read it.* Left is the model before injection, right is the model after it. `q_proj` is a target, `k_proj` is
 # not. No weight is copied, and only A and B are trainable.
 #
-# > **Predict.** Swap the two steps: replace the layers first, then freeze all parameters. The model runs, and its
-# > output is right. What happens in training?
+# > **Predict.** Now we swap the two steps: we replace the layers first, then freeze all parameters. The model runs,
+# > and its output is right. What happens in training?
 
 # %%
 for order in ("freeze last", "freeze first"):
@@ -83,9 +83,9 @@ for order in ("freeze last", "freeze first"):
 
 # %% [markdown]
 # If you freeze last, no parameter is trainable, and no error message reports it. So **count the trainable parameters
-# first**: there must be exactly r (m + n) for each adapted matrix. The second silent mistake is a misspelled target. If
-# `"v_porj"` is ignored, half an adapter is trained, and again there is no error.
-# [`find_targets`](../minilora/lora/config.py) refuses it:
+# before you train**: there must be exactly r (m + n) for each adapted matrix. A second mistake without an error
+# message is a misspelled target. If `"v_porj"` is ignored, only half of the adapter is there and trained. minilora's
+# [`find_targets`](../minilora/lora/config.py) refuses such a name:
 
 # %%
 fresh, _ = ml.load("tiny")
@@ -97,8 +97,9 @@ except ValueError as error:
 # %% [markdown]
 # ## 2. The base does not change
 #
-# From here on minilora's [`add_adapter`](../minilora/lora/adapters.py) does the same for all 28 matrices. We also
-# compute a fingerprint of the base, the SHA-256 hash of its weights. If one bit changed, the hash would differ.
+# From here on we use minilora's [`add_adapter`](../minilora/lora/adapters.py), which does the same for all 28
+# matrices. We also compute a **fingerprint** of the base, the SHA-256 hash of its weights. If one bit changed, the
+# hash would differ.
 
 # %%
 records = ml.split_records(ml.read_records("legal"))
@@ -136,13 +137,13 @@ claim("fingerprint of the base unchanged after 60 steps (1: yes)", same, 1, 1)
 # %% [markdown]
 # ## 3. Merging
 #
-# $x W^\top + s\,(x A^\top) B^\top = x\,(W + s\,BA)^\top$. So the update can be added to the weight once. After that
-# the model is as fast as the base and can be saved as an ordinary model. Earlier methods of parameter-efficient
-# fine-tuning cannot be merged: adapter layers ([Houlsby et al. 2019](https://arxiv.org/abs/1902.00751)) come after the
-# model's own and add latency, and prefix tuning ([Li and Liang 2021](https://arxiv.org/abs/2101.00190)) takes up a
-# part of the context.
+# Since $x W^\top + s\,(x A^\top) B^\top = x\,(W + s\,BA)^\top$, the update can be added to the weight, once and for
+# all. After that the model is as fast as the base and can be saved as an ordinary model. Earlier methods of
+# parameter-efficient fine-tuning cannot be merged: adapter layers ([Houlsby et al.
+# 2019](https://arxiv.org/abs/1902.00751)) come after the model's own layers and add latency, and prefix tuning ([Li
+# and Liang 2021](https://arxiv.org/abs/2101.00190)) takes up a part of the context.
 #
-# > **Predict.** The formula is exact. Are the merged model's logits the same, bit for bit?
+# > **Predict.** The formula is exact. Are the merged model's logits those of the model with the adapter, bit for bit?
 
 # %%
 on = logits(model)
@@ -153,10 +154,10 @@ claim("merged: largest difference, as a share of the largest logit", gap, 1e-8, 
 ml.unmerge_adapter(model)
 
 # %% [markdown]
-# They are not. float32 has 24 significant bits, and the sums are now rounded in a different order. The difference is
-# only rounding error. Three mistakes in merging have larger effects:
+# They are not. float32 has 24 significant bits, and the merged model adds and rounds in a different order. The
+# difference is only rounding error. Three mistakes in merging have larger effects:
 #
-# - Adding the transpose, $(BA)^\top$. The shapes prevent it, unless m = n. Here q_proj and o_proj are square.
+# - Adding the transpose, $(BA)^\top$. The shapes prevent this, unless m = n. Here q_proj and o_proj are square.
 # - Forgetting the scale.
 # - Merging twice.
 #
@@ -192,8 +193,8 @@ claim("merged twice: loss added on the old domain", rows["merged twice"][1] - ro
 # %% [markdown]
 # ## 4. Unmerging: is subtraction enough?
 #
-# > **Predict.** W + ΔW - ΔW is W. In float32, how many of the 786,432 entries get their old value back: all, nearly
-# > all, half?
+# > **Predict.** In exact arithmetic, W + ΔW - ΔW is W. In float32, how many of the 786,432 entries get their old value
+# > back: all, nearly all, half?
 
 # %%
 predict("entries that differ after subtracting, in percent")
@@ -213,10 +214,10 @@ claim(
 )
 
 # %% [markdown]
-# Each of the entries that differ has a rounding error, and no loss shows it. But if many adapters share a base, the
-# base must stay the same after any number of merges. So minilora keeps the base's array while an update is merged, and
-# restores it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). While the adapter is merged,
-# this needs additional memory for the adapted matrices.
+# The entries that differ have rounding errors, which are too small to show in the loss. But if many adapters share a
+# base, the base must stay the same after any number of merges. So while an update is merged, minilora keeps the base's
+# array, and restores it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). Until then,
+# keeping it needs additional memory for each adapted matrix.
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 3.9), layout="constrained")
@@ -238,11 +239,11 @@ for name, (law, old) in rows.items():
 
 # %% [markdown]
 # *How to read it.* There is one row per state of the model; further left is better. The states that must agree do
-# agree: adapter off, restored and the base; merged and adapter on. Merging twice does the most harm. All the wrong
-# models still have plausible losses, but none of them is the model that was trained. Here α / r is 2, so without the
-# scale the update is halved: the model learns less and forgets less.
+# agree: "adapter off" and "restored" with "the base", and "merged" with "adapter on". Merging twice does the most
+# harm. All the wrong models still have plausible losses, but none of them is the model that was trained. Here α / r is
+# 2, so forgetting the scale halves the update: the model then is less good at law, and has forgotten less.
 #
-# One call checks all of this for any adapter:
+# One call makes all of these checks for any adapter:
 
 # %%
 ml.set_adapter(model, "legal")
@@ -252,13 +253,14 @@ print(len(report.checks), "checks passed:", ", ".join(check for check, found in 
 # %% [markdown]
 # ## 5. Are its gradients right?
 #
-# Lesson 1 moved every element of an input and measured how the loss changes. Here 77,824 elements are trained, and
-# each would need two forward passes. Move all elements of one matrix at once instead, along a random direction $u$:
-# the loss changes by $\langle g, u \rangle$ per unit, where $g$ is the gradient. That is one number per matrix, and a
-# mistake in $g$ almost surely changes it. Would it find a small one? `slightly_wrong` does nothing in the forward
-# pass, and makes the gradient 1 % too large. We put it in front of one of the 28 layers.
+# Lesson 1 changed one element after another and measured how the result changes. Here 77,824 parameters are trained,
+# and each would need two forward passes. Instead, change all elements of one matrix at once, along a random direction
+# $u$ (lesson 1's directional derivative): the loss then changes at the rate $\langle g, u \rangle = \sum g_{ij}
+# u_{ij}$, where $g$ is the gradient. This is one number per matrix, and a mistake in $g$ almost surely changes it.
+# Would the check find a small mistake? `slightly_wrong` does nothing in the forward pass, and makes the gradient 1 %
+# too large. We put it in front of one of the 28 layers.
 #
-# > **Predict.** How many forward passes check the A and B of all 28 layers? And what is found?
+# > **Predict.** How many forward passes check the A and B of all 28 layers? And what does the check report?
 
 # %%
 predict("forward passes that check all gradients of the adapter")
@@ -283,9 +285,9 @@ except ml.GradientError as error:
 del layer.forward
 
 # %% [markdown]
-# Two for each A and each B. The loss of this model is right, so it does not show the mistake. But the check names the
-# last parameter whose gradient is wrong, B of up_proj: the mistake is between it and down_proj, whose gradients are
-# right. Run this check whenever you have written an operation or a layer.
+# Two for each A and each B: 112. The loss of this model is right, so it does not show the mistake. But the check names
+# the last parameter whose gradient is wrong, B of up_proj: the mistake is between this layer and down_proj, whose
+# gradients are right. Run this check whenever you have written an operation or a layer.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -311,13 +313,13 @@ del layer.forward
 # - Injection replaces modules. The new module has the base's own weight, frozen. Freeze first, then inject, then count
 #   the trainable parameters.
 # - Name the targets, and raise an error if a name matches no layer.
-# - Merging computes W + (α/r) B A, exact up to rounding. Do it once, with the scale, and not transposed.
+# - Merging computes W + (α/r) B A, which is exact up to rounding. Merge once, with the scale, and not transposed.
 # - To undo a merge, restore the old array. Subtraction leaves rounding errors in thousands of entries.
-# - A hash proves that the base has not changed.
+# - A hash (fingerprint) of the base proves that it has not changed.
 # - One random direction per matrix checks the gradients of a whole model.
 #
 # **Now you:** [exercises 10](exercises/10_inject.ipynb): write merging and injection yourself. At the end, your own
-# layer from lesson 9 is trained in the tiny base.
+# layer from exercises 9 is injected into the tiny base and trained.
 #
 # ## Sources
 #

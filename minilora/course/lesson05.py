@@ -67,10 +67,8 @@ def count_llama(config):
 variant(
     "count_llama",
     {
-        "Return the number of parameters as a formula: the check refuses an answer that builds a model.\nTry it on a "
-        'model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.': (
-            "This model is no Llama: as in Qwen2, q_proj, k_proj and\nv_proj have biases, one number for each output. "
-            "Return the number of parameters as a formula."
+        'Try it on a model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.': (
+            "This model is no Llama: as in Qwen2, q_proj, k_proj and v_proj have biases, one number for each output."
         ),
         "of the Llama that it describes": "of the model that it describes",
         "+ 3 * F * C + 2 * C": "+ 3 * F * C + 2 * C + H * D + 2 * K * D",

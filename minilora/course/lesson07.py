@@ -86,7 +86,7 @@ variant(
     "training_bytes",
     {
         "Everything is stored in float32.": "Everything is stored in bfloat16.",
-        "compare with\nthe lesson's ledger": "compare with\nhalf of the lesson's ledger",
+        "compare with the bytes that the lesson measured": "compare with half of the bytes that the lesson measured",
         "return 4 *": "return 2 *",
     },
     "everything is stored in 16 bits",

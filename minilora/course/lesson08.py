@@ -110,8 +110,8 @@ def best_rank_r(delta, r):
 variant(
     "best_rank_r",
     {
-        "Choose the balanced pair, in which\ncolumn i of B is as long as row i of A.": (
-            "Choose the pair in which every row of A has\nlength 1."
+        "Choose the balanced pair: column i of B is as long as row i of A.": (
+            "Choose the pair in which every row of A has length 1."
         ),
         "U[:, :r] * np.sqrt(S[:r])": "U[:, :r] * S[:r]",
         "np.sqrt(S[:r])[:, None] * Vt[:r]": "Vt[:r]",
@@ -148,9 +148,8 @@ variant(
     "overlap",
     {
         "Do they use the same directions of the input?": "Do they use the same directions of the output?",
-        "compares the r input directions with the largest singular values. They are rows of length 1,": (
-            "compares the r directions with the largest singular values. Here they are columns of length 1,"
-        ),
+        "compares the r input directions of each update": "compares the r directions of each update",
+        "These directions are rows of length 1,": "Here these directions are columns of length 1,",
         "it is about r/n, so compare each value with r/n.": "it is about r/m, so compare each value with r/m.",
         "(delta, full_matrices=False)[2][:r]": "(delta, full_matrices=False)[0][:, :r].T",
         "(other, full_matrices=False)[2][:r]": "(other, full_matrices=False)[0][:, :r].T",

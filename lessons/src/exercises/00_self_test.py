@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Self-test: what the course assumes
 #
-# Ten short questions, 20 minutes. Each answer is one line. Replace `raise NotImplementedError` by your answer and run
-# the cell: it tries your function on random inputs and prints `ok`, `not written yet`, or what is wrong and what to
-# read. With eight right answers you can begin with lesson 1; for the others, the links below are enough.
+# Ten short questions, 20 minutes. Each answer is one line. Replace `raise NotImplementedError` with your answer and
+# run the cell: it tries your function on random inputs and prints `ok`, `not written yet`, or what is wrong and what
+# to read. With eight right answers you can begin with lesson 1. To fill the gaps, the pages linked below are enough.
 #
 # Where to read: [NumPy for beginners](https://numpy.org/doc/stable/user/absolute_beginners.html),
 # [broadcasting](https://numpy.org/doc/stable/user/basics.broadcasting.html), and
@@ -33,8 +33,8 @@ def product_shape(a, b):
 check(product_shape)
 
 # %% [markdown]
-# **2.** Each row of x is the vector of one token. A layer turns each of them into $W x_t$. Compute all rows of the
-# result in one matrix product.
+# **2.** Each row of x is the vector of one token. A layer turns each of these vectors, $x_t$, into $W x_t$. Compute
+# all rows of the result with one matrix product.
 
 
 # %%

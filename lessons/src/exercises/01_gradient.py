@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercises 1: your own check for gradients
 #
-# Three short functions. The first two are a check for any gradient, the third is a gradient to check with them. They
+# Three short functions. The first two together check any gradient; the third is a gradient to check with them. They
 # belong to [lesson 1](../01_gradient.ipynb), which says what you need to know.
 #
 # **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
@@ -16,12 +16,12 @@ import numpy as np
 # ## 1.1 Measure a whole gradient
 #
 # The lesson measured a few partial derivatives. Write the function that measures all of them: for each element of `x`,
-# the central difference with the step `eps`. The result is an array of the shape of x. This may be any shape, such as
-# (7,), (3, 4) or (2, 3, 5): `np.ndindex(x.shape)` gives all indices of an array as tuples, and `x[place]` is then one
-# element.
+# the central difference with the step `eps`. The result is an array of the shape of x. The shape of x may be any, such
+# as (7,), (3, 4) or (2, 3, 5): `np.ndindex(x.shape)` gives all indices of an array as tuples, and `x[place]` is then
+# one element.
 #
-# `f` takes an array of x's shape and returns a number. Take care of two things: while one element is changed, all
-# others must have their original values; and the caller's x must be the same afterwards, to the last digit.
+# `f` takes an array of x's shape and returns a number. Take care of two things. While one element is changed, all
+# others must have their original values. And afterwards the caller's x must be exactly as before, bit for bit.
 
 
 # %% points=3
@@ -37,8 +37,8 @@ def numerical_gradient(f, x, eps=1e-5):
 #
 # $$\frac{\max |\text{got} - \text{expected}|}{\max\big(\max |\text{got}|,\; \max |\text{expected}|\big)}$$
 #
-# Both maxima in the denominator are taken over all elements of an array, so that a derivative near zero does not count
-# more than the others. Two cases need a separate line:
+# Both maxima in the denominator are taken over all elements of an array, so that a small error in a derivative near
+# zero does not look large. Two cases need a separate line:
 #
 # - Both arrays are zero everywhere: they agree, so the result is 0.
 # - Their shapes differ: then the result is `np.inf`. NumPy subtracts a (5,) from a (5, 1) without a warning:
@@ -53,8 +53,8 @@ def relative_error(got, expected):
 # %% [markdown]
 # ## 1.3 A gradient by formula
 #
-# The layer of the lesson, without tanh, and a loss that compares its output with a target `t`: the mean of the squared
-# differences over all T · m numbers,
+# Take the lesson's layer without tanh, and a loss that compares its output with a target `t`: the mean of the squared
+# differences over all T · m elements,
 #
 # $$L = \frac{1}{Tm} \sum_{ti} \big(y_{ti} - t_{ti}\big)^2 \qquad\qquad y = x W^\top$$
 #

@@ -2,7 +2,8 @@
 # # Exercises 2: the missing parts of an engine
 #
 # The engine of [lesson 2](../02_tape.ipynb) leaves three things out: broadcasting, a graph without a tape, and the
-# linear layer. You write them here, and your gradient check from lesson 1 tests the last one.
+# linear layer. You write them here, and your gradient check from lesson 1 tests the last one. Then you write a test
+# that finds broken engines.
 #
 # In all of them `g` is the gradient of the loss with respect to a result. It has the result's shape.
 
@@ -16,7 +17,7 @@ from minilora.course.mine import numerical_gradient, relative_error
 #
 # NumPy adds an array of shape (5,) to one of shape (3, 5): it uses the (5,) three times, once for each row. This is
 # called **broadcasting**. It aligns the shapes at their **last** axis; an axis that is missing in front, or that has
-# length 1, is broadcast.
+# length 1, is repeated.
 #
 # An array that is used three times has three paths to the loss, so its gradient is the sum over them. Given `g`, of
 # the broadcast shape, return the gradient of the array that had the shape `shape` before broadcasting. The result has
@@ -37,13 +38,13 @@ def unbroadcast(g, shape):
 # with an empty list is an input.
 #
 # Return an array with one number per node: the derivative of node `last` with respect to it. It is 1 for `last`
-# itself, and 0 for nodes that `last` does not depend on. There are such nodes, and some of them use others that `last`
-# depends on.
+# itself, and 0 for nodes that `last` does not depend on. There are such nodes, and some of them use nodes that `last`
+# does depend on.
 #
 # A node may pass its derivative on only when it is complete: when all nodes that use it, *and that `last` depends on*,
-# have passed on theirs. One way: first count, for each node, how many uses it waits for. The graph can be thousands of
-# nodes deep, so keep a list of nodes to process instead of using recursion. And follow each edge once: following every
-# path would take forever.
+# have passed on theirs. One way to do this: first count, for each node, how many uses it must wait for. The graph can
+# be thousands of nodes deep, so keep a list of nodes to process instead of using recursion. And follow each edge once:
+# following every path would take forever.
 
 
 # %% points=3
@@ -56,8 +57,8 @@ def graph_gradients(edges, last):
 #
 # $$y = x\,W^\top + b$$
 #
-# Here is `x` of shape (T, n), one row per token, and `W (m, n)`. The same b, of shape (m,), is added to each row. From
-# `g`, of shape (T, m), return the gradients of all three. Your `unbroadcast` computes one of them.
+# Here `x (T, n)` has one row per token, the matrix is `W (m, n)`, and the same `b (m,)` is added to each row. Given `g
+# (T, m)`, return the gradients of x, W and b. Your `unbroadcast` computes one of them.
 
 
 # %% points=1
@@ -77,8 +78,8 @@ def linear_backward(x, W, b, g):
 #
 # The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
 # real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
-# all six. The line says how many it caught, and what a survivor breaks. You do not see the versions: think of what must
-# hold, and assert it.
+# all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
+# think of what must hold, and assert it.
 
 
 # %% points=2

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Exercises 3: AdamW, and the loss of a classifier
 #
-# Two functions. At the end of this page they train a model, with your `linear_backward` of exercise 2.3. They belong
-# to [lesson 3](../03_adam.ipynb).
+# You write two functions. At the end of this page they train a model, with your `linear_backward` of exercise 2.3.
+# They belong to [lesson 3](../03_adam.ipynb).
 
 # %%
 import numpy as np
@@ -20,7 +20,7 @@ from minilora.course.mine import linear_backward, numerical_gradient, relative_e
 # - `decay` is the λ of section 4. It does not enter m and v, and it is applied to the w that is passed.
 # - Return new arrays: the caller's w, g, m and v must not change.
 #
-# Return `m` and `v` without bias correction: the next step needs them so.
+# Return the new `m` and `v` without bias correction, because the next step needs them in this form.
 
 
 # %% points=4

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercises 4: attention and its backward pass
 #
-# Three functions: the backward pass of softmax, grouped-query attention, and the backward pass of attention, which
-# uses the first. They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`, run the cell,
-# then run the check below it.
+# You write three functions: the backward pass of softmax, grouped-query attention, and the backward pass of attention,
+# which uses the first function. They belong to [lesson 4](../04_attention.ipynb). Replace `raise NotImplementedError`,
+# run the cell, then run the check below it.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -22,7 +22,8 @@ from minilora.course.mine import numerical_gradient  # your own, from exercise 1
 #
 # A row of scores $s$ becomes a row of probabilities, $p_i = e^{s_i} / \sum_j e^{s_j}$. Given `p` and `g` = ∂L/∂p,
 # return ∂L/∂s. You need two derivatives, from the quotient rule: how does $p_i$ change with its own score $s_i$, and
-# how with another one, $s_j$? Then add up over all probabilities that a score changes.
+# how with another one, $s_j$? Each score changes all probabilities of its row: add up the contributions of all of
+# them.
 #
 # A way to notice a mistake: if you add 1 to all scores of a row, p does not change. So each row of your result adds up
 # to zero.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercises 5: a Llama, counted and taken apart
 #
-# Three functions that belong to [lesson 5](../05_transformer.ipynb): how many parameters a model has, and the backward
-# pass of the two parts of a block that are neither a matrix nor attention. Replace `raise NotImplementedError`, run the
-# cell, then run the check below it.
+# You write three functions that belong to [lesson 5](../05_transformer.ipynb): one counts a model's parameters, two
+# are the backward passes of the norm and of the MLP's gate. Replace `raise NotImplementedError`, run the cell, then
+# run the check below it.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -23,7 +23,8 @@ from minilora.course.mine import numerical_gradient  # your own, from exercise 1
 #
 # `config` is an `ml.Config`. Its fields, in the letters of the lesson: `vocab_size` V, `hidden_size` C,
 # `intermediate_size` F, `num_hidden_layers`, `num_attention_heads` H, `num_key_value_heads` K, `head_dim` D,
-# `tie_word_embeddings`. Return the number of parameters as a formula: the check refuses an answer that builds a model.
+# `tie_word_embeddings`. Compute the number of parameters from these fields alone: the check refuses an answer that
+# builds a model.
 # Try it on a model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.
 
 
@@ -37,9 +38,9 @@ def count_llama(config):
 #
 # $$y = \frac{x}{\mathrm{rms}(x)}\,w \qquad\qquad \mathrm{rms}(x) = \sqrt{\mathrm{mean}(x^2) + \varepsilon}$$
 #
-# for each token separately; all tokens share `w`. Given `g` = ∂L/∂y, find the gradients of x and w. Take care: every
-# element of x changes y in two ways, directly and through the rms of the whole row. Write $i = 1 / \mathrm{rms}(x)$ and
-# first find how $i$ changes with one element of x.
+# The norm is computed for each token separately; all tokens share `w`. Given `g` = ∂L/∂y, find the gradients of x and
+# w. Take care: every element of x changes y in two ways, directly and through the rms of the whole row. Write $i = 1 /
+# \mathrm{rms}(x)$ and first find how $i$ changes with one element of x.
 #
 # A way to notice a mistake: with ε = 0, y does not change when x is scaled. So the gradient has no component along x:
 # each row of `dx * x` adds up to 0.
@@ -56,7 +57,7 @@ def rms_norm_vjp(x, w, g, eps):
 # $$y = \mathrm{silu}(\mathit{gate})\,\mathit{up} \qquad\qquad \mathrm{silu}(z) = z\,\sigma(z) \qquad\qquad \sigma(z) =
 # \frac{1}{1 + e^{-z}}$$
 #
-# elementwise. You need $\sigma'(z) = \sigma(z)(1 - \sigma(z))$ and the product rule, twice.
+# All of this is elementwise. You need $\sigma'(z) = \sigma(z)(1 - \sigma(z))$ and the product rule, twice.
 
 
 # %% points=3
@@ -84,5 +85,5 @@ def distance():
 
 
 # %% [markdown]
-# Compare with minilora's own [`rms_norm` and `swiglu`](../../minilora/engine/fused.py). Both save only their inputs and
-# compute the rest again in the backward pass: this costs a few FLOPs and saves memory.
+# Compare with minilora's own [`rms_norm` and `swiglu`](../../minilora/engine/fused.py). Both save only their inputs
+# and compute the rest again in the backward pass, which costs a few FLOPs and saves memory.

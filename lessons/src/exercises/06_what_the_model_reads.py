@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercises 6: from text to a batch
 #
-# Three functions that belong to [lesson 6](../06_what_the_model_reads.ipynb): they make tokens, labels and a batch.
-# Plain Python is enough for the first two. Replace `raise NotImplementedError`, run the cell, then run the check below
-# it.
+# You write three functions that belong to [lesson 6](../06_what_the_model_reads.ipynb): they make tokens, labels and a
+# batch. Plain Python is enough for the first two. Replace `raise NotImplementedError`, run the cell, then run the
+# check below it.
 #
 # | name | what it is |
 # |---|---|
@@ -39,9 +39,9 @@ def encode_word(word, merges):
 # "user" or "assistant"; `header` holds the ids that begin a turn, and `content` those of the message. In the sequence
 # each turn is its header, its content, and the end token.
 #
-# Return `input_ids` and `labels`, two lists of equal length. Every answer is scored: the model must produce its content,
-# and must stop after it. The model's loss shifts the labels. If the sequence is too long for the model, keep only
-# the first `max_length` tokens of both lists.
+# Return `input_ids` and `labels`, two lists of equal length. Every answer is scored: the model must produce its
+# content, and must stop after it. The model's loss shifts the labels. If the sequence has more than `max_length`
+# tokens, keep the first `max_length` of both lists.
 
 
 # %% points=3

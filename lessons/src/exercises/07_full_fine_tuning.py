@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Exercises 7: the loss, the memory and the gradients of a training step
 #
-# Three functions that belong to [lesson 7](../07_full_fine_tuning.ipynb). Replace `raise NotImplementedError`, run the
-# cell, then run the check below it.
+# You write three functions and a test that belong to [lesson 7](../07_full_fine_tuning.ipynb). Replace `raise
+# NotImplementedError`, run the cell, then run the check below it.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -18,11 +18,12 @@ import numpy as np
 # ## 7.1 Only answers count
 #
 # A model must learn to answer, not to ask. So only tokens of answers are scored. Return their cross-entropy: the mean
-# of $-\log p$ with the natural logarithm. Here p is the probability that the model gave to the token before it read it.
+# of $-\log p$ with the natural logarithm. Here p is the probability that the model gave to a scored token before
+# reading it.
 #
-# You get the logits at all positions. Find out three things: which row of `logits` predicts which token, which tokens
-# are scored, and by what number to divide. A conversation may have several answers, and the first token of each is
-# scored, too. Token 0 is never part of an answer.
+# You are given the logits at all positions. Three things must be right: which row of `logits` predicts which token,
+# which tokens are scored, and by what number to divide. A conversation may have several answers, and the first token
+# of each is scored, too. Token 0 is never part of an answer.
 
 
 # %% points=2
@@ -79,13 +80,13 @@ def step_in_parts(model, parts, optimizer):
 # - `run.step(parts)`: one step. `parts` is a list of micro-batches of equal size, each a dictionary with the gradients of *all*
 #   weights; g is their mean. A weight that is not frozen has a momentum m, which begins at 0: first $m \leftarrow \beta m + g$,
 #   then the weight becomes (1 - lr · decay) times itself, minus lr · m. Frozen weights stay as they are.
-# - `run.save()` returns what a run needs to continue later, and `run.resume(saved)` makes a new run, which was started with
-#   the same arguments, continue exactly where the saved one was.
+# - `run.save()` returns what a run needs to continue later. Call `new.resume(saved)` on a new run, which was started
+#   with the same arguments: it then continues exactly where the saved run was.
 #
 # The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
 # real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
-# all six. The line says how many it caught, and what a survivor breaks. You do not see the versions: think of what must
-# hold, and assert it.
+# all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
+# think of what must hold, and assert it.
 
 
 # %% points=2
@@ -95,6 +96,6 @@ def test_training(training):
 
 # %% [markdown]
 # Three times `ok`? minilora's [`loss_and_grad`](../../minilora/nn/step.py) does what you did in 7.3, with one
-# micro-batch per CPU core. Try `training_bytes` on the shapes of the tiny model, with nothing frozen, and compare with
-# the lesson's ledger: after `import minilora as ml` and `model, _ = ml.load("tiny")`,
+# micro-batch per CPU core. Try `training_bytes` on the shapes of the tiny model, with nothing frozen, and
+# compare with the bytes that the lesson measured: after `import minilora as ml` and `model, _ = ml.load("tiny")`,
 # `{name: p.shape for name, p in model.named_parameters()}` gives the shapes.

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Exercises 8: decomposing an update
 #
-# Three short functions on the singular value decomposition. They belong to [lesson 8](../08_low_rank.ipynb): how many
-# rank-one terms an update needs, the product of two thin matrices that approximates it best, and whether two updates
-# agree.
+# You write three short functions that use the singular value decomposition. They belong to [lesson
+# 8](../08_low_rank.ipynb), and find how many rank-one terms an update needs, which product of two thin matrices
+# approximates it best, and whether two updates agree.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then the cell below it. It tries
-# your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then the cell below it. It
+# tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -37,8 +37,9 @@ def rank_for(delta, share):
 # ## 8.2 The best approximation of rank r
 #
 # A matrix of rank r is a product $BA$ of an (m, r) and an (r, n) matrix. Find the product that approximates `delta`
-# best. Many pairs have the same product, because a factor can be moved from B to A. Choose the balanced pair, in which
-# column i of B is as long as row i of A. (This is how an adapter is extracted from a fully fine-tuned model.)
+# best. Many pairs of matrices have the same product: a number that divides B can multiply A.
+# Choose the balanced pair: column i of B is as long as row i of A.
+# (This is how an adapter is extracted from a fully fine-tuned model.)
 
 
 # %% points=3
@@ -50,9 +51,9 @@ def best_rank_r(delta, r):
 # ## 8.3 Do two updates agree?
 #
 # Training with two seeds gives two updates. Do they use the same directions of the input? The LoRA paper (section 7.2,
-# there for two adapters) compares the r input directions with the largest singular values. They are rows of length 1,
-# so the dot product of two of them is the cosine of the angle between them. Square the cosines of each direction of one
-# update with each direction of the other, sum all squares, and divide by r.
+# for two adapters) compares the r input directions of each update that have the largest singular values.
+# These directions are rows of length 1, so the dot product of two of them is the cosine of the angle between them.
+# Square the cosines of each direction of one update with each direction of the other, sum all squares, and divide by r.
 #
 # The result is 1 if both sets span the same subspace, in any order, and 0 if the subspaces are orthogonal. (For two
 # updates of pure noise it is about r/n, so compare each value with r/n.)
@@ -64,6 +65,6 @@ def overlap(delta, other, r):
 
 
 # %% [markdown]
-# Three times `ok`? Then paste them into a cell below the last one of lesson 8 and try them on its `updates`. How many
-# terms explain 90 % of `q_proj`, and of `gate_proj`? What is the overlap of two blocks, which were trained on the same
-# texts?
+# Three times `ok`? Then paste your functions into a new cell at the end of lesson 8 and try them on its `updates`. How
+# many terms explain 90 % of `q_proj`, and of `gate_proj`? What is the overlap of two blocks, which were trained on the
+# same texts?

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Exercises 9: LoRA by hand
 #
-# Three short functions, each a few lines of NumPy. Together they are LoRA: its forward pass, its backward pass and its
-# initialisation. They belong to [lesson 9](../09_lora.ipynb). You need Python and matrix multiplication.
+# You write three short functions, each a few lines of NumPy. Together they are LoRA: its forward pass, its backward
+# pass and its initialisation. They belong to [lesson 9](../09_lora.ipynb). You need Python and matrix multiplication.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong. Try as often as
-# you like; the matrices are new every time.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong. Try as
+# often as you like; the matrices are new every time.
 #
 # **The letters** are the same in all lessons. One row of `x` is one token.
 #
@@ -28,7 +28,7 @@ import minilora as ml
 # %% [markdown]
 # ## 9.1 The forward pass
 #
-# A linear layer computes $y = x W^\top$. LoRA does not change $W$, and adds an update of low rank:
+# A linear layer computes $y = x W^\top$. LoRA leaves $W$ as it is, and adds an update of low rank to the layer:
 #
 # $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
 #
@@ -44,9 +44,9 @@ def lora_forward(x, W, A, B, alpha):
 # %% [markdown]
 # ## 9.2 The backward pass, by hand
 #
-# Training changes A and B against their gradients, and the layer below needs the gradient of its output, which is x.
-# Derive all three from $g = \partial L/\partial y$ with pencil and paper. Then write them as code with matrix products
-# only. You need one rule:
+# Training changes A and B against their gradients, and the layer below needs the gradient of its output, which is our
+# x. Derive the gradients of x, A and B from $g = \partial L/\partial y$ with pencil and paper. Then write them as code
+# with matrix products only. You need one rule:
 #
 # > If $y = x W^\top$, then $\partial L/\partial W = g^\top x$ and $\partial L/\partial x = g\,W$.
 #
@@ -54,7 +54,7 @@ def lora_forward(x, W, A, B, alpha):
 # $u$ is a linear layer with input $x$ and matrix $A$. What is the gradient of $u$? x is used twice: what happens to the
 # two gradients that come back to it?
 #
-# You can notice a mistake before the check does. Each gradient has the shape of its variable, and if B is zero, `dA`
+# You can find mistakes before you run the check: each gradient has the shape of its variable, and if B is zero, `dA`
 # must be zero. The scale is alpha / r, as above.
 
 

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Exercises 10: merging, unmerging, injection
 #
-# Three functions that belong to [lesson 10](../10_inject.ipynb). With the last one, your own layer is injected into a
-# real model and trained.
+# You write three functions and a test that belong to [lesson 10](../10_inject.ipynb). The third function injects your
+# own layer into a real model, which is then trained.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # In 10.1 and 10.2 a layer is a dictionary:
 #
@@ -26,8 +26,8 @@ from minilora.nn.layers import Linear
 # %% [markdown]
 # ## 10.1 Merge
 #
-# Change the dictionary so that `layer["W"]` alone gives the output that W, A and B give together. Keep the base's
-# array, unchanged, under `kept`. Do not change a layer that is already merged.
+# Change the dictionary so that `layer["W"]` alone gives the output that W, A and B gave together. Keep the base's
+# array itself, unchanged, under `kept`. If a layer is already merged, do not change it.
 
 
 # %% points=2
@@ -38,7 +38,8 @@ def merge(layer):
 # %% [markdown]
 # ## 10.2 Unmerge
 #
-# Undo the merge, bit for bit. Do not change a layer that is not merged.
+# Undo the merge, bit for bit, so that the dictionary is exactly as it was before. If a layer is not merged, do not
+# change it.
 
 
 # %% points=1
@@ -67,7 +68,8 @@ def add_lora(model, targets, make_layer):
 # Now you write a **test** instead of the code. It is called with `lora(W, r, alpha, rng)`, which returns a layer around the
 # frozen matrix W (m, n), ready to train. The layer has
 #
-# - `layer.A` (r, n) and `layer.B` (m, r), which a test may replace as training does; the scale is alpha / r,
+# - `layer.A` (r, n) and `layer.B` (m, r), to which a test may assign new arrays, as training would;
+#   the scale is alpha / r,
 # - `layer.trainable`: a list of the names of what is trained, among `"W"`, `"A"` and `"B"`,
 # - `layer.forward(x)` for x (T, n), and `layer.merged()`, the one matrix (m, n) that gives the same output,
 # - `layer.save()`, which returns the adapter, and `layer.resume(saved)`, after which a new layer around the same W computes
@@ -75,8 +77,8 @@ def add_lora(model, targets, make_layer):
 #
 # The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
 # real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
-# all six. The line says how many it caught, and what a survivor breaks. You do not see the versions: think of what must
-# hold, and assert it.
+# all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
+# think of what must hold, and assert it.
 
 
 # %% points=2
