@@ -30,6 +30,12 @@ def finished(tiny_folder, tmp_path_factory, quick_jobs):
     return folder
 
 
+def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(tiny_folder, tmp_path, capsys):
+    assert main(job(tiny_folder, "--dry-run", "--out", "x")) == 0
+    assert "would take" in (page := capsys.readouterr().out) and " for 3 steps of 4 records" in page
+    assert written(tmp_path) == []
+
+
 # -- report, audit, pull -----------------------------------------------------------------------------------------------
 
 

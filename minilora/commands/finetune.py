@@ -4,7 +4,7 @@ import argparse
 from typing import cast
 
 from ..nn.ranks import world
-from ..options import add_flags
+from ..options import UsageError, add_flags
 from ..train.options import Options
 from .shared import read_options
 
@@ -14,6 +14,11 @@ HELP = "fine-tune a model on a data file, and report what it learned and what it
 def add(parser: argparse.ArgumentParser) -> None:
     """The flags are the fields of Options; --config names a file of them."""
     add_flags(parser, Options)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take three steps, print what the whole run would take (records, memory, time), and write nothing",
+    )
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -25,14 +30,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the job and print its page."""
     from ..pages.text import terminal_width
-    from ..train.job import finetune
-    from .report import page
+    from ..train.job import finetune, rehearse
+    from .report import page, rehearsal
 
     ranks = world()
+    if arguments.dry_run and ranks.size > 1:
+        raise UsageError("--dry-run is for one process: leave out mpiexec")
     options: Options | None = None  # the first rank reads them
     if not ranks.number:
         options = read_options(Options, arguments).on_its_base()
         if options.resume and (begun := options.begun()):  # the options that the run began with
             options = read_options(Options, arguments, begun)
-    if metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
+    if arguments.dry_run:
+        print(rehearsal(rehearse(cast(Options, options)), terminal_width()))
+    elif metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
         print(page(metrics, terminal_width()))

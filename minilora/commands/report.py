@@ -181,20 +181,51 @@ def _advice(metrics: Mapping[str, Any]) -> str:
 # -- what it cost ------------------------------------------------------------------------------------------------------
 
 
+def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
+    """What `rehearse` returned, as text."""
+    options, memory, free = metrics["options"], metrics["peak_memory_bytes"], metrics["free_memory_bytes"]
+    steps, seconds = metrics["planned_steps"], metrics["seconds_per_step"]
+    needed = f"{megabytes(memory['predicted'])} predicted" + (f", {megabytes(free)} free" if free else "")
+    if free and memory["predicted"] > free:
+        less = {"recompute": True, "quantized": options["method"] == "lora"}
+        ways = ["a smaller --batch-size", *(f"--{name}" for name, can in less.items() if can and not options[name])]
+        needed += f": too much; try {listed(ways, 'or')}"
+    rows = {
+        "data": _records(metrics),
+        "trainable parameters": _trainable(metrics),
+        "memory of a step": needed,
+        "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
+        f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, besides measuring",
+        "results": str(options["out"]),
+    }
+    title = rule(f"what fine-tuning {options['base']} on {options['data']} would take", width)
+    lines = [line for name, value in rows.items() for line in _cell(name, value, width)]
+    return "\n".join([title, *lines])
+
+
+def _cell(name: str, value: str, width: int) -> list[str]:
+    return wrapped(value, width, first=f"{name:<22}", indent=INDENT)
+
+
+def _trainable(metrics: Mapping[str, Any]) -> str:
+    trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
+    if metrics["options"]["method"] == "full":
+        return f"all {total:,}"
+    return f"{trainable:,} of {total:,} ({percent(trainable / total, 3)})"
+
+
 def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     def row(name: str, value: str) -> list[str]:
-        return wrapped(value, width, first=f"{name:<22}", indent=INDENT)
+        return _cell(name, value, width)
 
     lora = metrics["options"]["method"] == "lora"
-    trainable, total = metrics["trainable_parameters"], metrics["total_parameters"]
     memory = metrics["peak_memory_bytes"]
     measured = "unknown on this system"
     if memory["measured"] is not None:
         measured = megabytes(memory["measured"])
         measured += f", while {memory['reached']}" if "reached" in memory else ""
     yield rule("what it cost", width)
-    share = f"{trainable:,} of {total:,} ({percent(trainable / total, 3)})" if lora else f"all {total:,}"
-    yield from row("trainable parameters", share)
+    yield from row("trainable parameters", _trainable(metrics))
     yield from row("memory of a step", f"{megabytes(memory['predicted'])} predicted; peak of the process: {measured}")
     owners = [f"{OWNERS.get(name, name)} {megabytes(n)}" for name, n in memory["by_owner"].items() if n]
     yield from row("", ", ".join(owners))

@@ -95,6 +95,13 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def free_memory() -> int | None:
+    """The bytes that programs can still have without swapping; None where the system is not Linux."""
+    about = Path("/proc/meminfo")
+    line = re.search(r"^MemAvailable:\s*(\d+) kB$", about.read_text(), re.MULTILINE) if about.is_file() else None
+    return int(line[1]) * 1024 if line else None
+
+
 def release_memory() -> None:
     """Give freed memory back to the system, where the C library keeps it for later: glibc's does, in each thread."""
     if sys.platform == "linux":

@@ -25,8 +25,9 @@ from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_ada
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from
 from ..lora.variants import lora_plus
+from ..measure.counts import count_parameters
 from ..measure.loss import mean_loss
-from ..measure.process import peak_memory, program_memory, release_memory
+from ..measure.process import free_memory, peak_memory, program_memory, release_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load
@@ -38,15 +39,15 @@ from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
-from ..progress import hide_progress, log
+from ..progress import hide_progress, log, progress
 from ..version import __version__
 from . import checkpoint
 from .checkpoint import State
 from .learn import learn
 from .log import Log
 from .loop import Trainer, TrainingError
-from .material import Material, evaluate, prepare
-from .metrics import base_bytes, memory_of, metrics_of
+from .material import Material, Measured, evaluate, prepare
+from .metrics import base_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
 from .reporting import check_service, reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
@@ -55,6 +56,7 @@ ADAPTER = "default"
 LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
+REHEARSED = 3  # steps whose median is taken: the first one is slower
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a run that diverges says so itself
@@ -129,6 +131,34 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
             save(draw(), (place.partial / PICTURE_FILE).with_stem(f"picture-{name}"))
     place.finish()
     return metrics
+
+
+def rehearse(options: Options) -> dict[str, Any]:
+    """Set a job up, take its first steps, and return what the whole job would take: the first entries of its metrics,
+    with the seconds of a step and the memory that is free. Nothing is written.
+
+    Raises the errors of `finetune`.
+    """
+    options = options.on_its_base()
+    RunFolder(options.folder, options.overwrite, options.resume).refuse()
+    free = free_memory()
+    job = _set_up(options, True, True, ALONE)
+    trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
+    with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
+        while trainer.done < min(REHEARSED, trainer.steps):
+            trainer.step()
+            bar.update()
+    counts = count_parameters(job.model)
+    return {
+        "options": _in_effect(job.model, job.options),
+        "planned_steps": trainer.steps,
+        **sizes_of(job.material),
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        "seconds_per_step": trainer.history.seconds_per_step,
+        "peak_memory_bytes": _memory(job),
+        "free_memory_bytes": free,
+    }
 
 
 # -- set up ------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ def metrics_of(
     kept: which weights are the result, as `History.kept` gives them.
     """
     model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
-    counted = {"validation_paraphrase": material.validation_paraphrase, **material.scored}
     sizes = {  # of the gradients of a step, and of those of a step that trains the whole model
         "sent": sum(p.size for p in trainer.parameters.values()),
         "full_sent": sum(array.size for array in base_state(model).values()),
@@ -45,12 +44,7 @@ def metrics_of(
         "created": now(),
         "steps": len(history.losses),
         "planned_steps": trainer.steps,
-        "records": {
-            "train": len(material.train),
-            "validation": len(material.validation),
-            **{name: len(samples) for name, samples in counted.items() if samples},
-        },
-        "sampled_from": material.sampled_from,
+        **sizes_of(material),
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         **_audited(model, state.base),
@@ -69,6 +63,14 @@ def metrics_of(
         "bytes_per_step": {name: trainer.ranks.bytes_per_step(size) for name, size in sizes.items()},
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
+
+
+def sizes_of(material: Material) -> dict[str, Any]:
+    """The number of records of each set, and of how many they are a sample."""
+    counted = {"validation_paraphrase": material.validation_paraphrase, **material.scored}
+    records = {"train": len(material.train), "validation": len(material.validation)}
+    records |= {name: len(samples) for name, samples in counted.items() if samples}
+    return {"records": records, "sampled_from": material.sampled_from}
 
 
 def base_bytes(model: LanguageModel) -> int:

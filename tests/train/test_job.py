@@ -15,7 +15,7 @@ from modelfiles import CONFIG, TERMS
 
 import minilora as ml
 from minilora.commands.eval import data_of
-from minilora.commands.report import page
+from minilora.commands.report import page, rehearsal
 from minilora.data import records as reading
 from minilora.data.splits import RULE
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
@@ -31,7 +31,7 @@ from minilora.nn.module import sha256_of
 from minilora.nn.ranks import ALONE
 from minilora.train import job
 from minilora.train import metrics as measuring
-from minilora.train.job import finetune
+from minilora.train.job import finetune, rehearse
 from minilora.train.loop import Trainer, TrainingError
 
 SHAPE = replace(CONFIG, max_position_embeddings=1024)
@@ -109,6 +109,21 @@ def test_the_metrics_count_what_was_there(finished, home):
     assert metrics["records"] == {"train": 8, "validation": 2, "paraphrase": 8, "unseen": 2, "general": 6}
     assert metrics["steps"] == len(metrics["train_loss"]) == 6  # three epochs of two batches
     assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 6]
+
+
+def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, tmp_path):
+    chosen, metrics = finished
+    found = rehearse(replace(chosen, out=str(tmp_path / "there" / "x")))
+    same_there = ("records", "sampled_from", "planned_steps", "trainable_parameters", "total_parameters")
+    assert {name: found[name] for name in same_there} == {name: metrics[name] for name in same_there}
+    owners = [dict(each["peak_memory_bytes"]["by_owner"], program=0) for each in (found, metrics)]
+    assert owners[0] == owners[1]
+    assert found["seconds_per_step"] > 0 and os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="holds a finished run"):
+        rehearse(chosen)
+    for free, words in ((None, []), (10**12, ["1,000,000 MB free"]), (1, ["too much; try a smaller", "--recompute"])):
+        text = rehearsal(found | {"free_memory_bytes": free})
+        assert all(word in " ".join(text.split()) for word in words) and ("free" in text) == bool(words)
 
 
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
