@@ -13,6 +13,7 @@ Models
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
   generate           an answer to a conversation, whole or as a stream
+  predict            labels, fields or answers for many texts, as the active adapter was trained
   Streams            many answers at a time, each with its own adapter
 
 Adapters
@@ -90,6 +91,7 @@ from .engine.gradcheck import GradientError
 from .engine.tensor import Tensor, no_grad, op
 from .files.disk import ModelFileError
 from .generate.answers import generate
+from .generate.predict import predict
 from .generate.streams import Streams
 from .lora.adapters import (
     adapter_state,
@@ -137,7 +139,7 @@ __all__ = [
     "clip_grad_norm", "collate", "combine_adapters", "count_parameters", "delta_weight", "disable_adapter",
     "encode_pairs", "encode_record", "encode_records", "encode_text", "finetune", "fit", "generate", "gradcheck",
     "keyword_recall", "load", "load_adapter", "lora_plus", "loss_and_grad", "mean_loss", "merge_adapter",
-    "mixed_batch", "no_grad", "op", "predict_memory", "preferences", "pull", "read_records", "remove_adapter",
-    "save_adapter", "save_model", "scale_adapter", "set_adapter", "sha256_of", "show_progress", "split_records",
-    "unmerge_adapter", "with_reference",
+    "mixed_batch", "no_grad", "op", "predict", "predict_memory", "preferences", "pull", "read_records",
+    "remove_adapter", "save_adapter", "save_model", "scale_adapter", "set_adapter", "sha256_of", "show_progress",
+    "split_records", "unmerge_adapter", "with_reference",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`minilora chat`: one answer, a conversation in a terminal, or an answer for each line of a pipe or a file."""
+"""`minilora chat`: one answer, a conversation in a terminal, or an answer for each line of a pipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import TextIOWrapper
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.fields import read_schema
-from ..files.disk import reading
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import shortened
-from .shared import CONTEXT, Loading, adapters, read_context
+from .shared import CONTEXT, Instead, Loading, adapters, read_context
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -42,12 +41,7 @@ class ChatOptions(Loading):
     )
     base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
     prompt: str | None = option(
-        None,
-        "print the answer of every adapter to this question, and end (default: a conversation)",
-        only={"ask_file": None},
-    )
-    ask_file: str | None = option(
-        None, "the same for each line of a text file, each in a new conversation", metavar="FILE"
+        None, "print the answer of every adapter to this question, and end (default: a conversation)"
     )
     system: str | None = option(
         None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
@@ -74,16 +68,22 @@ class ChatOptions(Loading):
 def add(parser: argparse.ArgumentParser) -> None:
     """The flags are the fields of ChatOptions."""
     add_flags(parser, ChatOptions)
+    parser.add_argument(
+        "--ask-file",
+        nargs=1,
+        action=Instead,
+        const="minilora predict FILE asks each line of it",
+        help=argparse.SUPPRESS,
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Answer `--prompt` or the lines of `--ask-file`; else talk in the terminal, or answer each line of a pipe.
+    """Answer `--prompt`; else talk in the terminal, or answer each line of a pipe.
 
-    Raises RuntimeError at the end of a pipe or a file of which some lines could not be answered.
+    Raises RuntimeError at the end of a pipe of which some lines could not be answered.
     """
     options = from_flags(ChatOptions, arguments)
     named = adapters(options.adapter)
-    questions = None if options.ask_file is None else _lines_of(Path(options.ask_file))
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
     room = model.config.max_position_embeddings - options.max_new_tokens
@@ -95,16 +95,14 @@ def run(arguments: argparse.Namespace) -> None:
     if named:
         talk.choose(chat.names[0])
     if options.prompt is not None:
-        chat.ask_all(options.prompt)
-    elif questions is not None:
-        each_line(chat, questions, lambda line: chat.ask_all(line, titled=True))
+        chat.ask_all(options.prompt.strip())
     elif to_terminal and sys.stdin.isatty():
         in_a_terminal(chat)
     else:
-        each_line(chat, _typed_lines(), chat.handle)
+        each_line(chat, _typed_lines())
 
 
-def each_line(chat: Chat, lines: Iterable[str], handle: Callable[[str], bool]) -> None:
+def each_line(chat: Chat, lines: Iterable[str]) -> None:
     """Handle each line until one ends it. A line that cannot be answered does not stop the others."""
     count = failed = 0
     for line in lines:
@@ -112,7 +110,7 @@ def each_line(chat: Chat, lines: Iterable[str], handle: Callable[[str], bool]) -
         try:
             if _FOREIGN.search(line):
                 raise ValueError(f"not text in {sys.stdin.encoding}: convert it first, as iconv -t UTF-8 does")
-            if not handle(line):
+            if not chat.handle(line):
                 break
         except BrokenPipeError:  # nobody reads the answers any longer
             raise
@@ -151,14 +149,6 @@ def in_a_terminal(chat: Chat) -> None:
             chat.output.note("(stopped)\n")
         except (ValueError, OSError) as error:
             chat.output.note(f"minilora: {error}\n")
-
-
-def _lines_of(path: Path) -> list[str]:
-    try:
-        with reading(path):
-            return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: save it so, or give another --ask-file") from error
 
 
 def _typed_lines() -> Iterator[str]:
@@ -261,17 +251,12 @@ class Chat:
             limit = self.talk.max_new_tokens
             self.output.hint(f"(answers are cut at {limit} tokens: --max-new-tokens allows for more)\n")
 
-    def ask_all(self, question: str, titled: bool = False) -> bool:
-        """Show the answers of all adapters, or of the base, to a question alone. titled: show the question, too."""
-        question = question.strip()
-        if question and titled:
-            self.output.title(f"> {question}")
-        if question and len(self.names) > 1:
+    def ask_all(self, question: str) -> None:
+        """Show the answers of all adapters, or of the base, to a question alone."""
+        if len(self.names) > 1:
             self.compare(question, self.names)
-        elif question:
-            self.talk.clear()
+        else:
             self.answer(question)
-        return True
 
     def compare(self, question: str, names: Sequence[str]) -> None:
         """Show the answers of several versions, each after its name."""

@@ -67,9 +67,11 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     labels += ["", *field_lines(metrics["fields"], width)] if "fields" in metrics else []
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), *labels, "", *_cost(metrics, width)]
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
-    lines += ["", *wrapped(f"Saved in {options['out']}. To talk to it:", width)]
+    use = "To ask it about one text, or about every row of a file:" if labels else "To talk to it:"
+    lines += ["", *wrapped(f"Saved in {options['out']}. {use}", width)]
     context = f" --context {quote(options['context'])}" if options.get("context") else ""
-    return "\n".join([*lines, f"  minilora chat --{flag} {quote(options['out'])}{context}"])
+    whose = f"--{flag} {quote(options['out'])}{context}"
+    return "\n".join([*lines, f"  minilora chat {whose}", *[f"  minilora predict FILE {whose}"] * bool(labels)])
 
 
 def _answers(metrics: Mapping[str, Any], width: int) -> Iterator[str]:

@@ -48,8 +48,13 @@ class Format:
 
 def _pair(row: Mapping[str, Any], question: str, answer: str, below: str = "") -> list[Message]:
     """The messages of two columns. below: a third column, put below the question if the row has it."""
+    return [*_asked(row, question, below), {"role": "assistant", "content": text_of(row, answer)}]
+
+
+def _asked(row: Mapping[str, Any], question: str, below: str = "") -> list[Message]:
+    """The message of a question's column, and of the one below it, if the row has it."""
     more = f"\n\n{text_of(row, below)}" if row.get(below) not in (None, "") else ""
-    return _exchange(text_of(row, question) + more, text_of(row, answer))
+    return [{"role": "user", "content": text_of(row, question) + more}]
 
 
 def _labelled(row: Mapping[str, Any], text: str, label: str) -> list[Message]:
@@ -115,18 +120,43 @@ def rejected_of(row: Mapping[str, Any]) -> str:
     return rejected["content"]
 
 
-def _turns(row: Mapping[str, Any], key: str) -> list[Message]:
-    """The messages of a list of turns: {"role", "content"} or {"from", "value"}."""
+def _turns(row: Mapping[str, Any], key: str, last: str = "assistant") -> list[Message]:
+    """The messages of a list of turns: {"role", "content"} or {"from", "value"}. last: the role of the last message, or
+    the assistant's answer to it follows, which is left out."""
     turns = row[key]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{key} must be a non-empty list, got {_short(turns)}")
     converted = [_turn(i, turn) for i, turn in enumerate(turns, 1)]
+    if converted[-1]["role"] != last == "user":
+        converted.pop()
     first = next((message["role"] for message in converted if message["role"] != "system"), "user")
     if first != "user":
         raise ValueError("the first message must be the user's (or a system message): an answer needs a question")
-    if converted[-1]["role"] != "assistant":
-        raise ValueError("the last message must be the assistant's: the answer to learn")
+    if not converted or converted[-1]["role"] != last:
+        whose = "assistant's: the answer to learn" if last == "assistant" else "user's: the question"
+        raise ValueError(f"the last message must be the {whose}")
     return converted
+
+
+def prompt_of(row: Mapping[str, Any]) -> list[Message]:
+    """The messages of a row up to the question, whether or not the row has an answer, too.
+
+    Raises ValueError for a row without a column of PROMPTS, and for an empty one.
+    """
+    key = next((name for name in PROMPTS if name in row), None)
+    if key is None:
+        raise ValueError(f"which column is the text? There are {_columns(row)}: name it, such as --field text=COLUMN")
+    value = _list_of(key, row[key]) if key in _LISTS and isinstance(row[key], str) else row[key]
+    if isinstance(value, list):
+        messages = _turns({key: value}, key, "user")
+    else:
+        messages = _asked(row, key, "input" if key == "instruction" else "")
+    return _with_system(row, messages)
+
+
+def passage_of(row: Mapping[str, Any]) -> str | None:
+    """The passage of a row, if it has one. Raises ValueError for one that is no text."""
+    return next((text_of(row, key) for key in CONTEXT if row.get(key) not in (None, "")), None)
 
 
 def _turn(i: int, turn: Any) -> Message:
@@ -165,6 +195,7 @@ FORMATS = (  # the first one whose columns a row has
 )
 _LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
 OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
+PROMPTS = ("messages", "conversations", "question", "q", "instruction", *_TEXTS[::-1])  # columns that may be asked
 NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
 
 
@@ -271,9 +302,14 @@ def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:
     messages = kind.read(row, *kind.needs)
     if messages[-1].get("weight") == 0:
         raise ValueError("the last answer has the weight 0, so nothing learns it: leave it out, with its question")
-    if row.get("system") not in (None, "") and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": text_of(row, "system")})
-    return tuple(messages)
+    return tuple(_with_system(row, messages))
+
+
+def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages, after the row's column `system` if it has one and they do not begin with a system message."""
+    if row.get("system") in (None, "") or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": text_of(row, "system")}, *messages]
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:

@@ -30,6 +30,7 @@ from .formats import (
     fields_of,
     format_of,
     listed,
+    passage_of,
     rejected_of,
     rename,
     text_of,
@@ -185,7 +186,7 @@ def read_source(
     splits = Counter(places.values())
     for file, split in places.items():
         reader.read(file, split, split if splits[split] == 1 else file.stem)
-    return reader.finish(source if is_dataset(source) else _path_of(source), stored)
+    return reader.finish(source if is_dataset(source) else path_of(source), stored)
 
 
 def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
@@ -220,7 +221,7 @@ def sha256_of_data(source: str | Path) -> str:
     import hashlib
 
     lines = [f"{sha256_of_file(file)}  {file.name}\n" for file in _files(source)]
-    several = len(lines) > 1 or (not is_dataset(source) and _path_of(source).is_dir())
+    several = len(lines) > 1 or (not is_dataset(source) and path_of(source).is_dir())
     return hashlib.sha256("".join(lines).encode()).hexdigest() if several else lines[0].split()[0]
 
 
@@ -231,10 +232,11 @@ def revision_of_data(source: str | Path) -> str | None:
 
 def _files(source: str | Path) -> dict[Path, str | None]:
     """The files of a source, each with its split."""
-    return fetched(str(source))[1] if is_dataset(source) else files_of(_path_of(source))
+    return fetched(str(source))[1] if is_dataset(source) else files_of(path_of(source))
 
 
-def _path_of(source: str | Path) -> Path:
+def path_of(source: str | Path) -> Path:
+    """The file or folder of a source: a path, or one of BUILT_IN by its name. Raises DataError if there is none."""
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
@@ -357,5 +359,5 @@ def _record(kind: Format, row: Mapping[str, Any], name: str, split: str | None) 
         kind=str(row["kind"]) if kind.labelled and row.get("kind") is not None else None,
         **measured,
     )
-    passages = [text_of(row, key) for key in CONTEXT if key in kind.also and row.get(key) not in (None, "")]
-    return record.open_book(passages[0]) if passages else record
+    passage = passage_of(row) if CONTEXT[0] in kind.also else None
+    return record if passage is None else record.open_book(passage)

@@ -1,4 +1,4 @@
-"""`minilora chat`: its commands, how a terminal shows answers, a prompt, a file, a pipe, and what is refused."""
+"""`minilora chat`: its commands, how a terminal shows answers, a prompt, a pipe, and what is refused."""
 
 import io
 import os
@@ -284,41 +284,6 @@ def test_a_line_in_another_encoding_is_refused_alone_and_named(words, monkeypatc
     assert out.count("\n") >= 2 and err.startswith("minilora: line 2: not text in utf-8: ") and "1 of 3 lines" in err
 
 
-def test_each_line_of_a_file_is_asked_alone_of_every_adapter(words, tmp_path, capsys, model, tokenizer):
-    (tmp_path / "asked.txt").write_text("hello\n\nWhat is a lien?\n" + "x" * 1100, encoding="utf-8-sig")
-    assert main([*words, "--ask-file", "asked.txt"]) == 1
-    out, err = capsys.readouterr()
-    assert (
-        out
-        == "".join(
-            f"> {question}\nlegal:\n{alone(model, tokenizer, 'legal', question)}\n"
-            f"help:\n{alone(model, tokenizer, 'support', question)}\n"
-            for question in ("hello", "What is a lien?")
-        )
-        + f"> {'x' * 1100}\n"
-    )
-    assert "line 4: a question of" in err and "1 of 4 lines could not be answered" in err
-
-
-def test_each_line_of_a_file_is_asked_alone_of_one_adapter(shop, tmp_path, capsys, model, tokenizer):
-    (tmp_path / "asked.txt").write_text("hello\nx\n", encoding="utf-8")
-    one = ["--base", str(shop / "base"), "--adapter", str(shop / "legal"), "--max-new-tokens", "12"]
-    assert main(["chat", *one, "--ask-file", str(tmp_path / "asked.txt")]) == 0
-    answers = [alone(model, tokenizer, "legal", question) for question in ("hello", "x")]
-    assert capsys.readouterr().out == f"> hello\n{answers[0]}\n> x\n{answers[1]}\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "said"), [(None, "cannot be read: No such file"), (b"\xff\xfe", "is not text in UTF-8")]
-)
-def test_a_file_of_questions_that_cannot_be_read_is_said_in_one_line(words, tmp_path, capsys, content, said):
-    if content:
-        (tmp_path / "asked.txt").write_bytes(content)
-    assert main([*words, "--ask-file", "asked.txt"]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("minilora: asked.txt") and said in err and err.count("\n") == 1
-
-
 def test_a_system_prompt_is_given_by_a_flag(words, capsys, model, tokenizer):
     assert main([*words[:5], *words[-2:], "--system", "Be brief.", "--prompt", "hello"]) == 0
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
@@ -360,7 +325,7 @@ def test_a_pipe_that_nobody_reads_any_longer_is_the_end(words, typed, monkeypatc
     ("flags", "reason"),
     [
         (["--top-p", "0"], "top_p must lie above 0 and be at most 1, got 0"),
-        (["--prompt", "a", "--ask-file", "b"], "--prompt means nothing with --ask-file b"),
+        (["--ask-file", "b"], "minilora chat has no --ask-file: minilora predict FILE asks each line of it"),
         (["--prompt", " "], "--prompt is empty: give a question, or leave it out to talk"),
         (
             ["--context", "support-handbook", "--max-new-tokens", "5000"],

@@ -1,0 +1,70 @@
+"""Predictions for many texts at a time: the label of each, its fields, or an answer, as the adapters were trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..data.fields import FieldTask
+from ..data.labels import LabelTask
+from ..data.passages import Handbook
+from ..lora.adapters import active_factors
+from ..models.tokenizer import Message, Tokenizer
+from ..nn.language_model import LanguageModel
+from .answers import generate_batch
+from .conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
+from .fields import guide_of, task_of_adapters
+from .labels import label_logprobs, label_probabilities
+from .streams import check_able
+
+
+def predict(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str | Sequence[Message]],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    system: str | None = None,
+    handbook: Handbook | None = None,
+    schema: FieldTask | None = None,
+) -> list[dict[str, Any]]:
+    """What the active adapters, or else the base or a whole model, predict for each text, in batches on all cores.
+
+    texts: messages or questions, each a string or a conversation that ends with the user's turn.
+    max_new_tokens, temperature, seed: of each answer, as for `generate`.
+    system: the system prompt; None for the one that the adapters were trained under.
+    handbook: passages, the best of which is put before each question.
+    schema: of the fields to find, where the adapters were not trained on a task themselves.
+
+    Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
+    trained on fields the fields, of others {"answer"}, and with a handbook also {"passage"}, its name.
+
+    Raises ValueError, before anything is predicted, for a text that is empty or too long for the model.
+    """
+    check_able(model, tokenizer)
+    if isinstance(texts, str):
+        raise TypeError("expected a list of texts, got a single str: put it in a list")
+    active = dict.fromkeys(active_factors(model), 1.0)
+    task = task_of_adapters(model, active) or schema
+    prompts, passages, last = [], [], []
+    for i, text in enumerate(texts):
+        said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+        if not said or not said[-1]["content"].strip():
+            raise ValueError(f"text {i} is empty")
+        last.append(said[-1]["content"])
+        open_talk, passage = open_book(model, active, handbook, said)
+        talk = with_system(open_talk, system_of(model, active) if system is None else system)
+        prompts.append(talk if task is None else task.asked(talk))
+        passages.append({} if passage is None else {"passage": passage.id})
+    if not prompts:
+        return []
+    if isinstance(task, LabelTask):
+        p = label_probabilities(label_logprobs(model, tokenizer, prompts, task.labels))  # (N, L)
+        return [{"label": task.labels[row.argmax()], "probability": float(row.max())} for row in p]
+    guides = None if task is None else [guide_of(task, tokenizer, text) for text in last]
+    answers = generate_batch(model, tokenizer, prompts, max_new_tokens, temperature, seed, guides=guides)
+    if isinstance(task, FieldTask):
+        return [json.loads(answer) for answer in answers]
+    return [{"answer": answer} | passage for answer, passage in zip(answers, passages, strict=True)]

@@ -1,0 +1,283 @@
+"""`minilora predict` and `ml.predict`: which rows are read, what is predicted for them, and what is written."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+import minilora as ml
+from minilora.cli import main
+from minilora.commands import predict as command
+from minilora.data.fields import FieldTask
+from minilora.data.labels import LabelTask
+from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
+from minilora.data.prompts import Rows, read_prompts
+from minilora.generate import labels
+from minilora.generate.answers import generate
+from minilora.generate.labels import ranked_labels
+from minilora.generate.predict import predict
+from minilora.generate.streams import Streams
+
+LABELS = LabelTask.of(["bill", "crate", "other"])
+FIELDS = FieldTask.of(
+    {"type": "object", "properties": {"kind": {"enum": ["new", "old"]}, "count": {"type": "integer"}}}
+)
+TEXTS = ["hello", 'a "b", c;\td', "é 你好\nand more", "What is a lien?", "  spaces  "]
+TRAINED = {"answer": {}, "labels": LABELS.entry(), "fields": FIELDS.entry()}  # the adapter's entry "data", by its task
+
+
+@pytest.fixture
+def model(loaded):
+    """The base with the adapter legal active."""
+    ml.set_adapter(loaded[0], "legal")
+    yield loaded[0]
+    ml.set_adapter(loaded[0], None)
+
+
+@pytest.fixture
+def trained(model, monkeypatch):
+    """A function that makes the adapter legal one that was trained on this entry "data"."""
+    return lambda data: monkeypatch.setattr(model.adapters["legal"], "data", data)
+
+
+@pytest.fixture
+def folder(shop, tmp_path, monkeypatch):
+    """A function that writes the adapter legal with this entry "data", and returns the flags that name it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(data):
+        shutil.copytree(shop / "legal", tmp_path / "legal", dirs_exist_ok=True)
+        path = tmp_path / "legal" / "minilora.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+        return ["--base", str(shop / "base"), "--adapter", "legal", "--max-new-tokens", "60"]
+
+    return write
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in file]
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+# -- as a function -----------------------------------------------------------------------------------------------------
+
+
+def test_each_text_gets_what_it_gets_alone(model, tokenizer, trained):
+    assert predict(model, tokenizer, TEXTS, 12) == [{"answer": generate(model, tokenizer, x, 12)} for x in TEXTS]
+    trained(TRAINED["labels"])
+    found = predict(model, tokenizer, TEXTS)
+    for text, one in zip(TEXTS, found, strict=True):
+        label, p = ranked_labels(model, tokenizer, LABELS, [{"role": "user", "content": text}], "legal")[0]
+        assert one == {"label": label, "probability": pytest.approx(p, abs=1e-5)}
+    trained(TRAINED["fields"])
+    found = predict(model, tokenizer, TEXTS, 60)
+    assert all(one["kind"] in ("new", "old") and isinstance(one["count"], int) for one in found)
+    assert predict(model, tokenizer, TEXTS[3:4], 60) == found[3:4] and predict(model, tokenizer, []) == []
+
+
+def test_a_schema_is_for_adapters_without_a_task_of_their_own(model, tokenizer, trained):
+    (found,) = predict(model, tokenizer, ["hello"], 60, schema=FIELDS)
+    assert found.keys() == {"kind", "count"}
+    trained(TRAINED["labels"])
+    assert predict(model, tokenizer, ["hello"], schema=FIELDS)[0].keys() == {"label", "probability"}
+
+
+def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, trained):
+    handbook = Handbook([Passage("fees", "A lien costs 3."), Passage("tea", "We serve tea.")], "x")
+    trained({"system": "Be brief."})
+    question = fill("A lien costs 3.", "What is a lien?", TEMPLATE)
+
+    def answer(system, content):
+        return generate(model, tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": content}])
+
+    asked = model, tokenizer, ["What is a lien?"], 64
+    assert predict(*asked) == [{"answer": answer("Be brief.", "What is a lien?")}]
+    assert predict(*asked, system="Be kind.") == [{"answer": answer("Be kind.", "What is a lien?")}]
+    trained({"system": "Be brief.", "context_template": TEMPLATE})
+    assert predict(*asked, handbook=handbook) == [{"answer": answer("Be brief.", question), "passage": "fees"}]
+
+
+@pytest.mark.parametrize(("texts", "said"), [(["a", "  "], "text 1 is empty"), (["a", "x" * 1100], "tokens")])
+@pytest.mark.parametrize("task", TRAINED)
+def test_a_text_that_cannot_be_asked_is_refused_before_work(model, tokenizer, trained, monkeypatch, texts, said, task):
+    trained(TRAINED[task])
+    monkeypatch.setattr(Streams, "step", None)
+    monkeypatch.setattr(labels, "_computing", None)
+    with pytest.raises(ValueError, match=said):
+        predict(model, tokenizer, texts)
+
+
+def test_one_text_is_no_list(model, tokenizer):
+    with pytest.raises(TypeError, match="list of texts, got a single str"):
+        predict(model, tokenizer, "hello")
+
+
+# -- as a command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TRAINED)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_rows_keep_their_columns_and_order(folder, tmp_path, model, tokenizer, trained, task, suffix, monkeypatch):
+    monkeypatch.setattr(command, "AT_ONCE", 2)
+    trained(TRAINED[task])
+    flags, columns = folder(TRAINED[task]), {"id": 7, "text": "", "note": "a\tb, c"}
+    rows = [columns | {"text": text} for text in TEXTS]
+    out = tmp_path / f"out{suffix}"
+    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows), *flags, "--out", str(out)]) == 0
+    expected = [
+        row | {f"predicted_{name}": value for name, value in found.items()}
+        for row, found in zip(rows, predict(model, tokenizer, TEXTS, 60), strict=True)
+    ]
+    for one, right in zip(read(out), expected, strict=True):
+        assert list(one) == list(right)
+        for name, value in right.items():
+            if isinstance(value, float):
+                value = pytest.approx(value, abs=1e-4)
+                one[name] = float(one[name])
+            assert one[name] == (str(value) if suffix != ".jsonl" and isinstance(value, int) else value)
+
+
+def test_a_row_without_a_prediction_does_not_harm_the_others(folder, tmp_path, capsys):
+    flags = folder(TRAINED["labels"])
+    rows = [{"text": text} for text in ("hello", "", "x" * 1100, "tea")]
+    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows), *flags]) == 1
+    out, err = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
+    assert ["predicted_label" in row for row in found] == [True, False, False, True]
+    assert "2 of 4 rows have no prediction: line 2: text must be" in err and "line 3: a message with its label" in err
+    good = write_jsonl(tmp_path / "good.jsonl", [rows[0], rows[3]])
+    assert main(["predict", good, *flags]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [found[0], found[3]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, suffix):
+    monkeypatch.setattr(command, "AT_ONCE", 2)
+    words = ["predict", write_jsonl(tmp_path / "in.jsonl", [{"text": x} for x in TEXTS]), *folder(TRAINED["labels"])]
+    assert main([*words, "--out", f"whole{suffix}"]) == 0
+    calls = []
+
+    def until_interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict(*args)
+
+    monkeypatch.setattr(command, "predict", until_interrupted)
+    out = [*words, "--out", f"part{suffix}"]
+    assert main(out) == 130 and len(read(tmp_path / f"part{suffix}")) == 2
+    assert f"2 of 5 rows are in part{suffix}: the same command with --resume continues" in capsys.readouterr().err
+    assert main([*out, "--resume"]) == 0 and len(calls) == 4  # two batches of the three rows that were left
+    whole, part = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("whole", "part"))
+    assert whole == part
+    assert (
+        main(out) == 1 and "is there already: --resume continues it, --overwrite replaces it" in capsys.readouterr().err
+    )
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "other"}, *({"text": x} for x in TEXTS)])
+    assert main([*out, "--resume"]) == 1 and "not row 1 of the file to predict for" in capsys.readouterr().err
+    assert (tmp_path / f"part{suffix}").read_bytes() == whole
+    assert main([*out, "--overwrite"]) == 0 and len(read(tmp_path / f"part{suffix}")) == 6
+
+
+def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsys):
+    flags = folder(TRAINED["labels"])
+    (tmp_path / "in.csv").write_text("text;n\nhello;1\n", encoding="utf-8-sig")
+    assert main(["predict", "in.csv", *flags]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading == "text,n,predicted_label,predicted_probability" and row.startswith("hello,1,")
+    (tmp_path / "in.txt").write_text("hello\n\ntea, please\n")
+    assert main(["predict", "in.txt", *flags]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["hello", "tea, please"]
+
+
+def test_columns_have_the_names_of_training(folder, tmp_path, capsys):
+    flags = folder(TRAINED["labels"] | {"field": {"text": "body", "label": "topic"}})
+    path = write_jsonl(tmp_path / "in.jsonl", [{"body": "hello", "text": "another column"}])
+    said = []
+    for more in ([], ["--field", "text=body"], ["--field", "text=text"]):
+        assert main(["predict", path, *flags, *more]) == 0
+        said.append(json.loads(capsys.readouterr().out)["predicted_probability"])
+    assert said[0] == said[1] != said[2]
+
+
+def test_a_passage_in_a_row_is_read_as_in_training(folder, tmp_path, capsys, model, tokenizer):
+    row = {"question": "How much?", "context": "It costs 3."}
+    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", [row]), *folder({"context_template": TEMPLATE})]) == 0
+    found = json.loads(capsys.readouterr().out)
+    asked = fill(row["context"], row["question"], TEMPLATE)
+    assert found == row | {"predicted_answer": generate(model, tokenizer, asked, 60)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "said"),
+    [
+        ([{"a": "x", "b": "y"}], [], "in.jsonl:1: which column is the text? There are a, b: name it, such as --field"),
+        ([{"text": "x", "predicted_label": "y"}], [], "in.jsonl has a column predicted_label already: rename it"),
+        ([{"text": "x"}], ["--out", "a.xlsx"], "rows are written as .csv, .tsv, .jsonl, got .xlsx"),
+        ([{"text": "x"}], ["--out", "no/a.csv"], "no/a.csv: there is no folder no"),
+        ([{"text": "x"}], ["--resume"], "--resume continues a file: give it with --out"),
+        ([{"text": "x"}], ["--field", "txt=x"], "minilora reads no 'txt' (did you mean text?)"),
+        ([{"text": "x"}], ["--schema", "s.json", "--context", "c.md"], "--schema means nothing with --context"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(folder, tmp_path, capsys, rows, flags, said):
+    words = ["predict", write_jsonl(tmp_path / "in.jsonl", rows), *folder(TRAINED["labels"]), *flags]
+    assert main(words) in (1, 2)
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "last"),
+    [
+        ({"text": "a"}, "a"),
+        ({"message": "a", "label": "x"}, "a"),
+        ({"question": "a", "answer": "x", "text": "b"}, "a"),
+        ({"q": "a"}, "a"),
+        ({"instruction": "a", "input": "b", "output": "x"}, "a\n\nb"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": "x"}, "a"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}]}, "a"),
+        ({"messages": '[{"role": "user", "content": "a"}]'}, "a"),
+        ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}]}, "a"),
+        ({"Question": "a", "system": "s"}, "a"),
+    ],
+)
+def test_the_prompt_of_a_row_is_found_with_and_without_an_answer(tmp_path, row, last):
+    write_jsonl(tmp_path / "in.jsonl", [row])
+    (prompt,) = read_prompts(tmp_path / "in.jsonl")
+    assert prompt.row == row and prompt.messages[-1] == {"role": "user", "content": last}
+    has_system = "system" in row or "conversations" in row
+    assert [m["role"] for m in prompt.messages] == ["system", "user"][not has_system :]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "the file is empty"),
+        ('{"text": "a"}\n{"text": ', "in.jsonl:2: not JSON"),
+        ('{"text": ""}', "in.jsonl:1: text must be a non-empty text"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "the last message must be the user's|user's"),
+    ],
+)
+def test_a_file_without_a_prompt_is_refused(tmp_path, content, said):
+    (tmp_path / "in.jsonl").write_text(content)
+    with pytest.raises(ml.DataError, match=said):
+        read_prompts(tmp_path / "in.jsonl")
+
+
+def test_a_table_holds_lists_as_json_and_nothing_as_an_empty_cell():
+    rows = Rows(".csv", ["a", "b", "c"])
+    assert rows.heading() + rows.text({"a": ["x", "ü"], "b": None}) == 'a,b,c\n"[""x"", ""ü""]",,\n'
