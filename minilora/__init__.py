@@ -6,10 +6,10 @@
     loss = ml.loss_and_grad(model, input_ids, labels)
 
 Models
-  load               load a model and its tokenizer: "tiny", "smollm2", a GGUF file, a folder or one on huggingface.co
+  load               a model and its tokenizer: "tiny", "smollm2", a GGUF file, a folder, or a name on huggingface.co
   pull               download a named model and verify its SHA-256
-  save_model         write a whole model, trained as a whole or merged, as a Hugging Face folder or a GGUF file
-  ModelFileError     what is wrong with the file of a model or an adapter
+  save_model         write a whole model, fully fine-tuned or merged, as a Hugging Face folder or a GGUF file
+  ModelFileError     raised for the file of a model or an adapter that is missing, damaged or does not fit
   Config             the shape of a Llama model
   Llama              the model: ids in, logits or a loss out
   generate           an answer to a conversation, whole or as a stream
@@ -34,34 +34,34 @@ Adapters
   count_parameters   trainable and frozen parameters
   adapter_state      an adapter's arrays, by name
   base_state         the base's arrays, by name
-  sha256_of          the fingerprint of such arrays
+  sha256_of          the SHA-256 of such arrays
   audit              check what every adapter must satisfy
-  AuditError         the first check that fails
+  AuditError         raised for the first check that fails
 
 Gradients
-  Tensor             an array that remembers how it was computed
-  op                 make a function of arrays, with its VJPs, an operation
-  no_grad            compute without remembering
-  gradcheck          compare gradients with measured derivatives
-  GradientError      the first gradient that is wrong: where, got, expected
+  Tensor             an array and, for the backward pass, how it was computed
+  op                 turn a function of arrays that returns its value and VJPs into an operation
+  no_grad            compute without building a graph
+  gradcheck          compare gradients with central differences
+  GradientError      raised for the first gradient that is wrong: where, got, expected
 
 Data
   read_records       the records of a file or folder (JSONL, JSON, CSV, TSV, text), of dicts, or of "legal" and its like
   split_records      records by split: train, validation, test
   encode_record      one conversation as a sample: token ids, and labels for the answers alone
-  encode_records     the same for many
+  encode_records     the same for many records
   encode_pairs       records with a chosen and a rejected answer as pairs, for DPO
-  encode_text        a text as samples of some length
+  encode_text        a text, divided into samples
   Record             one conversation and what is known about it
   Sample             token ids and their labels
   Pair               a chosen and a rejected answer to one prompt, as samples
   collate            samples as the rows of a padded batch: input ids and labels
-  DataError          every bad line of a data file
+  DataError          raised for a data file, with a line for each kind of mistake
 
 Training
-  fit                train whatever is trainable for some steps, or until validation finds nothing better
-  History            what happened: losses, seconds, tokens
-  TrainingError      at which step numbers ceased to be finite, and what to try
+  fit                train all trainable parameters, for some steps or until the validation loss stops falling
+  History            the losses, seconds and tokens of a training run
+  TrainingError      raised when the loss is no longer finite: at which step, and what to try
   with_reference     pairs with a model as DPO's reference: before training on them
   preferences        which of two answers a model prefers, and by how much more than its reference
   mean_loss          the loss per scored token over samples
@@ -71,14 +71,14 @@ Training
   Options            what `finetune` does: the flags of the command
   show_progress      print lines and progress bars on stderr, as the command line does
   loss_and_grad      the loss of a batch and its gradients, in micro-batches on all cores
-  Step               a training step, as far as its bytes depend on it
-  predict_memory     what a step will hold, owner by owner, from shapes alone
+  Step               what the memory of a training step depends on
+  predict_memory     the memory of a step by owner (weights, activations ...), from shapes alone
   Module             named parameters and submodules
   Linear             y = x Wᵀ (+ bias): what adapters are put on, also in a module of your own
   Parameter          a tensor that a module owns
   SGD                stochastic gradient descent
   AdamW              Adam with decoupled weight decay
-  clip_grad_norm     scale gradients to a largest common norm, in a training loop of your own
+  clip_grad_norm     clip gradients to a global norm, in a training loop of your own
 
 Importing this package loads NumPy and no other third-party package; the rest is loaded by what needs it.
 """

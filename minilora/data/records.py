@@ -149,12 +149,13 @@ def read_records(
     tokenizer: Tokenizer | None = None,
     field: Mapping[str, str] | None = None,
 ) -> list[Record]:
-    """Read a file, a folder of train, valid and test files, a data set by its name on huggingface.co (repository.py),
-    or one of BUILT_IN by its name; or rows as dicts: a list, a split of Hugging Face's `datasets`, or of a DataFrame
-    `frame.to_dict("records")`.
+    """Read the records of a data set.
 
+    source: a file; a folder of train, valid and test files, or of texts; a name on huggingface.co (repository.py) or in
+        BUILT_IN; or rows as dicts, such as a list, a split of Hugging Face's `datasets`, or
+        `frame.to_dict("records")` of a DataFrame.
     tokenizer: if given, text that it cannot encode is reported too.
-    field: the file's names of columns, by minilora's: `{"question": "q"}` reads the column q as the question.
+    field: names of columns: `{"question": "q"}` reads the column q as the question.
 
     Raises DataError with a line for each kind of mistake.
     """

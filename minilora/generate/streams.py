@@ -156,8 +156,8 @@ class Streams:
 
     mixed: False computes every answer with the adapters that are active or merged on the model; `add` takes none then.
     prefix: tokens with which every prompt begins, computed and held once: for adapters that are active or merged.
-    known: keeps what was computed, so that a prompt which continues an earlier one is computed from there. Without
-        `mixed` it must be that of these active adapters alone.
+    known: prefix caching: it keeps the KV cache of earlier prompts, from which a prompt that continues one of them is
+        computed. Without `mixed` it must be for these active adapters alone.
     """
 
     def __init__(

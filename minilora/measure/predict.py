@@ -186,7 +186,7 @@ def _fields_of(model: LanguageModel) -> dict[str, Any]:
 
 
 def predict_memory(step: Step) -> Memory:
-    """What a training step holds at its peak, by owner.
+    """Predict the peak memory of a training step, in bytes by owner.
 
     In the backward pass gradients grow while activations are freed. An adapter's gradients, which are small, count in
     full; for full fine-tuning the result is the larger of both ends.

@@ -36,7 +36,7 @@ def with_reference(model: LanguageModel, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def preferences(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, float]:
-    """What a model prefers.
+    """Measure which of two answers a model prefers.
 
     "loss": DPO's, the mean over pairs of -log σ(beta (log-ratio - reference)), which `mean_loss` computes as well.
     "chosen": the share of pairs whose chosen answer is more probable than the rejected one.

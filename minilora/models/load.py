@@ -57,9 +57,9 @@ def load(
     name: "tiny", "smollm2" (pulled if missing), a name on huggingface.co (repository.py), a GGUF file, or a Hugging
         Face folder.
     quantized: True keeps the matrices of a GGUF file as they are stored (quant.PACKED has the kinds), and frozen. They
-        take a fifth of the memory, and time: a product with many rows unpacks them. A kind, "nf4", "fp4", "int4",
-        "q8_0" or "q4_1", quantises the matrices of any base. All other weights are float32, and trainable until an
-        adapter freezes them.
+        take a fifth of float32's memory, but more time: a matmul with many rows dequantises them. A kind, "nf4",
+        "fp4", "int4", "q8_0" or "q4_1", quantises the matrices of any base. All other weights are float32, and
+        trainable until an adapter freezes them.
     recompute: activation checkpointing: save only each block's input, and compute the block again in the backward pass.
     device: "cpu" or "cuda".
     dtype: of the matrices. Trainable parameters, and everything between matmuls, are always float32.

@@ -44,7 +44,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A node of the tree: its attributes are parameters and other modules, or lists, tuples and dicts of them."""
+    """A part of a model: its attributes are parameters and other modules, or lists, tuples and dicts of them."""
 
     training: bool = True
     adapters: Mapping[str, Any] = MappingProxyType({})  # a model's adapters by name: see lora/adapters.py

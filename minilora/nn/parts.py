@@ -26,10 +26,10 @@ GOOD = 256  # with more, matmuls gain little, and the activations saved for the 
 
 @dataclass(frozen=True, repr=False)
 class Sample:
-    """One sequence of token ids with its labels: the same ids, -100 for a token that is not scored, as the first one
-    never is, which nothing predicts.
+    """One sequence of token ids with its labels: the same ids, or -100 for a token that is not scored. The first one
+    never is, because nothing predicts it.
 
-    others: paraphrases of this sample. Each epoch takes one of them all.
+    others: paraphrases of this sample. The epochs take the sample and these in turn.
 
     Lists and arrays of integers are stored as tuples. Raises ValueError for another number of labels than ids.
     """
@@ -83,7 +83,7 @@ class Pair:
 
     chosen, rejected: the prompt with each answer; the tokens of the answers are scored.
     reference: log π(chosen) - log π(rejected) of the model before training (see `with_reference`).
-    beta: how strongly training is held near that model; DPO's β.
+    beta: DPO's β: the higher, the closer training keeps the model to that one.
     """
 
     chosen: Sample

@@ -34,7 +34,7 @@ _MACHINE: dict[str, Any] = {"group": "memory and device"}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to fine-tune on what, and how. Raises ValueError for values that are not allowed, alone or together."""
+    """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
 
     base: str = option(
         None, f"{BASE} (default: {DEFAULT_BASE}; with --adapter, the one that its folder names)", path=True
