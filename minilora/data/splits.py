@@ -27,7 +27,7 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
     check_records(records)
     splits = by_split(records)
     if not splits["train"]:
-        raise DataError('no record is left to train on: none has "split": "train"')
+        raise DataError('no record is left to train on: give some "split": "train", or leave the column out')
     return splits
 
 

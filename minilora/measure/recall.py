@@ -45,7 +45,7 @@ def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:
     """
     shares = [share for share, record in zip(recalls(answers, records), records, strict=True) if record.keywords]
     if not shares:
-        raise ValueError("no record has keywords")
+        raise ValueError("no record has keywords: give some a list of words that an answer should contain")
     return float(np.mean(shares))
 
 

@@ -92,7 +92,8 @@ def load(
             raise _unknown(name)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelFileError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model has only {model.config.vocab_size}"
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model has only {model.config.vocab_size}: "
+            "put the tokenizer of this model there"
         )
     leave_cores(in_bfloat16)
     for _, parameter in model.named_parameters():
