@@ -391,7 +391,7 @@ def test_a_form_on_smollm2_goes_into_a_page_that_had_no_such_column(shelf, tmp_p
     text = (folder / "README.md").read_text("utf-8")
     whole = write_page(run([], SERIAL), tmp_path / "whole").read_text("utf-8")
     assert text.partition("\n\n| claim")[2] == whole.partition("\n\n| claim")[2]
-    assert "its own verdict in the last column" in text and text.count("# What papers say") == 1
+    assert "its own verdict in the last column" in text and text.count("# Claims of papers") == 1
     assert "2 claims: 2 reproduced, 0 not at this size, 0 contradicted; on SmolLM2 1 of them: 0 reproduced" in text
     assert status("reproduce", "good", "--jobs=1", "--into", str(folder)) == 0
     assert rows_of((folder / "README.md").read_text("utf-8"))["also-good"] == rows_of(text)["also-good"]
