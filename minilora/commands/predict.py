@@ -14,6 +14,7 @@ from typing import Any
 from ..data.fields import FieldTask, Task, read_schema
 from ..data.formats import CONTEXT as PASSAGES
 from ..data.formats import PROMPTS
+from ..data.labels import LabelTask
 from ..data.passages import fill
 from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
 from ..data.records import path_of
@@ -33,7 +34,6 @@ HELP = "write a label, fields or an answer for every row of a file"
 AT_ONCE = 192  # rows whose predictions are written together
 SHOWN = 3  # rows without a prediction that are named
 PREFIX = "predicted_"  # of the columns that are added
-LABEL = f"{PREFIX}label"
 ASKED = (*PROMPTS, "input", "system", *PASSAGES)  # columns that make the prompt
 
 
@@ -104,13 +104,14 @@ def run(arguments: argparse.Namespace) -> None:
     room = model.config.max_position_embeddings - options.max_new_tokens
     handbook = read_context(options.context, model, tokenizer, room)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
-    added = _added(task_of_adapters(model, choice) or schema, handbook is not None)
+    task = task_of_adapters(model, choice) or schema
+    added = _added(task, handbook is not None)
     if taken := [name for name in added if name in own]:
         raise ValueError(f"{path} has a column {taken[0]} already: rename it or leave it out")
     suffix = (path if out is None else out).suffix.lower()
     rows = Rows(suffix if out or suffix in TABLES else JSON_LINES, [*own, *added])
     done = rows.done(out, prompts) if out is not None and options.resume and out.exists() else 0
-    template, unit = template_of(model, choice), "record" if LABEL in added else "answer"
+    template, unit = template_of(model, choice), "record" if isinstance(task, LabelTask) else "answer"
 
     def asked(prompt: Prompt) -> Sequence[Message]:
         """The messages of a row, with its passage, if it has one and the adapter was trained to read some."""
@@ -143,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
                     if isinstance(found, str):
                         failed.append(f"line {prompt.line}: {found}")
                         found = {}
-                    if LABEL in added and found:
+                    if isinstance(task, LabelTask) and found:
                         labels.update([found["label"]])
                         found |= {"probability": round(found["probability"], 4)}
                     text += rows.text({**prompt.row, **{f"{PREFIX}{name}": value for name, value in found.items()}})

@@ -84,15 +84,15 @@ class Rows:
     def text(self, row: Mapping[str, Any]) -> str:
         """A row. A table holds a list or an object as JSON, and nothing as an empty cell."""
         if self.comma is None:
-            return json.dumps(row, ensure_ascii=False) + "\n"
+            return _json(row) + "\n"
         return self._line([_cell(row.get(name)) for name in self.columns])
 
     def done(self, path: Path, prompts: Sequence[Prompt]) -> int:
         """How many rows a file has that was written before. Raises DataError unless they are the first of `prompts`."""
-        count, shown = 0, _cell if self.comma else (lambda value: value)
+        count = 0
         for count, (line, row) in enumerate(read_rows(path)[1], 1):
             own = prompts[count - 1].row if count <= len(prompts) else {}
-            if isinstance(row, ValueError) or not own or any(shown(row.get(x)) != shown(own[x]) for x in own):
+            if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
                 raise DataError(f"{path}:{line}: not row {count} of the file to predict for: --overwrite replaces it")
         return count
 
@@ -105,4 +105,8 @@ class Rows:
 def _cell(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
+    return "" if value is None else _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)  # dates, which a Parquet file may have, as text

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from datetime import date
 
 import pytest
 
@@ -79,13 +80,13 @@ def test_each_text_gets_what_it_gets_alone(model, tokenizer, trained):
         assert one == {"label": label, "probability": pytest.approx(p, abs=1e-5)}
     trained(TRAINED["fields"])
     found = predict(model, tokenizer, TEXTS, 60)
-    assert all(one["kind"] in ("new", "old") and isinstance(one["count"], int) for one in found)
+    assert all(one["label"] in ("new", "old") and isinstance(one["count"], int) for one in found)
     assert predict(model, tokenizer, TEXTS[3:4], 60) == found[3:4] and predict(model, tokenizer, []) == []
 
 
 def test_a_schema_is_for_adapters_without_a_task_of_their_own(model, tokenizer, trained):
     (found,) = predict(model, tokenizer, ["hello"], 60, schema=FIELDS)
-    assert found.keys() == {"kind", "count"}
+    assert found.keys() == {"label", "count"}
     trained(TRAINED["labels"])
     assert predict(model, tokenizer, ["hello"], schema=FIELDS)[0].keys() == {"label", "probability"}
 
@@ -279,5 +280,8 @@ def test_a_file_without_a_prompt_is_refused(tmp_path, content, said):
 
 
 def test_a_table_holds_lists_as_json_and_nothing_as_an_empty_cell():
-    rows = Rows(".csv", ["a", "b", "c"])
-    assert rows.heading() + rows.text({"a": ["x", "ü"], "b": None}) == 'a,b,c\n"[""x"", ""ü""]",,\n'
+    rows, day = Rows(".csv", ["a", "b", "c"]), date(2026, 1, 2)
+    assert (
+        rows.heading() + rows.text({"a": ["x", "ü", day], "b": None}) == 'a,b,c\n"[""x"", ""ü"", ""2026-01-02""]",,\n'
+    )
+    assert Rows(".jsonl", []).text({"a": day, "b": "ü"}) == '{"a": "2026-01-02", "b": "ü"}\n'
