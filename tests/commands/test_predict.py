@@ -22,7 +22,7 @@ from minilora.generate.streams import Streams
 
 LABELS = LabelTask.of(["bill", "crate", "other"])
 FIELDS = FieldTask.of(
-    {"type": "object", "properties": {"kind": {"enum": ["new", "old"]}, "count": {"type": "integer"}}}
+    {"type": "object", "properties": {"label": {"enum": ["new", "old"]}, "count": {"type": "integer"}}}
 )
 TEXTS = ["hello", 'a "b", c;\td', "é 你好\nand more", "What is a lien?", "  spaces  "]
 TRAINED = {"answer": {}, "labels": LABELS.entry(), "fields": FIELDS.entry()}  # the adapter's entry "data", by its task
