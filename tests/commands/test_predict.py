@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -21,9 +23,8 @@ from minilora.generate.predict import predict
 from minilora.generate.streams import Streams
 
 LABELS = LabelTask.of(["bill", "crate", "other"])
-FIELDS = FieldTask.of(
-    {"type": "object", "properties": {"label": {"enum": ["new", "old"]}, "count": {"type": "integer"}}}
-)
+KINDS, NAME = {"enum": ["new", "old"]}, {"type": ["string", "null"]}
+FIELDS = replace(FieldTask.of({"type": "object", "properties": {"label": KINDS, "name": NAME}}), copied=("name",))
 TEXTS = ["hello", 'a "b", c;\td', "é 你好\nand more", "What is a lien?", "  spaces  "]
 TRAINED = {"answer": {}, "labels": LABELS.entry(), "fields": FIELDS.entry()}  # the adapter's entry "data", by its task
 
@@ -80,13 +81,24 @@ def test_each_text_gets_what_it_gets_alone(model, tokenizer, trained):
         assert one == {"label": label, "probability": pytest.approx(p, abs=1e-5)}
     trained(TRAINED["fields"])
     found = predict(model, tokenizer, TEXTS, 60)
-    assert all(one["label"] in ("new", "old") and isinstance(one["count"], int) for one in found)
-    assert predict(model, tokenizer, TEXTS[3:4], 60) == found[3:4] and predict(model, tokenizer, []) == []
+    assert all(one["label"] in ("new", "old") and (one["name"] or "") in x for x, one in zip(TEXTS, found, strict=True))
+    assert predict(model, tokenizer, TEXTS[3:4], 60) == found[3:4]
+
+
+@pytest.mark.parametrize("task", TRAINED)
+def test_no_texts_have_no_predictions(model, tokenizer, trained, task):
+    trained(TRAINED[task])
+    assert predict(model, tokenizer, []) == []
+
+
+def test_answers_are_drawn_with_the_seed(model, tokenizer):
+    drawn = [predict(model, tokenizer, ["hello"], 12, 1.0, seed)[0]["answer"] for seed in (0, 1)]
+    assert drawn == [generate(model, tokenizer, "hello", 12, 1.0, seed) for seed in (0, 1)] and drawn[0] != drawn[1]
 
 
 def test_a_schema_is_for_adapters_without_a_task_of_their_own(model, tokenizer, trained):
     (found,) = predict(model, tokenizer, ["hello"], 60, schema=FIELDS)
-    assert found.keys() == {"label", "count"}
+    assert found.keys() == {"label", "name"}
     trained(TRAINED["labels"])
     assert predict(model, tokenizer, ["hello"], schema=FIELDS)[0].keys() == {"label", "probability"}
 
@@ -106,7 +118,15 @@ def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, t
     assert predict(*asked, handbook=handbook) == [{"answer": answer("Be brief.", question), "passage": "fees"}]
 
 
-@pytest.mark.parametrize(("texts", "said"), [(["a", "  "], "text 1 is empty"), (["a", "x" * 1100], "tokens")])
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["a", "  "], "text 1 is empty"),
+        ([[{"role": "system", "content": "a"}, {"role": "user", "content": ""}]], "text 0 is empty"),
+        (["a", []], "text 1 is empty"),
+        (["a", "x" * 1100], "tokens"),
+    ],
+)
 @pytest.mark.parametrize("task", TRAINED)
 def test_a_text_that_cannot_be_asked_is_refused_before_work(model, tokenizer, trained, monkeypatch, texts, said, task):
     trained(TRAINED[task])
@@ -126,7 +146,9 @@ def test_one_text_is_no_list(model, tokenizer):
 
 @pytest.mark.parametrize("task", TRAINED)
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_rows_keep_their_columns_and_order(folder, tmp_path, model, tokenizer, trained, task, suffix, monkeypatch):
+def test_rows_keep_their_columns_and_order(
+    folder, tmp_path, model, tokenizer, trained, task, suffix, monkeypatch, capsys
+):
     monkeypatch.setattr(command, "AT_ONCE", 2)
     trained(TRAINED[task])
     flags, columns = folder(TRAINED[task]), {"id": 7, "text": "", "note": "a\tb, c"}
@@ -140,10 +162,12 @@ def test_rows_keep_their_columns_and_order(folder, tmp_path, model, tokenizer, t
     for one, right in zip(read(out), expected, strict=True):
         assert list(one) == list(right)
         for name, value in right.items():
-            if isinstance(value, float):
-                value = pytest.approx(value, abs=1e-4)
-                one[name] = float(one[name])
-            assert one[name] == (str(value) if suffix != ".jsonl" and isinstance(value, int) else value)
+            value = f"{value:.4f}".rstrip("0") if isinstance(value, float) else value
+            assert str(one[name]) == ("" if value is None and suffix != ".jsonl" else str(value))
+    err = capsys.readouterr().err
+    assert "| 5/5 [" in err and "\n5 rows in " in err
+    for label, count in Counter(row.get("predicted_label") for row in expected if task == "labels").items():
+        assert f"{label} {count}" in err
 
 
 def test_a_row_without_a_prediction_does_not_harm_the_others(folder, tmp_path, capsys):
@@ -217,6 +241,17 @@ def test_a_passage_in_a_row_is_read_as_in_training(folder, tmp_path, capsys, mod
     found = json.loads(capsys.readouterr().out)
     asked = fill(row["context"], row["question"], TEMPLATE)
     assert found == row | {"predicted_answer": generate(model, tokenizer, asked, 60)}
+
+
+def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokenizer):
+    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "How much?"}]), folder({"context_template": TEMPLATE})
+    (tmp_path / "prices.md").write_text("It costs 3.")
+    more = ["--system", "Be kind.", "--temperature", "1", "--seed", "3", "--context", "prices.md"]
+    assert main(["predict", path, *flags, *more]) == 0
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": fill("It costs 3.", "How much?")}]
+    answer = generate(model, tokenizer, asked, 60, 1.0, 3)
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"text": "How much?", "predicted_answer": answer, "predicted_passage": "paragraph 1"}
 
 
 @pytest.mark.parametrize(
