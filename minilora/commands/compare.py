@@ -131,7 +131,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
                 tries[method][lr] = runs.found(method, lr, compared=False)
     for method in METHODS:
         if (beyond := next_rate(_losses(tries[method]))) is not None:
-            log.info(f"{NAMES[method]} is best at the edge of its grid: {beyond:g} is tried, too")
+            log.info(f"{NAMES[method]}: the best learning rate is at the edge of the grid: trying {beyond:g} as well")
             runs.total += 1
             tries[method][beyond] = runs.found(method, beyond, compared=False)
     search = {method: _outcome(method, tries[method], rates[method]) for method in METHODS}

@@ -52,7 +52,7 @@ class PredictOptions(Loading):
     )
     resume: bool = option(False, "continue the file of --out after the rows that it has")
     field: Mapping[str, str] | None = option(
-        None, "columns under other names, such as text=body (default: those of the adapter's training)"
+        None, "names of your columns, such as text=body (default: those of the adapter's training)"
     )
     system: str | None = option(
         None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
@@ -65,8 +65,8 @@ class PredictOptions(Loading):
         only={"context": None},
     )
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, at most")
-    temperature: float = option(0.0, "0 takes the most likely token; above 0, tokens are drawn")
-    seed: int = option(0, "seed of the draws, for a temperature above 0")
+    temperature: float = option(0.0, "0 takes the most likely token (greedy); above 0, tokens are sampled")
+    seed: int = option(0, "seed of the sampling, for a temperature above 0")
 
     def __post_init__(self):
         check(self)

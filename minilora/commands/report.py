@@ -197,7 +197,7 @@ def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
         "trainable parameters": _trainable(metrics),
         "memory of a step": needed,
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
-        f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, besides measuring",
+        f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),
     }
     title = rule(f"what fine-tuning {options['base']} on {options['data']} would take", width)

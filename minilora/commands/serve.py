@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             names = ", ".join(engine.versions)
             log.info(f"{names}: {address} (the page), {address}/v1 (for OpenAI's clients); Ctrl-C ends")
             if not is_loopback(options.host):
-                log.info("warning: others can reach it, and nobody is asked for a password")
+                log.info("warning: other machines can reach it, without a password")
             if options.demo and not options.no_open:
                 threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
             server.run()

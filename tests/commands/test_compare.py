@@ -76,7 +76,7 @@ def test_a_best_rate_at_the_edge_is_followed_by_one_step(chosen, make, caplog):
     lora, full = result["search"]["lora"], result["search"]["full"]
     assert (lora["best"], lora["added"], lora["at_edge"]) == (0.1, [1.0], False)
     assert (full["best"], full["added"], full["at_edge"]) == (6.67e-6, [6.67e-6], True)
-    assert "LoRA is best at the edge of its grid: 1 is tried, too" in caplog.messages
+    assert "LoRA: the best learning rate is at the edge of the grid: trying 1 as well" in caplog.messages
     assert caplog.messages[-1].startswith("run 10 of 10: full fine-tuning") and len(maker.made) == 10
 
 
