@@ -179,7 +179,4 @@ def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:
     alpha = metadata.get("adapter.lora.alpha", 0.0)  # as in llama.cpp, a missing alpha is 0
     if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
         raise ModelFileError(f"{path}: adapter.lora.alpha is {alpha!r}, expected a number of at least 0")
-    try:
-        return alpha, {tensor.name: values_of(tensor) for tensor in header.tensors}
-    except ValueError as error:
-        raise ModelFileError(f"{path}: {error}") from error
+    return alpha, {tensor.name: values_of(tensor) for tensor in header.tensors}
