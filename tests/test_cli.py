@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,20 @@ def test_a_file_or_folder_without_its_flag_is_answered_with_the_flag(words, mean
 )
 def test_a_command_without_flags_has_the_options_of_its_dataclass(command, options):
     assert from_flags(options, build_parser().parse_args([command])) == options()
+
+
+LIMITS = {"seed": (0, None), "queue": (0, None), "price": (0, None), "weight_decay": (0, None), "port": (0, 65535),
+          "warmup": (0, 1), "length": (2, None), "context_length": (2, None), "max_length": (8, None)}  # fmt: skip
+
+
+def test_a_count_is_at_least_1_a_measure_above_0_and_other_limits_are_those_named_here():
+    found = [each for name in NAMES for each in vars(import_module(f"minilora.commands.{name}")).values()]
+    items = [item for each in filter(is_dataclass, found) for item in fields(each)]
+    for item in (item for item in items if item.metadata.keys() & {"least", "most", "above"}):
+        limits = tuple(item.metadata.get(name) for name in ("least", "most", "above"))
+        usual = {(1, None, None), (None, None, 0)}
+        assert limits in ({(*LIMITS[item.name], None)} if item.name in LIMITS else usual), item.name
+    assert LIMITS.keys() <= {item.name for item in items}
 
 
 def test_what_other_programs_call_a_flag_is_answered_by_every_command_that_has_it(capsys):
