@@ -285,10 +285,8 @@ def change_state(folder, **change):
 
 
 DAMAGED = [  # what is done to the checkpoint, what is said
-    (
-        lambda folder: change_state(folder, format=0),
-        r"checkpoint of minilora .* in format 0; minilora .* reads format 3",
-    ),
+    (lambda folder: shutil.rmtree(folder), "there is no checkpoint to resume; give the --out of the run that was"),
+    (lambda folder: change_state(folder, format=0), r"in format 0; minilora .* reads format 3: --overwrite starts"),
     (lambda folder: change_state(folder, before=3), "not the state of a run"),
     (lambda folder: change_state(folder, history={}, options={}, format=None), "in format None"),
     (lambda folder: (folder / "state.json").write_text("{"), "not readable as JSON"),
@@ -307,7 +305,7 @@ def test_a_damaged_checkpoint_is_one_line_that_names_the_file(damage, reason, st
     damage(tmp_path / CHECKPOINT)
     with pytest.raises(ValueError, match=reason) as refused:
         run(replace(stopped[0], resume=True))
-    assert "\n" not in str(refused.value) and CHECKPOINT in str(refused.value)
+    assert "\n" not in str(refused.value) and "run.partial" in str(refused.value)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
