@@ -265,7 +265,9 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ModelFileError(f"{path.parent} is a file: expected the folder of a PEFT adapter, or a .gguf file")
         if (path.parent / "config.json").is_file():
             raise ModelFileError(f"{path.parent} is a whole model, not an adapter: use it with --base")
-        raise ModelFileError(f"{path}: no such file: expected the folder of a PEFT adapter")
+        raise ModelFileError(
+            f"{path}: no such file: expected the folder of a PEFT adapter, such as one that `minilora runs` lists"
+        )
     return read_json(path)
 
 

@@ -70,7 +70,8 @@ class Job:
         """Random token ids (batch_size, length), all scored. Raises ValueError if the model cannot read as many."""
         if self.length > config.max_position_embeddings:
             raise ValueError(
-                f"{self.length} tokens are more than the {config.max_position_embeddings} the model can read"
+                f"{self.length} tokens are more than the {config.max_position_embeddings} the model can read: "
+                "give a lower length"
             )
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (self.batch_size, self.length))
         return Batch(ids, ids)
