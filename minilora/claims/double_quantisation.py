@@ -16,9 +16,9 @@ CLAIM = Claim(
     where="section 3, double quantisation; table 2",
     says="A float32 scale for each 64 values costs 0.5 bits per parameter. If the scales, less their mean, are rounded"
     " to 8 bits, with a float32 scale for each 256 of them, they cost 0.127: 0.373 bits less, and no worse results.",
-    here="The linear maps of the tiny base in NF4; their scales, less the mean, in 8-bit integers (8-bit floats in the"
-    " paper), in groups of 256. Measured: the bits saved per parameter, less what the larger rounding error is worth:"
-    " half of log2 of the ratio of the squared errors, because one bit more divides a squared error by four.",
+    here="The linear layers of the tiny base in NF4; their scales, less the mean, in 8-bit integers (8-bit floats in"
+    " the paper), in groups of 256. Measured: the bits saved per parameter, less what the larger rounding error is"
+    " worth: half of log2 of the ratio of the squared errors, because one bit more divides a squared error by four.",
     switch="The scales stay in 32 bits.",
     base="tiny",
     minutes=0.3,

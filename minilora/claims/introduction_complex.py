@@ -10,7 +10,7 @@ CLAIM = Claim(
     where="limitations",
     says="LoRA is not ideal for extremely complex transformations.",
     here="As complex as a change of a language model can be: every token of the vocabulary means another one, so that"
-    " the tiny base has to learn a language anew. LoRA (r = 8, all linear maps) and full fine-tuning, each at"
+    " the tiny base has to learn a language anew. LoRA (r = 8, all linear layers) and full fine-tuning, each at"
     " its best learning rate by validation loss. Measured: LoRA's share of what full fine-tuning gains on the test"
     " records in the same 96 steps (nats). Not ideal is defined as less than four fifths. In the smallest form, a"
     " matrix learns an update of full rank with r = 4.",

@@ -16,7 +16,7 @@ CLAIM = Claim(
     source=SOURCE,
     where="LoRA (arXiv 2106.09685), section 4.2, has the number",
     says="An adapter takes little storage, so that one base can have many: GPT-3's goes from 350 GB to 35 MB.",
-    here="The folder of an adapter (r = 8, all linear maps) as it is saved, compared with all weights in float32,"
+    here="The folder of an adapter (r = 8, all linear layers) as it is saved, compared with all weights in float32,"
     " which full fine-tuning has to store. Little is defined as at most a tenth. Nothing in it is random: one number.",
     switch="The same update is stored multiplied out, as a whole matrix for each one that it changes.",
     base="smollm2",

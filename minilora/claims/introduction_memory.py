@@ -12,7 +12,7 @@ CLAIM = Claim(
     where="LoRA (arXiv 2106.09685), abstract, has the number",
     says="Training needs much less memory, since only small matrices are trained: a third (GPT-3 175B: 350 GB instead"
     " of 1.2 TB).",
-    here="The peak of a process that takes steps of 4 x 128 tokens with AdamW, by LoRA (r = 8, all linear maps) and"
+    here="The peak of a process that takes steps of 4 x 128 tokens with AdamW, by LoRA (r = 8, all linear layers) and"
     " by full fine-tuning, divided among its owners. Nothing in it is random: one number. In the smallest form it is"
     " predicted from shapes.",
     switch="Gradients and optimizer state of all weights are held all the same: full fine-tuning replaces LoRA.",

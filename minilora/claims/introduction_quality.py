@@ -9,7 +9,7 @@ CLAIM = Claim(
     source=SOURCE,
     where="limitations",
     says="LoRA's quality is at times slightly below that of full fine-tuning.",
-    here="The tiny base learns legal answers, by LoRA (r = 8, all linear maps) and by full fine-tuning, with the same"
+    here="The tiny base learns legal answers, by LoRA (r = 8, all linear layers) and by full fine-tuning, with the same"
     " batches in the same order, each at its best learning rate by validation loss. Measured: LoRA's share"
     " of what full fine-tuning gains on the test records (nats). Slightly is defined as a twentieth of the gain. In"
     " the smallest form, a matrix learns an update of rank 4.",

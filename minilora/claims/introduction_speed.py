@@ -13,7 +13,7 @@ CLAIM = Claim(
     source=SOURCE,
     where="LoRA (arXiv 2106.09685), section 4.2, has the number",
     says="Training is faster: 25 % less time on GPT-3 175B, 43.1 tokens a second for each V100 instead of 32.5.",
-    here="A step of 4 x 128 tokens by LoRA (r = 8, all linear maps) and by full fine-tuning, with AdamW, in processes"
+    here="A step of 4 x 128 tokens by LoRA (r = 8, all linear layers) and by full fine-tuning, with AdamW, in processes"
     " that take turns; three turns each for every measured number. Faster is defined as at most nine tenths of the"
     " time. In the smallest form, the multiplications of the matmuls are counted and nothing is timed.",
     switch="Full fine-tuning replaces LoRA.",

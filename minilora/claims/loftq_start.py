@@ -15,7 +15,7 @@ CLAIM = Claim(
     says="QLoRA starts from Q = q(W) and B A = 0. LoftQ repeats Q = q(W - B A) and B A = the best rank-r approximation"
     " of W - Q, which leaves a smaller ‖W - Q - B A‖, most of all with two bits (a matrix of BART-large, NF and uniform"
     " levels of 4 and 2 bits).",
-    here="Every linear map of the tiny base, NF4, r = 8, five iterations. Measured: the share by which the Frobenius"
+    here="Every linear layer of the tiny base, NF4, r = 8, five iterations. Measured: the share by which the Frobenius"
     " norm of the rest is smaller than QLoRA's, the mean over the matrices. For comparison: one to ten iterations,"
     " r = 2, uniform levels (INT4), and the loss of the base as it starts.",
     switch="B A is the error's part between random directions instead of its largest singular ones.",

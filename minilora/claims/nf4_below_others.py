@@ -15,7 +15,7 @@ CLAIM = Claim(
     where="section 4 and table 2",
     says="The mean perplexity of models of 125M to 13B on Pile Common Crawl is 34.34 with Int4, 31.07 with FP4 (E2M1),"
     " 29.48 with FP4 (E3M0) and 27.41 with NF4 and double quantisation.",
-    here="The loss of the tiny base on records of four domains and everyday questions, with its linear maps in NF4,"
+    here="The loss of the tiny base on records of four domains and everyday questions, with its linear layers in NF4,"
     " in FP4 and in Int4, in blocks of 64 with a float32 scale (no double quantisation, and no"
     " E3M0). Measured: what NF4 adds to the loss of the base in 32 bits, as a share of what the better of the other two"
     " adds. A seed draws the records.",

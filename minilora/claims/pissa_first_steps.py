@@ -11,7 +11,7 @@ CLAIM = Claim(
     where="abstract; section 5.1 and the figure of losses",
     says="With the principal singular values and vectors as A and B, and the rest frozen, training converges faster"
     " than LoRA, which starts from noise and zero: the loss falls sooner in the first steps, and ends lower.",
-    here="PiSSA and LoRA, rank 8 and scale 1 as in the paper, on every linear map of the tiny base: 30 steps on law,"
+    here="PiSSA and LoRA, rank 8 and scale 1 as in the paper, on every linear layer of the tiny base: 30 steps on law,"
     " on the same batches, each at its own best learning rate (four to a decade, by validation loss). Measured: the"
     " mean training loss of the 30 steps, PiSSA's minus LoRA's. (In an earlier form both had a rate of 5e-3, which is"
     " too low for LoRA.)",

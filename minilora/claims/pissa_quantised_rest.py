@@ -13,8 +13,8 @@ CLAIM = Claim(
     where="abstract; section 4 (QPiSSA) and its table of reduced errors",
     says="With W = A B + rest, where A B has the r largest singular directions, rounding the rest to NF4 loses less"
     " of W than rounding W: the nuclear norm of rest - nf4(rest) is below that of W - nf4(W).",
-    here="The same for every linear map of the tiny base (128 to 384 wide), rank 8. Measured: the share by which the"
-    " nuclear norm of the error is smaller, the mean over the maps.",
+    here="The same for every linear layer of the tiny base (128 to 384 wide), rank 8. Measured: the share by which the"
+    " nuclear norm of the error is smaller, the mean over the layers.",
     switch="The r smallest singular directions are kept out instead of the r largest.",
     base="tiny",
     minutes=0.2,

@@ -16,7 +16,7 @@ CLAIM = Claim(
     where="section 4, tables 3 and 4",
     says="What rounding to 4 bits loses is fully recovered by fine-tuning an adapter over the rounded base: mean MMLU"
     " of LLaMA 7B to 65B is 53.1 with NF4 and double quantisation, 53.0 with BF16 and 52.2 with FP4.",
-    here="LoRA of rank 8 on every linear map of the tiny base, 60 steps on law over the base in 32 bits and over the"
+    here="LoRA of rank 8 on every linear layer of the tiny base, 60 steps on law over the base in 32 bits and over the"
     " base in NF4, each at its own best learning rate, with the same initialisation and batches. Measured: of the test"
     " loss that rounding costs before training, the share that is gone after it. (An earlier band was about the final"
     " losses, within 1 %. It could not fail: rounding costs less than that before any training.)",

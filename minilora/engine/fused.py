@@ -4,7 +4,7 @@ Each equals a composition of elementary operations (the tests check this), but s
 pass and reads memory fewer times. Each docstring states what the operation saves: that is its cost in memory.
 
 Shapes: B batch, T tokens, N = B T, C model width, H heads, D head width, F feed-forward width, V vocabulary, r rank;
-m outputs and n inputs of a linear map.
+m outputs and n inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def computed_once(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return once
 
 
-# -- linear maps -----------------------------------------------------------------------------------------------------
+# -- linear layers -----------------------------------------------------------------------------------------------------
 
 
 Thin = tuple[Array, Array] | None

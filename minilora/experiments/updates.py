@@ -35,7 +35,7 @@ from .tuned import Each, tuned
 
 METHODS = ("lora", "dora", "full")
 ALPHA = 16.0
-KEPT = ("q_proj", "v_proj", "down_proj")  # all linear maps are trained; of full fine-tuning all would be 425 MB
+KEPT = ("q_proj", "v_proj", "down_proj")  # all linear layers are trained; of full fine-tuning all would be 425 MB
 HELD_OUT = 30  # records of the validation set
 LOOKS = 4  # at the changes of length and direction: a quarter of the steps, a half, ..., as in DoRA's section 3.2
 ADAPTER = "default"
@@ -63,7 +63,7 @@ def train_update(
     """Train a base on the train split of `data`, or find that this was done before, and say where the update is.
 
     base, data: as `load` and `read_records` take them.
-    method: "lora", "dora" (both on all linear maps) or "full".
+    method: "lora", "dora" (both on all linear layers) or "full".
     steps, lr, batch_size, seed: `fit`'s.
     r: LoRA's and DoRA's.
     folder: where; None is a folder that lasts as long as this process. Two processes that ask for one run train once.

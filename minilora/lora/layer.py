@@ -262,7 +262,7 @@ class LoraEmbedding(LoraLayer, Embedding):
         self.merged_weight: Parameter | None = None
 
     def matrix(self, weight: Array) -> Array:
-        """Convert the table (V, C) to the matrix of a linear map of one-hot vectors, W (C, V), or back."""
+        """Convert the table (V, C) to the matrix of a linear layer of one-hot vectors, W (C, V), or back."""
         return weight.T
 
     def merge(self) -> None:

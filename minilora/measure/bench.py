@@ -99,7 +99,7 @@ def floor_arithmetic(settings: Settings) -> int:
 
 
 def lora(settings: Settings, whole: bool = False, **options: Any) -> Work:
-    """A training step of LoRA on every linear map: forward, backward, AdamW.
+    """A training step of LoRA on every linear layer: forward, backward, AdamW.
 
     whole: `loss` and then `backward()` of the batch as it is, as lessons write it; else `loss_and_grad`, in
         micro-batches on all cores.

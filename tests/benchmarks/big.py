@@ -4,8 +4,8 @@
     python tests/benchmarks/big.py step FOLDER/qwen3     # one process for each way to train it, a line of a table each
     python tests/benchmarks/big.py step FOLDER/llama3 --ways auto peft-bfloat16
 
-A step is that of LoRA on every linear map with r=8, of one sequence of 256 tokens, all of which are scored. The memory
-is the peak of the process, from its start, and with it the loading.
+A step is that of LoRA on every linear layer with r=8, of one sequence of 256 tokens, all of which are scored. The
+memory is the peak of the process, from its start, and with it the loading.
 """
 
 import argparse

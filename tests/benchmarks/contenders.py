@@ -38,7 +38,7 @@ def causal_lm(folder, dtype="float32"):
 
 
 def peft_model(folder, dtype="float32", r=8):
-    """The same with LoRA on every linear map; over a base in bfloat16 PEFT keeps the adapter in float32."""
+    """The same with LoRA on every linear layer; over a base in bfloat16 PEFT keeps the adapter in float32."""
     import peft
 
     config = peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")

@@ -62,7 +62,7 @@ def long(mode, length):
 
 GROUPS = {
     "step": Group(
-        "a training step, 4 x 128 tokens, LoRA on every linear map with r=8",
+        "a training step, 4 x 128 tokens, LoRA on every linear layer with r=8",
         (
             *map(ours, ("floor", "lora", "lora-backward", "full", "quantized", "quantized-recompute")),
             *map(ours, ("bf16", "quantized-bf16")),
