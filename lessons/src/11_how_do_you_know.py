@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Lesson 11: How do you know?
 #
-# A paper says that LoRA+ makes fine-tuning up to about two times faster (Hayou et al. 2024). Here is a laptop and a
-# small model: is it true here? One run of each answers in seconds, and the answer is wrong. So is the answer of three
-# runs. This lesson takes one sentence through everything between a run and a result: a quantity, a band, seeds, a
-# control, a tuned baseline. Watch how often the verdict changes.
+# A paper says that LoRA+ makes fine-tuning up to about two times faster (Hayou et al. 2024). Is this true of a small
+# model on a laptop? One run of each method gives an answer in seconds, and this answer is wrong. So is the answer of
+# three runs. This lesson takes one claim through all that lies between a run and a result: a quantity, a band, seeds,
+# a control, a tuned baseline. Watch how often the verdict changes.
 #
 # LoRA+ is easy to state ([lesson 19](19_relatives.ipynb) has more): it is plain LoRA, but B's learning rate is larger
-# than A's, here 16 times.
+# than A's, here 16 times as large.
 
 # %%
 import matplotlib.pyplot as plt
@@ -23,11 +23,11 @@ from minilora.pages.style import GREY, LORA, ink
 # ## 1. From a sentence to a number
 #
 # "Twice as fast" is not a number yet. We make it one: **gain** = loss of LoRA after 30 steps, minus loss of LoRA+
-# after 15, on legal terms from the test set. If the gain is zero or more, LoRA+ has reached LoRA's loss with half the
-# steps: it is at least twice as fast. If it is below zero, it is not.
+# after 15 steps, on legal terms from the test set. If the gain is zero or more, LoRA+ has reached LoRA's loss with
+# half the steps: it is at least twice as fast. If it is below zero, it is not.
 #
-# The second half of this rule is the *band*: which values support the claim, and which contradict it. We write it down
-# now, before any run. Section 6 shows why.
+# The second half of this rule is the *band*: which values support the claim, and which contradict it. We write the
+# band down now, before any run. Section 6 shows why.
 
 # %%
 BAND = Band("LoRA after 30 steps minus LoRA+ after 15, in nats", low=0, against_below=0)
@@ -64,7 +64,7 @@ def say(name, gains):
 # A script for a large model comes with the learning rate 0.0003. We use it for both (B's is then 0.0048 in LoRA+). The
 # learning rate, the random initialisation and the batches are the same: what could be fairer?
 #
-# > **Predict.** Is LoRA+ after 15 steps ahead of LoRA after 30, or behind? And would you believe it?
+# > **Predict.** Is LoRA+ after 15 steps ahead of LoRA after 30, or behind? And would you believe the result?
 
 # %%
 usual = 3e-4
@@ -74,17 +74,18 @@ say("one seed, one rate", gain)
 claim("gain with one seed", gain[0], 0.12, 0.34)
 
 # %% [markdown]
-# Reproduced, and by far: with half the steps, LoRA+ is well ahead. Many reports end here.
+# The claim is reproduced, and by far: with half the steps, LoRA+ is well ahead. Many reports end here.
 #
 # ## 3. Would it come out again?
 #
 # The initialisation of A is random, and so is the order of the batches. Another *seed* gives another number. So run
 # several seeds, and ask how precise their mean is. The rule is the mean ± t standard errors, where the *standard
-# error* is the standard deviation of the numbers divided by the root of how many there are. A 95 % confidence interval
-# should contain the true value in 95 % of all cases. Many people use the factor 1.96. That is z, from the normal
-# distribution; it is right only if the standard deviation is known, or estimated from many numbers.
+# error* is the standard deviation of the numbers divided by the square root of how many there are. A 95 % confidence
+# interval should contain the true value in 95 % of all cases. Many people use the factor 1.96. That is z, from the
+# normal distribution; it is right only if the standard deviation is known, or estimated from many numbers.
 #
-# > **Predict.** Three seeds, and 1.96. In what percentage of all cases does the interval contain the true value?
+# > **Predict.** Take three seeds and the factor 1.96. In what percentage of all cases does the interval contain the
+# > true value?
 
 # %%
 predict("± 1.96 standard errors: percent that contain the true value")
@@ -100,12 +101,13 @@ claim("± 1.96 standard errors: percent that contain the true value", hits[1.96]
 claim("± 4.303 standard errors: percent that contain the true value", hits[student_t], 94, 96)
 
 # %% [markdown]
-# Far fewer than it promises. The standard deviation itself is only an estimate from three numbers, and often too
-# small. Student's t accounts for that: it is 4.303 for three numbers, 2.776 for five, and approaches 1.96 for very
+# In far fewer than the promised 95 %. The standard deviation itself is only an estimate from three numbers, and often
+# too small. Student's t accounts for that: it is 4.303 for three numbers, 2.776 for five, and approaches 1.96 for very
 # many.
 #
 # There is a second point. Do not compare the mean of one method with the mean of the other: subtract first, seed by
-# seed. Both had the same batches, so a seed that was hard for one was hard for both. This is a *paired* difference.
+# seed. Both methods had the same batches, so a seed that was hard for one was hard for both. This is a *paired*
+# difference.
 
 # %%
 train(("lora", usual, LONG), ("lora+", usual, SHORT))
@@ -114,16 +116,17 @@ claim("three seeds: mean gain", found.mean, 0.15, 0.31)
 claim("three seeds: lower end of the interval", found.low, 0.05, 0.3)
 
 # %% [markdown]
-# It would come out again: the interval is far from zero. So LoRA+ is twice as fast? We now know that the number is not
-# an accident. We do not know yet *what it measures*. More seeds cannot tell.
+# The result would come out again: the interval is far from zero. So is LoRA+ twice as fast? We now know that the
+# number is not an accident. We do not know yet *what it measures*. More seeds cannot tell.
 #
 # ## 4. The control
 #
 # A **control** removes the cause and leaves everything else unchanged. Then the verdict must change. If it does not,
-# something else is the cause. The stated cause is that B has a larger learning rate than A. It can be removed in two
-# ways: give B the small rate of A, or give A the large rate of B. Both are plain LoRA, with 15 steps.
+# something else is the cause. The stated cause is that B has a larger learning rate than A. This cause can be removed
+# in two ways: give B the small rate of A, or give A the large rate of B. Both are plain LoRA, with 15 steps.
 #
-# > **Predict.** What is the gain of each of the two? If A and B must differ, both are below zero.
+# > **Predict.** What is the gain of each of the two controls? If a difference between the rates of A and B is the
+# > cause, both gains are below zero.
 
 # %%
 train(("lora", usual, SHORT), ("lora", 16 * usual, SHORT))
@@ -134,18 +137,18 @@ claim("control, both at A's rate: mean gain", small.mean(), -0.12, -0.02)
 claim("control, both at B's rate: mean gain", large.mean(), 0.22, 0.45)
 
 # %% [markdown]
-# The first control changes the verdict, as it should. If you try only this one, you are satisfied. The second does
-# not: plain LoRA, with equal rates for A and B, is "twice as fast" as plain LoRA, and the gain is even larger. So the
-# cause is not the *difference* between A and B. It is the size of the learning rate. We have not measured LoRA+; we
-# have measured that 0.0003 is too small.
+# The first control changes the verdict, as it should. If you try only this one, you are satisfied. The second control
+# does not change it: plain LoRA, with equal rates for A and B, is "twice as fast" as plain LoRA, and the gain is even
+# larger. So the cause is not the *difference* between A and B. It is the size of the learning rate. We have not
+# measured LoRA+; we have measured that 0.0003 is too small.
 #
 # A control can miss a fault. Ask what else your change has changed, and remove that, too.
 #
 # ## 5. A tuned baseline
 #
 # Now each method gets its own best learning rate out of several, about half a decade apart. We choose the rate on the
-# *validation set* and measure the gain on the *test set*: the best of several looks better than it is on the set where
-# it was chosen.
+# *validation set* and measure the gain on the *test set*, because on the set where it was chosen, the best of several
+# looks better than it is.
 #
 # > **Predict.** What is left of the gain?
 
@@ -192,7 +195,7 @@ show(
 # holds. Read from top to bottom: each row is a better test of the same sentence.
 #
 # Nothing is left of the gain; its sign has changed. Compared with a tuned LoRA of 30 steps, LoRA+ of 15 steps is
-# clearly behind. Even plain LoRA of 15 steps, with a rate that nobody tuned, is closer. So the verdict is
+# clearly behind. Even plain LoRA of 15 steps, with a rate that nobody tuned, comes closer to it. So the verdict is
 # **contradicted**. What does the word mean?
 #
 # | verdict | the interval |
@@ -201,20 +204,19 @@ show(
 # | contradicted | it lies entirely among values that contradict |
 # | not at this size | neither: too few seeds, or too small an effect |
 #
-# It is about *this* band: half the steps, a model of a million parameters, one task, a ratio of 16. The paper's
-# argument is about wide models, and its models were far wider. And it did sweep both rates; the mistakes in this
-# lesson are ours, made on purpose. But others have compared variants of LoRA with an equally well tuned LoRA, on
-# models of several sizes, and found them within 1 to 2 % of each other (Lee et al. 2026).
+# A verdict is about *this* band and setting: half the steps, a model of a million parameters, one task, a ratio of 16.
+# The paper's argument is about wide models, and its models were far wider. And it did tune both rates; the mistakes in
+# this lesson are ours, made on purpose. But others have compared variants of LoRA with an equally well tuned plain
+# LoRA, on models of several sizes, and found all within 1 to 2 % of each other (Lee et al. 2026).
 #
 # ## 6. The band that came afterwards
 #
-# Why must the band come first? Suppose that *nothing* is true: a method changes nothing. Somebody measures ten
-# quantities with it (several losses, early and late, for several ranks), with three seeds each. All differences are
-# chance.
+# Why must the band come first? Suppose that a method changes *nothing*. Somebody measures ten quantities with and
+# without it (several losses, early and late, for several ranks), with three seeds each. All differences are chance.
 #
-# > **Predict.** In what percentage of such empty worlds can something be "reproduced", if you may choose afterwards
-# > which of the ten the claim was about? If you may also choose the sign? If you may add seeds, one by one, until it
-# > looks good? If only the mean counts, without an interval?
+# > **Predict.** We simulate many such empty worlds. In what percentage of them can something be "reproduced", if you
+# > may choose afterwards which of the ten the claim was about? If you may also choose the sign? If you may add seeds,
+# > one by one, until it looks good? If only the mean counts, without an interval?
 
 # %%
 worlds = np.random.default_rng(1).standard_normal((400, 10, 10))  # (world, quantity, seed)
@@ -239,11 +241,11 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
     claim(f"{name}: percent of empty worlds reproduced", 100 * np.mean([found_something(w) for w in worlds]), low, high)
 
 # %% [markdown]
-# If you name one quantity and its band beforehand, you are wrong about as often as the interval promises: it misses in
-# 5 % of all cases, half of them on this side. Each choice made afterwards is another chance to win by luck. With ten
-# quantities, two signs and as many seeds as you like, chance alone is "reproduced" in most worlds. This is called
-# **p-hacking**. Nobody has to lie for it; it is enough to look first. Writing the band down first is
-# *preregistration*.
+# If you name one quantity and its band beforehand, you are wrong about as often as the interval promises: the interval
+# misses the true value in 5 % of all cases, and in half of these it lies above the value, which looks like a gain.
+# Each choice made afterwards is another chance to win by luck. With ten quantities, two signs and as many seeds as you
+# like, chance alone is "reproduced" in most worlds. This is called **p-hacking**. Nobody has to lie for this; it is
+# enough to look at the results first. Writing the band down first is *preregistration*.
 #
 # So the order is: sentence, number, band, seeds, control, run, verdict. In minilora a claim is one file in that order,
 # with a switch that removes or adds the cause. `minilora reproduce` runs them, and a test checks that each verdict can
@@ -254,7 +256,8 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
 #
 # - A claim is a number with a band, and the band is written down before the run.
 # - One seed has no interval. Three have a wide one: use Student's t, on paired differences.
-# - Seeds show whether a result is repeatable, not what it means. A control does: remove the cause, and nothing else.
+# - Seeds show whether a result is repeatable, not what it means. A control shows that: remove the cause, and nothing
+#   else.
 # - Tune the baseline as well as the new method: choose on the validation set, measure on the test set.
 # - There are three verdicts. A quantity chosen after looking at the results deserves none.
 #

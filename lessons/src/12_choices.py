@@ -19,9 +19,9 @@ from minilora.pages.style import FULL, LORA
 # %% [markdown]
 # ## 1. A fair trial
 #
-# One trial is `STEPS` steps on the questions of law with batch size 4; `lr` is the highest point of `ml.fit`'s
-# schedule (lesson 7). The result is the loss on the validation set: it is for choosing, and the test set stays unused
-# (lesson 11). `None` is full fine-tuning.
+# One trial is `STEPS` steps on the questions about law with batch size 4; `lr` is the highest learning rate of
+# `ml.fit`'s schedule (lesson 7). The result is the loss on the validation set, which is for choosing; the test set
+# stays unused (lesson 11). The config `None` means full fine-tuning.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -61,18 +61,18 @@ print(f"base {base:.3f}; r = 8 with three seeds:", np.round(usual, 3))
 claim("standard deviation between seeds", noise, 0, 0.06)
 
 # %% [markdown]
-# Another seed (another A at the start, other batches) moves the loss by several hundredths. **A difference smaller
-# than that says nothing.** Most advice on hyperparameters does not report this noise. Trials with the same seed see
-# the same batches. So we compare seed by seed, and give the confidence interval of the mean difference (lesson 11).
-# Where it contains zero, no difference was measured.
+# Another seed (another initial A, other batches) changes the loss by several hundredths of a nat. **A difference
+# smaller than that says nothing.** Most advice on hyperparameters does not report this noise. Trials with the same
+# seed see the same batches. So we compare seed by seed, and give the confidence interval of the mean difference
+# (lesson 11). Where it contains zero, no difference was measured.
 #
 # ## 2. The learning rate, and the rank
 #
-# In lesson 7 the learning rate for full fine-tuning was 0.001. If LoRA is weak at that rate, nothing has been learned
-# about LoRA. Each method must have its own best learning rate.
+# In lesson 7 the learning rate for full fine-tuning was 0.001. If LoRA is weak at that rate, this says nothing about
+# LoRA. Each method must have its own best learning rate.
 #
 # > **Predict.** Is the best rate for LoRA lower than that of full fine-tuning, the same, or higher, and by which
-# > factor? Does rank 64 need another rate than rank 1? Which share of rank 64's gain does rank 1 reach?
+# > factor? Does rank 64 need another rate than rank 1? What share of rank 64's gain does rank 1 reach?
 
 # %%
 predict("best rate of r = 64 over that of full fine-tuning")
@@ -115,8 +115,8 @@ show(
 
 # %% [markdown]
 # *How to read it.* The lowest point of each curve is its best learning rate; the axis of the rates is logarithmic. The
-# bands show ± the standard deviation between seeds. LoRA's curves lie far right of that of full fine-tuning. With
-# 64 times the rank the loss is lower, and the best rate moves by one step of our sweep.
+# bands show ± the standard deviation between seeds. LoRA's curves lie far to the right of full fine-tuning's. With 64
+# times the rank the loss is lower, and the best rate differs by one step of our sweep.
 
 # %%
 edges = [best[name] in (min(found[name]), max(found[name])) for name in found]
@@ -140,17 +140,17 @@ claim("r = 8 above r = 64: upper end of the interval", same.high, 0, 0.1)
 # %% [markdown]
 # The first claim guards the others: if the lowest point is at the edge, the sweep was too narrow.
 #
-# LoRA needs a learning rate several times higher; Schulman et al. (2025) found about 10 times
-# on models a thousand times larger. The rank hardly moves it: by a factor of 2 here, for 64 times the rank. And rank 1
-# reaches three quarters of the gain with a sixty-fourth of the parameters, but **it measurably loses**. Three seeds
-# cannot tell rank 8 from 64.
+# LoRA needs a learning rate several times higher than full fine-tuning; Schulman et al. (2025) found about 10 times on
+# models a thousand times larger. The rank hardly changes the best rate: by a factor of 2 here, for 64 times the rank.
+# Rank 1 reaches three quarters of rank 64's gain with a sixty-fourth of the parameters, but **it is measurably
+# worse**. Three seeds cannot tell rank 8 from rank 64.
 #
 # The LoRA paper found no loss at rank 1 on q and v: on GPT-3, r = 1 scored 73.4 and r = 64 scored 73.5. Our result on
 # the tiny base contradicts that, and on the [claims page](../minilora/claims/README.md) r = 4 gains less than r = 64,
 # on q and v. One reason may be the measure: a loss over many words shows small differences that an accuracy does not
 # show.
 #
-# This task is an easy one: a new style, little knowledge. Lesson 17 asks the same of facts.
+# This task is an easy one: a new style, little knowledge. Lesson 17 asks the same question of facts.
 #
 # ## 3. Alpha
 #
@@ -158,7 +158,8 @@ claim("r = 8 above r = 64: upper end of the interval", same.high, 0, 0.1)
 # size, and takes a step of about the learning rate. So a larger α does not make the steps of B larger, but each step
 # of B changes the output more.
 #
-# > **Predict.** α is made four times as large, 64 instead of 16. How must the learning rate change to keep the result?
+# > **Predict.** α is made four times as large, 64 instead of 16. How must the learning rate change for the result to
+# > stay the same?
 
 # %%
 predict("alpha times 4, the same rate: change of the loss")
@@ -170,19 +171,20 @@ claim("alpha times 4, the same rate: change of the loss", loud[1e-2] - usual[0],
 claim("alpha times 4, a quarter of the rate: change over noise", (loud[2.5e-3] - usual[0]) / noise, -3, 3)
 
 # %% [markdown]
-# Divide it by four, and the loss differs by little more than the noise. **α and the learning rate are almost one
-# hyperparameter.** Fix α, as the LoRA paper does, and search the rate. "Almost", because α acts on the product BA, and
+# Divide the rate by four, and the loss differs by little more than the noise. **α and the learning rate are almost one
+# hyperparameter.** Fix α, as the LoRA paper does, and tune the rate. "Almost", because α acts on the product BA, and
 # the rate acts on B and on A.
 #
 # Why is there an r in α/r? In the sweep α was 16, so the scale fell from 16 at r = 1 to a quarter at r = 64, and the
-# best rate stayed nearly where it was. Many recipes set α = 2r, which gives the scale 2 at every rank. At
-# r = 64 that is eight times ours, and needs a lower rate. Both work, but you must know which of them you use.
+# best rate stayed nearly where it was. Many recipes set α = 2r, which gives the scale 2 at every rank. At r = 64 that
+# is eight times our scale, and needs a lower rate. Both recipes work, but you must know which one you use.
 #
 # ## 4. Which matrices
 #
-# Each block has seven: `q_proj`, `k_proj`, `v_proj` and `o_proj` of attention, `gate_proj`, `up_proj` and `down_proj`
-# of the MLP. The LoRA paper adapts q and v. To compare fairly, attention must not have fewer trainable parameters than
-# the MLP. Each choice gets the best of three rates; for all seven it is known from section 2.
+# Each block has seven matrices: `q_proj`, `k_proj`, `v_proj` and `o_proj` of attention, `gate_proj`, `up_proj` and
+# `down_proj` of the MLP. The LoRA paper adapts q and v. To compare fairly, attention must not have fewer trainable
+# parameters than the MLP. Each choice gets the best of three rates; for all seven matrices, the best rate is known
+# from section 2.
 #
 # > **Predict.** q and k decide where a token looks, v what it reads there, and the MLP what it computes from it. Order
 # > them: q and k; q and v; the MLP with rank 2; all seven with rank 1.
@@ -242,10 +244,10 @@ claim(
 )
 
 # %% [markdown]
-# To change only where tokens look helps least. The MLP beats q and v with fewer parameters. With rank 1, all seven are
-# not better than the MLP alone, which here has a quarter more parameters. So what helps is to adapt **the MLP**, not
-# to adapt more kinds of matrices. Schulman et al. (2025) found the same on large models. "All linear layers" is safe
-# because it contains the MLP.
+# Adapting only q and k, which decide where tokens look, helps least. The MLP beats q and v with fewer parameters. With
+# rank 1, all seven matrices are not better than the MLP alone, which here has a quarter more parameters. So what helps
+# is to adapt **the MLP**, not to adapt more kinds of matrices. Schulman et al. (2025) found the same on large models.
+# "All linear layers" is safe because it contains the MLP.
 #
 # The LoRA paper agrees in part: at one budget it reports 71.4 for q and k, and 73.7 for q and v. It did not adapt the
 # MLP.
@@ -272,11 +274,11 @@ claim(
 #
 # ## What to remember
 #
-# - First measure the noise between seeds; then believe differences that are larger.
+# - First measure the noise between seeds; then believe only differences that are larger.
 # - LoRA's best learning rate is several times higher than full fine-tuning's, and hardly depends on the rank. A best
 #   rate at the edge of a sweep is not a result.
-# - α is almost the same hyperparameter as the rate: fix one, search the other.
-# - Rank 1 goes a long way and measurably loses; more than rank 8 gained nothing measurable.
+# - α is almost the same hyperparameter as the rate: fix one, tune the other.
+# - Rank 1 reaches most of the gain, and is measurably worse; ranks above 8 gained nothing measurable.
 # - Adapt the MLP, or all linear layers, which include it.
 #
 # Read on in [`config.py`](../minilora/lora/config.py), where [`LoraConfig`](../minilora/lora/config.py) explains each

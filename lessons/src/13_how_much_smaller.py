@@ -10,9 +10,9 @@
 # | high cost | much cheaper experiments |
 # | storage: large | storage: small |
 #
-# Each row is a claim about a *number*, and no row gives it. Here you find the numbers for storage, for cost, and for
-# the first half of memory: weights, gradients and optimizer state. Lesson 14 does the rest, where there is less to
-# save.
+# Each row is a claim about a *number*, but no row gives the number. Here you find the numbers for storage, for cost,
+# and for the first half of memory: weights, gradients and optimizer state. Lesson 14 does the rest, where LoRA saves
+# less.
 #
 # From lesson 9: W has the shape (m, n) and is frozen; A has (r, n) and B has (m, r), and they are trainable. r is the
 # *rank*. We call n and m the *width*.
@@ -33,8 +33,8 @@ from minilora.pages.style import BLACK, GREY, LORA, ink
 #
 # W has m n parameters. A has r n and B has m r, together $r\,(m + n)$. The product m n has become a sum.
 #
-# > **Predict.** Take r = 4. A small model has matrices of 128 × 128, GPT-3 has 12,288 × 12,288. In the small one,
-# > there are 16 times fewer trainable parameters. And in GPT-3: also 16 times, or more?
+# > **Predict.** Take r = 4. A small model has matrices of 128 × 128, GPT-3 of 12,288 × 12,288. LoRA has 16 times fewer
+# > trainable parameters in the small model. And in GPT-3: also 16 times fewer, or more?
 
 # %%
 predict("fewer trainable parameters: GPT-3 over the small model")
@@ -54,8 +54,8 @@ claim("fewer trainable parameters: GPT-3 over the small model", times_fewer[1228
 # ## 2. A whole model
 #
 # Do not trust the formula; add an adapter and count. Like the LoRA paper, we adapt `q_proj` and `v_proj` in every
-# block: first in the tiny base that comes with minilora, then in the shape of a real model. `Llama.empty` builds it
-# with zeros instead of weights, because we only count them.
+# block: first in the tiny base that comes with minilora, then in the shape of a real model. `Llama.empty` builds this
+# model without memory for its weights, because we only count them.
 
 # %%
 SMOLLM2 = ml.Config(
@@ -93,7 +93,8 @@ print(ml.count_parameters(smollm2))
 # ## 3. "10,000 times fewer"
 #
 # The abstract of the paper says that LoRA reduces the trainable parameters of GPT-3 "by 10,000 times". Can you get
-# this factor at home? The matrices of a GPT block have 12 C² parameters, the adapters of its q and v have 4 r C:
+# this factor at home? The matrices of a GPT block of width C have 12 C² parameters, and the adapters of its q and v
+# have 4 r C:
 #
 # $$\text{times fewer} \approx \frac{12\,C^2}{4\,r\,C} = \frac{3\,C}{r}$$
 #
@@ -151,10 +152,11 @@ show(
 
 # %% [markdown]
 # *How to read it.* The dashed lines are 3 C/r. The dots are counted with r = 4, and the hollow dot with r = 1. Small
-# models lie above their line, because their large embeddings have no adapter but count among all parameters.
+# models lie above the line, because their embeddings, which have no adapter, are a large part of all parameters.
 #
 # GPT-3's 9,285, rounded up, is the famous number. It belongs to a width and a rank, not to LoRA: with r = 8, SmolLM2
-# has 292. Nor does it take GPT-3: with r = 1, Llama-2-7B has 12,853 times fewer trainable parameters.
+# has 292 times fewer. Nor do you need GPT-3 for a factor of 10,000: with r = 1, Llama-2-7B has 12,853 times fewer
+# trainable parameters.
 #
 # **Does the formula give the paper's other counts?** Here is every count for LoRA in its tables 2, 3 and 4, with the
 # ranks of its appendix:
@@ -180,7 +182,7 @@ claim("DeBERTa XXL with r = 16, as in the authors' script", 48 * 2 * 16 * 2 * 15
 
 # %% [markdown]
 # With the rank of the paper's appendix, 8, DeBERTa's count is half of what its table prints. The authors' script has r
-# = 16, which gives the printed count: one of the two must be a misprint.
+# = 16, which gives the printed count. So the rank in the appendix or the count must be a misprint.
 #
 # The two counts for GPT-2 do not match either. We do not know why; both are a thousandth of the size of their models,
 # 354.92 and 774.03 million. A number that is quoted everywhere may still be wrong. Count for yourself.
@@ -230,7 +232,7 @@ P, a = ml.count_parameters(smollm2).frozen, ml.count_parameters(smollm2).trainab
 claim("SmolLM2, all-linear, r = 8: times less memory", 16 * P / (4 * P + 16 * a), 3.72, 3.74)
 
 # %% [markdown]
-# Four times, and not more, however small the adapter: **the frozen weights are still there**, because every token
+# At most four times less, however small the adapter: **the frozen weights are still there**, because every token
 # passes through them. If you read "10,000 times fewer parameters" and expect 10,000 times less memory, you confuse two
 # columns.
 #
@@ -251,10 +253,11 @@ for name, (weight, gradient, state, frozen) in limits.items():
 claim("GPT-3 in the paper, 1.2 TB and 350 GB: times less", 1200 / 350, 3.4, 3.5)
 
 # %% [markdown]
-# So what counts is the size of a frozen weight. It never receives a small update, so it may be quantised. The last row
-# is the idea of QLoRA, and of minilora's `ml.load("smollm2", quantized=True)`. Between 2 and 26, "LoRA's saving" is a
-# statement about the optimizer and the number format. For GPT-3 the paper reports 1.2 TB and 350 GB, 3.4 times less.
-# These 350 GB are 175 billion parameters of 2 bytes: the frozen model.
+# So what counts is how many bytes a frozen weight takes. A frozen weight never receives a small update, so it may be
+# quantised, that is, stored in few bits. The last row is the idea of QLoRA, and of minilora's `ml.load("smollm2",
+# quantized=True)`. The limits range from 2 to 26: "LoRA's saving" depends on the optimizer and on the number format.
+# For GPT-3 the paper reports 1.2 TB and 350 GB, 3.4 times less. These 350 GB are 175 billion parameters of 2 bytes:
+# the frozen model.
 #
 # ## 5. Disk
 #
@@ -271,14 +274,15 @@ print(f"tensors in the file: {len(ml.adapter_state(smollm2, 'all'))}")
 print(f"100 tasks: {100 * copy / 1e9:.1f} GB as copies, {(copy + 100 * size) / 1e9:.2f} GB as base and adapters")
 
 # %% [markdown]
-# The half percent above 1 is the names of 420 tensors. There is a condition: an adapter is useless without its base,
-# so the base must be stored once. If you keep a single adapter of SmolLM2, whose distributed file has 98 MB, you store
-# 98 + 10 MB. That is no great saving. With a hundred adapters, it is.
+# The file is half a percent larger than its parameters, because it contains the names of 420 tensors. There is a
+# condition: an adapter is useless without its base, so the base must be stored once. If you keep a single adapter of
+# SmolLM2, whose distributed file has 98 MB, you store 98 + 10 MB. That is no great saving. With a hundred adapters,
+# the saving is great.
 #
 # ## 6. Money
 #
-# "Much cheaper" can mean three bills. The paper's figures for GPT-3 fill them in: it measured 32.5 tokens per second
-# per V100 for full fine-tuning, and 43.1 with LoRA.
+# "Much cheaper" can refer to three different bills. The paper's figures for GPT-3 fill them in: it measured 32.5
+# tokens per second per V100 for full fine-tuning, and 43.1 with LoRA.
 #
 # > **Predict.** By what share does the bill of a training run shrink: nine tenths, a half, a quarter?
 
@@ -293,12 +297,12 @@ print(f"to be able to start: {cards['full']} cards of 32 GB in full, {cards['LoR
 print(f"to keep one more: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2] / 1e9:.4f} GB as an adapter of r = 4")
 
 # %% [markdown]
-# A run costs a quarter less. The *smallest machine* that can run it has 11 cards instead of 38, and that decides who
-# can do it at all. A stored adapter costs thousands of times less.
+# A training run costs a quarter less. The *smallest machine* that can run it has 11 cards instead of 38, and that
+# decides who can do it at all. A stored adapter costs thousands of times less.
 #
-# **The verdicts so far.** *Storage: small*: true for each adapter beyond the base, 55 times less for SmolLM2
-# (all-linear), 9,285 for GPT-3 (q and v, r = 4). *High cost: much cheaper*: true for the smallest machine and for
-# storage; the GPU hours of a run fall by a quarter in the paper. *Huge memory*: half true; weights, gradients and
+# **The verdicts so far.** *Storage: small*: true for each adapter, not counting the base: 55 times less for SmolLM2
+# (all-linear), 9,285 times for GPT-3 (q and v, r = 4). *High cost: much cheaper*: true for the smallest machine and
+# for storage; the GPU hours of a run fall by a quarter in the paper. *Huge memory*: half true; weights, gradients and
 # optimizer state take at most four times less with Adam in float32. Activations and speed are the subject of [lesson
 # 14](14_what_is_not_saved.ipynb).
 #
@@ -323,7 +327,8 @@ print(f"to keep one more: {2 * 175:,} GB as a copy, {2 * 4 * models['GPT-3'][2] 
 # ## What to remember
 #
 # - The adapter of an (m, n) matrix has r (m + n) parameters.
-# - With q and v adapted, there are about 3 C/r times fewer trainable parameters: width over rank. Depth cancels.
+# - With q and v adapted, there are about 3 C/r times fewer trainable parameters. The factor depends on width and rank;
+#   depth cancels.
 # - A factor in parameters is not a factor in bytes: the frozen weights stay. With Adam in float32 the limit is four
 #   times less memory; it depends on the optimizer and the number format.
 # - On disk an adapter costs its trained parameters, and nothing more.

@@ -2,8 +2,9 @@
 # # Lesson 14: What is not saved?
 #
 # "I train 2 % of the parameters, and the memory hardly shrinks." People who report this measured correctly. Lesson 13
-# counted weights, gradients and optimizer state. A training step holds something else, and freezing does not reduce
-# it. And what about time? "Slow training: faster", says the guide. Faster than what, and by how much?
+# counted weights, gradients and optimizer state. A training step holds something else in memory, and freezing does not
+# reduce it. And what about time? The guide of lesson 13 promises "faster fine-tuning". Faster than what, and by how
+# much?
 
 # %%
 import time
@@ -26,7 +27,7 @@ from minilora.pages.style import FULL, LORA, ink, panels
 #
 # $$y = x W^\top \qquad dx = g\,W \qquad dW = g^\top x$$
 #
-# dW needs x. If W is frozen, dW is not needed. The engine then drops x. So far, so good.
+# dW needs x. If W is frozen, dW is not needed, and the engine does not save x. So far, so good.
 #
 # > **Predict.** x has 32 numbers per token. How many numbers per token does a layer with a trainable W save? One with
 # > a frozen W? And one with a frozen W and LoRA of rank 4?
@@ -62,7 +63,8 @@ for name, y in layers.items():
 #
 # The last row is **LoRA-FA**: A stays as it was initialised, only B is trained, and x is not needed. In minilora it is
 # `LoraConfig(freeze_A=True)`. The paper reports up to 1.4 times less memory in all, at an accuracy close to LoRA's.
-# (Here too: [frozen-a](../minilora/claims/README.md#frozen-a).) Section 2 shows what is left of it in a whole model.
+# ([Our measurement](../minilora/claims/README.md#frozen-a) agrees: the loss is close.) Section 2 shows what is left of
+# this saving in a whole model.
 #
 # ## 2. What a model saves
 #
@@ -72,8 +74,8 @@ for name, y in layers.items():
 # > **Predict.** A model with LoRA on all linear layers trains a few percent of its parameters. What share of full
 # > fine-tuning's activations must it still hold: a tenth, a half, all?
 #
-# A randomly initialised model is enough, because bytes do not depend on values. `ledger` follows the graph back from
-# the loss and adds up every array that it holds.
+# A randomly initialised model is enough, because bytes do not depend on values. `ledger` follows the computation graph
+# back from the loss and adds up all arrays that the graph holds.
 
 # %%
 predict("all-linear: activations as a share of full fine-tuning's")
@@ -138,11 +140,12 @@ claim("q and v: the same", share["q and v"], 0.85, 0.95)
 claim("all-linear with A frozen: the same", share["A frozen"], 0.85, 0.95)
 
 # %% [markdown]
-# All of them. With q and v alone, it is a tenth less. The largest row, `swiglu` (the gate of the MLP), is the same in
-# all columns, and so is `attention`. `linear` is the x that full fine-tuning saves for dW. In the second column it has
-# become `lora_linear`: the same x for dA, and u for dB. This row is small because most inputs come from a norm or from
-# `swiglu`, and minilora recomputes them from what those save. So freezing A removes a tenth here, and more in a
-# library that saves every x. At the two ends of the model, where nothing is trained, LoRA needs a little less.
+# All of them. With adapters on q and v alone, a tenth less is saved. The largest row, `swiglu` (the gate of the MLP),
+# is the same in all columns, and so is `attention`. `linear` is the x that full fine-tuning saves for dW. In the
+# second column it has become `lora_linear`: the same x for dA, and u for dB. This row is small because most inputs
+# come from a norm or from `swiglu`, and minilora recomputes such inputs from what these operations save. So freezing A
+# saves a tenth here, and more in a library that saves every x. At the two ends of the model, where nothing is trained,
+# LoRA needs a little less.
 #
 # ## 3. The memory of a whole step
 #
@@ -151,7 +154,7 @@ claim("all-linear with A frozen: the same", share["A frozen"], 0.85, 0.95)
 # that NumPy allocates and records the maximum, in a real step of full fine-tuning and of LoRA.
 #
 # > **Predict.** In lesson 13, SmolLM2 with r = 8 took 3.7 times less memory, whatever the length of the text. What
-# > remains of that factor with 512 tokens in a step? With 8,192, the model's context length?
+# > remains of that factor with 512 tokens in a step? And with 8,192, the model's context length?
 
 # %%
 predict("SmolLM2: times less memory at 512 tokens")
@@ -183,10 +186,10 @@ claim("where it is cautious, r = 128: predicted / measured", wide, 1.03, 1.25)
 # The prediction holds within a few percent where the rank is small. With a large rank it is too high: it adds the
 # gradients of the whole adapter to all activations, although the two never exist in full at the same time.
 #
-# Now the real model. Two methods reduce what freezing leaves. **Activation checkpointing** (also called gradient
-# checkpointing, or recomputation) saves only the input of each block and computes the block a second time in the
-# backward pass. Full fine-tuning can use it, too, so it does here. **Quantised weights** stay in the 4 and 8 bits of
-# their file. Full fine-tuning cannot use them, because it must update the weights.
+# Now the real model. Two methods reduce the memory that freezing does not save. **Activation checkpointing** (also
+# called gradient checkpointing, or recomputation) saves only the input of each block and computes the block a second
+# time in the backward pass. Full fine-tuning can use it, too, so we apply it to both. **Quantised weights** stay in
+# the 4 and 8 bits of their file. Full fine-tuning cannot use them, because it must update the weights.
 
 # %%
 SMOLLM2 = ml.Config(
@@ -245,15 +248,15 @@ show(
 )
 
 # %% [markdown]
-# *How to read it.* Dots are measured, and all lines are predicted. On the orange line LoRA saves nothing. With short
-# texts the frozen weights dominate, and the factor is near lesson 13's. With long texts activations dominate, and the
-# saving shrinks.
+# *How to read it.* Dots are measured, and all lines are predicted. At a factor of 1, the orange line, LoRA saves
+# nothing. With short texts the frozen weights dominate, and the factor is near lesson 13's. With long texts
+# activations dominate, and the saving shrinks.
 #
-# *Why does 2,265 MB appear six times?* A step of full fine-tuning has two peaks: with all activations at the end of
-# the forward pass, and with all gradients at the end of the backward pass. The larger one counts. Up to 512 tokens it
-# is the second one, which does not depend on the number of tokens, or on checkpointing. It is larger than lesson 13's
-# sum of weights, gradients and optimizer state, because SmolLM2 uses one matrix as embedding and as head. For a moment
-# that matrix has two gradients, which are then added.
+# *Why does 2,265 MB appear six times in the table?* A step of full fine-tuning has two peaks: with all activations at
+# the end of the forward pass, and with all gradients at the end of the backward pass. The larger one counts. Up to 512
+# tokens that is the second peak, which does not depend on the number of tokens, or on checkpointing. It is larger than
+# lesson 13's sum of weights, gradients and optimizer state, because SmolLM2 uses one matrix as embedding and as head.
+# For a moment that matrix has two gradients, which are then added.
 #
 # If you fine-tune a *small* model on *long* texts, you will find that LoRA saves almost nothing. Freezing alone does
 # not fit a large model into a small machine: freezing, quantisation and activation checkpointing together do.
@@ -270,8 +273,8 @@ show(
 #
 # $$\frac{\text{LoRA}}{\text{full fine-tuning}} \approx \frac{2 + 6\,r/C}{3}$$
 #
-# > **Predict.** By this count, how many times faster can a step become at most? From which width on is r = 8 faster at
-# > all? And will the clock agree?
+# > **Predict.** By this count, how many times faster can a step become at most? From which width on is a step with r =
+# > 8 faster at all? And will measured times agree?
 
 
 # %%
@@ -314,9 +317,9 @@ for width in WIDTHS:
     )
 
 # %% [markdown]
-# These are times, so yours will differ. In the narrowest model they vary most from run to run. Such a step consists of
-# many small operations, and the adapter starts six more for each W. So "r = 8 is faster from C = 6 r = 48 on" is right
-# by counting, but a clock does not show it reliably. In the widest model, LoRA gained *more* than the 1.5 times of the
+# Your times will differ. In the narrowest model times vary most from run to run. Such a step consists of many small
+# operations, and the adapter starts six more for each W. So "r = 8 is faster from C = 6 r = 48 on" is right by
+# counting, but a clock does not show it reliably. In the widest model, LoRA gained *more* than the 1.5 times of the
 # matmuls. The reason is Adam, which updates every trainable parameter and skips the frozen ones: without Adam, every
 # row of this run is below 1.5.
 #
@@ -346,11 +349,11 @@ for width in WIDTHS:
 #
 # ## What to remember
 #
-# - A frozen matrix does not save x. LoRA on it saves x again, and r more numbers per token.
-# - With LoRA on all linear layers, activations are those of full fine-tuning. They grow with the number of tokens;
-#   weights do not.
-# - So the factor depends on the length of the text: near 4 for short texts, near 1 for long ones. Activation
-#   checkpointing and quantisation help.
+# - A frozen linear layer does not save its input x. With LoRA it saves x again, and r more numbers per token.
+# - With LoRA on all linear layers, activations take as much memory as in full fine-tuning. They grow with the number
+#   of tokens; weights do not.
+# - So LoRA's saving depends on the length of the text: a factor near 4 for short texts, near 1 for long ones.
+#   Activation checkpointing and quantisation help.
 # - Two large matmuls instead of three, and six small ones: at most 1.5 times as fast, apart from Adam.
 #
 # Read on in [`ledger.py`](../minilora/measure/ledger.py) (what is held),

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Lesson 15: How few bits are enough?
 #
-# A frozen weight never receives a small update. So it need not be stored precisely, and its memory is what limits LoRA
-# (lesson 13). How coarse may it be? Where does the rounding error go: into the weights, the outputs, the loss? And can
-# an adapter that is trained on the coarse base repair it, as QLoRA's success suggests?
+# A frozen weight never receives a small update. So it need not be stored precisely, and the memory of frozen weights
+# is what limits LoRA's saving (lesson 13). How coarsely may a weight be stored? How large is the effect of rounding:
+# on the weights, the outputs, the loss? And can an adapter that is trained on the coarse base repair the error, as
+# QLoRA's success suggests?
 
 # %%
 import numpy as np
@@ -52,8 +53,8 @@ def error(W, approximation):
 
 # %% [markdown]
 # > **Predict.** A matrix has 65,536 normal weights and a single scale. One weight becomes an outlier, 40 standard
-# > deviations large. How much larger is the error of the *other* weights: hardly, twice, or nothing is left of them?
-# > And with blocks of 64?
+# > deviations large. How much larger does the error of the *other* weights become: hardly larger, twice as large, or
+# > so large that nothing is left of them? And with blocks of 64?
 
 # %%
 normal = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
@@ -73,16 +74,16 @@ for block in (normal.size, 1024, 256, 64, 16):
         claim("blocks of 64, with an outlier: error over that without", errors[1] / errors[0], 1, 1.2)
 
 # %% [markdown]
-# With one scale, the outlier rounds nearly all other weights to zero. A block confines the damage to its own weights.
-# Even without outliers, the maximum of a small block is lower, so its steps are finer. But the float16 scale adds 16 /
-# block bits to each parameter. From blocks of 256 to blocks of 16, the error halves for almost one bit more. QLoRA has
-# blocks of 64.
+# With one scale, the outlier rounds nearly all other weights to zero. With blocks, the damage is confined to the block
+# of the outlier. Even without outliers, the maximum of a small block is lower, so its steps are finer. But the float16
+# scale adds 16 / block bits to each parameter. From blocks of 256 to blocks of 16, the error halves, at the price of
+# almost one bit more per parameter. QLoRA has blocks of 64.
 #
 # ## 2. Where should sixteen levels lie?
 #
-# Most weights are near zero, and few are near the largest. Equal steps spend levels where there are few weights.
-# **NF4** (4-bit NormalFloat, QLoRA) takes quantiles of the normal distribution as its levels, so they are dense where
-# weights are frequent. FP4 is a floating-point number with one bit of fraction.
+# Most weights are near zero, and few are near the largest magnitude. Equal steps waste levels where there are few
+# weights. **NF4** (4-bit NormalFloat, QLoRA) takes quantiles of the normal distribution as its levels, so they are
+# dense where weights are frequent. FP4 is a floating-point number with one bit of fraction.
 #
 # > **Predict.** By how much is NF4's squared error smaller than INT4's, on normal weights? On those of a trained model?
 
@@ -114,8 +115,9 @@ claim("minilora's NF4, by hand: differs by", np.abs(package - rounded(W, LEVELS[
 #
 # ## 3. Where does the error go?
 #
-# An error of 0.8 % in the weights is an error of how much in a layer's outputs $x W^\top$? If x and W had nothing to do
-# with each other, it would be the same share. So we compare the real inputs of all 28 matrices with random ones.
+# The weights have a squared error of 0.8 %. How large is the error of a layer's outputs $x W^\top$? If x and W had
+# nothing to do with each other, it would be the same share. So we compare the real inputs of all 28 matrices with
+# random ones.
 
 
 # %%
@@ -174,17 +176,17 @@ claim(
 
 # %% [markdown]
 # On random inputs the share is the same. On real ones it is about half: training has made W respond strongly to the
-# inputs that occur, and the rounding error, which knows nothing of them, does not. Through four blocks, the errors of
-# all layers add up to about one percent of the logits. For a tenth of the tokens, another one becomes the most
-# probable.
+# inputs that occur, and the rounding error, which does not depend on these inputs, does not respond more strongly to
+# them. Through four blocks, the errors of all layers add up to about one percent of the logits. At a tenth of the
+# positions, another token becomes the most probable next one.
 #
 # ## 4. How many bits before the loss breaks?
 #
-# The loss is what counts. A single rounding would mislead: another position of the block borders gives another error,
-# and another loss. So each row is measured three times, with the borders moved.
+# The loss is what counts. A single measurement would mislead: if the borders of the blocks are at other positions, the
+# errors and the loss are different. So each row is measured three times, with the borders moved.
 #
-# > **Predict.** The base has a loss of about 4.4, and 40 steps of LoRA lower it by about 0.6 on one domain. How much do
-# > 8, 6, 5, 4, 3 and 2 bits add?
+# > **Predict.** The base has a loss of about 4.4, and 40 steps of LoRA lower it by about 0.6 on one domain. How much
+# > does quantising to 8, 6, 5, 4, 3 and 2 bits add to the loss?
 
 # %%
 predict("4 bits: added to the loss")
@@ -248,17 +250,17 @@ show(
 # reaches from the lowest to the highest.
 #
 # Each bit less multiplies the squared error by more than four, and from 4 bits down the loss grows faster still. There
-# is a knee: 5 bits are nearly free, 4 cost one or two hundredths, 3 cost almost a quarter of what LoRA gains, and 2
-# break the model. (Two bits with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
+# is a knee: 5 bits are nearly free, 4 cost one or two hundredths of a nat, 3 cost almost a quarter of what LoRA gains,
+# and 2 break the model. (Two bits with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
 #
-# What this does *not* show: that NF4 beats INT4 in loss at 4 bits, or blocks of 64 those of 128. The error is smaller,
-# but the bars are about as long as the difference. In exercise 15.2 you build NF levels for fewer bits, where the
-# difference is clear. Other models have other weights: measure yours.
+# This does *not* show that NF4 has a lower loss than INT4 at 4 bits, or blocks of 64 than blocks of 128. The error of
+# the weights is smaller, but the differences in loss are only about as large as the bars are long. In exercise 15.2
+# you build NF levels for fewer bits, where the difference is clear. Other models have other weights: measure yours.
 #
 # ## 5. QLoRA's step
 #
-# QLoRA is LoRA on a frozen W that is stored in NF4. Each matmul dequantises its W, uses it and discards it. With
-# $\tilde W$ for the dequantised matrix:
+# QLoRA is LoRA on a frozen W that is stored in NF4. Each matmul dequantises its W, uses the result and discards it.
+# With $\tilde W$ for the dequantised matrix:
 #
 # $$y = x\,\tilde W^\top + s\,(x A^\top) B^\top $$
 #
@@ -303,11 +305,11 @@ print(f"{held:,} bytes instead of {4 * (matrices + table + norms):,} in float32"
 
 # %% [markdown]
 # No: the gradient is exact for the function that is computed, which has $\tilde W$ in it. The loss is that of the
-# quantised model, and training descends on that.
+# quantised model, and training reduces this loss.
 #
 # minilora stores float32 scales in blocks of 64, so 32 / 64 = 0.5 bits per parameter for the scales; the table of
 # embeddings has 8 bits. **Double quantisation** quantises the scales, too: QLoRA stores them in 8 bits, with one
-# float32 scale for each block of 256 of them. minilora leaves it out. What would it save, and cost?
+# float32 scale for each block of 256 of them. minilora does not do this. What would it save, and what would it cost?
 
 
 # %%
@@ -327,17 +329,17 @@ for size, name in ((7e9, "7"), (65e9, "65")):
 claim("65 billion parameters: GB saved by double quantisation", 65e9 * (4.5 - bits) / 8e9, 3, 3.1)
 
 # %% [markdown]
-# An error of the scale does not show next to that of the codes. A base of 65 billion parameters fits into a GPU of 48
-# GB, the QLoRA paper's headline. Activations do not shrink, and each step dequantises every matrix two times: 4 bits
-# save memory, not time.
+# The additional error of the scales is negligible compared with that of the codes. A base of 65 billion parameters
+# then fits into a GPU with 48 GB, the QLoRA paper's headline. Activations do not shrink, and each step dequantises
+# every matrix two times: 4 bits save memory, not time.
 #
 # ## 6. Does the adapter repair the error?
 #
-# QLoRA matched 16-bit fine-tuning. Two explanations: the adapter repairs the rounding error; or there was little to
-# repair. To tell them apart, we train adapters on three bases, and also use the adapters of the *full* base on the
-# quantised ones. Those have never seen the error.
+# QLoRA matched 16-bit fine-tuning. There are two explanations: the adapter repairs the rounding error, or there was
+# little to repair. To tell them apart, we train adapters on three bases, and also use the adapters of the *float32*
+# base on the quantised ones. These adapters have never seen the error.
 #
-# > **Predict.** Which of the two holds at 4 bits? And at 2?
+# > **Predict.** Which of the two explanations holds at 4 bits? And at 2?
 
 # %%
 EVERY = 1  # in the browser: 2
@@ -402,11 +404,11 @@ for name in ("NF4", "2 bits"):
 claim("2 bits: of the codes, the update changes, in percent", np.mean(flips["2 bits"]), 0.5, 3)
 
 # %% [markdown]
-# At 4 bits the second explanation holds. The error costs 0.015, as much after training as before, and adapters that
-# have never seen it do as well: the interval of the difference contains zero. (Three seeds cannot exclude a repair of
-# 0.02.) At 2 bits the first one holds: training on the quantised base repairs most of the error. But not all, and the
-# result is no better than the untrained float32 base. All runs have one learning rate; another might repair more. LoftQ
-# goes further and initialises A and B so that they undo a part of the error.
+# At 4 bits the second explanation holds. The error costs 0.015 nats, as much after training as before, and adapters
+# that have never seen the error do as well: the interval of the difference contains zero. (Three seeds cannot exclude
+# a repair of 0.02.) At 2 bits the first one holds: training on the quantised base repairs most of the error. But it
+# does not repair all, and the result is no better than the untrained float32 base. All runs have the same learning
+# rate; another might repair more. LoftQ goes further: it initialises A and B so that they undo a part of the error.
 #
 # **Merging is another matter.** The merged matrix $\tilde W + s\,BA$ is dense, in float32. If you quantise it again,
 # its values are rounded again. At 4 bits you pay for the rounding error a second time. At 2 bits, nearly all that
@@ -436,11 +438,11 @@ claim("2 bits: of the codes, the update changes, in percent", np.mean(flips["2 b
 # ## What to remember
 #
 # - Block-wise: a scale for each block confines outliers, and costs 16 / block or 32 / block bits per parameter.
-# - NF4 has a quarter less error than INT4 on normal weights; one bit more removes over two thirds.
+# - NF4 has a quarter less squared error than INT4 on normal weights; one bit more removes over two thirds of it.
 # - 5 bits are nearly free for this base, 4 cost little, 3 hurt, 2 break it.
 # - QLoRA dequantises W for every matmul. Its gradients are exact for the quantised model, and W gets none.
-# - At 4 bits the adapter had nothing to repair that we could measure. At 2 bits it repaired much, not all.
-# - Quantising a merged model loses again what rounding costs.
+# - At 4 bits we could measure nothing that the adapter repaired. At 2 bits it repaired much, but not all.
+# - Quantising a merged model costs the rounding error again.
 #
 # Read on in [`levels.py`](../minilora/files/levels.py) (NF4, FP4, INT4), [`quant.py`](../minilora/files/quant.py) (the
 # blocks, and matrices that stay quantised) and [`rounded.py`](../minilora/models/rounded.py) (quantising a model while

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Lesson 16: One base, many adapters?
 #
-# A law office, a doctor's practice, a web shop and a bank each want an assistant. Do they need four models? Or one
-# base with four adapters: in the same memory, in the same process, even in the same batch? What does one adapter know
-# that the others do not? What does it cost to switch between them? And if you want two of them at once, half of each:
-# what is lost?
+# A law office, a doctor's practice, a web shop and a bank each want an assistant. Do they need four models? Or can one
+# base have four adapters in the same memory, in the same process, even in the same batch? What does one adapter know
+# that the others do not? What does it cost to switch between them? And if you combine two of them, half of each, what
+# is lost?
 
 # %%
 import re
@@ -23,7 +23,7 @@ from minilora.pages.style import BLUE, ORANGE
 #
 # Four sets of questions and answers come with minilora ([their card](../minilora/data/README.md)). Three of them
 # explain terms: of law, of medicine, of finance. The fourth is about a shop that was invented for it, so that no model
-# can know its rules beforehand. On each we train an adapter of rank 8 on every linear layer of the tiny base.
+# can know its rules beforehand. For each set we train an adapter of rank 8 on every linear layer of the tiny base.
 #
 # > **Predict.** Four adapters in one process: is the memory for weights 4 times that of the base, twice, or less?
 
@@ -69,8 +69,8 @@ claim("with four adapters: parameters, as a multiple of the base's", size / base
 # You choose the active adapter with [`set_adapter`](../minilora/lora/adapters.py). `None` is the base alone. Now we
 # evaluate each adapter on each domain, with questions and answers from outside all training sets.
 #
-# > **Predict.** Draw a table, a row per adapter and a column per domain, and mark each cell: better than the base, as
-# > good, or worse? The diagonal is easy. What about the rest?
+# > **Predict.** Draw a table with a row per adapter and a column per domain, and mark each cell: is the adapter better
+# > than the base, as good, or worse? The diagonal is easy. What about the rest?
 
 # %%
 table = []
@@ -89,17 +89,18 @@ claim("the shop's adapter elsewhere: loss added, on average", change[2, elsewher
 print(f"of {elsewhere.sum()} cells off the diagonal, {np.count_nonzero(change[elsewhere] > 0)} are worse than the base")
 
 # %% [markdown]
-# Each adapter is the best of all in its own domain, and by far. Elsewhere it is not neutral. The three that explain
-# terms have something in common ("A ... is ..."). They harm each other little, and sometimes help. The shop answers in
-# another form, and its adapter is worse than the base on all other domains. An adapted model is not "the base, and
-# something more". It has moved towards one domain, and so away from others.
+# Each adapter is by far the best of all in its own domain. Elsewhere it is not neutral. The three adapters that
+# explain terms have a form in common ("A ... is ..."). They do little harm in each other's domains, and sometimes
+# help. The shop answers in another form, and its adapter is worse than the base on all other domains. An adapted model
+# is not "the base, and something more". It has moved towards one domain, and so away from others.
 #
 # ## 3. A different adapter for each row
 #
 # The matmuls with the frozen W are most of the work, and they are the same for all adapters. So every row of a batch
-# can have its own adapter: $x W^\top$ once for all rows, and for each row its own small $(x A_i^\top) B_i^\top$. One
-# process can serve thousands of adapters in this way (Sheng et al. 2023). [`mixed_batch`](../minilora/lora/mixed.py)
-# does it here, and [`Streams`](../minilora/generate/streams.py) generates answers with it.
+# can have its own adapter: compute $x W^\top$ once for all rows, and add to each row its own small $(x A_i^\top)
+# B_i^\top$. One process can serve thousands of adapters in this way (Sheng et al. 2023).
+# [`mixed_batch`](../minilora/lora/mixed.py) does it here, and [`Streams`](../minilora/generate/streams.py) generates
+# answers with it.
 
 # %%
 ids = np.array([unseen[name][0].ids[:48] for name in DOMAINS])  # (4, 48)
@@ -131,7 +132,8 @@ for name, [text] in zip(("the base", *DOMAINS), answer(["What is a deposit?"], [
 # pretrained on presidents' addresses. But look at the *form*. Each of the four sets has a form that no other has, and
 # a regular expression finds it.
 #
-# > **Predict.** The shop's adapter is asked about law. Which form has the answer: the shop's, that of law, or neither?
+# > **Predict.** The shop's adapter is asked about law. Which form will its answer have: the shop's, that of law, or
+# > neither?
 
 # %%
 EACH = 12  # in the browser: 6
@@ -217,8 +219,8 @@ claim("fingerprint of the base unchanged after all of this (1: yes)", same, 1, 1
 # combination* of adapters. We measure how much of each adapter's gain in its own domain a combination keeps: 100 % is
 # the adapter alone, 0 % is the base.
 #
-# > **Predict.** Law and shop, half of each: does it keep half of both gains? With both whole, does it keep more? And
-# > with all four, a quarter of each?
+# > **Predict.** Combine half of law's adapter with half of the shop's: does the combination keep half of both gains?
+# > Does it keep more with both whole? And how much do all four keep, with a quarter of each?
 
 # %%
 predict("half of each: percent kept of law's gain")
@@ -258,20 +260,20 @@ print(
 
 # %% [markdown]
 # There are three surprises. **Half of an update brings much more than half of the gain**: the first part of the update
-# lowers the loss most (the first two rows). So half of each can keep most of both gains. What is lost is lost to the
-# other adapter: more of law than of the shop. **Whole is worse than half.** With both updates whole, W moves further
-# than in either training, to a point where neither was trained. And with all four whole, most of the gains are lost or
-# turn negative, while a quarter of each keeps most of them.
+# lowers the loss most (the first two rows). So half of each can keep most of both gains. Each adapter reduces the
+# other's gain somewhat, and law loses more than the shop. **Whole is worse than half.** With both updates whole, W
+# moves further than in either training, to a point where neither was trained. And with all four whole, most of the
+# gains are lost or turn negative, while a quarter of each keeps most of them.
 #
-# **One form wins.** The answers are not half in one form and half in the other: one form has won, and the other hardly
-# appears, although most of both gains is kept. Weights can be combined; forms of answers hardly can.
+# **One form wins.** The answers are not half in one form and half in the other: one form hardly appears any more,
+# although most of both gains is kept. Updates can be combined; forms of answers hardly can.
 #
 # ## 6. One adapter made from two
 #
-# A weighted combination needs all its adapters in memory. Can it be a single adapter, to be saved and merged like any
-# other? Three methods are in use ([`combine_adapters`](../minilora/lora/combine.py)). **cat** concatenates the
-# factors. **svd** keeps the 8 rank-one terms with the largest singular values of the sum (lesson 8). **linear** (a
-# linear merge) adds the A's, and adds the B's: the rank is 8 again, with almost no work.
+# A weighted combination needs all its adapters in memory. Can it be turned into a single adapter, which is saved and
+# merged like any other? Three methods are in use ([`combine_adapters`](../minilora/lora/combine.py)). **cat**
+# concatenates the factors. **svd** keeps the 8 rank-one terms with the largest singular values of the sum (lesson 8).
+# **linear** (a linear merge) adds up the A's, and separately the B's: the rank is 8 again, with almost no work.
 #
 # > **Predict.** One of the three does not compute the sum of the updates, not even nearly. Multiply out $(B_1 +
 # > B_2)(A_1 + A_2)$. Which one?
@@ -290,8 +292,8 @@ claim("linear: off the sum, in percent", off["linear"], 75, 120)
 # %% [markdown]
 # $(B_1 + B_2)(A_1 + A_2) = B_1 A_1 + B_2 A_2 + B_1 A_2 + B_2 A_1$. The last two terms were trained by nobody: B₁ was
 # trained on the outputs of A₁, and here it gets those of A₂. These **cross terms** are nearly as large as the sum
-# itself. The loss rises little here, but do not rely on that: look at the size of the error. PEFT has the same three
-# methods under the same names, and others, such as TIES.
+# itself. The loss rises little here, but do not rely on this: look at the error that was just printed. PEFT has the
+# same three methods under the same names, and others, such as TIES.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -320,8 +322,8 @@ claim("linear: off the sum, in percent", off["linear"], 75, 120)
 # - A switch copies nothing. In one batch, each row can have its own adapter, with the same result.
 # - A combination adds updates. Weights that add up to 1 keep most of each gain; whole updates on top of each other do
 #   harm.
-# - One adapter that equals several exactly: concatenate (cat), and the ranks add up. A linear merge of A's and B's has
-#   cross terms.
+# - Concatenating adapters (cat) gives one adapter that equals their sum exactly; the ranks add up. A linear merge of
+#   A's and B's has cross terms.
 #
 # **Now you:** [exercises 16](exercises/16_many_adapters.ipynb): join adapters, combine them, and give each row its
 # own.

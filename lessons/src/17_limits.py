@@ -19,17 +19,17 @@ from minilora.pages.style import LORA, ink
 # %% [markdown]
 # ## 1. A task that needs four directions
 #
-# A frozen matrix $W$ is given, and a teacher computes $y = x\,(W + \Delta)^\top$ with a secret
-# change $\Delta$. LoRA sees x and y, and must find $\Delta$. As we choose $\Delta$, we choose how hard that is.
+# A frozen matrix $W$ is given, and a teacher computes $y = x\,(W + \Delta)^\top$ with a secret change $\Delta$. LoRA
+# is trained on x and y, and must find $\Delta$. As we choose $\Delta$, we choose how hard this is.
 #
-# Every matrix is a sum of rank-one terms, each a column times a row. Their lengths $\sigma_1 \ge \sigma_2 \ge \dots$
-# are the matrix's **singular values** (lesson 8). The squared singular values add up to the **squared Frobenius
-# norm**, the sum of all squared entries. The theorem of Eckart and Young says that the r largest terms are the best
-# approximation of rank r. So the smallest error that LoRA of rank r can reach is known before any training:
+# Every matrix is a sum of rank-one terms, each a column times a row. The sizes of these terms, $\sigma_1 \ge \sigma_2
+# \ge \dots$, are the matrix's **singular values** (lesson 8). The squared singular values add up to the **squared
+# Frobenius norm**, the sum of all squared entries. The theorem of Eckart and Young says that the r largest terms are
+# the best approximation of rank r. So the smallest error that LoRA of rank r can reach is known before any training:
 #
 # $$\text{smallest error with rank } r \;=\; \sigma_{r+1}^2 + \sigma_{r+2}^2 + \dots$$
 #
-# This holds where all directions of the input are equally common, as we arrange below. (Where they are not, see the
+# This holds if all directions of the input are equally common, which we arrange below. (Where they are not, see the
 # [exercises](exercises/17_limits.ipynb).) The first teacher has four terms, with nearly equal singular values.
 #
 # > **Predict.** Draw the error against the rank, for r = 1 to 8. Where does the curve bend? Is r = 8 better than r = 4?
@@ -116,23 +116,23 @@ print(f"parameters of the change: {m * n:,}; of A and B with r = 27: {27 * (m + 
 
 # %% [markdown]
 # With r = 8 more than half of the error remains, and no learning rate, number of steps or α can remove it. Only r =
-# 48, the full rank, removes all. From r = 28 on, A and B have more parameters than $\Delta$: LoRA then costs *more*
-# than full fine-tuning, and can do less.
+# 48, the full rank, removes all of it. From r = 28 on, A and B have more parameters than $\Delta$: LoRA then costs
+# *more* than full fine-tuning, and can do less.
 #
-# That is what "complex" means: **not many changed parameters, but many directions, all of which matter.**
+# That is what "complex" means: **many directions, all of which matter, and not many changed parameters.**
 #
 # ## 3. A real model: is it the rank?
 #
-# Which kind is a real task? The first of two, on the tiny base, is made to be hard: four rows of 16 random words, to
-# be memorised. No word follows from anything else, so each must be stored. We draw only tokens that the base can
-# tell apart: 150 others share one embedding, apparently because they were never trained, and no adapter could
-# separate them.
+# Which kind is a real task? We try two on the tiny base. The first is made to be hard: four rows of 16 random words
+# (tokens), to be memorised. No word follows from others, so each must be stored. We draw only tokens that the base can
+# distinguish: 150 others share one embedding, apparently because they were never trained; no adapter could separate
+# them.
 #
 # There are two baselines. Guessing uniformly among the usable tokens costs ln 1,898. A model that knows the 64 words,
 # but not their places, has a loss of ln 64.
 #
 # > **Predict.** Full fine-tuning memorises the words in 100 steps. How far does rank 1 on q and v get, with a
-# > six-hundredth of the parameters? And rank 16? Do four times the steps help more, or rank 1 in all matrices?
+# > six-hundredth of the parameters? And rank 16? What helps more: four times the steps, or rank 1 in all matrices?
 
 # %%
 predict("r = 1 on q and v after 100 steps, over ln 64")
@@ -195,13 +195,13 @@ claim("r = 1 on q and v, 1,200 steps", learned[r1, 1200][0], 1, 2.5)
 claim("r = 1 in all seven after 100 steps", max(learned[everywhere, 100]), 0, 0.15)
 
 # %% [markdown]
-# After 100 steps, rank 1 on q and v is near ln 64: it knows little more than which words occur. Rank 16 looks too
-# small as well, but it lacked *steps*: after 400 it has memorised the words. For rank 1 on q and v, 1,200 steps are
-# not enough. Yet rank 1 in *all* matrices needs only 100. So neither a low rank nor a small number of parameters is
-# the limit by itself: 9,728 in all seven matrices learn faster than 28,672 in q and v. Which matrices are trained
-# counts more.
+# After 100 steps, the loss of rank 1 on q and v is near ln 64: it knows little more than which words occur. Rank 16
+# looks too small as well, but it lacked *steps*: after 400 it has memorised the words. For rank 1 on q and v, 1,200
+# steps are not enough. Yet rank 1 in *all* matrices needs only 100. So neither a low rank nor a small number of
+# parameters is the limit by itself: 9,728 parameters in all seven matrices learn faster than 28,672 in q and v. Which
+# matrices are trained matters more.
 #
-# The second task is that of lesson 12: questions of law, of which a model of this size learns mostly the style.
+# The second task is that of lesson 12: questions about law, from which a model of this size learns mostly the style.
 
 # %%
 law = {split: ml.encode_records(part, tokenizer) for split, part in ml.split_records(ml.read_records("legal")).items()}
@@ -228,16 +228,16 @@ claim("price, in percent of what full fine-tuning gains", 100 * price.mean / (be
 # found no difference on small instruction sets, and a gap where a data set exceeds the adapter's capacity. On the tiny
 # base we did *not* see less forgetting (lesson 7).
 #
-# How can you tell which kind your task is? Look at the *training* loss. First train four times as long: does it fall?
-# Then steps were missing. Then train with 4 r: does it fall now? Then rank was missing. If neither helps, it is the
+# How can you tell which kind your task is? Look at the *training* loss. First train four times as long. If it falls,
+# steps were missing. Then train with 4 r. If it falls now, rank was missing. If neither helps, the reason is the
 # learning rate, the choice of matrices, or the data.
 #
 # ## 4. Facts that change: weights or prompt?
 #
-# A fact can be in two places. Training stores it in the weights. Or it is in a passage that is looked up for each
-# question and put into the prompt: **retrieval-augmented generation** (RAG). `support-handbook` is the handbook of an
-# invented shop, in 30 passages of about four facts each. The retriever, BM25, ranks passages by the words that they
-# share with the question; rare words count more.
+# A fact can come from the weights, where training has stored it, or from a passage that is looked up for each question
+# and put into the prompt: **retrieval-augmented generation** (RAG). `support-handbook` is the handbook of an invented
+# shop, in 30 passages of about four facts each. The retriever, which looks them up, is BM25: it ranks passages by the
+# words that they share with the question; rare words count more.
 #
 # > **Predict.** For how many questions is the best match the right passage: for ordinary ones, which have some of the
 # > handbook's words, and for hard ones, which have hardly any?
@@ -259,38 +259,37 @@ for kind, wording in (("ordinary", "reworded"), ("hard", "paraphrase")):
 claim("ordinary questions whose best match is right, in percent", first["ordinary"], 40, 75)
 
 # %% [markdown]
-# So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. And a
-# passage helps only a model that reads. Given the *right* one, SmolLM2's answers to ordinary questions have 7 % of the
-# keywords. With LoRA, after 480 examples of how *other* passages are quoted, they have 42 %: it quotes, but often the
-# neighbouring sentence. Two sentences that BM25 finds in the passage have 48 %. The loss on general text rises from
-# 3.28 to 3.58 nats.
+# So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. A passage
+# helps only a model that can use it. Given the *right* passage, SmolLM2's answers to ordinary questions contain 7 % of
+# the expected keywords. With LoRA, after 480 examples of quotes from *other* passages, they contain 42 %: it quotes,
+# but often the neighbouring sentence. The two sentences of the passage that BM25 ranks highest contain 48 %. LoRA
+# raises the loss on general text from 3.28 to 3.58 nats.
 #
-# And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is asked each of 96 questions 20
-# times, in 13 wordings. Its answers then have 85 % of the keywords for ordinary questions and 35 % for hard ones: more
-# than the retriever finds. But its loss on general text rises from 3.3 to 6.4 nats, and of what was not trained it
-# knows nothing.
+# And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is trained on each of 96 questions
+# 20 times, in 13 wordings. Then its answers contain 85 % of the keywords for ordinary questions and 35 % for hard
+# ones: more than the retriever finds. But its loss on general text rises from 3.3 to 6.4 nats, and it knows none of
+# the other facts.
 #
-# The usual rule is: facts that change go into the prompt, form and skill into the weights. What we measured limits both
+# The usual rule is: facts that change go into the prompt, form and skill into the weights. Our measurements limit both
 # halves of it:
 #
 # 1. **Facts that change go into the prompt.** A new price is one line of the handbook. In the weights it is another
-#    training run, which also moves what was right before. Facts that stay can be learned, from a dozen wordings each,
-#    by an adapter for nothing else.
-# 2. **Form and skill go into the weights**, and reading is a skill. For a model of this size it is a hard one: to quote
-#    is easy, to choose is not. Compare it with a search.
-# 3. **Improve the retriever first.** With the questions of the training data in its index, it finds the right passage
-#    for 91 % of the ordinary questions and for 42 % of the hard ones.
+#    training run, which also changes what was right before. Facts that stay the same can be learned, from a dozen
+#    wordings each, by an adapter that does nothing else.
+# 2. **Form and skill go into the weights**, and reading is a skill. For a model of this size it is hard: quoting is
+#    easy, choosing what to quote is not. Compare the model with a search.
+# 3. **Improve the retriever first.** With the questions of the training data in its index, BM25 finds the right
+#    passage for 91 % of the ordinary questions and for 42 % of the hard ones.
 # 4. **Measure the two halves apart**: how often the right passage is found, and how many of its keywords the answers
-#    have. `minilora eval --context FILE` prints both. Until the second is high, show the passage with the answer, as
-#    `minilora chat --context FILE` and `minilora serve` do.
+#    contain. `minilora eval --context FILE` prints both. Until the second is high, show the passage with the answer,
+#    as `minilora chat --context FILE` and `minilora serve` do.
 #
 # ## What to remember
 #
 # - LoRA of rank r finds the best update of rank r. Its error is known: the squared singular values beyond r.
-# - Where a task needs k directions, r = k solves it, and more rank does nothing. Where it needs all, no small r will
-#   do.
+# - If a task needs k directions, r = k solves it, and more rank does not help. If it needs all, no small r is enough.
 # - Style is cheap. Facts that follow from nothing must be stored, and need parameters.
-# - Train to the end, then compare r with 4 r, and only then blame the rank.
+# - Train until the loss stops falling, then compare r with 4 r, and only then blame the rank.
 # - Facts that change belong in the prompt; form and skill belong in the weights. Measure both halves.
 #
 # Read on in [`fused.py`](../minilora/engine/fused.py) (the layer that was trained here) and

@@ -2,9 +2,9 @@
 # # Lesson 18: How do I do it for real?
 #
 # "Let's say you want a chatbot that understands legal language. You can apply LoRA to a pre-trained model and teach it
-# legal terminology." So a popular introduction describes fine-tuning. Here it becomes eight steps on a real chat
-# model, SmolLM2-135M-Instruct. Then we fine-tune the same model without LoRA, and fill the introduction's table with
-# measured values instead of "high" and "low".
+# legal terminology." This is how a popular introduction describes fine-tuning. Here we do this in eight steps with a
+# real chat model, SmolLM2-135M-Instruct. Then we fine-tune the same model without LoRA, and fill the introduction's
+# table with measured values instead of "high" and "low".
 #
 # The model is not part of minilora. `minilora pull smollm2` downloads it once; with a network connection, step 1 does
 # so, too. Otherwise just read on: the outputs below come from a run on two cores. With `BASE = "tiny"`, every cell
@@ -42,9 +42,9 @@ print(f"{8 * base_bytes / P:.2f} bits for each")
 # %% [markdown]
 # ## Step 2: collect data
 #
-# Most of the work of a real project is here. We have a few hundred legal terms, each with a question and an answer. We
-# split them into a training, a validation and a test set *before* training: evaluating on the training set measures
-# memorisation.
+# Collecting data is most of the work in a real project. We have a few hundred legal terms, each with a question and an
+# answer. We split them into a training, a validation and a test set *before* training: evaluating on the training set
+# measures memorisation.
 
 # %%
 records = ml.split_records(ml.read_records("legal"))
@@ -66,7 +66,7 @@ for message in records["test"][0].messages:
 # its output, "moments" is Adam's optimizer state.
 #
 # > **Predict.** Adam in float32 takes 16 bytes per trainable parameter. How much memory will a step of full
-# > fine-tuning hold, activations included? How much of it is left with LoRA on the quantised base: a half, a tenth?
+# > fine-tuning hold, activations included? And LoRA on the quantised base: a half of that, a tenth?
 
 # %%
 r = 8
@@ -85,9 +85,9 @@ a = memory.by_owner()["adapter"] // 4  # the adapter's parameters, of 4 bytes ea
 # %% [markdown]
 # ## Step 4: freeze the base
 #
-# One line adds A and B to every matrix and freezes all other parameters. First we record what must be verified: the
-# loss on the test set, the fingerprint of the base (lesson 10), and that the new adapter does not change the loss yet
-# (lesson 9).
+# One line adds A and B to every matrix and freezes all other parameters. First we record the loss on the test set and
+# the fingerprint of the base (lesson 10), for later comparison. The new adapter must not change the loss yet (lesson
+# 9).
 
 # %%
 before, fingerprint = ml.mean_loss(model, samples["test"]), ml.sha256_of(base)
@@ -127,11 +127,11 @@ claim("fingerprint of the base unchanged (1: yes)", ml.sha256_of(ml.base_state(m
 # %% [markdown]
 # The loss falls by more than a fifth. The adapter cannot have learned facts about these 30 terms, because it has not
 # seen them. It has learned how such an answer is built ("A ... is ... It matters because ...") and the vocabulary of
-# the domain. Style is cheap to learn (lesson 17). Facts take more epochs, and these bring the risk of overfitting:
-# training loss keeps falling while loss on unseen terms and on general text rises. The [log of a long
-# run](pictures/finetune.txt) shows it. So `minilora finetune` evaluates during training and keeps the best step. It
-# then scales the update down (`--strength`): most of the gain comes from the first half of an update (lesson 16), and
-# a smaller update forgets less.
+# the domain. Style is easy to learn (lesson 17). Facts take more epochs, which bring the risk of overfitting: training
+# loss keeps falling while loss on unseen terms and on general text rises. The [log of a long
+# run](pictures/finetune.txt) shows this. So `minilora finetune` evaluates during training and keeps the adapter of the
+# best step. It then scales the update down (`--strength`): the first half of an update brings most of the gain (lesson
+# 16), and a smaller update forgets less.
 #
 # ## Step 7: save the adapter
 
@@ -202,9 +202,9 @@ claim("fingerprint unchanged after full fine-tuning (0: no)", ml.sha256_of(ml.ba
 # | storage | large | small |
 #
 # Below is the same table with the values of this run. Time is CPU time, summed over threads: on two idle cores a step
-# takes about half as long by the clock, and other programs on the machine do not count. Cost is CPU time multiplied by
-# a price. We take 0.0425 US dollars an hour, an eighth of 0.34 dollars for a machine with 8 vCPUs. A vCPU is a
-# hardware thread, and these 8 share 4 physical cores.
+# takes about half as long by the clock. Time that other programs take does not count. Cost is CPU time multiplied by a
+# price. We take 0.0425 US dollars an hour, an eighth of 0.34 dollars for a machine with 8 vCPUs. A vCPU is a hardware
+# thread, and these 8 share 4 physical cores.
 
 # %% tags=["measured"]
 PRICE = 0.0425  # dollars per vCPU and hour
@@ -244,7 +244,7 @@ show(
 )
 
 # %% [markdown]
-# *How to read it.* Each dot is a row of the table. The vertical line at 100 % is full fine-tuning. In the first five
+# *How to read it.* Each dot is LoRA's value in percent of full fine-tuning's (the vertical line). In the first five
 # rows, further left is better, because these are costs. In the last row, the gain, further *right* is better.
 #
 # - **Parameters updated, storage**: true, and lesson 13 computes by how much: r (m + n) instead of m n per matrix.
@@ -252,7 +252,8 @@ show(
 #   *and* the base is quantised. Freezing alone would leave the base in float32. Activations remain (lesson 14). The
 #   process holds more than we predicted, because Python and its libraries need memory, too.
 # - **Speed**: a step of LoRA takes about three quarters of the time. It needs two large matmuls instead of three per
-#   matrix, and no Adam update for frozen parameters. Dequantising costs some of that. It is far from 55 times as fast.
+#   matrix, and no Adam update for frozen parameters. Dequantising costs a part of this gain. LoRA is far from 55 times
+#   as fast.
 # - **Cost**: per step on the same machine, this is the ratio of the times and nothing else. It becomes *much* cheaper
 #   where LoRA fits a smaller machine.
 # - **A slight drop in performance**: the last row, 8 % of the gain. This is one seed with few steps, and the learning
@@ -298,7 +299,7 @@ else:
 # ## When should you use LoRA?
 #
 # The introduction says: with limited resources, for fast experiments, for many adapters. Here is the same decision
-# with measured values:
+# with values:
 #
 # > **Predict.** Your machine has 16 GB. How many parameters may a model have for full fine-tuning with Adam in
 # > float32? And for LoRA on a quantised base?
@@ -317,12 +318,12 @@ claim("LoRA quantised / full: times larger a model fits", 16 / (base_bytes / P +
 # %% [markdown]
 # 1. **Does full fine-tuning fit?** It needs 16 bytes per parameter, plus activations. If it does not fit, use LoRA.
 #    This decides most cases.
-# 2. **How many tasks do you have?** From two on, use adapters: each further one costs only its trained
-#    parameters, and switching needs no reload. If you keep a single one, disk space is no argument.
+# 2. **How many tasks do you have?** From two on, use adapters: each further adapter costs only its trained parameters,
+#    and switching needs no reload. If you keep a single one, disk space is no argument.
 # 3. **Must the base stay unchanged?** With LoRA it does, to the last bit, and a hash can prove it.
 # 4. **Is the task large?** Train with r and with 4r (lesson 17). If the loss on the *training* set falls each time,
 #    you need a higher rank. If no affordable rank is enough, use full fine-tuning.
-# 5. **Is speed your only reason?** Look at the row of the table: a somewhat shorter step is a weak reason.
+# 5. **Is speed your only reason?** Look at the table: a somewhat shorter step is a weak reason.
 # 6. **Will the facts change?** Then put them into the prompt, not into the weights (lesson 17, section 4).
 #
 # <details><summary>The same in PyTorch</summary>
@@ -346,11 +347,11 @@ claim("LoRA quantised / full: times larger a model fits", 16 / (base_bytes / P +
 #
 # ## What to remember
 #
-# - There are eight steps: model, data, target modules and rank, freeze, train, evaluate, save, use. Most work is in
-#   the second, and most mistakes are found in the sixth.
+# - There are eight steps: model, data, target modules and rank, freeze, train, evaluate, save, use. Most of the work
+#   is in the second step, and most mistakes are found in the sixth.
 # - Predict parameters and memory before you train. Afterwards, measure on a test set.
-# - Tens of times less: trainable parameters and disk. About five times less: memory, with a quantised base. Time per
-#   step: three quarters. The price: less than a tenth of the gain.
+# - Here LoRA takes tens of times fewer trainable parameters and bytes on disk, five times less memory (with a
+#   quantised base), and three quarters of the time per step. It loses less than a tenth of the gain.
 # - Try LoRA first. Use full fine-tuning where it fits *and* a higher rank still helps.
 #
 # Read on in [`finetune`](../minilora/train/job.py), which does all this, and [`peft.py`](../minilora/lora/peft.py),

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Lesson 19: Who are its relatives?
 #
-# Many papers have changed LoRA since it appeared, and report that their variant is better. Most of them change one of
+# Since LoRA appeared, many papers have changed it and report that their variant is better. Most of them change one of
 # four things. Here are four variants that are used in practice, one for each:
 #
 # | name | what it changes | in minilora |
@@ -11,7 +11,7 @@
 # | [PiSSA](https://arxiv.org/abs/2404.02948) | initialisation: the largest part of W | `init_lora_weights="pissa"` |
 # | [LoRA+](https://arxiv.org/abs/2402.12354) | the learning rate: B's is larger than A's | `ml.lora_plus(...)` |
 #
-# What does each of them do, where is it right, and which one is better?
+# What does each of them do, when is its argument right, and which one is best?
 
 # %%
 import matplotlib.pyplot as plt
@@ -72,10 +72,10 @@ for name in variants:
     ml.remove_adapter(model, "trial")
 
 # %% [markdown]
-# All four do, to the last bit; only the control, random A and B, is another model. For PiSSA this is due to minilora.
-# It never stores the residual, but computes $x W^\top + s\,x\,(BA - B_0 A_0)^\top$, and before training the bracket is
-# exactly zero. So the base's array stays unchanged, and other adapters can share it. If the residual is stored, as in
-# the paper, W is restored up to rounding:
+# All four variants do, to the last bit; only the control, with A and B random, differs. For PiSSA this is due to
+# minilora. minilora never stores the residual, but computes $x W^\top + s\,x\,(BA - B_0 A_0)^\top$, and before
+# training the bracket is exactly zero. So the base's array stays unchanged, and other adapters can share it. If the
+# residual is stored, as in the paper, W is restored up to rounding:
 
 # %%
 matrix = "model.layers.0.self_attn.q_proj"
@@ -112,11 +112,11 @@ claim(
 # ## 2. rsLoRA: which scale keeps the first step equal?
 #
 # Why is the update divided by r? So that you can change r without tuning the learning rate again. The rsLoRA paper
-# says that this divides too much: with a large rank the adapter hardly moves, and $\alpha/\sqrt r$ is right. We can
-# measure this: add an adapter, take **one** step, and see how far the outputs moved.
+# says that dividing by r is too much: with a large rank the adapter hardly changes, and $\alpha/\sqrt r$ is right. We
+# can measure this: add an adapter, take **one** step, and see how far the outputs move.
 #
 # The answer depends on the optimizer. *SGD* moves each parameter by the learning rate η times its gradient. *Adam*
-# first divides each gradient by its own size; in the first step only its sign is left.
+# first divides each gradient by its usual size; in the first step only the sign of the gradient is left.
 #
 # > **Predict.** α is 16. How far does the first step with r = 64 move the outputs, compared with r = 1: with α / r and
 # > SGD, with α / r and Adam, with α / √r and both?
@@ -174,21 +174,21 @@ for (optimizer, scale), low, high in zip(
 
 # %% [markdown]
 # *How to read it.* If the marks are level, the first step is equally large at all ranks. Dashed lines are the
-# predictions of the two points below. With SGD, rsLoRA's **α / √r** is level, and α / r falls in proportion to r. With
-# Adam, which nearly everyone uses, **α / r** is the level one. With α alone, a mistake that released programs have
-# made, the step grows with the rank under both.
+# predictions that are derived below. With SGD, rsLoRA's **α / √r** is level, and with α / r the step shrinks in
+# proportion to 1 / r. With Adam, which nearly everyone uses, **α / r** is the level one. With α alone, a mistake that
+# released programs have made, the step grows with the rank under both.
 #
 # After one step A is still at its random initialisation, and B is minus η times what the optimizer makes of dB:
 #
 # - SGD: dB contains s, so $s\,BA = -\eta\,s^2\,g^\top x\,(A^\top A)$: two factors s, and in $A^\top A$ a sum of r
-#   terms. Level if $s^2 r$ is: $s = \alpha/\sqrt r$.
+#   terms. The move is the same at all ranks if $s^2 r$ is: $s = \alpha/\sqrt r$.
 # - Adam: every entry of B moves by η, whatever s is. One factor s is left, and r terms. For one token, term k moves
-#   output i by $-\eta\,s\,\mathrm{sign}(g_i)\,|u_k|$: the same sign for every k, so they add up. Level if $s\,r$ is:
-#   $s = \alpha / r$.
+#   output i by $-\eta\,s\,\mathrm{sign}(g_i)\,|u_k|$: the same sign for every k, so the terms add up. The move is the
+#   same at all ranks if $s\,r$ is: $s = \alpha / r$.
 #
-# So the proof in the rsLoRA paper, which follows gradient steps, holds where its assumption does. The first step is
-# not the whole training: over a long one the paper finds that large ranks learn more with $\alpha/\sqrt r$. At *one*
-# rank there is no difference to find: rsLoRA is LoRA with another α.
+# So the proof in the rsLoRA paper, which follows plain gradient steps, holds for the optimizer that it assumes. The
+# first step is not the whole training: over a long one the paper finds that large ranks learn more with $\alpha/\sqrt
+# r$. At *one* rank there is no difference to find: rsLoRA is LoRA with another α.
 
 # %%
 rooted = ml.LoraConfig(r=64, lora_alpha=16, use_rslora=True).scale_of("any layer")
@@ -198,8 +198,8 @@ claim("scale of rsLoRA with α = 16, minus that of LoRA with α = 128, at r = 64
 # %% [markdown]
 # ## 3. DoRA: magnitude and direction
 #
-# A row of W is a vector with a length and a direction. DoRA trains both separately. LoRA changes the direction, $V = W
-# + s\,BA$; then the length is set to a *magnitude* that is trained too, one parameter per row:
+# A row of W is a vector with a length and a direction. DoRA trains both separately. An update as in LoRA changes the
+# direction, $V = W + s\,BA$; then the length is set to a *magnitude* that is trained too, one parameter per row:
 #
 # $$y_i = \frac{\text{magnitude}_i}{\lVert V_i \rVert}\,(x V^\top)_i \qquad\qquad \text{magnitude} = \lVert W_i \rVert
 # \text{ at initialisation}$$
@@ -207,7 +207,7 @@ claim("scale of rsLoRA with α = 16, minus that of LoRA with α = 128, at r = 64
 # (The paper speaks of columns; PEFT, too, has one magnitude per output.) At initialisation the quotient is 1. The cost
 # is m more parameters per matrix, and the norms of all rows in every step. The paper gives this reason: it measured
 # how far the direction of each matrix had changed in training, and how much its magnitudes had. In full fine-tuning,
-# where one change was large the other was small. In LoRA both grew together.
+# one change was small where the other was large. In LoRA, both were large together.
 #
 # A *correlation* measures this: it is 1 if two quantities always grow together, -1 if one grows where the other
 # shrinks, 0 if they are unrelated.
@@ -258,20 +258,20 @@ claim("DoRA: the same", together["DoRA", 1e-2], -0.4, 0.4)
 claim("DoRA: how much lower than LoRA's", together["LoRA", 1e-2] - together["DoRA", 1e-2], 0.05, 0.9)
 
 # %% [markdown]
-# For full fine-tuning and LoRA the signs agree: the paper has -0.62 and +0.83. DoRA comes out between the two, as in
-# the paper, but there below zero (-0.31) and here above it. This is one seed. So DoRA does change *how* an adapter
-# moves. Whether that makes it *better* is another question.
+# For full fine-tuning and LoRA the signs agree with the paper, which has -0.62 and +0.83. DoRA comes out between the
+# two, as in the paper, but above zero here, and below zero there (-0.31). This is one seed. So DoRA does change *how*
+# an adapter changes the weights. Whether that makes it *better* is another question.
 #
 # ## 4. Which one is better?
 #
 # LoRA+ is the simplest variant: it multiplies the learning rate of B by a factor, here 16. The paper argues that in
-# wide models A and B need different learning rates, with B's the larger one.
+# wide models A and B need different learning rates, and that B's must be the larger one.
 #
 # Now we compare them. Four adapters of the same rank are trained for 30 steps each, with one seed, and evaluated on
 # legal terms from the validation set.
 #
-# > **Predict.** First LoRA, PiSSA and LoRA+ use the same learning rate, 0.001. Which is best, and by how much? Then
-# > each uses the best of several rates. Which is best now?
+# > **Predict.** First LoRA, PiSSA and LoRA+ use the same learning rate, 0.001. Which of them is best, and by how much?
+# > Then each uses its best of several rates. Which is best now?
 
 # %%
 predict("at 0.001: PiSSA ahead of LoRA by")
@@ -307,15 +307,16 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 
 # %% [markdown]
 # If we had stopped at the column of 0.001, we could have written a paper: both newcomers clearly beat LoRA. But the
-# table shows that 0.001 is far too small for plain LoRA, a tenth of its best rate. LoRA+ is best there, and PiSSA's
-# best rate is only three times as high. With its own learning rate, LoRA is no longer behind; DoRA, run at LoRA's best
-# rate only, ends level with it. **Here the learning rate matters more than the variant.** (None of LoRA, PiSSA and
-# LoRA+ is best at an edge of its rates, where a better one could lie just outside the table.)
+# table shows that 0.001 is far too small for plain LoRA, a tenth of its best rate. For LoRA+ it is the best rate, and
+# PiSSA's best rate is only three times as high. With its own learning rate, LoRA is no longer behind; DoRA, run at
+# LoRA's best rate only, ends level with it. **Here the learning rate matters more than the variant.** (None of LoRA,
+# PiSSA and LoRA+ is best at an edge of its rates, where a better one could lie just outside the table.)
 #
 # This is one seed of one task, one small model, one rank and few steps. One seed cannot rank variants whose best
-# losses differ by less than 0.1; lesson 11 shows how to measure that. Nor does it refute papers that trained models
-# thousands of times larger: PiSSA reports 72.86 against 67.7 % on school mathematics, LoRA+ 1 to 2 % and up to twice
-# the speed. It shows which question to ask of each paper: was the baseline's learning rate tuned, too?
+# losses differ by less than 0.1 nats; lesson 11 shows how to measure such differences. Nor does our result refute
+# papers that trained models thousands of times larger: PiSSA reports 72.86 against 67.7 % on school mathematics, LoRA+
+# 1 to 2 % and up to twice the speed. It shows which question to ask about each paper: was the baseline's learning rate
+# tuned, too?
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -340,8 +341,8 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 # - Scale, form, initialisation, learning rate: a variant of LoRA changes one of these. All four here start as the
 #   base.
 # - α / √r keeps the size of the first step equal over ranks for SGD, α / r for Adam. At one rank, rsLoRA is another α.
-# - DoRA separates magnitude from direction, with one more parameter per row. It moves a little more like full
-#   fine-tuning.
+# - DoRA separates magnitude from direction, with one more parameter per row. It changes the weights a little more as
+#   full fine-tuning does.
 # - PiSSA starts with the largest part of W, so that neither gradient is zero in the first step. LoRA+ gives B a larger
 #   rate.
 # - Compare each method at its own best learning rate, or you compare learning rates.

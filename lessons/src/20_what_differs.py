@@ -3,7 +3,7 @@
 #
 # Lesson 5 took one Llama apart. The models that people fine-tune today have other names: Qwen, Gemma, Granite. How
 # different are they? Here are four of them side by side, from GPT-2 (2019) to Gemma 3 (2025): what changed, where the
-# parameters are, and, on small models that you train yourself, what some of the changes buy.
+# parameters are, and, measured on small models that you train yourself, what some of the changes achieve.
 
 # %%
 from collections import Counter
@@ -39,7 +39,7 @@ show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemm
 # | a token sees | all earlier ones | all | all | all in every sixth layer, else 512 |
 #
 # LayerNorm subtracts the mean of a row and divides by its standard deviation; RMSNorm only divides, by the root mean
-# square. SwiGLU is lesson 5's MLP; GeGLU has another function, GELU, on its gate, and GPT-2 has GELU between two
+# square. SwiGLU is lesson 5's MLP; GeGLU has another function, GELU, on its gate. GPT-2's MLP has GELU between two
 # matrices, without a gate. The skeleton is the same: attention and an MLP that add to the residual stream, and one
 # table of embeddings, which also computes the logits. So LoRA works on all of them.
 #
@@ -47,7 +47,7 @@ show(figure, alt="Four columns of boxes, a block of GPT-2, Llama, Qwen3 and Gemm
 #
 # A model made with `empty` takes no memory, so even a large one can be counted.
 #
-# > **Predict.** Gemma 3 270M has a vocabulary of 262,144 tokens and a width of 640. Which share of its parameters, in
+# > **Predict.** Gemma 3 270M has a vocabulary of 262,144 tokens and a width of 640. What share of its parameters, in
 # > percent, is in the embedding?
 
 # %%
@@ -92,14 +92,14 @@ axes.set(xlim=(0, 100), xlabel="percent of the parameters")
 show(figure, alt="Bars of four models: the share of the embedding is largest in Gemma 3, nearly two thirds")
 
 # %% [markdown]
-# *How to read it.* Norms are too few to be seen; the narrow amber strip is GPT-2's positions. A large vocabulary
-# dominates a narrow model, Gemma 3 270M. An adapter on "all-linear" leaves the embedding out: there it adapts little
-# more than a third of the model.
+# *How to read it.* Norms are too few to be seen; the narrow amber strip is GPT-2's positions. In a narrow model such
+# as Gemma 3 270M, the embedding of a large vocabulary dominates. An adapter on "all-linear" leaves the embedding out:
+# in Gemma 3 270M it adapts little more than a third of the parameters.
 #
 # ## 3. What must be stored for each token?
 #
-# While a model writes, it stores keys and values of every token (lesson 4). Fewer key/value heads make this KV cache
-# smaller.
+# While a model generates text, it stores keys and values of every token (lesson 4). Fewer key/value heads make this KV
+# cache smaller.
 
 # %%
 for name, model in models.items():
@@ -112,14 +112,15 @@ claim("Gemma 3 270M: layers that must remember more than 512 tokens", full, 3, 3
 
 # %% [markdown]
 # Qwen3 0.6B stores most, although two query heads share a key/value head: it has the most layers, and its heads are
-# twice as wide as Llama's. Most layers of Gemma 3 270M need not remember more than their window.
+# twice as wide as Llama's. Most layers of Gemma 3 270M need to store no more than the tokens in their window.
 #
 # ## 4. What does a choice buy?
 #
 # Now we train five small models from scratch, with the same budget, on a task that needs attention: copying. They are
-# GPT-2, the same with RMSNorm, Llama, Qwen3, and Gemma 3 with a window of 16 letters in one of two layers. A text
-# repeats eight random letters again and again. The first eight cannot be known and are not scored; every later one is
-# the letter eight places before it. The training texts have 32 letters. Then we test on texts of 96.
+# GPT-2, GPT-2 with RMSNorm, Llama, Qwen3, and Gemma 3 with a window of 16 letters in one of its two layers. A text
+# repeats eight random letters again and again. The first eight cannot be known and are not scored; every later letter
+# is the same as the one eight places before it. The training texts have 32 letters. Then we test the models on texts
+# of 96 letters.
 #
 # > **Predict.** Which of them learn the task in the same number of steps? Which of them still copy beyond letter 32?
 
@@ -213,25 +214,26 @@ claim("Gemma 3 beyond it", mean_loss("Gemma 3", 49, 96), 0, 0.3)
 claim("Qwen3's loss minus Llama's, letters 17 to 32", mean_loss("Qwen3", 17, 32) - mean_loss("Llama", 17, 32), -2, -0.2)
 
 # %% [markdown]
-# *How to read it.* A uniform guess costs $\ln 16 \approx 2.8$. A loss far above it means confident mistakes, as on the
-# first eight letters.
+# *How to read it.* A uniform guess costs $\ln 16 \approx 2.8$. A loss far above that means confident mistakes, as on
+# the first eight letters.
 #
 # - **Positions.** GPT-2 has the lowest loss up to the dotted line, and fails at once beyond it: the vectors of later
 #   positions were never trained. RoPE has an angle for every position, but scores at distances that never occurred in
 #   training are as untrained as GPT-2's vectors: Llama and Qwen3 fail more slowly.
-# - **Windows.** A layer that sees the last few letters meets only distances from training, however long the text is. So
-#   Gemma 3 copies on and on. This is a reason for windows in most layers, besides the smaller cache.
-# - **Norms of q and k.** They are the only difference between Llama and Qwen3. With them the model copies after the
-#   same steps; Llama has learned only a part of the task. They bound the scores, which probably lets the same learning
-#   rate go further.
-# - **LayerNorm or RMSNorm.** No difference can be seen: RMSNorm saves work, not loss
+# - **Windows.** A layer that sees only the last few letters meets only distances that occurred in training, however
+#   long the text is. So Gemma 3 keeps copying. This is a reason for windows in most layers, besides the smaller cache.
+# - **Norms of q and k.** They are the only difference between Llama and Qwen3. With these norms the model has learned
+#   to copy; without them, after the same number of steps, Llama has learned only a part of the task. The norms bound
+#   the scores, which probably helps training at this learning rate.
+# - **LayerNorm or RMSNorm.** No difference can be seen: RMSNorm needs less computation, and the loss is the same
 #   ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)).
 #
-# This is one seed and one task, in which eight letters back are enough.
+# This is one seed and one task, for which it is enough to look back eight letters.
 #
 # ## 5. What differs for LoRA?
 #
-# Only the names do. "all-linear" finds every linear layer of all four. A list of names must be the model's:
+# Only the names of the layers differ. "all-linear" finds every linear layer in all four families. A list of target
+# modules must contain the names of the model at hand:
 
 # %%
 for name, model in small.items():
@@ -258,10 +260,12 @@ claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "
 #
 # ## What to remember
 #
-# - Four families, one skeleton: what changed is norms, the gate, positions, and who sees whom.
+# - Four families, one skeleton: what changed is the norms, the gate, the encoding of positions, and which tokens a
+#   token sees.
 # - In a narrow model the embedding of a large vocabulary can hold most of the parameters.
 # - The KV cache depends on layers, key/value heads and head width.
-# - A model works at the positions and distances that it was trained on. A sliding window meets no others.
+# - A model works at the positions and distances that it was trained on. A layer with a sliding window never meets
+#   other distances.
 # - LoRA is the same on all of them. Only the names of the modules differ.
 #
 # `ml.load` takes a folder or a GGUF file of each family. Read on in [`gpt2.py`](../minilora/nn/gpt2.py),

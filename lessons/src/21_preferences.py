@@ -30,9 +30,10 @@ print({split: len(part) for split, part in records.items()})
 #
 # ## 1. A preference is a comparison
 #
-# Suppose that each answer has a **reward** r, a number that says how good it is. Nobody can see it. What we can see
-# is a **preference**: which of two answers somebody chose. People are not consistent, so a better answer wins only
-# more often. The model of [Bradley and Terry](https://doi.org/10.2307/2334029) from 1952 says how often:
+# Suppose that each answer has a **reward** r, a number that says how good it is. Nobody can see it. What we can see is
+# a **preference**: which of two answers somebody chose. People are not consistent, so the better answer does not
+# always win, only more often. The model of [Bradley and Terry](https://doi.org/10.2307/2334029) from 1952 says how
+# often:
 #
 # $$P(\text{first preferred}) = \sigma(r_1 - r_2) = \frac{1}{1 + e^{-(r_1 - r_2)}}$$
 #
@@ -58,10 +59,10 @@ claim("the same with rewards of 103 and 102, minus the above", sigmoid(103 - 102
 # ## 2. From a reward to a loss
 #
 # The first recipe, **RLHF** (reinforcement learning from human feedback), had two parts: train a second model to
-# predict r, then train the language model to produce answers of high reward. The second part needs a brake, or the
-# model leaves language behind and produces whatever the reward model mistakes for good. The brake is the **reference
-# model** $\pi_0$, the model before training. For one prompt we look for the probabilities π(y) of all answers y that
-# maximise
+# predict r, then train the language model to produce answers of high reward. The second part needs a brake; otherwise
+# the model no longer writes sensible text, but whatever the reward model mistakes for good. The brake is the
+# **reference model** $\pi_0$, the model before training. For one prompt we look for the probabilities π(y) of all
+# answers y that maximise
 #
 # $$\sum_y \pi(y)\,r(y) \;-\; \beta \sum_y \pi(y) \log\frac{\pi(y)}{\pi_0(y)}$$
 #
@@ -73,9 +74,9 @@ claim("the same with rewards of 103 and 102, minus the above", sigmoid(103 - 102
 # 1. Which π is best? Define $\pi^*(y) = \pi_0(y)\,e^{r(y)/\beta} / Z$, with the Z that makes the sum 1. Put $r = \beta
 #    \log(\pi^* Z / \pi_0)$ into the objective: it becomes $\beta \log Z - \beta \sum_y \pi(y) \log
 #    \frac{\pi(y)}{\pi^*(y)}$. This sum is a KL divergence again, and zero for π = π\*. So π\* is best.
-# 2. Read this backwards. Every model is the best one for some reward: $r(y) = \beta \log \frac{\pi(y)}{\pi_0(y)} +
-#    \beta \log Z$.
-# 3. Insert it into Bradley and Terry's formula. Z is the same for both answers, so it cancels.
+# 2. Read this in the other direction. Every model is the best one for some reward: $r(y) = \beta \log
+#    \frac{\pi(y)}{\pi_0(y)} + \beta \log Z$.
+# 3. Insert this reward into Bradley and Terry's formula. Z is the same for both answers, so it cancels.
 # 4. What remains is the probability of a comparison, in terms of the model itself. Its negative logarithm is the loss:
 #
 # $$L = -\log \sigma(m) \qquad m = \beta \left[ \log\frac{\pi(\text{chosen})}{\pi(\text{rejected})} -
@@ -106,11 +107,11 @@ claim("differences of implied and true rewards: largest gap", gap, 0, 1e-12)
 # %% [markdown]
 # ## 3. The reference model is the base with its adapter off
 #
-# The loss needs π₀ during all of the training. In full fine-tuning it is a second copy of the model, which must stay
-# frozen. With LoRA it is there already: switch the adapter off. It never changes, so its log-probabilities can also be
-# computed once, before training. `with_reference` stores $\log \pi_0(\text{chosen}) - \log \pi_0(\text{rejected})$ in
-# each pair. The log-probability of an answer is the **sum** over its tokens, the end token included, because
-# probabilities of tokens are multiplied.
+# The loss needs π₀ throughout training. In full fine-tuning the reference model is a second copy of the model, which
+# must stay frozen. With LoRA it is there already: switch the adapter off. The reference model never changes, so its
+# log-probabilities can also be computed once, before training. `with_reference` stores $\log \pi_0(\text{chosen}) -
+# \log \pi_0(\text{rejected})$ in each pair. The log-probability of an answer is the **sum** over its tokens, the end
+# token included, because probabilities of tokens are multiplied.
 #
 # > **Predict.** What is DPO's loss before the first step?
 
@@ -140,7 +141,7 @@ print(f"a second copy of SmolLM2 in float32 would take {134_515_008 * 4 / 1e6:.0
 # $$\frac{\partial L}{\partial \log \pi(\text{chosen})} = -\beta\,\sigma(-m) \qquad \frac{\partial L}{\partial \log
 # \pi(\text{rejected})} = +\beta\,\sigma(-m)$$
 #
-# They are equal and opposite, and $\sigma(-m)$ is a weight: the probability that the model gives to the wrong order.
+# They are equal and opposite, and $\sigma(-m)$ is a weight: the probability of the wrong order, according to the model.
 #
 # > **Predict.** One pair has a margin of -2, another of 2. How many times larger is the gradient of the first?
 
@@ -162,12 +163,12 @@ print(ml.gradcheck(lambda *x: preference_loss(*x, reference=log_ratio, beta=beta
 claim("gradient at a margin of -2, times that at 2", sigmoid(2) / sigmoid(-2), 7.38, 7.4)
 
 # %% [markdown]
-# So pairs that are already in the right order hardly count any more.
+# So pairs that are already clearly in the right order hardly count any more.
 #
 # ## 5. Does it learn?
 #
-# Now we train, 20 steps of eight pairs, and compare with SFT (supervised fine-tuning), which is trained on the same
-# chosen answers and never sees a rejected one. For 60 pairs from the validation and test sets we ask how far each
+# Now we train for 20 steps of eight pairs, and compare DPO with SFT (supervised fine-tuning), which is trained on the
+# same chosen answers and never sees a rejected one. For 60 pairs from the validation and test sets we ask how far each
 # log-probability has moved. The **accuracy** is the share of pairs in which the chosen answer gained more than the
 # rejected one: those with a positive margin.
 #
@@ -228,13 +229,14 @@ show(figure, alt="60 pairs: SFT moves them to the right, DPO moves them down, bo
 # they were. DPO pushes the rejected answers down. It even lets the chosen ones fall, as long as the rejected ones fall
 # more: the loss sees only the difference.
 #
-# Do not read too much into the accuracy. Counting words finds all test pairs of these data as well
-# ([card](../minilora/data/SKILLS.md)): careful answers use certain words.
+# Do not read too much into the accuracy. In these data, a method that merely counts words also gets all test pairs
+# right ([card](../minilora/data/SKILLS.md)): careful answers use certain words.
 #
 # ## 6. What beta does
 #
-# The margin is beta times the shift of the log-ratio. Once it is large, $\sigma(-m)$ is near zero and the pair stops
-# pulling. With a beta of 1 a shift of 5 nats is enough for that; with 0.03, training continues far beyond it.
+# The margin is beta times the shift of the log-ratio. Once the margin is large, $\sigma(-m)$ is near zero and the pair
+# has hardly any gradient left. With a beta of 1 a shift of 5 nats is enough for that; with a beta of 0.03, training
+# continues far beyond it.
 
 # %%
 shift = {name: float(np.mean(chosen - rejected)) for name, (chosen, rejected) in moved.items()}
@@ -248,14 +250,14 @@ claim("general text: rise with beta 0.03, minus that with 1", forgot["DPO, beta 
 claim("general text: rise with DPO, beta 0.1, minus that with SFT", forgot["DPO, beta 0.1"] - forgot["SFT"], 0.3, 1.5)
 
 # %% [markdown]
-# A small beta moves the model further from its reference, and it forgets more. DPO forgets much more than SFT here,
-# because nothing tells it which text is good: it only knows what to avoid. We chose a high learning rate to see this in
-# 20 steps. In practice DPO follows SFT, and its rate is a tenth of SFT's or less.
+# With a small beta the model moves further from its reference, and forgets more. DPO forgets much more than SFT here,
+# because nothing tells it which text is good: it only knows what to avoid. We chose a high learning rate to see this
+# in 20 steps. In practice DPO follows SFT, and its rate is a tenth of SFT's or less.
 #
 # ## 7. What goes wrong
 #
-# > **Predict.** In how many of the 60 pairs have both answers become less probable? And the base: can it tell chosen
-# > from rejected by their probability?
+# > **Predict.** In how many of the 60 pairs have both answers become less probable? And can you tell chosen from
+# > rejected answers by the probabilities that the base gives them?
 
 # %%
 length = np.array([[sample.scored for sample in pair.sequences] for pair in unseen]).T  # tokens: (2, 60)
@@ -271,14 +273,14 @@ claim(
 )
 
 # %% [markdown]
-# - **Both fall.** The probability that is lost goes to answers that nobody has judged. Watch log π(chosen) in training.
-#   If it falls far, raise beta, lower the learning rate, or add the SFT loss.
+# - **Both fall.** The probability that both lose goes to answers that nobody has judged. Watch log π(chosen) in
+#   training. If it falls far, raise beta, lower the learning rate, or add the SFT loss.
 # - **Length.** A sum over more tokens is lower, so "more probable" means little more than "shorter", and a shift grows
-#   with the number of tokens. Compare each answer with its own value before training, as the margin does. Averaging
-#   over tokens is another method ([SimPO](https://arxiv.org/abs/2405.14734)), and not DPO: mixing the two is a common
-#   bug.
-# - **A reference that moves.** If π₀ is computed with the adapter on, every margin is zero and every pair weighs one
-#   half for ever. Nothing stops the training.
+#   with the number of tokens. Compare the log-probability of each answer with its own value before training, as the
+#   margin does. Averaging over tokens is another method ([SimPO](https://arxiv.org/abs/2405.14734)), and not DPO:
+#   mixing the two is a common bug.
+# - **A reference that moves.** If π₀ is computed with the adapter on, every margin is zero and every pair has the
+#   weight one half for ever. Nothing stops the model from moving further.
 #
 # <details><summary>The same in PyTorch</summary>
 #
@@ -305,7 +307,7 @@ claim(
 # - With LoRA the reference model is the base with its adapter off: no second copy.
 # - The two log-probabilities get opposite gradients, weighted by $\sigma(-m)$. Only the difference is trained, so both
 #   can fall.
-# - Beta is how expensive it is to leave the reference. Log-probabilities are summed over the answer's tokens.
+# - Beta says how much it costs to move away from the reference. Log-probabilities are summed over the answer's tokens.
 #
 # `minilora finetune --data legal-pairs --loss dpo` does this for any file of pairs. Read on in
 # [`preference_loss`](../minilora/engine/fused.py) and in [`preferences.py`](../minilora/measure/preferences.py); TRL's

@@ -95,10 +95,11 @@ def smallest_r(x, delta, share):
 variant(
     "smallest_r",
     {
-        "Return the smallest r whose smallest possible error is at most `share`\nof that. With `share=0.1`, the update "
-        "must remove nine tenths of the error.": (
-            "Return the smallest r with which at least `share` of it can be\nremoved. With `share=0.9`, a tenth of the "
-            "error may be left."
+        "Return the smallest r whose smallest possible error is at most `share` times the error without an update.": (
+            "Return the smallest r with which at least `share` of this error can be removed."
+        ),
+        "With `share=0.1`, the update must remove nine tenths of the error.": (
+            "With `share=0.9`, a tenth of the error may be left."
         ),
         "share * floor(x, delta, 0)": "(1 - share) * floor(x, delta, 0)",
     },

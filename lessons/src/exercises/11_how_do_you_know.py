@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Exercises 11: your own claim
 #
-# Three functions that belong to [lesson 11](../11_how_do_you_know.ipynb): an interval, a verdict, and a claim that is
-# tested with both. The last one runs in simulated worlds whose true gain is known.
+# You write three functions that belong to [lesson 11](../11_how_do_you_know.ipynb): an interval, a verdict, and a
+# claim that is tested with both. The last one runs in simulated worlds whose true gain is known.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # | name | what it is |
 # |---|---|
@@ -25,9 +25,9 @@ from minilora.measure.statistics import student  # student(f): Student's t for 9
 # By how much does b lie below a? Each pair had the same seed: the same initialisation, the same batches. Return the
 # mean of the difference $d = a - b$, and the two ends of its 95 % interval, $\bar d \pm t \cdot \text{SE}$.
 #
-# SE is the *standard error*: the standard deviation of d, divided by the root of how many there are. The standard
-# deviation is that of a sample, which divides by n - 1 and not by n. And t is Student's for n - 1 degrees of freedom,
-# because the mean uses one of n.
+# SE is the *standard error*: the standard deviation of d, divided by the square root of how many there are. The
+# standard deviation is that of a sample, which divides by n - 1 and not by n. And t is Student's t for n - 1 degrees
+# of freedom, because the mean uses one of the n.
 
 
 # %% points=3
@@ -55,10 +55,10 @@ def verdict(interval, band, against):
 # %% [markdown]
 # ## 11.3 Your own claim
 #
-# A paper has a sentence: *"new" ends at least `claimed` nats below "old"*. You get nothing but a way to train,
+# A paper has a sentence: *"new" ends at least `claimed` nats below "old"*. You are given only a way to train,
 # `run(method, lr, seed)`, which returns `{"validation": loss, "test": loss}` for the method `"old"` or `"new"`; a list
-# of learning rates, and a list of seeds. Write the experiment that decides. It has three parts, and you return all of
-# them:
+# of learning rates, and a list of seeds. Write the experiment that decides whether the sentence holds. It has three
+# parts, and you return all of them:
 #
 # 1. **The band**, `(low, against)`: where the sentence begins to hold, and the value below which it is clearly wrong
 #    (new is behind old). It is fixed by the sentence, whatever is measured later.

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Exercises 12: hyperparameters that do what you think
 #
-# Three short functions: the scale that a module gets, the rank that a budget allows, and the learning rate that a
-# sweep has found, if it has found one. They belong to [lesson 12](../12_choices.ipynb).
+# You write three short functions. They return the scale that a module gets, the rank that a budget allows, and the
+# learning rate that a sweep has found, if it has found one. They belong to [lesson 12](../12_choices.ipynb).
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then the cell below it. It
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then the cell below it. It
 # tries your function on new random inputs each time and prints one line: `ok`, `not written yet`, or what is wrong.
 
 # %%

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # Exercises 13: a budget of parameters and bytes
 #
-# Three functions answer what everyone asks before a training job: how many parameters are trainable, how much memory
-# does training take, and which rank is the largest that I can afford? They belong to [lesson
+# You write three functions that answer what everyone asks before a training job: how many parameters are trainable,
+# how much memory does training take, and which rank is the largest that I can afford? They belong to [lesson
 # 13](../13_how_much_smaller.ipynb).
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on small models of random shape and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on small models of random shape and prints one line: `ok`, `not written yet`, or what is
+# wrong.
 #
 # **What you are given** is always `shapes`, a dictionary with the name and shape of every parameter of a model. Here
 # is one, with a single block where real models have dozens:
@@ -72,9 +73,8 @@ def training_memory(shapes, r=None, frozen_bytes=4, moments=2):
 # ## 13.3 What can I afford?
 #
 # Now solve for the rank. Your machine has `budget` bytes for weights, gradients and optimizer state, with Adam and
-# everything in float32. Return the largest rank that fits, filling the budget to the last byte if it must, and 0 if
-# not even r = 1 fits. Call what you wrote above; note how much memory one more rank costs, and that it is always the
-# same.
+# everything in float32. Return the largest rank that fits (a rank that takes exactly `budget` bytes fits), and 0 if
+# not even r = 1 fits. Call what you wrote above. Note that increasing r by one always costs the same amount of memory.
 
 
 # %% points=2

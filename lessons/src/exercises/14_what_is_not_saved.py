@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Exercises 14: a ledger of activations and matmuls
 #
-# Three functions: what linear layers save for the backward pass, how much they compute, and at which length of text
-# LoRA's saving has shrunk. They belong to [lesson 14](../14_what_is_not_saved.ipynb); the last one uses what you wrote
-# for lesson 13.
+# You write three functions. They return what linear layers save for the backward pass, how much these layers compute,
+# and at which length of text LoRA's saving has shrunk to a given factor. They belong to [lesson
+# 14](../14_what_is_not_saved.ipynb); the last one uses what you wrote for lesson 13.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random sizes and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random sizes and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # **The letters**: T tokens, a layer with W of shape (m, n), the rank r, x of shape (T, n), A (r, n), B (m, r).
 
@@ -65,7 +65,7 @@ def step_products(m, n, r=None, lowest=False):
 # Full fine-tuning holds `training_memory(shapes)` and the activations; LoRA holds `training_memory(shapes, r)` and its
 # own activations. `kept_full` and `kept_lora` are the bytes of activations of the whole model *for one token*. For T
 # tokens, LoRA then takes some factor less memory than full fine-tuning, and the factor shrinks as T grows. Return the
-# smallest whole T for which LoRA takes *at most* `factor` times less. It is 1 if the factor is already as small for
+# smallest whole T for which LoRA takes *at most* `factor` times less. Return 1 if the factor is already that small for
 # one token.
 #
 # In this sum everything is held at once. That is a little more than a real step holds, and good enough to plan with.
@@ -78,4 +78,4 @@ def tokens_until(shapes, r, kept_full, kept_lora, factor):
 
 # %% [markdown]
 # Three times `ok`? For SmolLM2 take 0.72 MB per token for both (minilora's own activations, as `ml.predict_memory`
-# counts them). With how many tokens has LoRA of rank 8 become no better than twice?
+# counts them). From how many tokens on does LoRA of rank 8 take no more than two times less memory?

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Exercises 15: quantise by hand
 #
-# Three functions that belong to [lesson 15](../15_how_few_bits.ipynb): a matrix as codes and scales in bytes, the
-# levels of NF4 and of its relatives with fewer bits, and the backward pass of a layer whose W is quantised.
+# You write three functions that belong to [lesson 15](../15_how_few_bits.ipynb): a matrix as codes and scales in
+# bytes, the levels of NF4 and of its relatives with fewer bits, and the backward pass of a layer whose W is quantised.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random arrays and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random arrays and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -27,8 +27,9 @@ import minilora as ml
 # ## 15.1 Codes and scales
 #
 # Quantise W to INT4, block-wise, as bytes. The scale of a block is its largest magnitude divided by 7, stored in
-# float16. A code is the nearest integer to value / *stored* scale, from -7 to 7. It is stored plus 8, so that it is
-# positive, and two codes share a byte: byte i of a row has value 2i in its high half and value 2i + 1 in its low half.
+# float16. A code is the nearest integer to value / *stored* scale, from -7 to 7. The code plus 8 is stored, which is
+# never negative, and two codes share a byte:
+# byte i of a row has value 2i in its high half and value 2i + 1 in its low half.
 #
 # An example with `block=2`: from the row (-3.5, 1.0) you get the scale 0.5 and the codes -7 and 2, stored as 1 and 10,
 # which give the byte 26. No block consists of zeros alone.
@@ -76,8 +77,9 @@ def qlora_backward(x, codes, scales, levels, A, B, g, alpha):
 # %% [markdown]
 # ## Your levels in a model
 #
-# You do not write anything here. The lesson could not tell NF4 from equal steps by the loss. Can your levels with fewer
-# bits be told from them? The matrices of the tiny base are rounded to both, in blocks of 64.
+# You do not write anything here. In the lesson, the loss did not show a difference between NF4 and equal steps. Does
+# it show one between your levels and equal steps with fewer bits? The matrices of the tiny base are rounded to both,
+# in blocks of 64.
 
 
 # %%

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Exercises 16: several adapters as one, and one for each row
 #
-# Three functions: adapters joined into one, a weighted combination of adapters in a layer, and a batch in which every
-# row has its own adapter. They belong to [lesson 16](../16_many_adapters.ipynb).
+# You write three functions. The first joins adapters into one, the second computes a layer with a weighted combination
+# of adapters, and the third a batch in which every row has its own adapter. They belong to [lesson
+# 16](../16_many_adapters.ipynb).
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # An adapter is a dictionary, like the layer in exercises 10; ranks may differ:
 #
@@ -24,12 +25,13 @@ import minilora as ml
 # %% [markdown]
 # ## 16.1 Several adapters as one
 #
-# `adapters` is a list, and `weights` a list of numbers of the same length; they need not add up to 1. Return one A of
-# shape (R, n) and one B of shape (m, R), with R the sum of the ranks, so that $B A$ is **exactly** the weighted sum of
-# all updates. The new adapter is used with the scale 1, so it must contain every factor: A stays unchanged, and
-# weights and scales go into B.
+# `adapters` is a list, and `weights` a list of numbers of the same length; the weights need not add up to 1. Return
+# one A of shape (R, n) and one B of shape (m, R), with R the sum of the ranks, so that $B A$ is **exactly** the
+# weighted sum of all updates. The new adapter is used with the scale 1, so it must contain every factor: A stays
+# unchanged, and weights and scales go into B.
 #
-# What can you do with two matrices (m, 2) and (m, 3) so that, times the right (5, n), both products are added up?
+# How can you put an (m, 2) and an (m, 3) matrix together, so that their product with the right (5, n) matrix is the
+# sum of both updates?
 
 
 # %% points=3
@@ -40,8 +42,9 @@ def cat(adapters, weights):
 # %% [markdown]
 # ## 16.2 A weighted combination without a new adapter
 #
-# What `ml.set_adapter(model, {"legal": 0.5, "support": 0.5})` makes a layer compute: the base, and the updates, each
-# times its weight. The weights can change with every call, so nothing is joined, and no matrix of W's shape is formed.
+# Compute what a layer returns after `ml.set_adapter(model, {"legal": 0.5, "support": 0.5})`: the base's output, plus
+# each adapter's update of it, times its weight. The weights can change with every call, so nothing is joined, and no
+# matrix of W's shape is formed.
 
 
 # %% points=2
@@ -52,9 +55,9 @@ def mix(x, W, adapters, weights):
 # %% [markdown]
 # ## 16.3 An adapter for each row
 #
-# N users ask at the same time, T tokens each: `x` has the shape (N, T, n). Row i wants the adapter called `names[i]`;
-# `None` wants the base alone. `adapters` is a dictionary of them by name. Several rows may want the same one, and some
-# adapters may be wanted by nobody.
+# N users ask at the same time, T tokens each: `x` has the shape (N, T, n). Row i gets the adapter called `names[i]`;
+# if that is `None`, it gets the base alone. `adapters` is a dictionary: name -> adapter. Several rows may get the same
+# adapter, and some adapters may not be used at all.
 #
 # The matmul with W is most of the work and the same for all: do it once, for all rows. Return y (N, T, m).
 

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Exercises 17: what a rank cannot do
 #
-# Three functions: the smallest error of an adapter of rank r on given tokens, the rank that a task needs, and a
-# training loop that reaches this error. They belong to [lesson 17](../17_limits.ipynb).
+# You write three functions: the smallest error of an adapter of rank r on given tokens, the rank that a task needs,
+# and a training loop that reaches this smallest error. They belong to [lesson 17](../17_limits.ipynb).
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then the cell below it. It
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then the cell below it. It
 # tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # | name | shape | what it is |
@@ -38,9 +38,9 @@ def floor(x, delta, r):
 # %% [markdown]
 # ## 17.2 The rank that a task needs
 #
-# Without an update (r = 0) there is some error. Return the smallest r whose smallest possible error is at most `share`
-# of that. With `share=0.1`, the update must remove nine tenths of the error. Your `floor` may help. Return a Python
-# `int`.
+# Without an update (r = 0) there is some error.
+# Return the smallest r whose smallest possible error is at most `share` times the error without an update.
+# With `share=0.1`, the update must remove nine tenths of the error. Your `floor` may help. Return a Python `int`.
 
 
 # %% points=2
@@ -69,4 +69,4 @@ def descend(x, W, y, A, B, alpha, lr, steps):
 # %% [markdown]
 # Three times `ok`? Then compare theory and training. Make a `delta` of rank 3, a random `x` and `y = x @ (W +
 # delta).T`, descend with r = 1, 2, 3 for some thousand steps, and compare the remaining error with `floor`. Which rank
-# gets there faster? Why is a learning rate that is right for one x too large for another?
+# reaches its smallest error faster? Why is a learning rate that is right for one x too large for another?

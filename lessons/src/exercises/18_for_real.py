@@ -4,8 +4,9 @@
 # You write two functions that are needed before and after each real job. Then the layer that you wrote in lesson 9
 # goes into SmolLM2. The exercises belong to [lesson 18](../18_for_real.ipynb). The first two need no model.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on models and runs of random size and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on models and runs of random size and prints one line: `ok`, `not written yet`, or what is
+# wrong.
 
 # %%
 import math
@@ -22,7 +23,7 @@ from minilora.course.mine import add_lora, inject, lora_forward  # your own, fro
 # adapter goes on *all linear layers*, whose names contain `_proj`, with r (m + n) parameters for each (m, n). Where
 # `tied` is true, the head is the embedding: the file lists `lm_head.weight`, but memory holds the table once.
 #
-# The machine has `gib` GiB of free memory, of 2³⁰ bytes each. A training step holds three things:
+# The machine has `gib` GiB of free memory; a GiB is 2³⁰ bytes. A training step holds three things in memory:
 #
 # - the frozen base: 4 bytes per parameter in float32, or 5 bits if it is quantised (4 for the code, and one as the
 #   share of its block's scale and minimum);
@@ -63,8 +64,8 @@ def choose_config(shapes, tied, gib, activations):
 #
 # - `updated`: the percentage of all parameters in the model during training, the adapter included, that were trained.
 # - `memory`: the peak in GB, of 10⁹ bytes.
-# - `disk`: GB for `versions` such results, with everything that is needed to use them. An adapter is useless without
-#   its base.
+# - `disk`: the GB of disk space for `versions` such results, with everything that is needed to use them. An adapter is
+#   useless without its base.
 # - `dollars`: the cost at `price` dollars per core and hour. The search for a learning rate costs money, too.
 # - `change`: of the loss, in percent of the loss before; negative if it fell.
 
@@ -82,8 +83,8 @@ def table_from_metrics(run, versions, price):
 # puts it into all 210 linear layers. It trains for ten steps on legal terms. Then your A and B are copied into
 # minilora's own layers, which must give the same loss, and are saved as a folder that PEFT loads. This needs the model
 # (`minilora pull smollm2`) and a minute or two: set `REAL = True`. On the tiny base (`BASE = "tiny"`) it takes
-# seconds. If your lesson 9 asked for the scale α / √r of rsLoRA, set `RSLORA = True`, or minilora's layers use another
-# scale.
+# seconds. If your exercise 9.1 had the scale α / √r (rsLoRA), set `RSLORA = True`; otherwise minilora's layers would
+# use another scale.
 
 # %%
 REAL = False

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Exercises 19: DoRA and PiSSA by hand
 #
-# Three functions that belong to [lesson 19](../19_relatives.ipynb). Each turns one formula of a paper into a few lines
-# that form no second matrix of W's shape, where that can be avoided.
+# You write three functions that belong to [lesson 19](../19_relatives.ipynb). Each turns one formula of a paper into a
+# few lines. Where it can be avoided, they form no second matrix of W's shape.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -24,12 +24,12 @@ from minilora.course.mine import lora_backward, lora_forward  # your own, from e
 # %% [markdown]
 # ## 19.1 How long is each row?
 #
-# DoRA divides by the norm of each row of $V = W + s\,BA$, in every step. The lesson forms V to find it. Do it without
-# V: you may compute no array of W's shape, and `W * W` is one.
+# DoRA divides by the norm of each row of $V = W + s\,BA$, in every step. The lesson forms V to find it. Find the norms
+# without V: you may compute no array of W's shape, not even `W * W`.
 #
 # A row of V is $w + s\,bA$, with $w$ a row of W and $b$ a row of B. Write down the square of its length: $|w + u|^2 =
-# |w|^2 + 2\,w \cdot u + |u|^2$. For the first term, `np.einsum("mn,mn->m", W, W)` adds up the squares of each row as
-# it goes. In the other two, look for the parentheses that keep everything narrow, as lesson 9 did.
+# |w|^2 + 2\,w \cdot u + |u|^2$. For the first term, `np.einsum("mn,mn->m", W, W)` adds up the squares of each row
+# without storing them. In the other two terms, place the parentheses so that no array has W's shape, as in lesson 9.
 
 
 # %% points=3
@@ -41,8 +41,8 @@ def dora_norm(W, A, B, alpha):
 # ## 19.2 PiSSA's initialisation
 #
 # Take W apart with `U, S, Vt = np.linalg.svd(W, full_matrices=False)`; the largest singular values come first. Choose
-# A and B so that $s\,BA$ is the best approximation of W of rank r, and so that both have the same share in it: column
-# k of B and row k of A must be equally long. What is left of W is the residual, so that residual $+\,s\,BA$ is W.
+# A and B so that $s\,BA$ is the best approximation of W of rank r, and so that both contribute equally: column k of B
+# and row k of A must be equally long. What is left of W is the residual, so that residual $+\,s\,BA$ is W.
 
 
 # %% points=2
@@ -58,7 +58,7 @@ def pissa_start(W, r, alpha):
 # constants in the gradient, although they depend on A and B.
 #
 # You have all the parts: your `dora_norm` from above, and `lora_forward` and `lora_backward` from lesson 9. Ask of
-# each of the two: what must I give it as its g?
+# `lora_backward`: which array must it get as its g?
 
 
 # %% points=3

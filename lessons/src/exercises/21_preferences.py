@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Exercises 21: preferences by hand
 #
-# Three functions that belong to [lesson 21](../21_preferences.ipynb): the log-probability of an answer, DPO's loss, and
-# a training that leaves its reference alone.
+# You write three functions that belong to [lesson 21](../21_preferences.ipynb): the log-probability of an answer,
+# DPO's loss, and a training loop with a fixed reference.
 #
-# **How it works.** Replace `raise NotImplementedError` by your own code, run the cell, then run the cell below it. It
-# tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
+# **How it works.** Replace `raise NotImplementedError` with your own code, run the cell, then run the cell below it.
+# It tries your function on random inputs and prints one line: `ok`, `not written yet`, or what is wrong.
 #
 # | name | shape | what it is |
 # |---|---|---|
@@ -35,8 +35,8 @@ def answer_log_p(logits, labels):
 # %% [markdown]
 # ## 21.2 DPO's loss
 #
-# The margin of a pair is beta times (the log-ratio of the trained model minus that of the reference), where a log-ratio
-# is log π(chosen) - log π(rejected). The loss of a pair is $-\log \sigma(\text{margin})$.
+# The log-ratio of a model is log π(chosen) - log π(rejected). The margin of a pair is beta times the difference: the
+# log-ratio of the trained model minus that of the reference. The loss of a pair is $-\log \sigma(\text{margin})$.
 #
 # Return the *mean over all pairs*. Margins may be as low as -1,000: `np.logaddexp(0, x)` is $\log(1 + e^x)$ and does
 # not overflow.
@@ -54,9 +54,9 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
 # only parameters, and the probabilities of the answers are their softmax. So $\log\pi(\text{chosen}) -
 # \log\pi(\text{rejected})$ is the difference of two scores, because softmax's denominator cancels.
 #
-# `pairs` is a list of (chosen, rejected), numbers of answers; an answer may occur in several pairs. Take `steps` steps
-# of gradient descent on the *mean of the pairs' losses*, all pairs in each step. The reference is the model before the
-# first step. Return the new scores, and leave the array that you were given as it is.
+# `pairs` is a list of (chosen, rejected), each the number of an answer from 0 to K - 1; an answer may occur in several
+# pairs. Take `steps` steps of gradient descent on the *mean of the pairs' losses*, all pairs in each step. The
+# reference is the model before the first step. Return the new scores, and do not change the array that you were given.
 
 
 # %% points=3
