@@ -80,7 +80,8 @@ show(figure, alt="The training loss falls steeply from more than 4 to nearly 0 w
 # *How to read it.* The loss measures how surprised the model is by the right answers; its unit is the nat. A token is
 # a piece of text, such as a short word. At a loss of 0 the model predicts every token with certainty.
 #
-# All ten answers are right. (If some of yours are not, take more steps.) Now we paraphrase three questions:
+# All ten answers are right. (If some of yours are not, take more steps.) The lines that end with "holds" compare a
+# measured number with the range that we had claimed for it. Now we paraphrase three questions:
 
 # %% tags=["measured"]
 for question in PARAPHRASED:
@@ -117,8 +118,8 @@ claim("the adapter's size, in percent of the base's", 100 * adapter_bytes / base
 # ## 3. A real model
 #
 # SmolLM2-135M-Instruct is a small chat model that is fluent in English. In a terminal, `minilora pull smollm2`
-# downloads it (98 MB, because it is stored in 4 bits). If it is on your machine, the next cell teaches it the same ten
-# facts.
+# downloads it (98 MB, because it is stored with 4 bits per parameter). If it is on your machine, the next cell teaches
+# it the same ten facts.
 
 # %% tags=["measured"]
 if find("smollm2") is None:

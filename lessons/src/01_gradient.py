@@ -65,11 +65,12 @@ claim("one-sided: error at 0.1 over error at 0.01", errors[0.1][0] / errors[0.01
 claim("central: error at 0.1 over error at 0.01", errors[0.1][1] / errors[0.01][1], 99.9, 100.1)
 
 # %% [markdown]
-# The errors become ten times and a hundred times smaller. To see why, expand: $(2 + h)^3 = 8 + 12h + 6h^2 + h^3$, so
-# the one-sided difference is $12 + 6h + h^2$. In the central difference the terms with $h^2$ in $f(x + h)$ and $f(x -
-# h)$ cancel: $12 + h^2$ is left. The same holds for every smooth function: the error of the one-sided difference is of
-# order h, that of the central one of order $h^2$. The price is two values of f for each parameter, while one-sided
-# differences share $f(x)$. From now on we use central differences.
+# The errors become ten times and a hundred times smaller. (The lines that end with "holds" compare a measured number
+# with the range that we had claimed for it.) To see why, expand: $(2 + h)^3 = 8 + 12h + 6h^2 + h^3$, so the one-sided
+# difference is $12 + 6h + h^2$. In the central difference the terms with $h^2$ in $f(x + h)$ and $f(x - h)$ cancel:
+# $12 + h^2$ is left. The same holds for every smooth function: the error of the one-sided difference is of order h,
+# that of the central one of order $h^2$. The price is two values of f for each parameter, while one-sided differences
+# share $f(x)$. From now on we use central differences.
 #
 # ## 2. The best step
 #
@@ -208,8 +209,8 @@ print(f"roundings compared: {np.finfo(np.float32).eps / np.finfo(np.float64).eps
 #
 # $$y = \tanh(x W^\top) \qquad L = \sum_{ti} c_{ti}\, y_{ti} \qquad dW = \big(c\,(1 - y^2)\big)^\top x$$
 #
-# where $c\,(1 - y^2)$ is computed elementwise. Take the formula for dW, the gradient with respect to W, as given. A
-# measurement will tell whether it is right.
+# where $c\,(1 - y^2)$ is computed elementwise. Take the formula for dW, the gradient of L with respect to W, as given.
+# A measurement will tell whether it is right.
 #
 # **All parameters at once.** Measuring one partial derivative takes two values of L. A cheaper test is a **directional
 # derivative**: change *all* elements of W, each by h times a random number $v_{ij}$. If dW is right, L then changes by

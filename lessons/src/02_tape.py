@@ -5,7 +5,7 @@
 # that takes an hour; `backward()` computes the same gradient in milliseconds. How? Nobody has written down a formula
 # for the whole model.
 #
-# The answer is **automatic differentiation** (autograd), in less than forty lines. You will
+# The answer is **automatic differentiation** (autograd), in fewer than forty lines. You will
 #
 # 1. follow derivatives along the paths of a small computation,
 # 2. build a **tape** that records the forward pass and is read backwards,

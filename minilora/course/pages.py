@@ -14,7 +14,7 @@ def exercises_of(lesson: Lesson) -> list[Exercise]:
 
 def course_map(folder: Path) -> str:
     """The lessons of a folder as a Markdown table: question, minutes, prerequisites, what is built, exercises."""
-    rows = ["| | question | minutes | before it | you build | exercises |", "|---|---|---|---|---|---|"]
+    rows = ["| | question | minutes | needs | you build | exercises |", "|---|---|---|---|---|---|"]
     for lesson in LESSONS.values():
         if not (folder / f"{lesson.name}.ipynb").exists():
             continue
