@@ -82,13 +82,16 @@ def read(options: type, path: Path) -> dict[str, Any]:
 
 
 def moved(value: Any, start: Path, end: Path) -> Any:
-    """A relative path from one folder as it is from another one; anything else is left as it is.
+    """A relative path from one folder as it is from another one, also in a list or as a key; anything else is left as
+    it is.
 
     That includes the name of a built-in data set or model, which has no slash and no dot, and a path from `start` that
     does not exist.
     """
     if isinstance(value, list):
         return [moved(one, start, end) for one in value]
+    if isinstance(value, Mapping):
+        return {moved(key, start, end): one for key, one in value.items()}
     named = isinstance(value, str) and re.search(r"[./\\]", value)
     if not named or os.path.isabs(value) or not (start / value).exists():
         return value

@@ -21,9 +21,8 @@ def trainer(model, samples, steps, lr=1e-3, batch_size=8):
 
 def material_of(options, tokenizer):
     """The data of a job with these options."""
-    return prepare(
-        options.data, tokenizer, field=options.field, max_length=options.max_length, eval_records=options.eval_records
-    )
+    names = ("field", "mix", "max_length", "eval_records")
+    return prepare(options.data, tokenizer, **{name: getattr(options, name) for name in names})
 
 
 def same(left, right):

@@ -113,7 +113,8 @@ def _records(metrics: Mapping[str, Any]) -> str:
     """`240 training records, 30 for validation, 30 for testing; 80 paraphrased training questions for testing`."""
     records = metrics["records"]
     what = "sequence" if metrics["options"]["data"].endswith(TEXT_SUFFIXES) else "record"
-    parts = [counted(records["train"], f"training {what}")]
+    others = [f"{count:,} of {name}" for name, count in metrics.get("mixed", {}).items()]
+    parts = [listed([counted(records["train"], f"training {what}"), *others])]
     uses = {"validation": "validation", "unseen": "testing"}
     whole = {name: f" of {count:,}" for name, count in metrics.get("sampled_from", {}).items()}
     parts += [f"{records[name]:,}{whole.get(name, '')} for {use}" for name, use in uses.items() if records.get(name)]

@@ -3,9 +3,10 @@
 Of a conversation only the assistant's words are scored, with the token that ends them; of a text, everything is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from numbers import Real
 from typing import TypeVar, cast
 
 import numpy as np
@@ -178,6 +179,29 @@ def encode_pairs(records: Sequence[Record], tokenizer: Tokenizer, beta: float = 
     ]
     sides = zip(encode_records(records, tokenizer), encode_records(rejected, tokenizer), strict=True)
     return [Pair(chosen, other, beta=beta) for chosen, other in sides]
+
+
+def check_mix(mix: Mapping[str, float]) -> None:
+    """Raise ValueError unless `mix` is a dict with a share for each source, above 0 and together below 1."""
+    if not isinstance(mix, Mapping):
+        raise ValueError(f'mix must be a dict such as {{"chats.jsonl": 0.2}}, got {mix!r}')
+    for source, share in mix.items():
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
+            raise ValueError(f"mix {source}={share}: a share of the records is above 0 and below 1, such as 0.2")
+    if (whole := sum(mix.values())) >= 1:
+        raise ValueError(f"mix: the shares add up to {whole:g}, which leaves nothing for the data themselves")
+
+
+def mixed(samples: Sequence[Sample], number: int) -> list[Sample]:
+    """This number of samples, for data that are mixed into others. If there are more, each epoch takes other ones, as
+    of phrasings; if there are fewer, they are repeated.
+    """
+    found = []
+    for i in range(number):
+        turns = [(one, *one.others) for one in samples[i::number] or [samples[i % len(samples)]]]
+        first, *later = (replace(each, others=()) for turn in turns for each in turn)
+        found.append(replace(first, others=tuple(later)))
+    return found
 
 
 def truncate(samples: Sequence[One], max_length: int) -> tuple[list[One], int, int]:

@@ -203,7 +203,7 @@ class Job:
             "name": options.data,
             "sha256": sha256_of_data(options.data),
             "revision": revision_of_data(options.data),
-            "records": len(material.train),
+            "records": material.own,
             **known,
         }
         trained.data = {name: value for name, value in trained.data.items() if value is not None}
@@ -259,6 +259,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         tokenizer,
         field=options.columns,
         context=options.context,
+        mix=options.mix,
         max_length=options.max_length,
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,

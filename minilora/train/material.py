@@ -15,7 +15,7 @@ from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.passages import TEMPLATE
 from ..data.records import Record, read_handbook, read_records, read_source
-from ..data.samples import encode_pairs, encode_records, truncate_and_log, warning_of_control_tokens
+from ..data.samples import encode_pairs, encode_records, mixed, truncate_and_log, warning_of_control_tokens
 from ..data.splits import (
     RULE,
     TEXT_RULE,
@@ -33,7 +33,7 @@ from ..measure.preferences import preferences, with_reference
 from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.parts import Example, Pair
+from ..nn.parts import Example, Pair, Sample
 from ..nn.ranks import ALONE, Ranks
 from ..progress import log, progress
 
@@ -57,6 +57,12 @@ class Material:
     task: Task | None = None  # of data with labels or fields
     template: str | None = None  # of prompts with a passage, if the records have passages
     checked: Checked | None = None  # the records whose labels or fields are asked for, if they have any
+    mixed: dict[str, int] = field(default_factory=dict)  # how many samples of the training set are of other data
+
+    @property
+    def own(self) -> int:
+        """The samples of the training set that are not of other data."""
+        return len(self.train) - sum(self.mixed.values())
 
     @property
     def validation_sets(self) -> dict[str, Sequence[Example]]:
@@ -135,6 +141,7 @@ def prepare(
     *,
     field: Mapping[str, str] | None = None,
     context: str | None = None,
+    mix: Mapping[str, float] | None = None,
     max_length: int,
     eval_records: int,
     stored: Sequence[Task] = (),
@@ -146,6 +153,7 @@ def prepare(
     data: a built-in data set, a file or a folder.
     field: columns of the data that have other names.
     context: passages, the right one of which goes into the prompts of each record that has none.
+    mix: other data to train on, each with its share of the records of an epoch.
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
     stored: the task of the adapter that is trained further, if it has one.
@@ -166,6 +174,7 @@ def prepare(
     sampled_from: dict[str, int] = {}
     samples: dict[str, list[Example]] = {}
     checked: Checked | None = None
+    splits: dict[str, list[Record]] = {}
     if beta is not None and is_one_text(records):
         raise ValueError(f"{data} is a text: DPO needs the columns prompt, chosen and rejected")
     if is_one_text(records):
@@ -199,6 +208,14 @@ def prepare(
     samples = {name: truncate_and_log(name, whole, max_length) for name, whole in samples.items()}
     if not samples["train"]:
         raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
+    mix, added = mix or {}, {}
+    whole = len(samples["train"]) / (1 - sum(mix.values()))
+    for source, share in mix.items():
+        others = _others(source, tokenizer, max_length, splits)
+        more = mixed(others, round(whole * share) or 1)
+        samples["train"] += more
+        added[source] = len(more)
+        log.info(f"{source}: each epoch has {len(more):,} of its {len(others):,} training records")
     samples["general"] = list(encode_records(general, tokenizer))  # never cut: the same measure for every run
     scored: dict[str, Sequence[Example]] = {name: samples[name] for name in (*TESTS, "general") if samples.get(name)}
     paraphrased = samples.get("validation_paraphrase", [])
@@ -206,7 +223,24 @@ def prepare(
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
     sets_of_samples = (samples["train"], samples["validation"], scored)
     template = TEMPLATE if any(record.context for record in records) else None
-    return Material(*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template, checked)
+    given = (*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template, checked)
+    return Material(*given, mixed=added)
+
+
+def _others(source: str, tokenizer: Tokenizer, max_length: int, splits: Mapping[str, Sequence[Record]]) -> list[Sample]:
+    """The training samples of data that are mixed in. splits: the records of the data themselves, to name leaks."""
+    records = read_source(source, tokenizer).records
+    samples: list[Sample] = []
+    if is_one_text(records):
+        samples = split_text(records[0].text, tokenizer, max_length)["train"]
+    elif any(record.split in (None, "train") for record in records):
+        trained = split_records(records)["train"]
+        for line in warning_of_leaks(leaks({**splits, "train": trained}) if splits else []):
+            log.info(f"{source}: {line}")
+        samples = truncate_and_log(source, encode_records(trained, tokenizer, True, max_length), max_length)
+    if not samples:
+        raise ValueError(f"{source}: there is no record to train on in it: leave it out of mix")
+    return samples
 
 
 def with_passages(records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int) -> list[Record]:

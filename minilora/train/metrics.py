@@ -66,11 +66,11 @@ def metrics_of(
 
 
 def sizes_of(material: Material) -> dict[str, Any]:
-    """The number of records of each set, and of how many they are a sample."""
+    """The number of records of each set, of how many they are a sample, and how many of other data are mixed in."""
     counted = {"validation_paraphrase": material.validation_paraphrase, **material.scored}
-    records = {"train": len(material.train), "validation": len(material.validation)}
+    records = {"train": material.own, "validation": len(material.validation)}
     records |= {name: len(samples) for name, samples in counted.items() if samples}
-    return {"records": records, "sampled_from": material.sampled_from}
+    return {"records": records, "sampled_from": material.sampled_from, "mixed": material.mixed}
 
 
 def base_bytes(model: LanguageModel) -> int:

@@ -13,6 +13,7 @@ from .. import toml
 from ..data.formats import check_field, with_label
 from ..data.repository import SUFFIXES, is_dataset
 from ..data.rows import TEXT_SUFFIXES
+from ..data.samples import check_mix
 from ..lora.config import FROM_BASE, LoraConfig
 from ..models.with_adapters import DEFAULT_BASE, base_of
 from ..nn.optim import SCHEDULES
@@ -56,6 +57,13 @@ class Options:
         metavar="FILE",
         path=True,
         follows=("data",),
+    )
+    mix: Mapping[str, float] | None = option(
+        None,
+        "other data to train on as well: SHARE of the records of each epoch, such as 0.2, comes from DATA",
+        metavar="DATA=SHARE",
+        only={"loss": "sft"},
+        path=True,
     )
     method: str = option(
         "lora", "what is trained: an adapter (lora), or the whole model (full)", choices=("lora", "full")
@@ -194,8 +202,9 @@ class Options:
     def __post_init__(self):
         if self.base is None and self.adapter is None:
             object.__setattr__(self, "base", DEFAULT_BASE)
-        check(self, "quantized", "bf16", "adapter", "strength")
+        check(self, "mix", "quantized", "bf16", "adapter", "strength")
         check_field(self.field or {})
+        check_mix(self.mix or {})
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.adapter_scale != 1 and not self._plain:

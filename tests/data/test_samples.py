@@ -1,6 +1,7 @@
 """Records as samples: only answers are scored, in every chat template; truncation; texts that spell control tokens."""
 
 import json
+from collections import Counter
 
 import pytest
 from modelfiles import CHATML, CONFIG, TALK, write_gguf
@@ -12,6 +13,7 @@ from minilora.data.samples import (
     encode_record,
     encode_records,
     encode_text,
+    mixed,
     truncate,
     truncate_and_log,
     warning_of_control_tokens,
@@ -202,6 +204,17 @@ def test_further_phrasings_are_encoded_if_asked_for(tokenizer):
     assert plain == encode_record(record, tokenizer) and plain.others == ()
     assert whole.others == tuple(encode_record(record.asked(text), tokenizer) for text in record.phrasings)
     assert (whole.ids, whole.labels) == (plain.ids, plain.labels)
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 12])
+def test_data_that_are_mixed_in_are_all_seen_in_turn_or_repeated_evenly(number):
+    own = [Sample((i, 9), (-100, 9), others=(Sample((i, 8), (-100, 8)),)) for i in range(7)]
+    chosen = mixed(own, number)
+    epochs = [[one.in_turn(epoch) for one in chosen] for epoch in range(14)]
+    assert {one.ids for epoch in epochs for one in epoch} == {(i, last) for i in range(7) for last in (8, 9)}
+    for epoch in epochs:
+        times = Counter(one.ids[0] for one in epoch)
+        assert times.total() == number and len(times) == min(number, 7) and max(times.values()) <= -(-number // 7)
 
 
 @pytest.mark.parametrize("length", [8, 14, 16, 40])

@@ -1,6 +1,7 @@
 """What a job learns from and is measured by."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from jobs import material_of, options
@@ -39,6 +40,25 @@ def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_
     ]
     text = material_of(options(home, "x", data=str(home / "novel.txt"), max_length=8, eval_records=1), tokenizer)
     assert [len(text.validation), len(text.scored["unseen"])] == [1, 1] and len(text.train) > 8
+
+
+def test_other_data_get_their_shares_of_an_epoch_and_none_of_the_measuring(home, tmp_path, tokenizer, said):
+    rows = [{"question": f"{i}?", "answer": f"{i}."} for i in range(30)] + [
+        {"question": "x?", "answer": TERMS[-1]["answer"], "phrasings": ["y?"]}
+    ]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    plain = options(home, "unused")
+    chosen = replace(plain, mix={str(tmp_path / "more.jsonl"): 0.5, str(home / "novel.txt"): 0.25})
+    alone, mix = (material_of(each, tokenizer) for each in (plain, chosen))
+    assert mix.train[:8] == alone.train and list(mix.mixed.values()) == [16, 8] and len(mix.train) == 4 * mix.own == 32
+    assert (mix.scored, mix.asked, mix.validation_sets) == (alone.scored, alone.asked, alone.validation_sets)
+    assert mix.sha256 != alone.sha256 and any("line-31" in line and "too good" in line for line in said())
+    turns = sum(1 + len(each.others) for each in mix.train[8:24])
+    assert turns == len(split_records(read_records(rows))["train"]) + 1  # all of them, and a phrasing
+    little = material_of(replace(plain, mix={str(tmp_path / "more.jsonl"): 1e-3}), tokenizer)
+    assert list(little.mixed.values()) == [1]
+    with pytest.raises(ValueError, match="general: there is no record to train on in it: leave it out of mix"):
+        material_of(replace(plain, mix={"general": 0.1}), tokenizer)
 
 
 def sets_of(**sets):

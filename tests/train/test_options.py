@@ -67,6 +67,13 @@ REFUSED = [  # options, the one line
     (dict(strength=0.5, use_dora=True), r"strength 0\.5 is for plain LoRA: with DoRA or PiSSA leave it out"),
     (dict(strength=0.5, init_lora_weights="pissa"), r"strength 0\.5 is for plain LoRA: .*"),
     (dict(field={"qestion": "q"}), r"field qestion=q: minilora reads no 'qestion' \(did you mean question\?\)"),
+    (dict(mix={"a.jsonl": 1}), "mix a.jsonl=1: a share of the records is above 0 and below 1, such as 0.2"),
+    (
+        dict(mix={"a.jsonl": 0.5, "b": 0.6}),
+        "mix: the shares add up to 1.1, which leaves nothing for the data themselves",
+    ),
+    (dict(mix=["a.jsonl"]), "mix must be a dict such as .*, got .'a.jsonl'."),
+    (dict(mix={"a.jsonl": 0.5}, loss="dpo"), "mix means nothing with loss dpo: leave out one of the two"),
     (dict(r=0), "r must be a positive integer, got 0"),
     (dict(lora_dropout=1.0), "lora_dropout must be .*"),
 ]
@@ -196,14 +203,16 @@ def test_a_file_of_options_finds_its_data_from_any_folder(tmp_path, monkeypatch)
     (tmp_path / "there" / "runs" / "x").mkdir(parents=True)
     (tmp_path / "there" / "mine.jsonl").touch()
     monkeypatch.chdir(tmp_path / "there")
-    chosen = Options(data="mine.jsonl", out="runs/x")
+    (tmp_path / "there" / "more.jsonl").touch()
+    chosen = Options(data="mine.jsonl", mix={"more.jsonl": 0.2, "legal": 0.1}, out="runs/x")
     (chosen.folder / "run.toml").write_text(chosen.text(), encoding="utf-8")
     assert Options.read("runs/x/run.toml").decisive() == chosen.decisive()
     assert replace(chosen, data="./mine.jsonl").decisive() == chosen.decisive()
     decisive = chosen.decisive()
     monkeypatch.chdir(tmp_path)
     found = Options.read("there/runs/x/run.toml", out="there/runs/x")
-    assert found.data == "there/mine.jsonl" and found.decisive() == decisive  # the run can be resumed from here
+    assert found.data == "there/mine.jsonl" and found.mix == {"there/more.jsonl": 0.2, "legal": 0.1}
+    assert found.decisive() == decisive  # the run can be resumed from here
 
 
 def test_what_decides_a_run_is_json_and_holds_nothing_of_the_single_call():
