@@ -22,7 +22,7 @@ CLAIM = Claim(
     here="VeRA with r = 128, the width, d = 0.1 and b = 0 at first (8,704 parameters), and LoRA with r = 8 (77,824), on"
     " every linear layer of the tiny base; 60 steps on law, each at its own best learning rate by validation loss."
     " Measured: VeRA's gain on the test as a share of LoRA's. For comparison: LoRA with r = 1 (9,728).",
-    switch="A and B themselves are trained, in each layer its own: LoRA in place of VeRA.",
+    switch="A and B themselves are trained, in each layer its own: LoRA instead of VeRA.",
     base="tiny",
     minutes=3,
     band=SLIGHT.of("share of LoRA's gain that VeRA reaches with a ninth of its parameters"),

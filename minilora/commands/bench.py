@@ -126,5 +126,5 @@ def page(result: dict[str, Any]) -> str:
         names = ", ".join(mode for mode, why in result["left_out"].items() if why == reason)
         lines += wrapped(f"left out: {names}: {reason}")
     if result["floor_gflops"]:
-        lines += ["", f"The floor, the matrix products alone, runs at {plain(result['floor_gflops'])} GFLOP/s."]
+        lines += ["", f"The floor, the matmuls alone, runs at {plain(result['floor_gflops'])} GFLOP/s."]
     return "\n".join(lines)

@@ -56,7 +56,7 @@ class Loading:
 
 
 class Instead(argparse.Action):
-    """A flag that somebody may try, and what to type instead, `const`."""
+    """A flag that a user may try, and what to type instead, `const`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         raise UsageError(f"{parser.prog} has no {option_string}: {self.const}")

@@ -1,4 +1,4 @@
-"""One training run that is followed, as a trial: losses on what is learned and on general text, every so many steps.
+"""One training run that is followed, as a trial: losses on what is learned and on general text, every few steps.
 
     run = followed_run(lr=2e-3)                                      # LoRA on every linear layer of SmolLM2: minutes
     run = followed_run(lr=2e-4, method="full")

@@ -80,7 +80,7 @@ def tiny_run(
     data: a domain that comes with minilora, or a path.
     seed: of the adapter's initialisation and of the order of the samples, so that two contenders with one seed see the
         same batches.
-    every: if given, `curve` has (step, validation loss) after every so many steps, from 0 on.
+    every: if given, `curve` has (step, validation loss) after each `every` steps, from 0 on.
     held_out: records, at most, in each of the sets that are measured.
     shuffled: every token of the vocabulary means another one, the same everywhere: a language to be learned anew.
     records: of the training set, drawn by `seed`; all if left out.

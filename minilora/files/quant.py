@@ -169,7 +169,7 @@ class Packed:
         """x wᵀ without the whole w in float32, x (N, n) -> (N, m); None where dequantising is faster.
 
         Some rows of w are computed at a time, in the processor's cache, on one core: these calls are so short that a
-        second thread waits for Python's lock longer than it computes.
+        second thread waits for the GIL longer than it computes.
         """
         on_host = isinstance(x, np.ndarray) and x.dtype == np.float32
         if len(x) > FEW or not on_host or self.multiplied_as_stored:

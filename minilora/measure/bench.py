@@ -74,7 +74,7 @@ class Settings:
 
 
 def floor(settings: Settings) -> Work:
-    """The matrix products that every LoRA step needs: y = x Wᵀ and dx = g W of every frozen matrix."""
+    """The matmuls that every LoRA step needs: y = x Wᵀ and dx = g W of every frozen matrix."""
     config, rng = settings.config(), np.random.default_rng(0)
     tokens = settings.batch_size * settings.length
     shapes = [(m, n) for _, m, n in matrices(config)] * config.num_hidden_layers
@@ -194,7 +194,7 @@ def _generation_mode(what: str, streams: int, **options: Any) -> Mode:
 
 
 MODES = {
-    "floor": _training_mode("matrix products alone", floor),
+    "floor": _training_mode("matmuls alone", floor),
     "lora": _training_mode("LoRA, loss_and_grad", lora),
     "lora-backward": _training_mode("LoRA, loss, backward", lambda s: lora(s, whole=True)),
     "full": _training_mode("full fine-tuning", full),

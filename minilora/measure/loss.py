@@ -22,7 +22,7 @@ _AT_ONCE = 16  # samples scored before the progress bar moves
 def held_out(splits: Mapping[str, Sequence[Record]], most: int) -> dict[str, list[Record]]:
     """The sets that show whether a job has taught something. splits: the records of each split.
 
-    "reworded": training records, asked as somebody asks who has some of their words in mind; at most `most`, evenly
+    "reworded": training records, asked in a question that shares some of their words; at most `most`, evenly
         chosen.
     "paraphrase": training records, asked in words that are not in the training data; as many.
     "unseen": the test split.

@@ -176,7 +176,7 @@ class Engine:
         return self.count(request)
 
     def cancel(self, request: Request) -> None:
-        """End an answer that nobody waits for; its place is free at once."""
+        """End an answer that no client waits for; its place is free at once."""
         if (job := self.jobs.pop(request, None)) is not None:
             self.streams.cancel(job.answer)
             self._let_go()

@@ -133,7 +133,7 @@ class Playground:
         return target.getvalue()
 
     def load(self, data: bytes) -> None:
-        """Take the adapter of such a zip file in place of the one that is there, which stays if the file is no such."""
+        """Replace the adapter by that of such a zip file; if the file is no such, the adapter stays."""
         new = next(name for name in NAMES if name not in self.model.adapters)
         with tempfile.TemporaryDirectory() as folder:
             try:
