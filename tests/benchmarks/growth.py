@@ -153,7 +153,7 @@ def _training(point: Point) -> Callable[[], None]:
 
 
 def multiplications(point: Point) -> int:
-    """Multiplications of a training step, in its matrix products alone."""
+    """Multiplications of a training step, in its matmuls alone."""
     config, tokens = point.config(), point.batch * point.length
     shapes = [(m, n) for _, m, n in matrices(config)]
     frozen = sum(m * n for m, n in shapes) * config.num_hidden_layers + config.vocab_size * config.hidden_size

@@ -80,13 +80,13 @@ EPYC, 2 cores, 25 GB, Linux; minilora 1, numpy 2; 2026-01-31
 smollm2: 4 x 128 tokens per step, all-linear r=8; generation of 64 tokens after
 16; median of 7, in turns
 
-mode                             seconds  x floor  tokens/s  peak, MB
-floor     matrix products alone    1.203     1.00       426       797
-lora      LoRA, loss_and_grad      1.508     1.25       340     1,015
-generate  generation               1.030                 62       628
-import    import minilora          0.035
+mode                           seconds  x floor  tokens/s  peak, MB
+floor     matmuls alone          1.203     1.00       426       797
+lora      LoRA, loss_and_grad    1.508     1.25       340     1,015
+generate  generation             1.030                 62       628
+import    import minilora        0.035
 
-The floor, the matrix products alone, runs at 229 GFLOP/s."""
+The floor, the matmuls alone, runs at 229 GFLOP/s."""
 
 
 def test_the_exact_page_of_fixed_numbers():
