@@ -78,7 +78,7 @@ claim("sum over the paths minus the measured derivative", sum(paths.values()) - 
 
 # %%
 class Var:
-    """An array that operations record. requires_grad: do we want the gradient of the loss with respect to it?"""
+    """An array whose operations are recorded. requires_grad: do we want the gradient of the loss with respect to it?"""
 
     def __init__(self, value, requires_grad=False):
         self.value = np.asarray(value, dtype=np.float64)

@@ -230,9 +230,9 @@ claim("bytes per parameter, gradients included", with_gradients / ml.count_param
 claim("Adam's bytes over the model's", (sizes["Adam's m"] + sizes["Adam's v"]) / sizes["parameters"], 2, 2)
 
 # %% [markdown]
-# The optimizer state is twice as large as the model. With the gradients, training needs four times the model, 16 bytes
-# for each parameter. LoRA has few trainable parameters, so three of these four parts nearly vanish (all but the
-# parameters themselves). [Lesson 13](13_how_much_smaller.ipynb) adds up the memory.
+# The optimizer state is twice as large as the model. With the gradients, training needs four times the bytes of the
+# model, 16 for each parameter. LoRA has few trainable parameters, so three of these four parts nearly vanish (all but
+# the parameters themselves). [Lesson 13](13_how_much_smaller.ipynb) adds up the memory.
 #
 # ## 4. The W in AdamW
 #

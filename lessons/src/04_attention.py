@@ -186,7 +186,7 @@ claim("change of the last output, two layers", change[1], 0.001, 10)
 # without any encoding of them ([Haviv et al. 2022](https://arxiv.org/abs/2203.16634), [Kazemnejad et al.
 # 2023](https://arxiv.org/abs/2305.19466)).
 #
-# Most models encode positions all the same. Llama models use **rotary position embeddings** (RoPE, [Su et al.
+# Nevertheless, most models encode positions. Llama models use **rotary position embeddings** (RoPE, [Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): the elements of a query or key are taken in pairs, and each pair is rotated
 # by an angle proportional to the position: the first pairs by a large angle per position, the last ones by a small
 # one. A dot product depends on the lengths of two vectors and on the angle between them. Rotating both vectors keeps

@@ -2,7 +2,7 @@
 # # Lesson 5: What is in a transformer?
 #
 # LoRA adapts a pretrained model. What does such a model consist of? We take it apart down to the last parameter: first
-# as a program, then as a count, and finally by an **ablation**: we remove parts and measure the loss.
+# as a program, then by counting, and finally by an **ablation**: we remove parts and measure the loss.
 #
 # These letters mean the same in all lessons.
 #
@@ -42,8 +42,8 @@ show(figure, alt="Token IDs, embedding, a block with two branches, attention and
 # **norm** (RMSNorm) scales every row to the same length, and then multiplies each column by a trained parameter. The
 # dot products of the final rows with all rows of the embedding are the logits.
 #
-# Two functions are imported below: `rope`, which rotates queries and keys by their position, and `attention`, which
-# gives each token a weighted mean of rows of v: its own and those of earlier tokens. Lesson 4 builds both.
+# Two functions are taken from minilora: `rope`, which rotates queries and keys by their position, and `attention`,
+# which gives each token a weighted mean of rows of v: its own and those of earlier tokens. Lesson 4 builds both.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -226,8 +226,8 @@ claim("loss without both", nothing, 15, 23)
 # %% [markdown]
 # Without attention the model is poor: it sees the current token and none of those before it. Without MLPs, and without
 # both, it is worse than uniform guessing. Why? A first idea: the embedding is tied. If nothing is added, the logits
-# are the dot products of a token's row with all rows of the same table, and that with itself is the largest. So the
-# model would confidently repeat each token.
+# are the dot products of a token's row with all rows of the same table, and the product with itself is the largest. So
+# the model would confidently repeat each token.
 #
 # > **Predict.** At what share of positions does the model predict the token that it has just read: without both parts?
 # > Without MLPs only?

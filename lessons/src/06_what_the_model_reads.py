@@ -69,9 +69,9 @@ claim("share of the embedding in all parameters", embedding, 0.24, 0.26)
 
 # %% [markdown]
 # A larger vocabulary makes sequences shorter: more text fits into the context (the longest sequence that a model can
-# read), and into a training step. But it makes the embedding larger (here it has a quarter of all parameters), and its
-# rarest tokens occur too seldom to be learned well. The merges were learned from English speeches: a word of the legal
-# records needs 1.77 tokens, a German word 3.18.
+# read), and into a training step. But it makes the embedding (the table with a vector for each token) larger: here it
+# has a quarter of all parameters. And the rarest tokens of a large vocabulary occur too seldom to be learned well. The
+# merges were learned from English speeches: a word of the legal records needs 1.77 tokens, a German word 3.18.
 #
 # > **Predict.** How many tokens does each of these texts have: `law`, the same word after a space, `1862`, and one
 # > emoji?
@@ -125,10 +125,11 @@ claim("end tokens, if the user types the name of one", typed.count(tokenizer.eos
 #
 # ## 3. Which tokens are scored
 #
-# The logits at each position predict the next token. So one sequence contains as many predictions as tokens, minus
-# one. The model must learn to answer, not to ask. A second row, `labels`, therefore says which predictions count: it
-# is a copy of the ids, with -100 at every token that is not scored. This **loss mask** leaves only the tokens of the
-# answer and the end token after it to be scored. (-100 is the default of `ignore_index` in PyTorch's cross-entropy.)
+# The logits at each position, the model's scores of all tokens, predict the next token. So one sequence contains as
+# many predictions as tokens, minus one. The model must learn to answer, not to ask. A second row, `labels`, therefore
+# says which predictions count: it is a copy of the ids, with -100 at every token that is not scored. With this **loss
+# mask**, only the tokens of the answer and the end token after it are scored. (-100 is the default of `ignore_index`
+# in PyTorch's cross-entropy.)
 
 
 # %%
@@ -308,8 +309,9 @@ claim("another template: begin right, best seed", max(asked["another template"])
 # ## 6. Batches: padding and packing
 #
 # A batch is an array, but records have different lengths. **Padding** appends a token to the shorter ones, with the
-# label -100. The padding is on the right, so in a causal model no token of the record sees it. **Packing** puts all
-# records into one row, and the attention mask lets each token see its own record only.
+# label -100. The padding is on the right, so in a causal model, whose tokens see only earlier ones, no token of the
+# record sees it. **Packing** puts all records into one row, and a mask in attention lets each token see its own record
+# only.
 #
 # > **Predict.** Which of the two computes more tokens? Do their losses differ?
 

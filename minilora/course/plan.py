@@ -45,9 +45,9 @@ class Lesson:
         before = f"lessons {', '.join(others)} and {last}" if others else f"lesson {last}" if last else ""
         needs = before or ("Python and NumPy, matrix multiplication, derivatives" if self.minutes[1:] else "nothing")
         model = " It needs the real model: `minilora pull smollm2`, 98 MB." if self.needs_model else ""
-        halves = f"; part two begins with exercise {self.number}.{len(self.parts[0])}" if len(self.parts) > 1 else ""
-        solved = f" with the exercises, {self.minutes[0]} without{halves}" if len(self.minutes) > 1 else ""
-        return f"*{sum(self.minutes)} minutes{solved}. Before it: {needs}. You build: {self.builds}.*{model}"
+        second = f"; a second session begins with exercise {self.number}.{len(self.parts[0])}" if self.parts[1:] else ""
+        solved = f" with the exercises, {self.minutes[0]} without{second}" if len(self.minutes) > 1 else ""
+        return f"*{sum(self.minutes)} minutes{solved}. Needs: {needs}. You build: {self.builds}.*{model}"
 
 
 def _lesson(row: dict[str, Any]) -> Lesson:

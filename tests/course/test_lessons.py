@@ -175,11 +175,11 @@ def test_a_lesson_that_is_longer_than_a_session_has_two_parts_as_equal_as_can_be
     assert parts(40, 15, 55, 10) == ((40, 15), (55, 10)) and parts(30, 20, 20, 25) == ((30, 20), (20, 25))
     head = Lesson(7, "07_demo", "Does it?", (40, 15, 55, 10), (2, 3), "nothing", True).head
     assert head == (
-        "*120 minutes with the exercises, 40 without; part two begins with exercise 7.2. "
-        "Before it: lessons 2 and 3. You build: nothing.*"
+        "*120 minutes with the exercises, 40 without; a second session begins with exercise 7.2. "
+        "Needs: lessons 2 and 3. You build: nothing.*"
     )
     assert Lesson(0, "00_demo", "Does it?", (15,), (1,), "it", True).head == (
-        "*15 minutes. Before it: lesson 1. You build: it.*"
+        "*15 minutes. Needs: lesson 1. You build: it.*"
     )
 
 
