@@ -163,7 +163,8 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"The audit failed (see below): try {lower}."
     if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
         return f"Loss did not fall: try {lower}."
-    forgets = metrics.keys().isdisjoint(("labels", "fields"))  # where nothing else can be the answer, nobody reads it
+    quotes = bool(options.get("quote"))
+    forgets = metrics.keys().isdisjoint(("labels", "fields")) and not quotes  # else no other text can be the answer
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, f"fewer {length}"]
         plain = not options.get("use_dora") and options.get("init_lora_weights") not in FROM_BASE
@@ -176,7 +177,11 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"Validation loss was lowest at the last step: try more {length}."
     _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
     per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
-    if recalled < RECALLED and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0):
+    if (
+        not quotes
+        and recalled < RECALLED
+        and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0)
+    ):
         return "The answers have few of the facts: given many phrasings of each question, try --config facts."
     return ""
 

@@ -17,6 +17,7 @@ from ..progress import log
 from .fields import guide_of, task_of_adapters
 from .labels import ranked_labels
 from .prefix_cache import PrefixCache
+from .quotes import Quotation, quote, quoting_of
 from .schema import Guide
 from .streams import Streams, check_settings
 
@@ -94,8 +95,9 @@ def open_book(
 def without_passages(model: LanguageModel, handbook: Handbook | None) -> list[str]:
     """One line that names the adapters that get no passages: without a handbook those that learned to read some, with
     one those that were trained without any; none if there are no such adapters."""
-    readers = [name for name, adapter in model.adapters.items() if stored_template(adapter.data)]
-    others = [name for name in model.adapters if template_of(model, name) is None]
+    quoting = [name for name in model.adapters if quoting_of(model, name)]
+    readers = [name for name, adapter in model.adapters.items() if stored_template(adapter.data) or name in quoting]
+    others = [name for name in model.adapters if template_of(model, name) is None and name not in quoting]
     if handbook is not None:
         return [f"{', '.join(others)}: trained without passages, and asked without them"] if others else []
     what = "learned to answer from passages: --context FILE gives some to look them up in"
@@ -130,6 +132,7 @@ class Talk:
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
         self.asked, self.known = 0, PrefixCache()
+        self.quoted: tuple[tuple[str, str], Quotation] | None = None  # the last question, who was asked, and the answer
         self.choose(None)
         self.clear()
 
@@ -152,13 +155,16 @@ class Talk:
         return system_of(self.model, choice) if self.system is None else self.system
 
     def passage(self, question: str, choice: Choice) -> Passage | None:
-        """The passage that a choice of adapters is given with a question, if any."""
+        """The passage that a choice of adapters is given with a question, or that it quotes, if any."""
+        if (found := self._quotation(question, choice)) is not None:
+            return found.passage
         return open_book(self.model, choice, self.handbook, [{"role": "user", "content": question}])[1]
 
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
 
-        Adapters that were trained on labels or fields answer the question alone, whatever was said before.
+        Adapters that were trained on labels or fields, or to quote, answer the question alone, whatever was said
+        before it.
 
         An answer that an exception stops, such as Ctrl-C, is kept as far as it came. Raises ValueError for a question
         that the model cannot read, or that is too long even alone; nothing has changed then.
@@ -167,6 +173,10 @@ class Talk:
             label, shown = self._label(task, question, self.choice)
             show(shown)
             self.turns.append(Turn(question, label, name_of(self.choice)))
+            return True
+        if (found := self._quotation(question, self.choice)) is not None:
+            show(found.text)
+            self.turns.append(Turn(question, found.text, name_of(self.choice)))
             return True
         start = self._start_that_fits(question, self.choice)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False, known=self.known)
@@ -194,19 +204,23 @@ class Talk:
         shown when the first has ended. The conversation stays as it was. Raises ValueError as `ask` does.
         """
         alone = len(self.turns)
-        labels = {name: task for name, choice in versions.items() if isinstance(task := self._task(choice), LabelTask)}
+        at_once: dict[str, str] = {}  # what those show that do not write an answer token by token
         for name, choice in versions.items():
-            if name not in labels:
+            if isinstance(task := self._task(choice), LabelTask):
+                at_once[name] = self._label(task, question, choice)[1]
+            elif (found := self._quotation(question, choice)) is not None:
+                at_once[name] = found.text
+            else:
                 self._start_that_fits(question, choice, alone)
         streams = Streams(self.model, self.tokenizer, slots=len(versions))
         answers = {}
         for name, choice in versions.items():
-            if name not in labels:
+            if name not in at_once:
                 messages, guide = self._messages(alone, question, choice), self._guide(question, choice)
                 answers[name] = streams.add(messages, choice, **self._settings(), guide=guide)
-        for name, choice in versions.items():
-            if name in labels:
-                yield name, self._label(labels[name], question, choice)[1]
+        for name in versions:
+            if name in at_once:
+                yield name, at_once[name]
                 continue
             answer = answers[name]
             yield name, answer.new_text()
@@ -224,6 +238,18 @@ class Talk:
         (label, p), *others = ranked_labels(self.model, self.tokenizer, task, messages, choice)
         rest = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
         return label, f"{label} ({100 * p:.0f} %; then {rest})"
+
+    def _quotation(self, question: str, choice: Choice) -> Quotation | None:
+        """What a choice of adapters that learned to quote answers from the handbook."""
+        quoting = quoting_of(self.model, choice)
+        if self.handbook is None or quoting is None:
+            return None
+        asked, active = (question, name_of(choice)), choice == self.choice
+        if self.quoted is None or self.quoted[0] != asked:
+            system = self.system_for(choice)
+            found = quote(self.model, self.tokenizer, quoting, question, self.handbook, system, not active, choice)
+            self.quoted = asked, found
+        return self.quoted[1]
 
     def save(self, path: Path) -> None:
         """Write what was said: as text, or as {"messages": ...} for `finetune --data` if the name ends in .jsonl.

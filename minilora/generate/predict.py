@@ -12,10 +12,12 @@ from ..data.passages import Handbook
 from ..lora.adapters import active_factors
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
+from ..progress import progress
 from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
 from .fields import guide_of, task_of_adapters
 from .labels import label_logprobs, label_probabilities
+from .quotes import quote, quoting_of
 from .streams import check_able
 
 
@@ -48,6 +50,8 @@ def predict(
         raise TypeError("expected a list of texts, got a single str: put it in a list")
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_of_adapters(model, active) or schema
+    system = system_of(model, active) if system is None else system
+    quoting = None if handbook is None else quoting_of(model, active)
     prompts, passages, last = [], [], []
     for i, text in enumerate(texts):
         said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
@@ -55,11 +59,19 @@ def predict(
             raise ValueError(f"text {i} is empty")
         last.append(said[-1]["content"])
         open_talk, passage = open_book(model, active, handbook, said)
-        talk = with_system(open_talk, system_of(model, active) if system is None else system)
+        talk = with_system(open_talk, system)
         prompts.append(talk if task is None else task.asked(talk))
         passages.append({} if passage is None else {"passage": passage.id})
     if not prompts:
         return []
+    if quoting is not None and handbook is not None:
+        found = []
+        with progress("answers", len(last), "answer") as bar:
+            for question in last:
+                quotation = quote(model, tokenizer, quoting, question, handbook, system)
+                found.append({"answer": quotation.text, "passage": quotation.passage.id})
+                bar.update()
+        return found
     if isinstance(task, LabelTask):
         p = label_probabilities(label_logprobs(model, tokenizer, prompts, task.labels))  # (N, L)
         return [{"label": task.labels[row.argmax()], "probability": float(row.max())} for row in p]

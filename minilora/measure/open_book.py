@@ -11,11 +11,12 @@ import numpy as np
 from ..data.passages import Handbook
 from ..data.records import Record
 from ..generate.conversation import template_of
+from ..generate.quotes import quoting_of
 from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .recall import answer_all, recalls
+from .recall import answer_all, quote_all, recalls
 from .statistics import Resampled, interval_as_json
 
 CLOSED, RIGHT, FOUND = "closed", "right", "found"  # no passage; the one with the answer; the best match of the question
@@ -49,9 +50,19 @@ def open_book_report(
     rows: list[dict[str, Any]] = []
     shares: list[list[float]] = []
     for name, choice in adapters.items():
-        template = template_of(model, choice)
+        template, quoting = template_of(model, choice), quoting_of(model, choice)
         set_adapter(model, choice)
         for kind in (CLOSED, *passages):
+            if quoting is not None:
+                if kind == CLOSED:
+                    continue  # without a passage there is nothing to quote
+                log.info(f"{name}, {kind}: {len(records)} quotations")
+                began = time.perf_counter()
+                given = handbook if kind == FOUND else dict(zip([r.id for r in records], right, strict=True))
+                shares.append(recalls(quote_all(model, tokenizer, quoting, records, given), records))
+                seconds = (time.perf_counter() - began) / len(records)
+                rows.append({"name": name, "kind": kind, "prompt_tokens": None, "seconds": seconds})
+                continue
             if kind == CLOSED:
                 asked = list(records)
             elif template is None:

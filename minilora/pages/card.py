@@ -14,6 +14,7 @@ from typing import Any
 
 from ..data.labels import TEXT
 from ..data.passages import PASSAGE, QUESTION
+from ..data.quotes import PART, Quoting
 from ..data.records import BUILT_IN
 from ..data.repository import is_dataset
 from ..files.disk import write_bytes
@@ -105,9 +106,10 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 def _asked(data: Mapping[str, Any]) -> dict[str, Any]:
     """How the training data asked: the template of their prompts and its places, and their system prompt."""
-    asked = data.get("template") or data.get("context_template")
-    places = [place for place in (TEXT, PASSAGE, QUESTION) if asked and place in asked]
-    return {"template": asked, "places": places, "system": data.get("system")}
+    quoting = Quoting.stored(data)
+    asked = quoting.template if quoting else data.get("template") or data.get("context_template")
+    places = [place for place in (TEXT, PASSAGE, QUESTION, PART) if asked and place in asked]
+    return {"template": asked, "places": places, "system": data.get("system"), "quotes": quoting is not None}
 
 
 def _compared(report: Mapping[str, Any], *shares: tuple[str, str]) -> tuple[list[str], list[list[str]]]:

@@ -23,7 +23,7 @@ def open_book_lines(report: Mapping[str, Any]) -> Iterator[str]:
     rows = [["", "prompt", "keyword recall, %", "prompt tokens", "s per answer"]]
     for row in report["rows"]:
         found, tokens = row["keyword_recall"], row["prompt_tokens"]
-        counts = [NOTHING] * 2 if tokens is None else [plain(tokens), plain(row["seconds"], 2)]
+        counts = [NOTHING if value is None else plain(value, n) for value, n in ((tokens, 0), (row["seconds"], 2))]
         rows.append([shortened(row["name"], 20), KINDS[row["kind"]], shown(found), *counts])
     yield from columns(rows, left=2)
     hits = [f"{'first' if n == '1' else f'among the first {n}'} for {percent(h)}" for n, h in report["hits"].items()]

@@ -24,6 +24,7 @@ from starlette.types import Send
 from ..data.passages import Handbook
 from ..files.disk import ModelFileError
 from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
+from ..generate.quotes import quoting_of
 from .bounds import error_response, json_response
 from .engine import Engine
 from .protocol import ApiError, Piece, Reply, Request, event, read_json_object, read_request, unknown_model
@@ -135,6 +136,10 @@ class App:
             asked, passage = open_book(model, request.choice, self.handbook, request.messages)
             messages = with_system(asked, system_of(model, request.choice))
             request = replace(request, messages=messages, passage=passage)
+            quoting = None if self.handbook is None else quoting_of(model, request.choice)
+            if quoting is not None and self.handbook is not None:
+                quoted = partial(self.engine.quoted, request, quoting, self.handbook)
+                request = await self._in_turn(quoted, request.param)
         request = replace(request, limit=await self._limit(request))
         pieces = self._pieces(request)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place

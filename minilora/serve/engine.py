@@ -14,16 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
+from ..data.passages import Handbook
+from ..data.quotes import Quoting
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
 from ..generate.prefix_cache import PrefixCache
+from ..generate.quotes import quote
 from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
@@ -142,6 +145,9 @@ class Engine:
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
         task, messages = self.task(request), request.messages
+        if request.answer is not None:
+            tell(Piece(request.answer, len(self.tokenizer.encode(request.answer)), "stop"))
+            return self.count(request)
         refuse_for_task(request, task)
         if isinstance(task, LabelTask):
             return self._label(request, task, tell)
@@ -162,6 +168,13 @@ class Engine:
         )
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
+
+    def quoted(self, request: Request, quoting: Quoting, handbook: Handbook) -> Request:
+        """The request with the sentences of the handbook that answer it."""
+        assert not isinstance(request.messages, str)  # a text to continue is no question
+        question, system = request.messages[-1]["content"], system_of(self.model, request.choice)
+        found = quote(self.model, self.tokenizer, quoting, question, handbook, system, True, request.choice)
+        return replace(request, passage=found.passage, answer=found.text)
 
     def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:
         """Answer with a label at once; the answers that are running wait for it as for a prompt."""

@@ -93,10 +93,10 @@ class Request:
     """A request that was read and checked. No two are equal.
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
-    if the request says. passage: that was put into the messages. top_logprobs: how many log-probabilities are told
-    besides that of each token, or of the label, if any. as_json: for adapters with labels or fields, whether the answer
-    is a JSON object. schema: what the answer must be, as JSON, if the request says. n: how many answers, each with a
-    seed of its own.
+    if the request says. passage: that was put into the messages, or is quoted. answer: the quotation, if it is one.
+    top_logprobs: how many log-probabilities are told besides that of each token, or of the label, if any. as_json: for
+    adapters with labels or fields, whether the answer is a JSON object. schema: what the answer must be, as JSON, if
+    the request says. n: how many answers, each with a seed of its own.
     """
 
     messages: Sequence[Message] | str
@@ -114,6 +114,7 @@ class Request:
     top_logprobs: int | None = None
     as_json: bool = False
     passage: Passage | None = None
+    answer: str | None = None
     schema: FieldTask | None = None
 
     @property

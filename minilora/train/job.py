@@ -194,6 +194,8 @@ class Job:
         known: dict[str, Any] = {"field": options.columns or None, "system": material.system, "split": material.split}
         if material.task is not None:
             known |= material.task.entry()
+        if material.quoting is not None:
+            known |= material.quoting.entry()
         known |= {"context_template": material.template, "context": options.context}
         for key, source in (("path", options.data), ("context_path", options.context)):
             if source is not None and source not in BUILT_IN and not is_dataset(source):
@@ -260,13 +262,14 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         field=options.columns,
         context=options.context,
         mix=options.mix,
+        quote=options.quote,
         max_length=options.max_length,
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,
         schema=options.schema,
         stored=stored_tasks([Path(options.adapter or options.base)]),
     )
-    if material.task is not None:
+    if material.task is not None or material.quoting is not None:
         options = options.for_task()
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if options.patience is not None and not material.validation_sets:

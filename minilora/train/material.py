@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from ..data.fields import FieldTask, Task
 from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
-from ..data.passages import TEMPLATE
+from ..data.passages import TEMPLATE, Passage
+from ..data.quotes import Quoting
 from ..data.records import Record, read_handbook, read_records, read_source
 from ..data.samples import encode_pairs, encode_records, mixed, truncate_and_log, warning_of_control_tokens
 from ..data.splits import (
@@ -30,7 +31,7 @@ from ..measure.fields import checked_of
 from ..measure.labels import Checked
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.preferences import preferences, with_reference
-from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
+from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall, quote_all
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Example, Pair, Sample
@@ -56,6 +57,8 @@ class Material:
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
     task: Task | None = None  # of data with labels or fields
     template: str | None = None  # of prompts with a passage, if the records have passages
+    quoting: Quoting | None = None  # how answers are found in `passages`, the right one of each record by its id
+    passages: Mapping[str, Passage] = field(default_factory=dict)
     checked: Checked | None = None  # the records whose labels or fields are asked for, if they have any
     mixed: dict[str, int] = field(default_factory=dict)  # how many samples of the training set are of other data
 
@@ -142,6 +145,7 @@ def prepare(
     field: Mapping[str, str] | None = None,
     context: str | None = None,
     mix: Mapping[str, float] | None = None,
+    quote: int | None = None,
     max_length: int,
     eval_records: int,
     stored: Sequence[Task] = (),
@@ -154,6 +158,7 @@ def prepare(
     field: columns of the data that have other names.
     context: passages, the right one of which goes into the prompts of each record that has none.
     mix: other data to train on, each with its share of the records of an epoch.
+    quote: sentences of the quotations that are learned instead of the records' answers, and that answer questions.
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
     stored: the task of the adapter that is trained further, if it has one.
@@ -164,8 +169,14 @@ def prepare(
     """
     reading = read_source(data, tokenizer, field, stored, schema)
     records, task = reading.records, reading.task
-    if context is not None:
+    quoting = None if quote is None else Quoting(quote)
+    passages: dict[str, Passage] = {}
+    if context is not None and quoting is None:
         records = with_passages(records, context, data, tokenizer, max_length)
+    elif context is not None:
+        passages = right_passages(records, context, data, tokenizer, max_length)
+        if len(passages) < len(records):
+            raise ValueError(f"{data}: with quote, passages come from the context: leave out the column of passages")
     for line in warning_of_control_tokens(records, tokenizer):
         log.warning("%s", line)
     general = read_records("general", tokenizer)
@@ -196,7 +207,9 @@ def prepare(
         validated = max(eval_records, ASKED_LABELS) if isinstance(task, LabelTask) else eval_records
         sets = _sets(records, splits, eval_records, validated, sampled_from)
         for name, chosen in sets.items():
-            if beta is None:
+            if quoting is not None:
+                samples[name] = _turned(quoting, chosen, passages, tokenizer, name == "train")
+            elif beta is None:
                 samples[name] = list(encode_records(chosen, tokenizer, name == "train", max_length))
             else:
                 samples[name] = list(encode_pairs(chosen, tokenizer, beta))
@@ -223,8 +236,8 @@ def prepare(
     rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
     sets_of_samples = (samples["train"], samples["validation"], scored)
     template = TEMPLATE if any(record.context for record in records) else None
-    given = (*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template, checked)
-    return Material(*given, mixed=added)
+    given = (*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template)
+    return Material(*given, quoting, passages, checked, mixed=added)
 
 
 def _others(source: str, tokenizer: Tokenizer, max_length: int, splits: Mapping[str, Sequence[Record]]) -> list[Sample]:
@@ -244,14 +257,34 @@ def _others(source: str, tokenizer: Tokenizer, max_length: int, splits: Mapping[
 
 
 def with_passages(records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int) -> list[Record]:
-    """The records, each with the right passage of a context in its prompts, unless it has one already.
+    """The records, each with its right passage in its prompts, unless it has one already: see `right_passages`."""
+    passages = right_passages(records, context, data, tokenizer, limit)
+    return [record if record.context else record.open_book(passages[record.id].text) for record in records]
 
-    limit: the most tokens of such a prompt. Raises ValueError for records that ask nothing, or for a label.
+
+def right_passages(
+    records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int
+) -> dict[str, Passage]:
+    """The right passage of a context for each record that has none already, by its id.
+
+    limit: the most tokens of a prompt with one. Raises ValueError for records that ask nothing, or for a label.
     """
     if any(record.text or record.label is not None for record in records):
         raise ValueError(f"{data}: a context is for questions with answers, not for texts or labels: leave it out")
     handbook = read_handbook(context, tokenizer, limit)
-    return [record if record.context else record.open_book(handbook.right(record.messages).text) for record in records]
+    return {record.id: handbook.right(record.messages) for record in records if not record.context}
+
+
+def _turned(
+    quoting: Quoting, records: Sequence[Record], passages: Mapping[str, Passage], tokenizer: Tokenizer, phrasings: bool
+) -> list[Example]:
+    """The samples of an adapter that quotes: of each record, and if `phrasings`, of its other wordings in turn."""
+    samples: list[Example] = []
+    for record in records:
+        wordings = record.phrasings if phrasings else ()
+        first, *others = encode_records(quoting.turned(record, passages[record.id].text, wordings), tokenizer)
+        samples.append(replace(first, others=tuple(others)))
+    return samples
 
 
 def common_system(records: Sequence[Record]) -> str | None:
@@ -282,7 +315,10 @@ def evaluate(
     questions = material.asked | material.shown
     with progress(f"answers {when}", sum(map(len, questions.values())), "answer"):
         for name, records in questions.items():
-            result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
+            if (quoting := material.quoting) is not None:
+                result.answers[name] = quote_all(model, tokenizer, quoting, records, material.passages, ranks)
+            else:
+                result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     if (held := material.checked) is not None:

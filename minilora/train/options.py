@@ -58,6 +58,14 @@ class Options:
         path=True,
         follows=("data",),
     )
+    quote: int | None = option(
+        None,
+        "with --context, answer with so many sentences of a passage, word for word: learn to find them (try 3)",
+        metavar="SENTENCES",
+        least=1,
+        only={"loss": "sft"},
+        follows=("data",),
+    )
     mix: Mapping[str, float] | None = option(
         None,
         "other data to train on as well: SHARE of the records of each epoch, such as 0.2, comes from DATA",
@@ -205,6 +213,8 @@ class Options:
         check(self, "mix", "quantized", "bf16", "adapter", "strength")
         check_field(self.field or {})
         check_mix(self.mix or {})
+        if self.quote is not None and self.context is None:
+            raise ValueError("quote is for passages: give the file with them as context")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.adapter_scale != 1 and not self._plain:
@@ -243,7 +253,9 @@ class Options:
         return replace(self, lr=self.learning_rate, strength=self.adapter_scale if self.method == "lora" else None)
 
     def for_task(self) -> Options:
-        """The same for labels and fields, where the update is not scaled down: no other text can be an answer."""
+        """The same for labels, fields and quotations, where the update is not scaled down: no other text can be an
+        answer.
+        """
         return self if self.strength is not None or self.method == "full" else replace(self, strength=1.0)
 
     def decisive(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Weights or prompt: the data of the comparison, in which no record that reading is measured on was trained to be read.
 
-    python tests/benchmarks/reading.py FOLDER       # writes read.jsonl, ordinary.jsonl, hard.jsonl, handbook.jsonl
-    minilora finetune --data FOLDER/read.jsonl ... --out FOLDER/reader      # the commands are in README.md
-    minilora eval --adapter FOLDER/reader --data FOLDER/ordinary.jsonl --context support-handbook
+    python tests/benchmarks/reading.py FOLDER       # writes read.jsonl, passages.jsonl, ordinary.jsonl, hard.jsonl, ...
+    minilora finetune --data FOLDER/read.jsonl --context FOLDER/passages.jsonl --quote 3 ... --out FOLDER/reader
+    minilora eval --adapter FOLDER/reader --data FOLDER/ordinary.jsonl FOLDER/hard.jsonl --context support-handbook
 
 Two passages of each topic of the support handbook are measured: 48 records, all of the training split, so that an
 adapter that was trained on the support data has learned their facts. The reader learns from the records of the other
@@ -10,11 +10,6 @@ support passages and of the medical, finance and legal ones, each asked in one o
 they are the shortest run of sentences of the passage that has all keywords. With --own-words the answers are those of
 the data, which paraphrase the passage. handbook.jsonl is the handbook with questions and phrasings of the training
 split in its index, as a help desk has them in its log; reworded questions and paraphrases are not among them.
-
-    python tests/benchmarks/reading.py FOLDER --ask 120     # also trains an adapter that asks, for so many steps
-
-It learns to ask the question that two sentences of a passage answer, and the answer is then the two sentences after
-which the question is likeliest (the query likelihood of Ponte and Croft 1998, doi 10.1145/290941.291008).
 """
 
 import argparse
@@ -25,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-import minilora as ml
 from minilora.data.passages import Handbook, Passage
 from minilora.measure.recall import contains
 
@@ -65,53 +59,8 @@ def recall_of_sentences(wording, length):
     return 100 * np.mean(found)
 
 
-def asking(sentences, question):
-    """The conversation in which a model asks the question that these sentences answer."""
-    task = f"Read this and ask the question that it answers.\n\n{sentences}"
-    return ml.Record("", ({"role": "user", "content": task}, {"role": "assistant", "content": question}))
-
-
-def to_ask(domain, tokenizer, without=()):
-    """For every question and phrasing of training: the two sentences of its passage with the most keywords, and it."""
-    keywords = {record["id"]: record["keywords"] for record in rows(domain)}
-    samples = []
-    for record in to_read(domain, False, without):
-        found = [sum(contains(run, word) for word in keywords[record["id"]]) for run in runs(record["context"], 2)]
-        best = runs(record["context"], 2)[int(np.argmax(found))]
-        wordings = [record["question"], *record["phrasings"]]
-        samples += ml.encode_records([asking(best, question) for question in wordings], tokenizer)
-    return samples
-
-
-def recall_of_asked(model, tokenizer, wording):
-    """Keyword recall, %, of the two sentences of the right passage that make the question likeliest."""
-    context = {name: passage["text"] for passage in rows("support-handbook") for name in passage["covers"]}
-    found = []
-    for record in to_measure(wording):
-        each = runs(context[record["id"]], 2)
-        samples = ml.encode_records([asking(run, record["question"]) for run in each], tokenizer)
-        best = each[int(np.argmin([ml.mean_loss(model, [sample]) for sample in samples]))]
-        found.append(np.mean([contains(best, word) for word in record["keywords"]]))
-    return 100 * np.mean(found)
-
-
-def ask(steps):
-    """Recall of the sentences that SmolLM2 chooses as it is, and with an adapter that learned to ask."""
-    model, tokenizer = ml.load("smollm2")
-    samples = to_ask("support", tokenizer, MEASURED)
-    for domain in ("medical", "finance", "legal"):
-        samples += to_ask(domain, tokenizer)
-    for name in ("base", "LoRA that asks"):
-        if name != "base":
-            ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="asks")
-            ml.fit(model, samples, steps=steps, lr=1e-3, batch_size=8)
-        for wording in ("reworded", "paraphrase"):
-            recall = recall_of_asked(model, tokenizer, wording)
-            print(f"{wording}: recall of the sentences that {name} finds: {recall:.1f} %")
-
-
 def to_read(domain, own_words, without=()):
-    """Every record with its passage, and with all of its wordings as phrasings; without those of some passages."""
+    """Every record with all of its wordings as phrasings, and a quotation as its answer; not those of some passages."""
     passages = [passage for passage in rows(f"{domain}-handbook") if passage["id"] not in without]
     context = {name: passage["text"] for passage in passages for name in passage["covers"]}
     found = []
@@ -121,8 +70,9 @@ def to_read(domain, own_words, without=()):
             phrasings = [text for each in wordings for text in ([each] if isinstance(each, str) else each)]
             passage = context[record["id"]]
             answer = record["answer"] if own_words else quotation(passage, record["keywords"])
-            kept = {"id": record["id"], "question": record["question"], "answer": answer, "phrasings": phrasings}
-            found.append({**kept, "context": passage, "split": "train"})
+            name = f"{domain}/{record['id']}"
+            kept = {"id": name, "question": record["question"], "answer": answer, "phrasings": phrasings}
+            found.append({**kept, "split": "train"})
     return found
 
 
@@ -149,7 +99,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--own-words", action="store_true", help="the data's answers instead of quotations")
-    parser.add_argument("--ask", type=int, metavar="STEPS", help="train an adapter that asks; 10 minutes for 120 steps")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     read = to_read("support", arguments.own_words, MEASURED)
@@ -157,6 +106,12 @@ def main():
         read += to_read(domain, arguments.own_words)
     sets = {"read": read, "ordinary": to_measure("reworded"), "hard": to_measure("paraphrase")}
     sets["handbook"] = with_questions()
+    sets["passages"] = [
+        {"id": f"{domain}/{passage['id']}", "text": passage["text"]}
+        for domain in ("support", "medical", "finance", "legal")
+        for passage in rows(f"{domain}-handbook")
+        if domain != "support" or passage["id"] not in MEASURED
+    ]
     for name, found in sets.items():
         text = "".join(json.dumps(row) + "\n" for row in found)
         (arguments.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -164,8 +119,6 @@ def main():
     for wording in ("reworded", "paraphrase"):
         each = ", ".join(f"{length}: {recall_of_sentences(wording, length):.1f} %" for length in (1, 2, 3))
         print(f"{wording}: recall of the sentences of the right passage that BM25 finds, by their number: {each}")
-    if arguments.ask:
-        ask(arguments.ask)
 
 
 if __name__ == "__main__":

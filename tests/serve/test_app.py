@@ -16,9 +16,11 @@ import minilora as ml
 from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import Handbook, Passage
+from minilora.data.quotes import Quoting
 from minilora.generate.answers import generate_batch
 from minilora.generate.fields import guide_of
 from minilora.generate.labels import label_logprobs, label_probabilities
+from minilora.generate.quotes import quote
 from minilora.models.folder import save_folder
 from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
@@ -94,6 +96,19 @@ def test_an_answer_and_the_first_chunk_say_which_passage_was_looked_up(client, s
     assert first.context == answer.context and not any(hasattr(chunk, "context") for chunk in rest)
     monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {"name": "legal"})  # trained without passages
     assert complete(client, max_tokens=8).choices == plain.choices
+
+
+def test_an_adapter_that_quotes_answers_with_sentences_and_says_from_which_passage(client, server, monkeypatch, loaded):
+    handbook = Handbook([Passage("birds/owl", "An owl says hello. It eats."), Passage("birds/heron", "A heron.")], "x")
+    monkeypatch.setattr(server.app, "handbook", handbook)
+    monkeypatch.setitem(server.engine.model.adapters["legal"].data, "quote", Quoting(1).entry()["quote"])
+    found = quote(*loaded, Quoting(1), "hello", handbook, mixed=True, choice="legal")
+    answer = complete(client, max_tokens=8)
+    assert answer.choices[0].message.content == found.text and answer.choices[0].finish_reason == "stop"
+    assert answer.context == {"id": found.passage.id, "text": found.passage.text}
+    assert answer.usage.completion_tokens == len(loaded[1].encode(found.text))
+    chunks = list(complete(client, max_tokens=8, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == found.text
 
 
 def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):

@@ -9,6 +9,7 @@ from modelfiles import TERMS
 from minilora.commands import report
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.passages import TEMPLATE, fill
+from minilora.data.quotes import Quoting
 from minilora.generate.conversation import template_of
 from minilora.models.with_adapters import load_with_adapters
 from minilora.train.job import finetune
@@ -24,6 +25,52 @@ def run(home, tmp_path_factory):
     book = folder / "book.txt"
     book.write_text("\n\n".join(PASSAGES), encoding="utf-8")
     return folder / "run", book, finetune(options(home, folder / "run", context=str(book), steps=2))
+
+
+@pytest.fixture(scope="module")
+def quoting(home, run):
+    """A run that learned to quote from the same passages: its folder and metrics."""
+    folder = run[0].with_name("quoting")
+    return folder, finetune(options(home, folder, context=str(run[1]), quote=1, steps=2))
+
+
+def test_an_adapter_that_quotes_learns_to_ask(home, run, tokenizer):
+    given = dict(context=str(run[1]), max_length=512, eval_records=80)
+    material = prepare(str(home / "data.jsonl"), tokenizer, quote=1, **given)
+    for sample, passage, term in zip(material.train, PASSAGES, TERMS, strict=False):
+        prompt = f"{passage}\n\nAsk a question that is answered here: {passage}"
+        wordings = [term["question"], *term.get("phrasings", [])]
+        for each, question in zip((sample, *sample.others), wordings, strict=True):
+            assert prompt in tokenizer.decode(each.ids)
+            assert question in tokenizer.decode([x for x in each.labels if x != -100])
+    assert [r.question for r in material.asked["unseen"]] == [term["question"] for term in TERMS[10:]]
+    assert material.template is None and material.quoting == Quoting(1)
+
+
+def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting, home):
+    folder, metrics = quoting
+    data = json.loads((folder / "minilora.json").read_text())["data"]
+    assert Quoting.stored(data) == Quoting(1) and "context_template" not in data and data["context"] == str(run[1])
+    assert metrics["options"]["strength"] == 1
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "sentences after which\nthis adapter finds the question likeliest" in card
+    assert 'replace("{passage}", "...").replace("{part}", "...")' in card
+    low = {**metrics, "keyword_recall": {"reworded": [0.0, 0.0]}, "loss": {"unseen": [3.0, 2.0], "general": [1.0, 9.0]}}
+    assert "general text rose" not in report.page(low) and "config facts" not in report.page(low)
+    assert all(answer[when] in PASSAGES for answer in metrics["answers"] for when in ("before", "after"))
+    assert metrics["keyword_recall"]["unseen"] == [1.0, 1.0]  # each passage is one sentence, the right one is given
+    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)], split="test")
+    (found,) = evaluate_adapters(EvalOptions(**values, context=str(run[1])))["open_book"].values()
+    rows = {row["kind"]: row for row in found["rows"] if row["name"] == "quoting"}
+    assert rows.keys() == {"right", "found"} and rows["right"]["keyword_recall"]["value"] == 1.0
+
+
+def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
+    with pytest.raises(ValueError, match="quote is for passages: give the file with them as context"):
+        options(home, tmp_path / "run", quote=2)
+    (tmp_path / "own.jsonl").write_text(json.dumps({**TERMS[0], "context": "Own."}) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="with quote, passages come from the context: leave out the column"):
+        finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), context=str(run[1]), quote=2))
 
 
 def test_every_prompt_that_is_trained_or_measured_has_its_passage(home, run, tokenizer):

@@ -1,0 +1,81 @@
+"""Quotations: answers that are sentences of a passage, word for word.
+
+An adapter that quotes writes no answers. It learned to ask, after a passage, the question that some of its sentences
+answer. The answer to a question is then the run of sentences after which the question is likeliest: the query
+likelihood of Ponte and Croft 1998 (doi 10.1145/290941.291008), with a language model for each run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .passages import PASSAGE, terms
+from .records import Record
+
+PART = "{part}"  # where the sentences go in the template
+TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
+_END = re.compile(r"(?<=[.!?;:])\s+")
+
+
+@dataclass(frozen=True)
+class Quoting:
+    """How an adapter was trained to quote. sentences: of a quotation. template: the prompt of a question to ask."""
+
+    sentences: int
+    template: str = TEMPLATE
+
+    @classmethod
+    def stored(cls, data: Mapping[str, Any]) -> Quoting | None:
+        """What an adapter's entry "data" says, if it was trained to quote. Raises ValueError for what cannot be."""
+        if (entry := data.get("quote")) is None:
+            return None
+        sentences, template = entry.get("sentences"), entry.get("template", "")
+        if not isinstance(sentences, int) or sentences < 1 or not (0 <= template.find(PASSAGE) < template.find(PART)):
+            raise ValueError(f"the adapter's quote must have sentences, and a template with {PASSAGE} and then {PART}")
+        return cls(sentences, template)
+
+    def entry(self) -> dict[str, Any]:
+        """What `stored` reads."""
+        return {"quote": {"sentences": self.sentences, "template": self.template}}
+
+    def parts(self, passage: str, sentences: int | None = None) -> list[str]:
+        """Every run of so many sentences in a passage; the whole passage if it has no more.
+
+        >>> Quoting(2).parts("One. Two! Three?")
+        ['One. Two!', 'Two! Three?']
+        """
+        each, length = _END.split(passage.strip()), sentences or self.sentences
+        return [" ".join(each[i : i + length]) for i in range(max(1, len(each) - length + 1))]
+
+    def prompt(self, passage: str, part: str) -> str:
+        """The prompt to ask the question that a part of a passage answers. Braces in the two are only text."""
+        before, _, rest = self.template.partition(PASSAGE)
+        between, _, after = rest.partition(PART)
+        return f"{before}{passage}{between}{part}{after}"
+
+    def answering(self, record: Record, passage: str) -> str:
+        """The shortest run of up to `sentences` sentences that has the most of a record's keywords, or if it has none
+        of the words of its answer.
+        """
+        wanted = set(terms(" ".join(record.keywords) or record.messages[-1]["content"]))
+        runs = [part for length in range(1, self.sentences + 1) for part in self.parts(passage, length)]
+        return max(runs, key=lambda part: (len(wanted.intersection(terms(part))), -len(part)))
+
+    def turned(self, record: Record, passage: str, wordings: Sequence[str] = ()) -> list[Record]:
+        """The record turned round, to train on: its question is the answer to the sentences that answer it.
+
+        wordings: other questions, a record each.
+        """
+        *before, _, _ = record.messages
+        prompt = self.prompt(passage, self.answering(record, passage))
+        return [
+            replace(
+                record,
+                messages=(*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": question}),
+                phrasings=(),
+            )
+            for question in (record.question, *wordings)
+        ]

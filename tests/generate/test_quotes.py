@@ -1,0 +1,175 @@
+"""Quotations: the parts of a passage, what is learned from a record, and who answers with the likeliest sentences."""
+
+import json
+
+import numpy as np
+import pytest
+from threadranks import in_ranks
+
+import minilora as ml
+from minilora.commands.chat import Chat, Output
+from minilora.data.passages import Handbook, Passage
+from minilora.data.quotes import Quoting
+from minilora.data.records import Record
+from minilora.generate import quotes
+from minilora.generate.conversation import Talk, without_passages
+from minilora.generate.predict import predict
+from minilora.generate.quotes import Quotation, quote, quoting_of
+from minilora.measure.open_book import open_book_report
+from minilora.measure.recall import quote_all
+
+HERON = Passage("birds/heron", "A heron eats fish. It is grey! Does it sing? No; it does this: it waits.")
+OWL = Passage("birds/owl", "An owl eats mice. It sleeps by day. It hoots.")
+BOOK = Handbook([HERON, OWL], "birds")
+QUOTING = Quoting(2)
+QUESTION = "What does the owl eat?"
+
+
+@pytest.fixture
+def model(loaded, monkeypatch):
+    """The base, with the adapter support, which learned to quote, and legal, which did not."""
+    model, _ = loaded
+    monkeypatch.setattr(model.adapters["support"], "data", {"name": "x", **QUOTING.entry()})
+    monkeypatch.setattr(model.adapters["legal"], "data", {"name": "legal"})
+    ml.set_adapter(model, "support")
+    yield model
+    ml.set_adapter(model, None)
+
+
+def likeliest(model, tokenizer, question, passages, system=None):
+    """What `quote` must find: every part of every passage is asked about alone."""
+    found = []
+    for passage in passages:
+        for part in QUOTING.parts(passage.text):
+            messages = [{"role": "user", "content": f"{passage.text}\n\nAsk a question that is answered here: {part}"}]
+            messages = [{"role": "system", "content": system}, *messages] if system else messages
+            talk = Record("", (*messages, {"role": "assistant", "content": question}))
+            (sample,) = ml.encode_records([talk], tokenizer)
+            found.append((-ml.mean_loss(model, [sample]) * sample.scored, Quotation(passage, part)))
+    return max(found, key=lambda one: one[0])[1]
+
+
+# -- parts and records -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sentences", [1, 2, 3, 9])
+def test_parts_are_all_runs_of_sentences_word_for_word(sentences):
+    parts = Quoting(sentences).parts(HERON.text)
+    assert len(parts) == max(1, 6 - sentences + 1)
+    assert all(part in HERON.text for part in parts) and parts[0][0] == "A" and parts[-1].endswith("it waits.")
+
+
+def test_the_answer_is_the_shortest_run_with_the_keywords_or_the_words_of_the_answer():
+    record = Record("x", ({"role": "user", "content": "q"}, {"role": "assistant", "content": "Grey herons like fish."}))
+    assert Quoting(3).answering(record, HERON.text) == "A heron eats fish. It is grey!"
+    assert Quoting(1).answering(record, HERON.text) == "A heron eats fish."
+    assert Quoting(3).answering(ml.Record("x", record.messages, keywords=("sing",)), HERON.text) == "Does it sing?"
+
+
+def test_a_record_is_turned_round():
+    system = {"role": "system", "content": "Be brief."}
+    said = ({"role": "user", "content": "Colour {part}?"}, {"role": "assistant", "content": "It is grey."})
+    turned = QUOTING.turned(Record("x", (system, *said), phrasings=("Which colour?",)), HERON.text, ["What hue?"])
+    prompt = f"{HERON.text}\n\nAsk a question that is answered here: It is grey!"
+    assert [r.messages for r in turned] == [
+        (system, {"role": "user", "content": prompt}, {"role": "assistant", "content": question})
+        for question in ("Colour {part}?", "What hue?")
+    ]
+    assert [r.phrasings for r in turned] == [(), ()]
+
+
+def test_how_an_adapter_quotes_is_stored():
+    other = Quoting(3, "Read: {passage} Which question has the answer {part}?")
+    assert Quoting.stored(json.loads(json.dumps(other.entry()))) == other and Quoting.stored({"name": "x"}) is None
+    assert other.prompt("{part} a", "b") == "Read: {part} a Which question has the answer b?"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"sentences": 0, "template": "{passage} {part}"},
+        {"sentences": "2", "template": "{passage} {part}"},
+        {"sentences": 2, "template": "{part} {passage}"},
+        {"sentences": 2},
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused(entry):
+    with pytest.raises(ValueError, match="must have sentences, and a template with {passage} and then {part}"):
+        Quoting.stored({"quote": entry})
+
+
+# -- who answers with what ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("question", [QUESTION, "Is a heron silent?", "hello"])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_the_quotation_is_what_makes_the_question_likeliest(model, tokenizer, question, system):
+    found = quote(model, tokenizer, QUOTING, question, BOOK, system)
+    assert found == likeliest(model, tokenizer, question, BOOK.passages, system)
+    ml.set_adapter(model, None)
+    assert quote(model, tokenizer, QUOTING, question, BOOK, system, True, "support") == found
+
+
+def test_only_the_best_matches_of_a_handbook_are_read(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(quotes, "CANDIDATES", 1)
+    assert quote(model, tokenizer, QUOTING, QUESTION, BOOK) == likeliest(model, tokenizer, QUESTION, [OWL])
+    assert quote(model, tokenizer, QUOTING, QUESTION, [HERON]) == likeliest(model, tokenizer, QUESTION, [HERON])
+
+
+@pytest.mark.parametrize(
+    ("choice", "quotes"), [("support", True), ("legal", False), (None, False), ({"legal": 1.0, "support": 1.0}, False)]
+)
+def test_only_who_learned_to_quote_quotes(model, choice, quotes):
+    assert quoting_of(model, choice) == (QUOTING if quotes else None)
+
+
+def test_a_whole_model_may_have_learned_to_quote(model, monkeypatch):
+    monkeypatch.setattr(model, "data", QUOTING.entry())
+    assert quoting_of(model, None) == QUOTING and quoting_of(model, "legal") is None
+
+
+def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys):
+    talk = Talk(model, tokenizer, 12, system="Be brief.", handbook=BOOK)
+    chat = Chat(talk, ["legal", "support"], Output())
+    talk.choose("support")
+    chat.handle(QUESTION)
+    found = likeliest(model, tokenizer, QUESTION, BOOK.passages, "Be brief.")
+    out, err = capsys.readouterr()
+    assert out == f"{found.text}\n" and err.startswith(f"(passage {found.passage.id}: ")
+    assert [(turn.question, turn.answer) for turn in talk.turns] == [(QUESTION, found.text)]
+    chat.handle("/compare")
+    out = capsys.readouterr().out
+    assert out.endswith(f"support, with passage {found.passage.id}:\n{found.text}\n")
+    assert out.startswith("base, with passage") and "legal:\n" in out
+
+
+def test_a_talk_without_passages_says_what_is_missing(model, tokenizer):
+    (line,) = without_passages(model, None)
+    assert line.startswith("support learned to answer from passages: --context FILE")
+    (line,) = without_passages(model, BOOK)
+    assert line == "legal: trained without passages, and asked without them"
+
+
+def test_predictions_and_reports_quote(model, tokenizer):
+    found = likeliest(model, tokenizer, QUESTION, BOOK.passages)
+    right = likeliest(model, tokenizer, QUESTION, [OWL])
+    assert predict(model, tokenizer, [QUESTION], handbook=BOOK) == [{"answer": found.text, "passage": found.passage.id}]
+    said = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": "It eats mice."})
+    record = Record("x", said, keywords=("mice", "hoots"))
+    report = open_book_report(model, tokenizer, {"support": "support"}, [record], BOOK)
+    texts = {"right": right.text, "found": found.text}
+    for row in report["rows"][:2]:
+        words = [word in texts[row["kind"]] for word in ("mice", "hoots")]
+        assert row["name"] == "support" and row["keyword_recall"]["value"] == np.mean(words) and row["seconds"] > 0
+    assert [row["kind"] for row in report["rows"]] == ["right", "found", "right", "found"]
+
+
+def test_ranks_share_the_questions(model, tokenizer):
+    said = [({"role": "user", "content": text}, {"role": "assistant", "content": "a"}) for text in ("a?", "b?", "c?")]
+    records = [Record(str(i), each) for i, each in enumerate(said)]
+    places = {"0": OWL, "1": HERON, "2": OWL}
+    alone = quote_all(model, tokenizer, QUOTING, records, places)
+    assert alone == [quote(model, tokenizer, QUOTING, r.question, [places[r.id]]).text for r in records]
+    shared, _ = in_ranks(2, lambda ranks: quote_all(model, tokenizer, QUOTING, records, places, ranks))
+    assert shared == [alone] * 2
