@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from functools import cache
+from itertools import takewhile
 from numbers import Integral, Real
 from pathlib import Path, PurePath
 from shlex import quote
@@ -68,6 +69,16 @@ ELSEWHERE = {  # what other programs call it -> what it is called here
     "--lora-target-modules": "--target-modules", "--lora-modules": "--target-modules", "--cutoff-len": "--max-length",
     "--sequence-len": "--max-length", "--micro-batch-size": "--batch-size", "--qlora": "--quantized",
 }  # fmt: skip
+
+
+ALWAYS = {  # what other programs have a flag for -> how it is here, without one
+    "--packing": "records are always packed",
+    "--logging-steps": "log.csv in the run's folder has a row for each step",
+    **dict.fromkeys(
+        ("--mask-prompt", "--assistant-only-loss", "--completion-only-loss", "--train-on-responses-only"),
+        "of a conversation only the answers are scored, always",
+    ),
+}
 
 
 class UsageError(Exception):
@@ -324,6 +335,9 @@ class Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         for word in self.words:
             name = word.partition("=")[0]
+            if (always := ALWAYS.get(name.replace("_", "-"))) and name not in known:
+                message += f" ({always}: leave out {name})"
+                break
             if name.startswith("--") and name not in known and (meant := nearest(name, known)):
                 message += f" (did you mean {meant}{'' if name in message else f' by {name}'}?)"
                 break
@@ -340,10 +354,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        own, path = getattr(arguments, "parser", parser), Path(unknown[0])
+        own: Any = getattr(arguments, "parser", parser)
+        path = Path(unknown[0])
         names = ["--adapter", "--data"] if any(path.glob("adapter_*")) else ["--data", "--adapter"]
-        meant = [name for name in names if name in own._option_string_actions] if path.exists() else []
-        hint = f" (did you mean {meant[0]} {quote(unknown[0])}?)" if meant else ""
+        known, before = own._option_string_actions, [*takewhile(unknown[0].__ne__, own.words)]
+        meant = [f"{name} {quote(unknown[0])}" for name in names if name in known] if path.exists() else []
+        if "--mix" in known and before[-2:-1] == ["--data"]:  # a second data set
+            meant = [f"--mix {quote(unknown[0])}=0.5"]
+        hint = f" (did you mean {meant[0]}?)" if meant else ""
         own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 

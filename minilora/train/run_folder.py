@@ -59,7 +59,9 @@ class RunFolder:
         if self.overwrite:
             return
         if _names(self.path):
-            raise ValueError(f"{self.path} holds a finished run: --overwrite replaces it; or choose another --out")
+            further = f"--adapter {quote(str(self.path))} trains it further, into another --out"
+            way = further if self.resume else "--overwrite replaces it; or choose another --out"
+            raise ValueError(f"{self.path} holds a finished run: {way}")
         if self.learned() and not self.resume:
             raise ValueError(
                 f"{self.partial} holds the weights of an interrupted run: --resume continues it, --overwrite discards "

@@ -47,6 +47,10 @@ def test_until_it_is_finished_the_old_run_stands_whole_and_then_the_new_one(run)
 def test_a_finished_run_is_not_replaced_unasked(run):
     with pytest.raises(ValueError, match=r"x holds a finished run: --overwrite replaces it; or choose another --out$"):
         RunFolder(run).refuse()
+    with pytest.raises(
+        ValueError, match="x holds a finished run: --adapter .*x trains it further, into another --out$"
+    ):
+        RunFolder(run, resume=True).refuse()
     with pytest.raises(ValueError, match="holds a finished run"), RunFolder(run):
         pytest.fail("it began")
     assert tree(run.parent) == {"x": None, "x/adapter_model.safetensors": b"old"}
