@@ -140,9 +140,10 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
         if not has_validation(records, partial(load_tokenizer, one["base"]), one["max_length"]):
             advice = 'use 10 records or more, or name some with "split": "validation"'
             raise ValueError(f"{name} has nothing for validation, by which trials are compared: {advice}")
+    sources = dict.fromkeys([*data, *(name for one in settings for name in one.get("mix") or ())])
     return {
         "base_sha256": {name: sha256_of_base(name) for name in bases},
-        "data_sha256": {name: sha256_of_data(name) for name in data},
+        "data_sha256": {name: sha256_of_data(name) for name in sources},
     }
 
 

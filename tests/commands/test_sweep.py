@@ -308,12 +308,13 @@ def test_another_version_of_minilora_is_another_sweep(tiny_folder, no_training, 
     assert ", now 9.9" in refused(capsys, *quick(tiny_folder))
 
 
-def test_other_data_of_the_same_name_are_another_sweep(tiny_folder, no_training, tmp_path, capsys):
+@pytest.mark.parametrize("flags", [["--data", "d.jsonl"], ["--mix", "d.jsonl=0.2"]], ids=lambda flags: flags[0])
+def test_other_data_of_the_same_name_are_another_sweep(flags, tiny_folder, no_training, tmp_path, capsys):
     (tmp_path / "d.jsonl").write_text((tiny_folder / "data.jsonl").read_text())
-    assert status(*quick(tiny_folder, "--data", "d.jsonl")) == 0
+    assert status(*quick(tiny_folder, *flags)) == 0
     lines = (tmp_path / "d.jsonl").read_text().splitlines()
     (tmp_path / "d.jsonl").write_text("\n".join(lines[::-1]))
-    assert "data_sha256" in refused(capsys, *quick(tiny_folder, "--data", "d.jsonl"))
+    assert "data_sha256" in refused(capsys, *quick(tiny_folder, *flags))
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys):
