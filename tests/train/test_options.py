@@ -96,7 +96,7 @@ def test_the_limits_of_an_option_hold(item):
         Options(**{item.name: "neither" if "choices" in metadata else outside[0]})
     for name in ("least", "most"):
         if name in metadata:
-            Options(**{item.name: metadata[name]})
+            Options(**{"context": "x", item.name: metadata[name]})  # quote needs a context
 
 
 def test_every_number_but_those_of_the_adapter_has_limits():
