@@ -124,11 +124,12 @@ def test_a_label_that_is_never_trained_is_refused_and_one_that_is_seen_once_is_n
     for split in ("validation", "test"):
         bad = splits_of(tmp_path, *train, ("x", "new", split), ("y", "new", split))
         with pytest.raises(
-            DataError, match=rf"^mine: line-5 \({split}\) has the label 'new', which no training record"
+            DataError, match=rf"^mine: line-5 \({split}\) has the label 'new', which no training record has, and 1 more"
         ):
             check_labels(bad, "mine")
-    (line,) = check_labels(splits_of(tmp_path, *train, ("x", "refnud", "train")), "mine")
-    assert line == "1 label is in one training record only: 'refnud'; is it a typing error?"
+    for odd, few in ((["refnud"], "1 label is"), (["refnud", "delivry"], "2 labels are")):
+        (line,) = check_labels(splits_of(tmp_path, *train, *(("x", label, "train") for label in odd)), "mine")
+        assert line == f"{few} in one training record only: {str(odd)[1:-1]}; is it a typing error?"
     alike = [
         ("x", "Delivery", "train"),
         ("y", "Delivery", "train"),

@@ -47,13 +47,13 @@ EVERY = [pytest.param(targets, False, id=name) for name, targets in TARGETS.item
 EVERY += [pytest.param(TARGETS[name], True, id=f"{name}, A frozen") for name in ("all-linear", "q+v", "o+down")]
 
 
-def trainable(config, targets, recompute=False, rng=None, freeze_A=False, layers=None):
+def trainable(config, targets, recompute=False, rng=None, freeze_A=False, layers=None, **ranks):
     """A model ready to be trained; `targets` is None for all of its weights, `layers` for all blocks."""
     model = Llama(config, rng or np.random.default_rng(0))
     model.model.recompute = recompute
     if targets is not None:
         settings = {"target_modules": targets, "freeze_A": freeze_A, "layers_to_transform": layers}
-        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, **settings))
+        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, rank_pattern=ranks, **settings))
     return model
 
 
@@ -218,7 +218,8 @@ def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
 
 @pytest.mark.parametrize(("targets", "freeze_A"), EVERY)
 def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets, freeze_A):
-    model, ids = trainable(tiny_config, targets, recompute=True, freeze_A=freeze_A), ids_of(rng, 2, 70)
+    lower = dict.fromkeys((targets or [])[1:], 1)  # the largest rank is the one that is told
+    model, ids = trainable(tiny_config, targets, recompute=True, freeze_A=freeze_A, **lower), ids_of(rng, 2, 70)
     base_bytes = 4 * base_parameters(tiny_config)
     adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in NAMES if name in targets)}
     adapter["freeze_A"] = freeze_A
