@@ -11,10 +11,12 @@ from smallmodels import SMALL, new_model
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.records import Record
+from minilora.engine.fused import NOT_SCORED
 from minilora.measure import loss
 from minilora.measure.fields import checked_of
-from minilora.measure.preferences import Preferred, preferences
+from minilora.measure.preferences import Preferred, preferences, with_reference
 from minilora.measure.statistics import wilson
+from minilora.nn.parts import Pair, Sample
 from minilora.pages.preferences import preference_lines
 from minilora.train.job import finetune
 
@@ -40,7 +42,10 @@ def test_only_records_that_all_have_a_rejected_answer_are_pairs():
     assert checked_of(None, [record(rejected="no"), record()], []) is None and checked_of(None, [], []) is None
 
 
-def test_nothing_is_preferred_among_no_pairs_and_what_is_none_is_refused():
+def test_a_model_prefers_nothing_by_more_than_itself_or_among_no_pairs_and_what_is_none_is_refused():
+    model, (yes, no) = new_model(SMALL), (Sample((1, 2, word), (NOT_SCORED, NOT_SCORED, word)) for word in (3, 4))
+    found = preferences(model, with_reference(model, [Pair(yes, no), Pair(no, yes)]))
+    assert found == {"loss": pytest.approx(np.log(2)), "chosen": 0.5, "accuracy": 0, "margin": 0}
     with pytest.raises(ValueError, match="no pairs"):
         preferences(new_model(SMALL), [])
     with pytest.raises(TypeError, match="expected pairs, got a Record: encode_pairs"):
