@@ -131,7 +131,7 @@ def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
 
 
 def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
-    rows = [{"id": f"p{i}", "text": text} for i, text in enumerate(TEXTS)]
+    rows = [{"id": f"p{i}", "text": f" {text}\n"} for i, text in enumerate(TEXTS)]
     rows[2]["questions"] = ["Who hoots?", "Which bird is awake at midnight?"]
     handbook = read_handbook(write(tmp_path / "h.jsonl", *rows), tokenizer, 200)
     passage, prompt = handbook.ask("Is anybody awake at midnight?")
@@ -162,6 +162,14 @@ def test_a_handbook_that_cannot_be_used_is_refused_in_one_line(tmp_path, tokeniz
     with pytest.raises(DataError) as caught:
         read_handbook(path, tokenizer, 200)
     assert str(path) in str(caught.value) and said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_prompt_with_a_passage_may_have_as_many_tokens_as_there_is_room_for(tmp_path, tokenizer):
+    path = write(tmp_path / "h.jsonl", {"text": TEXTS[0]})
+    room = len(tokenizer.encode_chat([{"role": "user", "content": fill(TEXTS[0], "?")}], answer_next=True))
+    assert read_handbook(path, tokenizer, room).passages
+    with pytest.raises(DataError, match=f"line-1 makes a prompt of {room} tokens, and there is room for {room - 1}"):
+        read_handbook(path, tokenizer, room - 1)
 
 
 def test_one_passage_with_a_word_is_enough():
