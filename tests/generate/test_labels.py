@@ -59,8 +59,9 @@ def test_where_the_end_of_the_prompt_merges_with_some_labels_only_the_labels_cou
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}"
     template += "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     merging = new_tokenizer(digits=False, merges=["Ġ b"], template=template)
-    expected = [[brute_force(talker, merging, talk, label) for label in LABELS] for talk in TALKS[:2]]
-    np.testing.assert_allclose(label_logprobs(talker, merging, TALKS[:2], LABELS), expected, rtol=1e-4)
+    for labels in (LABELS, LABELS[:2]):  # of which the first two begin alike
+        expected = [[brute_force(talker, merging, talk, label) for label in labels] for talk in TALKS[:2]]
+        np.testing.assert_allclose(label_logprobs(talker, merging, TALKS[:2], labels), expected, rtol=1e-4)
 
 
 def test_a_model_that_is_very_sure_has_finite_log_likelihoods(talker, tokenizer):
