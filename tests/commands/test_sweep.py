@@ -75,6 +75,7 @@ def test_groups_of_modules_have_names_and_lists_are_joined_by_commas(tmp_path):
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     mlp = ["gate_proj", "up_proj", "down_proj"]
     assert targets == [["q_proj", "v_proj"], attention, mlp, "all-linear", ["q_proj", "o_proj"], "v_proj"]
+    assert as_options(SweepOptions(exclude_modules=["mlp"]).settings()[0]).exclude_modules == mlp
     said = [item.name for item in fields(SweepOptions) if "are groups" in item.metadata.get("help", "")]
     assert said == ["target_modules"]
 
