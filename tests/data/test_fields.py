@@ -86,6 +86,7 @@ def test_the_task_of_an_adapter_is_preferred_for_its_prompt(tmp_path):
 def test_a_task_is_the_same_when_it_was_stored(properties):
     task = FieldTask.of({"properties": properties})
     assert FieldTask.stored(json.loads(json.dumps(task.entry()))) == task
+    assert all(properties[field.name].items() <= field.rule().items() for field in task.fields)
 
 
 def test_optional_fields_and_enums_of_pydantic_are_the_types_that_they_stand_for():
@@ -292,6 +293,8 @@ def test_a_copy_is_whole_words_or_a_number(value, text, copied):
 def test_borders_and_numbers_are_those_of_the_text(text):
     assert len(borders(text)) == len(text) + 1 and borders(text)[0] and borders(text)[-1]
     assert all(isinstance(number, int | float) and number >= 0 for number in numbers_in(text))
+    parts = [text[i:j] for i in range(len(text)) for j in range(i, len(text) + 1)]
+    assert all(part and part == part.strip() for part in parts if is_copy(part, text))
 
 
 def test_kinds_are_those_of_json_schema():

@@ -79,7 +79,7 @@ def fingerprint(package, file="a.py"):
 @pytest.mark.parametrize(
     ("name", "text", "decides"),
     [
-        ("a.py", FILES["a.py"] + "w = 1\n", True),
+        ("a.py", FILES["a.py"] + "STEPS = 1\n", True),
         ("b.py", "y = 2\n", True),
         ("deep/c.py", "from ..f import z\nx = 2\n", True),
         ("f.py", "z = 2\n", True),  # two imports away

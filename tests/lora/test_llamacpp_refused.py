@@ -9,7 +9,7 @@ from modelfiles import CONFIG, new_llama
 from smallmodels import Net
 
 import minilora as ml
-from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
+from minilora.lora.llamacpp import save_gguf_adapter
 from minilora.lora.mlx import save_mlx_adapter
 
 # -- what such a file cannot say ---------------------------------------------------------------------------------------
@@ -134,11 +134,3 @@ def test_a_missing_file_a_damaged_one_and_a_model_are_refused(file, tmp_path):
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[: int(share * len(whole))])
         refused(path, "")
-
-
-def test_a_name_that_is_taken_is_refused(tmp_path):
-    path = save_gguf_adapter(adapted(new_llama()), tmp_path / "a.gguf")
-    model = new_llama()
-    load_gguf_adapter(model, path)
-    with pytest.raises(ValueError, match="already has an adapter called 'default'"):
-        load_gguf_adapter(model, path)

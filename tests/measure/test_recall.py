@@ -86,5 +86,3 @@ def test_a_measured_answer_has_at_most_64_tokens(talker, tokenizer):
 def test_recall_of_each_record_is_its_own():
     records = [Record("a", keywords=("one", "two")), Record("b"), Record("c", keywords=("three",))]
     assert recalls(["One, and ones.", "two", "three"], records) == pytest.approx([1 / 2, np.nan, 1], nan_ok=True)
-    with pytest.raises(ValueError):
-        recalls(["x"], records)
