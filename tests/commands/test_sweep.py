@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 from commandline import complaint, status, written
+from hearing import counts_of
 
 from minilora import progress
 from minilora.commands.sweep import page
@@ -242,7 +243,9 @@ def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_t
     assert [one["r"] for one in no_training] == [2, 3]
     assert "s holds 1 of 3 trials; the others are run now" in capsys.readouterr().err
     assert (tmp_path / "s/trials.csv").read_text().splitlines(keepends=True) == lines
-    assert status(*command) == 0 and len(no_training) == 2
+    with counts_of("trial") as heard:
+        assert status(*command) == 0 and len(no_training) == 2 and heard == [3]
+    assert json.loads((tmp_path / "s/sweep.json").read_text())["time"]["jobs"] == 1  # although none was left
     assert written(tmp_path / "s") == ["sweep-dark.png", "sweep.json", "sweep.png", "trials.csv"]
 
 

@@ -74,8 +74,8 @@ def test_the_comparison_notices(mistake, tmp_path, monkeypatch):
 
 
 def test_names_shapes_types_and_metadata_are_llama_cpps(tmp_path):
-    path = save_gguf_adapter(adapted(new_llama(), r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "down_proj"],
-                                     layers_to_transform=1), tmp_path / "adapter.gguf")  # fmt: skip
+    settings = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "k_proj", "down_proj"], "layers_to_transform": 1}
+    path = save_gguf_adapter(adapted(new_llama(), "law", **settings), tmp_path / "adapter.gguf", "law")
     reader = gguf.GGUFReader(path)
     assert {t.name: (t.data.shape, t.tensor_type.name) for t in reader.tensors} == {
         "blk.1.attn_q.weight.lora_a": ((3, 32), "F32"),
@@ -89,7 +89,7 @@ def test_names_shapes_types_and_metadata_are_llama_cpps(tmp_path):
     assert fields == {
         "general.architecture": "llama",
         "general.type": "adapter",
-        "general.name": "default",
+        "general.name": "law",
         "adapter.type": "lora",
         "adapter.lora.alpha": 6.0,
     }

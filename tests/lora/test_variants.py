@@ -159,6 +159,7 @@ def test_dropout_acts_in_training_only_and_changes_nothing_else(tiny_config):
     models[3].eval()
     for model, p, seed in zip(models, (0, 0.5, 0.5, 0.5), (4, 4, 5, 4), strict=True):
         add_adapter(model, config(init_lora_weights=False, lora_dropout=p), seed=seed)
+        assert {module.training for _, module in model.named_modules()} == {model is not models[3]}
     plain, drops, other, added_in_eval = models
     assert sha256_of(adapter_state(plain, "default")) == sha256_of(adapter_state(drops, "default"))
     seeds = [module.adapters["default"].dropout.seed for module in lora_modules(drops).values()]

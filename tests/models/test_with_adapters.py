@@ -72,6 +72,7 @@ def test_what_is_no_adapter_is_refused_before_a_base_is_loaded(here, monkeypatch
     for base in (None, "models/one"):
         refusal(partial(load_with_adapters, {"a": file}, base), f"{file} is a file", "folder of a PEFT adapter")
     refusal(partial(load_with_adapters, {"absent": here / "absent"}), "absent", CONFIG_FILE)
+    (here / "models" / "one" / "model.safetensors").rename(here / "models" / "one" / "model-1-of-1.safetensors")
     refusal(partial(load_with_adapters, {"one": here / "models" / "one"}), "whole model", "--base")
     assert not caplog.messages
 
