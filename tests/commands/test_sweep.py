@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from dataclasses import fields
 
 import pytest
@@ -9,11 +10,14 @@ from commandline import complaint, status, written
 from hearing import counts_of
 
 from minilora import progress
+from minilora.cli import build_parser
 from minilora.commands.sweep import page
 from minilora.experiments import sweep as sweeping
 from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import read_rows, summarise, sweep, trial
+from minilora.options import from_flags
 from minilora.pages.sweep import sweep_figure
+from minilora.train.options import Options
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -426,6 +430,8 @@ def test_the_best_setting_is_a_command():
     best = summed([3.0, 2.0], r=[1, 4], use_dora=[True], target_modules=["qv"], lr=[3e-3], steps=[60])["best"]["lora"]
     told = "--r 4 --target-modules q_proj v_proj --use-dora --strength 1 --steps 60 --lr 0.003"
     assert best["command"] == f"minilora finetune --base tiny {told}"
+    random = summed([3.0], init_lora_weights=[False])["best"]["lora"]["command"]
+    assert from_flags(Options, build_parser().parse_args(shlex.split(random)[1:])).init_lora_weights is False
     several = summed([3.0, 2.0], seed=[1, 2], lr=[3e-3])["best"]["lora"]  # it stands for all its seeds
     assert several["command"] == "minilora finetune --base tiny --strength 1 --lr 0.003"
 

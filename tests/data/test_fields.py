@@ -59,6 +59,8 @@ def test_only_training_records_decide_what_is_copied(tmp_path):
     assert read_source(data(tmp_path / "own.jsonl", rows)).task.copied == ("item", "price")
     rows[-1]["split"] = "train"
     assert read_source(data(tmp_path / "own.jsonl", rows)).task.copied == ()
+    for few, copied in ((5, ("item", "price")), (4, ())):
+        assert read_source(data(tmp_path / "own.jsonl", ROWS[:few])).task.copied == copied
 
 
 def test_the_task_of_an_adapter_is_preferred_for_its_prompt(tmp_path):

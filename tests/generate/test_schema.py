@@ -203,7 +203,7 @@ def test_a_schema_of_the_real_size_takes_little_time_per_token(tmp_path):
     assert again.language is guide.language and states < 150  # nothing is computed twice
 
 
-def test_strings_are_valid_utf8():
+def test_strings_are_valid_utf8_and_have_only_the_escapes_of_json():
     wide = [*range(0x80, 0x800), *range(0x800, 0x110000, 0x40)]  # all pairs of first bytes
     begun = {chr(c).encode()[:2] for c in wide if not 0xD800 <= c < 0xE000}
     language = Language.of(FieldTask.of({"properties": {"x": {"type": "string"}}}))
@@ -212,3 +212,4 @@ def test_strings_are_valid_utf8():
         state = language.after(state)[byte]
     found = {bytes([a, b]) for a, after in language.after(state).items() for b in language.after(after) if a >= 0x80}
     assert found == begun
+    assert set(language.after(language.after(state)[ord("\\")])) == set(b'"\\/bfnrt')

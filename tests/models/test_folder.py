@@ -25,6 +25,7 @@ from minilora.files.quant import quantize
 from minilora.files.tensors import write_tensors
 from minilora.measure.ledger import peak
 from minilora.models.folder import FILES, load_folder, read_config, save_folder, stored_parameters
+from minilora.models.rounded import rounded_bytes
 from minilora.models.tokenizer import from_folder
 from minilora.nn.families import FAMILIES
 from minilora.nn.gpt2 import GPT2, GPT2Config
@@ -301,6 +302,7 @@ def test_matrices_in_16_bits_are_quantised_as_if_they_had_been_widened_first(mod
     plain = load_folder(folder)
     rounded = load_folder(folder, "Q8_0")
     assert rounded.unrounded_sha256 == sha256_of(plain.state_dict())
+    assert rounded_bytes(plain.config, "Q8_0") == sum(w.nbytes for w in rounded.state_dict().values())
     for name, w in plain.state_dict().items():
         if w.ndim == 2:
             np.testing.assert_array_equal(rounded.state_dict()[name].raw, quantize(w, "Q8_0"))

@@ -386,6 +386,9 @@ def test_a_model_that_is_there_is_written_over_only_when_asked(folder, adapter, 
         with pytest.raises(ValueError, match=f"exists: choose.*{word}.*--overwrite"):
             write(folder, adapter, out)
         assert contents(tmp_path) == before
+        if out.is_dir():  # a folder for mlx-lm would replace all of it
+            with pytest.raises(ValueError, match="exists: choose"):
+                export(folder, adapter, out, format="mlx", overwrite=True)
         (out if out.is_file() else out / "config.json").write_bytes(b"old")
         write(folder, adapter, out, overwrite=True)
         assert contents(tmp_path) == before
