@@ -16,17 +16,13 @@ from modelfiles import TERMS
 from minilora import __version__, commands
 from minilora.cli import build_parser, main
 from minilora.commands import NAMES
-from minilora.commands.chat import ChatOptions
-from minilora.commands.eval import EvalOptions
 from minilora.data.rows import DataError
 from minilora.files.tensors import read_tensors
-from minilora.measure.memory import Job
 from minilora.models import load as zoo
 from minilora.nn import step
-from minilora.options import ELSEWHERE, from_flags
+from minilora.options import ELSEWHERE
 from minilora.progress import show_progress
 from minilora.train import job as finetune
-from minilora.train.options import Options
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -107,13 +103,6 @@ def test_a_file_or_folder_without_its_flag_is_answered_with_the_flag(words, mean
     assert status(*words.split()) == 2
     path = words.split()[1]
     assert complaint(capsys).startswith(f"unknown arguments: {path} (did you mean --{meant} {path}?); ")
-
-
-@pytest.mark.parametrize(
-    ("command", "options"), [("finetune", Options), ("chat", ChatOptions), ("eval", EvalOptions), ("memory", Job)]
-)
-def test_a_command_without_flags_has_the_options_of_its_dataclass(command, options):
-    assert from_flags(options, build_parser().parse_args([command])) == options()
 
 
 LIMITS = {"seed": (0, None), "queue": (0, None), "price": (0, None), "weight_decay": (0, None), "port": (0, 65535),

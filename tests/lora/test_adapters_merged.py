@@ -66,7 +66,7 @@ def test_removed_adapters_leave_the_plain_layers(model, rng):
     assert lora_modules(model) == {}
     assert type(model.model.layers[0].mlp.up_proj) is Linear
     assert np.array_equal(model(IDS).data, base)
-    with pytest.raises(ValueError, match="no adapter called 'legal'"):
+    with pytest.raises(ValueError, match="no adapter called 'legal'; it has: none"):
         ml.remove_adapter(model, "legal")
 
 

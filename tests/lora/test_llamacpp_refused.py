@@ -43,13 +43,6 @@ def test_values_too_large_for_float16_are_refused_and_nothing_is_written(save, t
     save(model, tmp_path / "adapter.gguf")
 
 
-def test_an_adapter_that_is_not_there_is_named_with_those_that_are(tmp_path):
-    with pytest.raises(ValueError, match=r"'legal'.*default"):
-        save_gguf_adapter(adapted(new_llama()), tmp_path / "a.gguf", name="legal")
-    with pytest.raises(ValueError, match="none"):
-        save_gguf_adapter(new_llama(), tmp_path / "a.gguf")
-
-
 def test_a_failed_write_leaves_the_file_of_before_and_no_debris(tmp_path, monkeypatch):
     path = save_gguf_adapter(adapted(new_llama()), tmp_path / "adapter.gguf")
     before = path.read_bytes()

@@ -118,12 +118,6 @@ def test_what_nothing_is_said_of_holds_nothing():
     assert repr(Memory(4_200_000, adapter=100_000)) == "<Memory: 4.3 MB: weights 4.2, adapter 0.1>"
 
 
-def test_full_fine_tuning_holds_more_than_an_adapter():
-    full, lora = predict_memory(Step(SMOLLM2, 100, 50)), predict_memory(Step(SMOLLM2, 100, 50, rank=8))
-    assert full.moments == 2 * full.gradients == 2 * full.weights and full.adapter == 0
-    assert full.total > 2.5 * lora.total
-
-
 def test_the_peak_of_full_fine_tuning_is_one_end_of_the_way_back_or_after_a_first_round_both():
     short, long = predict_memory(Step(SMOLLM2, 8, 7)), predict_memory(Step(SMOLLM2, 4096, 4095))
     again = predict_memory(Step(SMOLLM2, 8, 7, rounds=2))
@@ -210,7 +204,6 @@ def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
     monkeypatch.setattr(predict, "cores", lambda: 4)
     assert len(alive_at_once([Batch(ids, ids)] * 9)[0]) == 4
     assert Step.of(MEDIUM, Batch(ids, ids)) == Step.of(MEDIUM, Batch(ids, ids), threads=4)
-    assert Step.of(MEDIUM, Batch(ids, ids)).threads == 4
 
 
 # -- the description of a step -----------------------------------------------------------------------------------------

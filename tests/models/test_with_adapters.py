@@ -146,13 +146,6 @@ def test_the_name_of_the_real_model_on_the_hub_is_known():
     assert hub.known_as("models/one") is None
 
 
-@pytest.mark.real
-def test_the_real_model_is_found_by_both_names(smollm2):
-    assert zoo.locate("HuggingFaceTB/SmolLM2-135M-Instruct") == zoo.locate("smollm2")
-    model, _ = smollm2
-    assert (model.source, model.hub_name) == ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")
-
-
 def test_a_loaded_adapter_saved_again_says_what_it_was_trained_on_and_a_known_hash_is_not_computed(here, monkeypatch):
     model, _ = ml.load("models/one")
     ml.load_adapter(model, "runs/legal")
