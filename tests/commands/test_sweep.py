@@ -13,7 +13,7 @@ from minilora import progress
 from minilora.cli import build_parser
 from minilora.commands.sweep import page
 from minilora.experiments import sweep as sweeping
-from minilora.experiments.grid import SweepOptions, as_options
+from minilora.experiments.grid import SweepOptions, as_options, word
 from minilora.experiments.sweep import read_rows, summarise, sweep, trial
 from minilora.options import from_flags
 from minilora.pages.sweep import sweep_figure
@@ -81,6 +81,7 @@ def test_groups_of_modules_have_names_and_lists_are_joined_by_commas(tmp_path):
     mlp = ["gate_proj", "up_proj", "down_proj"]
     assert targets == [["q_proj", "v_proj"], attention, mlp, "all-linear", ["q_proj", "o_proj"], "v_proj"]
     assert as_options(SweepOptions(exclude_modules=["mlp"]).settings()[0]).exclude_modules == mlp
+    assert [word(value) for value in (None, True, ["a", "b"], 0.25, 8)] == ["", "true", "a,b", "0.25", "8"]
     said = [item.name for item in fields(SweepOptions) if "are groups" in item.metadata.get("help", "")]
     assert said == ["target_modules"]
 
@@ -333,6 +334,9 @@ def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys)
     (tmp_path / "file").touch()
     said = refused(capsys, *quick(tiny_folder, "--out", "file/s"))
     assert said == "file/s: results cannot be written there (Not a directory); choose another --out"
+    with sweeping._alone(tmp_path / "t"):
+        said = refused(capsys, *quick(tiny_folder, "--out", "t"))
+    assert said == "t: another sweep is running there; choose another --out"
 
 
 def test_a_table_that_is_none_is_named(tiny_folder, no_training, tmp_path, capsys):

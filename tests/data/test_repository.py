@@ -85,7 +85,7 @@ REFUSED = {
     "org/splits:dev": "no such split; there are test, train, unsupervised, validation",
     "org/subsets": "which subset? Name it, as org/subsets:de; there are de/train, en/train",
     "org/unnamed": "which split? Name it after a colon; there are a/test_sft, a/train_sft",
-    "org/script": "holds a loading script, script.py, and no data files",
+    "org/script": "no code of a repository is run; it may have been converted: try org/script@refs/convert/parquet",
     "org/pictures": "holds no .parquet, .jsonl",
 }
 
