@@ -82,6 +82,7 @@ def test_the_folder_one_is_in_is_never_replaced(out, tmp_path, monkeypatch):
 def test_of_a_link_the_folder_is_replaced_and_the_link_stays(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     with RunFolder(tmp_path / "link", overwrite=True) as place:
+        assert place.partial == run.with_name("x.partial")  # on the disk of the folder, not of the link
         fill(place)
         place.finish()
     assert (tmp_path / "link").is_symlink() and len(tree(run)) == 2 and os.listdir(run.parent) == ["x"]
