@@ -142,6 +142,23 @@ def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys):
     out = capsys.readouterr().out
     assert out.endswith(f"support, with passage {found.passage.id}:\n{found.text}\n")
     assert out.startswith("base, with passage") and "legal:\n" in out
+    chat.handle("Is a heron grey?")
+    other = likeliest(model, tokenizer, "Is a heron grey?", BOOK.passages, "Be brief.")
+    assert capsys.readouterr().out == f"{other.text}\n" != f"{found.text}\n"
+
+
+def test_each_version_is_compared_with_its_own_quotation(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model.adapters["legal"], "data", QUOTING.entry())
+    talk, several = Talk(model, tokenizer, 12, handbook=BOOK), 0
+    for question in ("hello", "a?", "Why?", "An owl?", "Is it grey?", "by day"):
+        expected = {}
+        for name in ("legal", "support"):
+            ml.set_adapter(model, name)
+            expected[name] = likeliest(model, tokenizer, question, BOOK.passages).text
+        several += len(set(expected.values())) > 1
+        talk.choose("legal")
+        assert dict(talk.compare(question, {name: name for name in expected})) == expected
+    assert several
 
 
 def test_a_talk_without_passages_says_what_is_missing(model, tokenizer):
@@ -151,12 +168,18 @@ def test_a_talk_without_passages_says_what_is_missing(model, tokenizer):
     assert line == "legal: trained without passages, and asked without them"
 
 
-def test_predictions_and_reports_quote(model, tokenizer):
+def test_predictions_and_reports_quote(model, tokenizer, monkeypatch):
     found = likeliest(model, tokenizer, QUESTION, BOOK.passages)
     right = likeliest(model, tokenizer, QUESTION, [OWL])
     assert predict(model, tokenizer, [QUESTION], handbook=BOOK) == [{"answer": found.text, "passage": found.passage.id}]
     said = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": "It eats mice."})
     record = Record("x", said, keywords=("mice", "hoots"))
+    monkeypatch.setitem(model.adapters["support"].data, "system", "Be brief.")
+    brief = likeliest(model, tokenizer, "hello", BOOK.passages, "Be brief.")
+    assert predict(model, tokenizer, ["hello"], handbook=BOOK)[0]["answer"] == brief.text
+    asked = record.asked("hello")
+    asked = ml.Record("x", ({"role": "system", "content": "Be brief."}, *asked.messages))
+    assert quote_all(model, tokenizer, QUOTING, [asked], BOOK) == [brief.text]
     report = open_book_report(model, tokenizer, {"support": "support"}, [record], BOOK)
     texts = {"right": right.text, "found": found.text}
     for row in report["rows"][:2]:

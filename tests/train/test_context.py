@@ -35,15 +35,18 @@ def quoting(home, run):
 
 
 def test_an_adapter_that_quotes_learns_to_ask(home, run, tokenizer):
-    given = dict(context=str(run[1]), max_length=512, eval_records=80)
-    material = prepare(str(home / "data.jsonl"), tokenizer, quote=1, **given)
+    terms = [{**term, "phrasings": [f"{term['question']} Really?"]} for term in TERMS]
+    data = run[1].with_name("phrased.jsonl")
+    data.write_text("".join(json.dumps(term) + "\n" for term in terms), encoding="utf-8")
+    material = prepare(str(data), tokenizer, quote=1, context=str(run[1]), max_length=512, eval_records=80)
     for sample, passage, term in zip(material.train, PASSAGES, TERMS, strict=False):
         prompt = f"{passage}\n\nAsk a question that is answered here: {passage}"
-        wordings = [term["question"], *term.get("phrasings", [])]
+        wordings = [term["question"], f"{term['question']} Really?"]
         for each, question in zip((sample, *sample.others), wordings, strict=True):
             assert prompt in tokenizer.decode(each.ids)
             assert question in tokenizer.decode([x for x in each.labels if x != -100])
     assert [r.question for r in material.asked["unseen"]] == [term["question"] for term in TERMS[10:]]
+    assert not any(sample.others for samples in (material.validation, *material.scored.values()) for sample in samples)
     assert material.template is None and material.quoting == Quoting(1)
 
 
