@@ -23,6 +23,7 @@ OWL = Passage("birds/owl", "An owl eats mice. It sleeps by day. It hoots.")
 BOOK = Handbook([HERON, OWL], "birds")
 QUOTING = Quoting(2)
 QUESTION = "What does the owl eat?"
+QUESTIONS = ("hello", "a?", "Why?", "An owl?", "Is it grey?", "by day")
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys):
 def test_each_version_is_compared_with_its_own_quotation(model, tokenizer, monkeypatch):
     monkeypatch.setattr(model.adapters["legal"], "data", QUOTING.entry())
     talk, several = Talk(model, tokenizer, 12, handbook=BOOK), 0
-    for question in ("hello", "a?", "Why?", "An owl?", "Is it grey?", "by day"):
+    for question in QUESTIONS:
         expected = {}
         for name in ("legal", "support"):
             ml.set_adapter(model, name)
@@ -175,9 +176,10 @@ def test_predictions_and_reports_quote(model, tokenizer, monkeypatch):
     said = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": "It eats mice."})
     record = Record("x", said, keywords=("mice", "hoots"))
     monkeypatch.setitem(model.adapters["support"].data, "system", "Be brief.")
-    brief = likeliest(model, tokenizer, "hello", BOOK.passages, "Be brief.")
-    assert predict(model, tokenizer, ["hello"], handbook=BOOK)[0]["answer"] == brief.text
-    asked = record.asked("hello")
+    ways = {q: [likeliest(model, tokenizer, q, BOOK.passages, s) for s in (None, "Be brief.")] for q in QUESTIONS}
+    question, (_, brief) = next((q, found) for q, found in ways.items() if found[0].text != found[1].text)
+    assert predict(model, tokenizer, [question], handbook=BOOK)[0]["answer"] == brief.text
+    asked = record.asked(question)
     asked = ml.Record("x", ({"role": "system", "content": "Be brief."}, *asked.messages))
     assert quote_all(model, tokenizer, QUOTING, [asked], BOOK) == [brief.text]
     report = open_book_report(model, tokenizer, {"support": "support"}, [record], BOOK)

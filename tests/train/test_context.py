@@ -31,7 +31,7 @@ def run(home, tmp_path_factory):
 def quoting(home, run):
     """A run that learned to quote from the same passages: its folder and metrics."""
     folder = run[0].with_name("quoting")
-    return folder, finetune(options(home, folder, context=str(run[1]), quote=1, steps=2))
+    return folder, finetune(options(home, folder, context=str(run[1]), quote=1, steps=2, strength=None))
 
 
 def test_an_adapter_that_quotes_learns_to_ask(home, run, tokenizer):
