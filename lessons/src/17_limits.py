@@ -262,8 +262,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. A passage
 # helps only a model that can use it. Given the *right* passage, SmolLM2's answers to ordinary questions contain 7 % of
 # the expected keywords. With LoRA, after 480 examples of quotes from *other* passages, they contain 42 %: it quotes,
-# but often the wrong sentence. Another adapter learned to *ask* what sentences answer (`--quote 3`). The three sentences
-# after which it finds the question likeliest contain 77 %; the three that BM25 ranks highest contain 58 %.
+# but often the wrong sentence. Another adapter learned to *ask* what sentences answer (`--quote 3`). The three
+# after which it finds the question likeliest contain 77 %; the three that BM25 finds, 58 %.
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is trained on each of 96 questions
 # 20 times, in 13 wordings. Then its answers contain 85 % of the keywords for ordinary questions and 35 % for hard
