@@ -15,7 +15,7 @@ from ..nn.language_model import LanguageModel
 from ..progress import hide_progress
 from .labels import label_logprobs
 
-CANDIDATES = 5  # passages that BM25 ranks first, of which the sentences are compared
+CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
 
 
 @dataclass(frozen=True)
