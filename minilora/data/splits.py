@@ -87,7 +87,7 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
     for name in SPLITS[1:] if counts else ():
         new = [record for record in splits[name] if record.label is not None and record.label not in counts]
         if new:
-            also = f", and {len(new) - 1} more such records" if len(new) > 1 else ""
+            also = f", and {len(new) - 1} more such record{'s' * (len(new) > 2)}" if len(new) > 1 else ""
             shuffle = "put the records in another order, " if new[0].split is None else ""
             raise DataError(
                 f"{source}: {new[0].id} ({name}) has the label {new[0].label!r}, which no training record has{also}: "
