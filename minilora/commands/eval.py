@@ -15,6 +15,7 @@ from ..data.repository import is_dataset
 from ..data.rows import SPLITS
 from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
+from ..generate.quotes import refuse_without_passages
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
@@ -118,6 +119,8 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         for folder in (folders or whole).values():
             _warn_of_other_data(folder)
     model, tokenizer = options.load(folders, base)
+    for name in folders if options.context is None else ():
+        refuse_without_passages(model, name, None)
     sets = read_sets(
         data,
         tokenizer,

@@ -17,7 +17,7 @@ from ..progress import log
 from .fields import guide_of, task_of_adapters
 from .labels import ranked_labels
 from .prefix_cache import PrefixCache
-from .quotes import Quotation, quote, quoting_of
+from .quotes import Quotation, quote, quoting_of, refuse_without_passages
 from .schema import Guide
 from .streams import Streams, check_settings
 
@@ -241,6 +241,7 @@ class Talk:
 
     def _quotation(self, question: str, choice: Choice) -> Quotation | None:
         """What a choice of adapters that learned to quote answers from the handbook."""
+        refuse_without_passages(self.model, choice, self.handbook)
         quoting = quoting_of(self.model, choice)
         if self.handbook is None or quoting is None:
             return None

@@ -17,7 +17,7 @@ from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
 from .fields import guide_of, task_of_adapters
 from .labels import label_logprobs, label_probabilities
-from .quotes import quote, quoting_of
+from .quotes import quote, quoting_of, refuse_without_passages
 from .streams import check_able
 
 
@@ -51,6 +51,7 @@ def predict(
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_of_adapters(model, active) or schema
     system = system_of(model, active) if system is None else system
+    refuse_without_passages(model, active, handbook)
     quoting = None if handbook is None else quoting_of(model, active)
     prompts, passages, last = [], [], []
     for i, text in enumerate(texts):

@@ -33,6 +33,13 @@ def quoting_of(model: LanguageModel, choice: Choice) -> Quoting | None:
     return found.pop() if len(found) == 1 else None
 
 
+def refuse_without_passages(model: LanguageModel, choice: Choice, handbook: Handbook | None) -> None:
+    """Raise ValueError for a choice of adapters that quotes, and nothing to quote from: it would only ask questions."""
+    if handbook is None and quoting_of(model, choice) is not None:
+        names = ", ".join(factors_of(choice)) or "this model"
+        raise ValueError(f"{names} answers with sentences of passages: give some with --context FILE")
+
+
 def quote(
     model: LanguageModel,
     tokenizer: Tokenizer,

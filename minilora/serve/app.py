@@ -24,7 +24,7 @@ from starlette.types import Send
 from ..data.passages import Handbook
 from ..files.disk import ModelFileError
 from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
-from ..generate.quotes import quoting_of
+from ..generate.quotes import quoting_of, refuse_without_passages
 from .bounds import error_response, json_response
 from .engine import Engine
 from .protocol import ApiError, Piece, Reply, Request, event, read_json_object, read_request, unknown_model
@@ -136,6 +136,10 @@ class App:
             asked, passage = open_book(model, request.choice, self.handbook, request.messages)
             messages = with_system(asked, system_of(model, request.choice))
             request = replace(request, messages=messages, passage=passage)
+            try:
+                refuse_without_passages(model, request.choice, self.handbook)
+            except ValueError as error:
+                raise ApiError(400, str(error), "model") from error
             quoting = None if self.handbook is None else quoting_of(model, request.choice)
             if quoting is not None and self.handbook is not None:
                 quoted = partial(self.engine.quoted, request, quoting, self.handbook)

@@ -169,6 +169,19 @@ def test_a_talk_without_passages_says_what_is_missing(model, tokenizer):
     assert line == "legal: trained without passages, and asked without them"
 
 
+def test_who_quotes_is_not_asked_without_passages(model, tokenizer):
+    said = "support answers with sentences of passages: give some with --context FILE"
+    talk = Talk(model, tokenizer, 12)
+    talk.choose("support")
+    for ask in (lambda: talk.ask(QUESTION, print), lambda: predict(model, tokenizer, [QUESTION])):
+        with pytest.raises(ValueError, match=said):
+            ask()
+    assert talk.turns == []
+    talk.choose("legal")
+    talk.ask(QUESTION, lambda piece: None)
+    assert talk.turns
+
+
 def test_predictions_and_reports_quote(model, tokenizer, monkeypatch):
     found = likeliest(model, tokenizer, QUESTION, BOOK.passages)
     right = likeliest(model, tokenizer, QUESTION, [OWL])

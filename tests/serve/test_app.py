@@ -109,6 +109,9 @@ def test_an_adapter_that_quotes_answers_with_sentences_and_says_from_which_passa
     assert answer.usage.completion_tokens == len(loaded[1].encode(found.text))
     chunks = list(complete(client, max_tokens=8, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == found.text
+    monkeypatch.setattr(server.app, "handbook", None)
+    with pytest.raises(openai.BadRequestError, match="legal answers with sentences of passages: give some with"):
+        complete(client, max_tokens=8)
 
 
 def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):

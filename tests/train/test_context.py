@@ -64,6 +64,8 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
     assert metrics["keyword_recall"]["unseen"] == [1.0, 1.0]  # each passage is one sentence, the right one is given
     values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)], split="test")
     (found,) = evaluate_adapters(EvalOptions(**values, context=str(run[1])))["open_book"].values()
+    with pytest.raises(ValueError, match="quoting answers with sentences of passages"):
+        evaluate_adapters(EvalOptions(**values))
     rows = {row["kind"]: row for row in found["rows"] if row["name"] == "quoting"}
     assert rows.keys() == {"right", "found"} and rows["right"]["keyword_recall"]["value"] == 1.0
 
