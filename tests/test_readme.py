@@ -62,13 +62,14 @@ def test_the_commands_for_data_of_ones_own_run_from_top_to_bottom(tmp_path, monk
     schema = {"type": "object", "properties": {"part": {"type": "string"}}, "required": ["part"]}
     (tmp_path / "forms.json").write_text(json.dumps(schema), encoding="utf-8")
     (tmp_path / "handbook.md").write_text("# Terms\n\nTerm 1 is a word.\n\nTerm 2 is another.\n", encoding="utf-8")
+    (tmp_path / "new.csv").write_text("question\nWhat is term 3?\n", encoding="utf-8")
     given = {path.name for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
     for words in commands:
         if words[0] == "finetune":
             words += ["--base", "tiny", "--steps", "2", "--eval-records", "4"]
         assert main(words) == 0, capsys.readouterr().err
-    assert {"merged", "mine.gguf", "runs"} | given == {path.name for path in tmp_path.iterdir()}
+    assert {"out.csv", "runs"} | given == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("page", ["README.md", "minilora/README.md", "lessons/README.md"])

@@ -59,7 +59,9 @@ class RunFolder:
         if self.overwrite:
             return
         if _names(self.path):
-            further = f"--adapter {quote(str(self.path))} trains it further, into another --out"
+            further = (
+                f"--adapter {quote(str(self.path))} trains it further, into another --out; --overwrite replaces it"
+            )
             way = further if self.resume else "--overwrite replaces it; or choose another --out"
             raise ValueError(f"{self.path} holds a finished run: {way}")
         if self.learned() and not self.resume:

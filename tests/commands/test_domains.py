@@ -194,7 +194,7 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained(copied,
     ("file", "overwrite", "refusal"),
     [
         ("notes.txt", True, "support holds notes.txt, which is no file of a run: choose another --out"),
-        ("adapter_config.json", False, "support holds a finished run: --overwrite replaces it"),
+        ("adapter_config.json", False, "support holds a finished run: .*; --overwrite replaces it"),
     ],
 )
 def test_what_is_no_run_is_refused_before_anything_is_trained(file, overwrite, refusal, copied):

@@ -48,7 +48,8 @@ def test_a_finished_run_is_not_replaced_unasked(run):
     with pytest.raises(ValueError, match=r"x holds a finished run: --overwrite replaces it; or choose another --out$"):
         RunFolder(run).refuse()
     with pytest.raises(
-        ValueError, match="x holds a finished run: --adapter .*x trains it further, into another --out$"
+        ValueError,
+        match="x holds a finished run: --adapter .*x trains it further, into another --out; --overwrite replaces it$",
     ):
         RunFolder(run, resume=True).refuse()
     with pytest.raises(ValueError, match="holds a finished run"), RunFolder(run):
