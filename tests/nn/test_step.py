@@ -116,9 +116,11 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("settings", [None, {}, {"use_dora": True}, {"bias": "lora_only"}], ids=str)
-@pytest.mark.parametrize("labels", [labelled(HALF), LATE, MIDDLE], ids=["all", "late", "middle"])
-@pytest.mark.parametrize("threads", [2, 5], indirect=True)
+LORA = [({}, labels, threads) for labels in (labelled(HALF), LATE, MIDDLE) for threads in (2, 5)]
+OTHERS = [(settings, MIDDLE, 5) for settings in (None, {"use_dora": True}, {"bias": "lora_only"})]
+
+
+@pytest.mark.parametrize(("settings", "labels", "threads"), [*LORA, *OTHERS], indirect=["threads"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_long_sequence_on_several_threads_has_the_loss_and_the_gradients_of_the_whole(
     family, monkeypatch, threads, labels, settings
