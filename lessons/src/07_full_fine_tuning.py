@@ -226,7 +226,7 @@ print(f"to use it {4 * smollm2 / 1e6:,.0f} MB, to train it {16 * smollm2 / 1e6:,
 print(f"ten subjects, ten models to store: {10 * 4 * smollm2 / 1e6:,.0f} MB")
 
 # %% [markdown]
-# The result of full fine-tuning is a whole model. Each subject needs a model of its own, and these models share
+# The result of full fine-tuning is a whole model. Each subject needs its own model, and these models share
 # nothing.
 #
 # <details><summary>The same in PyTorch</summary>

@@ -21,6 +21,7 @@ from ..data.records import path_of
 from ..generate.conversation import MAX_NEW_TOKENS, template_of
 from ..generate.fields import task_of_adapters
 from ..generate.predict import predict
+from ..generate.quotes import refuse_without_passages
 from ..generate.streams import check_settings
 from ..lora.adapters import set_adapter
 from ..lora.provenance import read_provenance
@@ -103,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     set_adapter(model, choice)
     room = model.config.max_position_embeddings - options.max_new_tokens
     handbook = read_context(options.context, model, tokenizer, room)
+    refuse_without_passages(model, choice, handbook)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     task = task_of_adapters(model, choice) or schema
     added = _added(task, handbook is not None)

@@ -91,14 +91,14 @@ def terms(text: str) -> list[str]:
     return [word[:LETTERS] for word in re.findall(r"\w+", text.lower()) if word not in EVERYDAY]
 
 
-def fill(passage: str, question: str, template: str = TEMPLATE) -> str:
-    """The prompt of a question with its passage. Braces in the two texts are only text.
+def fill(passage: str, question: str, template: str = TEMPLATE, place: str = QUESTION) -> str:
+    """The prompt of a question with its passage. Braces in the two texts are only text. place: where the question goes.
 
     >>> fill("Open {question}s.", "When?", "{passage} {question}")
     'Open {question}s. When?'
     """
     before, _, rest = template.partition(PASSAGE)
-    between, _, after = rest.partition(QUESTION)
+    between, _, after = rest.partition(place)
     return f"{before}{passage}{between}{question}{after}"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .passages import PASSAGE, terms
+from .passages import PASSAGE, fill, terms
 from .records import Record
 
 PART = "{part}"  # where the sentences go in the template
@@ -52,9 +52,7 @@ class Quoting:
 
     def prompt(self, passage: str, part: str) -> str:
         """The prompt to ask the question that a part of a passage answers. Braces in the two are only text."""
-        before, _, rest = self.template.partition(PASSAGE)
-        between, _, after = rest.partition(PART)
-        return f"{before}{passage}{between}{part}{after}"
+        return fill(passage, part, self.template, PART)
 
     def answering(self, record: Record, passage: str) -> str:
         """The shortest run of up to `sentences` sentences that has the most of a record's keywords, or if it has none

@@ -10,7 +10,7 @@ from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
 from ..files.disk import write_bytes
-from ..lora.adapters import Choice, factors_of, set_adapter
+from ..lora.adapters import Choice, same_of_all, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
@@ -51,9 +51,7 @@ def name_of(choice: Choice) -> str:
 
 def system_of(model: LanguageModel, choice: Choice) -> str | None:
     """The system prompt that all adapters of a choice were trained under; None if there is none, or several."""
-    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
-    prompts = {adapter.data.get("system") for adapter in adapters}
-    return prompts.pop() if len(prompts) == 1 else None
+    return same_of_all(model, choice, lambda data: data.get("system"), None)
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -73,9 +71,7 @@ def template_of(model: LanguageModel, choice: Choice) -> str | None:
     That is None if they were trained without passages, or on labels. The base, and an adapter whose training nobody
     wrote down, can be asked either way: theirs is TEMPLATE.
     """
-    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
-    templates = {stored_template(adapter.data) if adapter.data else TEMPLATE for adapter in adapters} or {TEMPLATE}
-    return templates.pop() if len(templates) == 1 else None
+    return same_of_all(model, choice, lambda data: stored_template(data) if data else TEMPLATE, TEMPLATE)
 
 
 def open_book(

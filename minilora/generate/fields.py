@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ..data.fields import FieldTask, Task, as_json, stored_task
-from ..lora.adapters import Choice, factors_of
+from ..lora.adapters import Choice, same_of_all
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from .schema import Guide, Language, vocabulary_of
@@ -18,9 +18,7 @@ def task_of_adapters(model: LanguageModel, choice: Choice) -> Task | None:
 
     Without an adapter it is that of the whole model, if that was fine-tuned on one.
     """
-    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
-    tasks = {stored_task(trained.data) for trained in adapters or [model]}
-    return tasks.pop() if len(tasks) == 1 else None
+    return same_of_all(model, choice, stored_task, stored_task(model.data))
 
 
 def guide_of(task: FieldTask, tokenizer: Tokenizer, text: str) -> Guide:

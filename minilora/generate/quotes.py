@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
-from ..lora.adapters import Choice, factors_of
+from ..lora.adapters import Choice, factors_of, same_of_all
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import hide_progress
@@ -28,9 +28,7 @@ class Quotation:
 
 def quoting_of(model: LanguageModel, choice: Choice) -> Quoting | None:
     """How a choice of adapters quotes, or without one a whole model; None if they were not all trained to, alike."""
-    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
-    found = {Quoting.stored(trained.data) for trained in adapters or [model]}
-    return found.pop() if len(found) == 1 else None
+    return same_of_all(model, choice, Quoting.stored, Quoting.stored(model.data))
 
 
 def refuse_without_passages(model: LanguageModel, choice: Choice, handbook: Handbook | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -347,6 +347,16 @@ def factors_of(choice: Choice) -> Mapping[str, float]:
     if isinstance(choice, Mapping) and not all(isinstance(x, Real) and math.isfinite(x) for x in choice.values()):
         raise ValueError(f"expected a finite number for each adapter, got {choice!r}")
     return {} if choice is None else {choice: 1.0} if isinstance(choice, str) else choice
+
+
+def same_of_all(model: Any, choice: Choice, read: Callable[[Mapping[str, Any]], Any], alone: Any) -> Any:
+    """What `read` finds in the entry "data" of every adapter of a choice; None if they differ.
+
+    alone: the result for the base alone.
+    """
+    adapters = [model.adapters[name] for name in factors_of(choice) if name in model.adapters]
+    found = {read(adapter.data) for adapter in adapters} or {alone}
+    return found.pop() if len(found) == 1 else None
 
 
 def check_known(model: Module, names: Iterable[str]) -> None:

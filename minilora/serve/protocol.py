@@ -96,7 +96,7 @@ class Request:
     if the request says. passage: that was put into the messages, or is quoted. answer: the quotation, if it is one.
     top_logprobs: how many log-probabilities are told besides that of each token, or of the label, if any. as_json: for
     adapters with labels or fields, whether the answer is a JSON object. schema: what the answer must be, as JSON, if
-    the request says. n: how many answers, each with a seed of its own.
+    the request says. n: how many answers, each with its own seed.
     """
 
     messages: Sequence[Message] | str

@@ -279,10 +279,11 @@ def _turned(
     quoting: Quoting, records: Sequence[Record], passages: Mapping[str, Passage], tokenizer: Tokenizer, phrasings: bool
 ) -> list[Example]:
     """The samples of an adapter that quotes: of each record, and if `phrasings`, of its other wordings in turn."""
+    turned = [quoting.turned(r, passages[r.id].text, r.phrasings if phrasings else ()) for r in records]
+    encoded = iter(encode_records([wording for each in turned for wording in each], tokenizer))
     samples: list[Example] = []
-    for record in records:
-        wordings = record.phrasings if phrasings else ()
-        first, *others = encode_records(quoting.turned(record, passages[record.id].text, wordings), tokenizer)
+    for each in turned:  # encoded all at once, on all cores
+        first, *others = (next(encoded) for _ in each)
         samples.append(replace(first, others=tuple(others)))
     return samples
 

@@ -16,6 +16,7 @@ from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.data.prompts import Rows, read_prompts
+from minilora.data.quotes import Quoting
 from minilora.generate import labels
 from minilora.generate.answers import generate
 from minilora.generate.labels import ranked_labels
@@ -252,6 +253,13 @@ def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokeni
     answer = generate(model, tokenizer, asked, 60, 1.0, 3)
     found = json.loads(capsys.readouterr().out)
     assert found == {"text": "How much?", "predicted_answer": answer, "predicted_passage": "paragraph 1"}
+
+
+def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_written(folder, tmp_path, capsys):
+    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "How much?"}]), folder(Quoting(1).entry())
+    assert main(["predict", path, *flags, "--out", "out.csv"]) == 1
+    assert "legal answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(
