@@ -39,16 +39,11 @@ def _nf4() -> list[float]:
     return [x / above[0] for x in [*below, 0.0, *reversed(above)]]
 
 
-def _fp4() -> list[float]:
-    magnitudes = [x / 6 for x in (0.5, 1, 1.5, 2, 3, 4, 6)]
-    return [*(-x for x in reversed(magnitudes)), 0.0, *magnitudes, 1.0]  # 15 different levels: the last one twice
-
-
-def _int4() -> list[float]:
-    return [*(i / 7 for i in range(-7, 8)), 1.0]
-
-
-LEVELS = {kind: np.array(levels(), np.float32) for kind, levels in (("NF4", _nf4), ("FP4", _fp4), ("INT4", _int4))}
+LEVELS = {
+    "NF4": np.array(_nf4(), np.float32),
+    "FP4": np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6, 6], np.float32) / 6,
+    "INT4": np.array([*range(-7, 8), 7], np.float32) / 7,
+}  # FP4 and INT4 have 15 different levels: the last one twice
 
 
 def scales(packed: Array) -> Array:
