@@ -252,13 +252,10 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
     Raises ValueError for another kind, for rows that are no whole blocks, and for values too large for float16.
     """
     (m, n), width = w.shape, bytes_of_row(w.shape[1], kind)
+    if kind == "BF16":
+        return bfloat16.rounded(np.asarray(w, np.float32)).view(np.uint8)
     if kind in _PLAIN:
-        if kind == "BF16":
-            return bfloat16.rounded(np.asarray(w, np.float32)).view(np.uint8)
-        plain = np.ascontiguousarray(w, np.float32 if kind == "F32" else np.float16)
-        if kind == "F16":
-            _check_half(plain, kind)
-        return plain.view(np.uint8)
+        return _half(w, kind) if kind == "F16" else np.ascontiguousarray(w, np.float32).view(np.uint8)
     pack = _PACK.get(kind) or (partial(levels.pack, kind=kind) if kind in levels.LEVELS else None)
     if pack is None:
         raise ValueError(f"minilora cannot write {kind}; it writes {', '.join((*_PLAIN, *_PACK, *levels.LEVELS))}")
@@ -302,11 +299,7 @@ def _inverse(d: np.ndarray) -> np.ndarray:
 
 
 def _half(x: np.ndarray, kind: str) -> np.ndarray:
-    half = x.astype(np.float16)
-    _check_half(half, kind)
-    return half.view(np.uint8)
-
-
-def _check_half(half: np.ndarray, kind: str) -> None:
+    half = np.ascontiguousarray(x, np.float16)
     if not np.isfinite(half).all():
         raise ValueError(f"some values are too large for {kind}, which stores float16, up to 65504")
+    return half.view(np.uint8)
