@@ -5,28 +5,15 @@ The `gguf` library writes the format. It is imported where it is used, so that `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..engine.backend import Array
-from .disk import ModelFileError, replacing
-from .gguf_header import Field, Header, read_header
-from .quant import readable
-
-
-def read_gguf(path: Path) -> Header:
-    """`read_header`, and an error also for a tensor of a type that nobody here can dequantise."""
-    header = read_header(path)
-    for tensor in header.tensors:
-        if not readable(tensor.kind):
-            raise ModelFileError(
-                f"{path}: tensor {tensor.name} is stored as {tensor.kind}, which neither minilora nor the gguf library "
-                "dequantises: get a file of another type, such as Q4_K_M"
-            )
-    return header
+from .disk import replacing
+from .gguf_header import Field
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:
@@ -76,16 +63,3 @@ def to_pairs(w: Array, heads: int) -> Array:
     """The inverse of `to_halves`: from halves (Hugging Face) to adjacent rotary pairs (llama.cpp)."""
     m = w.shape[0]
     return w.reshape(heads, 2, m // heads // 2, -1).swapaxes(1, 2).reshape(w.shape)
-
-
-def reordered(layout: Callable[[Array, int], Array], name: str, w: Array, heads: int, kv_heads: int) -> Array:
-    """The rows of a q or k projection in another layout; any other tensor unchanged.
-
-    layout: `to_halves` or `to_pairs`.
-    name: of the module or its weight, in Hugging Face's form.
-    w: (m, ...), the weight, its packed rows, or LoRA's B.
-    heads, kv_heads: how many query and key/value heads the model has.
-    """
-    kind = name.removesuffix(".weight").rpartition(".")[2]
-    rows_of = {"q_proj": heads, "k_proj": kv_heads}
-    return layout(w, rows_of[kind]) if kind in rows_of else w

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .disk import ModelFileError, reading
+from .quant import readable
 from .stored import StoredTensor
 
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))  # struct's letters
@@ -51,8 +52,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of a GGUF file; of a split one, whichever part is given, the first one's metadata and all tensors.
 
-    Raises ModelFileError if it is missing, cut off, damaged, or no GGUF file; if it has tensors of a type that the gguf
-    library does not know; and if another part is missing.
+    Raises ModelFileError if it is missing, cut off, damaged, or no GGUF file; if it has tensors of a type that neither
+    minilora nor the gguf library can dequantise; and if another part is missing.
     """
     header = _read_file(path)
     count = _number(path, header, "split.count", 0)
@@ -198,6 +199,11 @@ class _Reader:
         nbytes = prod(shape) // block * size
         if 0 in shape or offset % alignment or start + offset + nbytes > len(self.content):
             raise ValueError(f"{name!r} of shape {shape} at offset {offset} is not inside the file")
+        if not readable(kind):
+            raise ModelFileError(
+                f"{self.path}: tensor {name} is stored as {kind}, which neither minilora nor the gguf library "
+                "dequantises: get a file of another type, such as Q4_K_M"
+            )
         return StoredTensor(name, shape, kind, self.path, start + offset, nbytes)
 
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..engine.backend import array_module, to_numpy
 from ..files.disk import ModelFileError
-from ..files.gguf import read_gguf, write_gguf
+from ..files.gguf import write_gguf
+from ..files.gguf_header import read_header
 from ..files.stored import values_of
 from ..files.tensors import check_fit, in_dtype
 from ..nn.families import FAMILIES, GATE_UP
@@ -169,7 +170,7 @@ def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:
     """alpha and every tensor of the file, as float32. Raises ModelFileError unless it is a LoRA for this
     architecture.
     """
-    header = read_gguf(path)
+    header = read_header(path)
     metadata = {key: field.value for key, field in header.fields.items()}
     for key, wanted in (("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")):
         if metadata.get(key) != wanted:

@@ -16,7 +16,8 @@ import numpy as np
 from ..engine.backend import Array, dense, to_numpy
 from ..engine.parallel import cores
 from ..files.disk import ModelFileError
-from ..files.gguf import read_gguf, write_gguf
+from ..files.gguf import write_gguf
+from ..files.gguf_header import read_header
 from ..files.quant import BLOCK, Packed, dequantize, quantize
 from ..files.stored import stays_packed, values_of
 from ..nn.families import (
@@ -45,7 +46,7 @@ class GGUF:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        header = read_gguf(self.path)
+        header = read_header(self.path)
         self.fields = header.fields
         self.metadata: dict[str, Any] = {key: field.value for key, field in self.fields.items()}
         self.family = ARCHITECTURES.get(str(self.metadata.get("general.architecture")), FAMILIES["llama"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.backend import Array, dense
-from ..files.gguf import reordered, to_halves, to_pairs
+from ..files.gguf import to_halves, to_pairs
 from .language_model import LanguageModel
 
 REQUIRED: Any = object()
@@ -100,15 +100,19 @@ class Family:
         """A tensor (m, ...), or LoRA's B of a matrix, in llama.cpp's layout. name: Hugging Face's."""
         if self.norm_offset and name.endswith("norm.weight"):
             return w + self.norm_offset
-        heads = config.num_attention_heads, config.num_key_value_heads
-        return reordered(to_pairs, name, w, *heads) if self.permuted else w
+        return self._reordered(to_pairs, name, w, config)
 
     def from_llama_cpp(self, name: str, w: Array, config: Any) -> Array:
         """The inverse of `to_llama_cpp`; w may also be the packed rows of a matrix."""
         if self.norm_offset and name.endswith("norm.weight"):
             return w - self.norm_offset
-        heads = config.num_attention_heads, config.num_key_value_heads
-        return reordered(to_halves, name, w, *heads) if self.permuted else w
+        return self._reordered(to_halves, name, w, config)
+
+    def _reordered(self, layout: Callable[[Array, int], Array], name: str, w: Array, config: Any) -> Array:
+        """The rows of a q or k projection in another layout, if llama.cpp has another one; any other w unchanged."""
+        rows = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        kind = name.removesuffix(".weight").rpartition(".")[2]
+        return layout(w, rows[kind]) if self.permuted and kind in rows else w
 
     # -- Hugging Face's checkpoints -----------------------------------------------------------------------------------
     def from_hugging_face(self, state: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,5 +1,7 @@
 """GGUF containers: what is written is what the gguf library reads, names and layouts are llama.cpp's."""
 
+from types import SimpleNamespace
+
 import gguf
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from minilora.files.gguf import to_halves, to_pairs
 from minilora.files.gguf_header import Field, read_header
 from minilora.files.quant import quantize
 from minilora.files.stored import values_of
+from minilora.nn.families import FAMILIES
 
 Q, K, V = (f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv")
 
@@ -29,12 +32,13 @@ def test_to_pairs_is_what_llama_cpp_does_and_to_halves_is_its_inverse(heads, hal
 
 
 def test_only_q_and_k_are_reordered_each_by_its_own_heads(rng):
-    w = rng.standard_normal((32, 3))
+    w, heads = rng.standard_normal((32, 3)), SimpleNamespace(num_attention_heads=8, num_key_value_heads=4)
     for suffix in ("", ".weight"):
-        np.testing.assert_array_equal(files.reordered(to_pairs, Q + suffix, w, 8, 4), permute(w, 8))
-        np.testing.assert_array_equal(files.reordered(to_pairs, K + suffix, w, 8, 4), permute(w, 4))
-        assert files.reordered(to_pairs, V + suffix, w, 8, 4) is w
-    assert files.reordered(to_pairs, "q_proj.bias", w, 8, 4) is w
+        np.testing.assert_array_equal(FAMILIES["llama"].to_llama_cpp(Q + suffix, w, heads), permute(w, 8))
+        np.testing.assert_array_equal(FAMILIES["llama"].to_llama_cpp(K + suffix, w, heads), permute(w, 4))
+        assert FAMILIES["llama"].to_llama_cpp(V + suffix, w, heads) is w
+        assert FAMILIES["qwen2"].to_llama_cpp(Q + suffix, w, heads) is w
+    assert FAMILIES["llama"].to_llama_cpp("q_proj.bias", w, heads) is w
 
 
 # -- writing and reading -----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from smallmodels import logits
 
 from minilora.cli import main
 from minilora.files.disk import ModelFileError
-from minilora.files.gguf import read_gguf
+from minilora.files.gguf_header import read_header
 from minilora.files.quant import dequantize, quantize
 from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter
 from minilora.lora.config import LoraConfig
@@ -298,7 +298,7 @@ def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, 
     assert f"{out.stat().st_size / 1e6:,.1f} MB, 14 matrices" in capsys.readouterr().out
     words = ["export", "--base", folder, "--adapter", adapter, "--out", tmp_path / "half.gguf", "--dtype", "float16"]
     assert main([str(word) for word in words]) == 0
-    assert {tensor.kind for tensor in read_gguf(tmp_path / "half.gguf").tensors} == {"F16"}
+    assert {tensor.kind for tensor in read_header(tmp_path / "half.gguf").tensors} == {"F16"}
     first = merge(folder, adapter, tmp_path / "first.gguf", kind="F32").path
     second = merge(folder, out, tmp_path / "second.gguf", kind="F32").path
     assert first.read_bytes() == second.read_bytes()
