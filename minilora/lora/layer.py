@@ -171,6 +171,13 @@ class LoraLayer(Module):
         """Convert the weight to W (m, n), or back. For a linear layer they are the same."""
         return weight
 
+    def scaled(self, product: Tensor, low: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
+        """What an adapter adds to W x, from low = B A x: scaled, with DoRA to its magnitudes; (..., m) each."""
+        if lora.lora_magnitude_vector is None:
+            return low * (lora.scale * factor)
+        norms = lora.norms(self.matrix(dense(self.weight.data)))
+        return dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
+
     def merge(self) -> None:
         """Replace the weight by a new array, weight + active update. The base's own array is stored, unchanged.
 
@@ -228,24 +235,15 @@ class LoraLinear(LoraLayer, Linear):
         return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
 
     def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
-        """What one adapter adds to the product, (..., m).
-
-        x: the layer's input, (..., n).
-        product: x Wᵀ, (..., m).
-        lora: the adapter's weights.
-        factor: of its update.
-        """
+        """What one adapter adds to the product x Wᵀ      x (..., n) -> (..., m)"""
         seen = x if lora.dropout is None else lora.dropout(x)
         low = fused.linear(fused.linear(seen, lora.lora_A), lora.lora_B)
         if lora.initial is not None:
             a, b = lora.initial
             low = low - fused.linear(fused.linear(seen, a), b)
-        if lora.lora_magnitude_vector is None:
-            return low * (lora.scale * factor)
-        if seen is not x:
+        if lora.lora_magnitude_vector is not None and seen is not x:
             product = fused.linear(seen, self.weight)
-        norms = lora.norms(dense(self.weight.data))
-        return dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
+        return self.scaled(product, low, lora, factor)
 
 
 class LoraEmbedding(LoraLayer, Embedding):
@@ -283,13 +281,8 @@ class LoraEmbedding(LoraLayer, Embedding):
             return fused.embedding(self.merged_weight, ids)
         y = product = super().forward(ids)
         for lora, factor in [] if self.unmerged is not None else self.active_adapters(len(ids)):
-            factor = _of_each_row(factor)
             low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
-            if lora.lora_magnitude_vector is None:
-                y = y + low * (lora.scale * factor)
-            else:
-                norms = lora.norms(self.matrix(dense(self.weight.data)))
-                y = y + dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
+            y = y + self.scaled(product, low, lora, _of_each_row(factor))
         return y
 
 
@@ -298,12 +291,7 @@ def _of_each_row(factor: Factor) -> float | Array:
 
 
 def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np.random.Generator) -> LoraWeights:
-    """Initialise the weights of a new adapter in one module.
-
-    name: the module's name, which decides rank and scale.
-    base: the layer that gets the adapter.
-    config: the adapter's hyperparameters.
-    rng: the generator that draws A, and B where it is random.
+    """Initialise the weights of a new adapter in one module, whose name decides rank and scale.
 
     Raises ValueError if the rank is larger than the matrix allows, or for PiSSA or a frozen A on an embedding.
     """
