@@ -14,6 +14,7 @@ base        the base's arrays have the same SHA-256 before and after all other c
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,10 +66,7 @@ class AuditReport:
     def __repr__(self) -> str:
         lines = [f"audit of adapter {self.adapter!r}"]
         lines += [f"  {name:<10} ok   {found}" for name, found in self.checks]
-        kinds: dict[tuple[str, int, float, float], int] = {}
-        for path, numbers in self.scales.items():
-            kind = (path.rpartition(".")[2], *numbers)
-            kinds[kind] = kinds.get(kind, 0) + 1
+        kinds = Counter((path.rpartition(".")[2], *numbers) for path, numbers in self.scales.items())
         lines += [
             f"  {kind:<12} r={r:<4} alpha={alpha:<6g} scale={scale:<8.4g} x {n} modules"
             for (kind, r, alpha, scale), n in kinds.items()
