@@ -39,7 +39,7 @@ def _nf4() -> list[float]:
     return [x / above[0] for x in [*below, 0.0, *reversed(above)]]
 
 
-LEVELS = {
+LEVELS: dict[str, np.ndarray] = {
     "NF4": np.array(_nf4(), np.float32),
     "FP4": np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6, 6], np.float32) / 6,
     "INT4": np.array([*range(-7, 8), 7], np.float32) / 7,
