@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array
+from ..engine.backend import Array, to_numpy
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, check_module
-from .config import ALL_LINEAR, FROM_BASE, LoraConfig, find_targets
-from .layer import EmbeddingWeights, Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
+from .config import ALL_LINEAR, LoraConfig, find_targets
+from .layer import Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
 Choice = str | Mapping[str, float] | None  # an adapter, a weighted combination, or None for the base alone
 
@@ -62,10 +62,7 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
 
 
 def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) -> dict[str, LoraWeights]:
-    """The new weights that `add_adapter` would install, by module name. The model is not changed.
-
-    model, config, name, seed: as for `add_adapter`.
-    """
+    """The new weights that `add_adapter` would install, by module name. The model is not changed."""
     refuse_new(model, name)
     if not isinstance(config, LoraConfig):
         raise TypeError(f"expected a minilora.LoraConfig, got {type(config).__module__}.{type(config).__qualname__}")
@@ -93,31 +90,18 @@ def install_adapter(
     data: Mapping[str, Any] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Install planned weights, freeze the base, and make the adapter the active one.
+    """Install weights of `plan_adapter`, freeze the base, and make the adapter the active one.
 
-    model, config, name: as for `add_adapter`.
-    weights: by module name, from `plan_adapter`.
     record, data, folder: what is known about the adapter's files (see `Adapter`).
-
-    Raises ValueError, before anything is changed, if the name is taken, an update is merged, or weights do not fit the
-    module or `config`.
     """
-    refuse_new(model, name)
     modules = dict(_modules(model, ""))
-    for path, own in weights.items():
-        _refuse_misfit(path, modules[path], config, own)
     if not model.adapters:
         model.requires_grad_(False)
     for path, own in weights.items():
-        module = modules[path]
-        if isinstance(module, LoraLayer):
-            place = module
-        elif isinstance(module, Embedding):
-            place = LoraEmbedding(module, tied=_is_head(model, module))
-            model.set_submodule(path, place)
-        else:
-            assert isinstance(module, Linear)  # _refuse_misfit let nothing else through
-            place = LoraLinear(module)
+        place = modules[path]
+        if not isinstance(place, LoraLayer):
+            table = place if isinstance(place, Embedding) else None
+            place = LoraLinear(place) if table is None else LoraEmbedding(table, _is_head(model, table))
             model.set_submodule(path, place)
         place.adapters[name] = own
         own.train(place.training)
@@ -136,7 +120,7 @@ def set_adapter(model: Module, which: Choice) -> None:
     check_known(model, factors)
     refuse_merged(model, "choosing another adapter")
     modules = lora_modules(model).values()
-    activate_in(model, modules, {name: float(factor) for name, factor in factors.items()})
+    activate(model, {name: float(factor) for name, factor in factors.items()}, modules)
     for name in model.adapters:
         own = (module.adapters[name] for module in modules if name in module.adapters)
         if (first := next(own, None)) is None:
@@ -172,17 +156,15 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
             bias.data += (bias.data - base.data) * (factor - 1)
 
 
-def activate(model: Module, factors: Mapping[str, Factor]) -> None:
-    """Make exactly these adapters active, each with its factor. Unlike `set_adapter`, change nothing else."""
-    activate_in(model, lora_modules(model).values(), factors)
+def activate(model: Module, factors: Mapping[str, Factor], modules: Iterable[LoraLayer] | None = None) -> None:
+    """Make exactly these adapters active, each with its factor. Unlike `set_adapter`, change nothing else.
 
-
-def activate_in(model: Module, modules: Iterable[LoraLayer], factors: Mapping[str, Factor]) -> None:
-    """`activate`, if the adapted modules are known already."""
+    modules: the adapted ones, if they are known already.
+    """
     for name, adapter in model.adapters.items():
         adapter.factor = factors.get(name)
     active = active_factors(model)
-    for module in modules:
+    for module in lora_modules(model).values() if modules is None else modules:
         module.active = active
 
 
@@ -290,6 +272,23 @@ def adapter_weights(model: Module, name: str) -> dict[str, LoraWeights]:
     """One adapter's weights, by module name. Raises ValueError for an unknown adapter."""
     check_known(model, [name])
     return {path: module.adapters[name] for path, module in lora_modules(model).items() if name in module.adapters}
+
+
+def factors_for(program: str, model: Module, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A (r, n) and B (m, r) of every module of an adapter, for the files of another program.
+
+    PiSSA's update has twice the rank here, because the program adds it to the unchanged base. Raises ValueError for an
+    unknown name, and for what such files cannot hold.
+    """
+    pairs = {}
+    for path, weights in adapter_weights(model, name).items():
+        what = "a trained bias" if weights.bias is not None else None
+        what = "DoRA's magnitudes" if weights.lora_magnitude_vector is not None else what
+        if what is not None:
+            raise ValueError(f"{path}: {program}'s adapter files cannot hold {what}: merge the adapter instead")
+        a, b = weights.factors()
+        pairs[path] = to_numpy(a), to_numpy(b)
+    return pairs
 
 
 def adapter_state(model: Module, name: str) -> dict[str, Array]:
@@ -411,20 +410,6 @@ def _refuse_other_biases(config: LoraConfig, modules: Mapping[str, Module], targ
             f"bias='all' would train the bias of {others[0]}, which gets no adapter: add it to target_modules, or use "
             "bias='lora_only'"
         )
-
-
-def _refuse_misfit(path: str, module: Module, config: LoraConfig, weights: LoraWeights) -> None:
-    kind = Embedding if isinstance(weights, EmbeddingWeights) else Linear
-    if not isinstance(module, kind):
-        raise ValueError(f"{path} is a {type(module).__name__}, but its adapter weights are for a {kind.__name__}")
-    for setting, asked, has in (
-        ("use_dora", config.use_dora, weights.lora_magnitude_vector is not None),
-        ("freeze_A", config.freeze_A, weights.freeze_A),
-        ("initial A and B", config.init_lora_weights in FROM_BASE, weights.initial is not None),
-    ):
-        if asked != has:
-            wanted, given = ("with", "without") if asked else ("without", "with")
-            raise ValueError(f"{path}: expected weights {wanted} {setting}, as in the config, got weights {given} it")
 
 
 def _is_head(model: Module, table: Embedding) -> bool:

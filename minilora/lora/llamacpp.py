@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.backend import array_module, to_numpy
+from ..engine.backend import array_module
 from ..files.disk import ModelFileError
 from ..files.gguf import write_gguf
 from ..files.gguf_header import read_header
@@ -27,7 +27,7 @@ from ..files.tensors import check_fit, in_dtype
 from ..nn.families import FAMILIES, GATE_UP
 from ..nn.family import Family
 from ..nn.language_model import LanguageModel, check_language_model
-from .adapters import adapter_weights, install_adapter, plan_adapter
+from .adapters import adapter_weights, factors_for, install_adapter, plan_adapter
 from .config import LoraConfig
 
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -42,19 +42,23 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     cannot express and must be merged.
     """
     path = Path(path)
-    pairs = _pairs(model, name)
-    weights = adapter_weights(model, name)
+    family = FAMILIES[model.config.model_type]
+    weights, pairs = adapter_weights(model, name), factors_for("llama.cpp", model, name)
+    table = family.tensors["token_embd"]
+    if table in pairs and model.config.tie_word_embeddings:
+        raise ValueError(
+            f"{table}: llama.cpp would apply this update to the tied head as well, and fail: merge the adapter instead"
+        )
     wanted = {module: float(weights[module].scale) * b.shape[1] for module, (_, b) in pairs.items()}  # each one's alpha
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     if not _TINY <= alpha <= _LARGEST:
         raise ValueError(f"alpha {alpha:g} is outside the range of float32, in which llama.cpp stores it")
     tensors: dict[str, np.ndarray] = {}
     kind = {"float32": "F32", "float16": "F16"}[dtype]
-    family = FAMILIES[model.config.model_type]
     for module, (a, b) in pairs.items():
         b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
         tensor = family.llama_cpp_name(f"{module}.weight")
-        a = a.T if module == family.tensors["token_embd"] else a
+        a = a.T if module == table else a
         tensors |= {f"{tensor}.lora_a": a, f"{tensor}.lora_b": b}
     stored = {key: (array, kind) for key, array in in_dtype(tensors, dtype, "--dtype float32").items()}
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
@@ -109,27 +113,6 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
             array = family.from_llama_cpp(module, array, model.config)
         parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")
     install_adapter(model, config, name, weights)
-
-
-def _pairs(model: LanguageModel, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A (r, n) and B (m, r) of every adapted module. Raises ValueError if llama.cpp could not compute the adapter.
-
-    PiSSA's update has twice the rank here, and llama.cpp adds it to the unchanged base.
-    """
-    pairs = {}
-    for module, weights in adapter_weights(model, name).items():
-        what = "a trained bias" if weights.bias is not None else None
-        what = "DoRA's magnitudes" if weights.lora_magnitude_vector is not None else what
-        if what is not None:
-            raise ValueError(f"{module}: llama.cpp's adapter files cannot hold {what}: merge the adapter instead")
-        a, b = weights.factors()
-        pairs[module] = to_numpy(a), to_numpy(b)
-    table = FAMILIES[model.config.model_type].tensors["token_embd"]
-    if table in pairs and model.config.tie_word_embeddings:
-        raise ValueError(
-            f"{table}: llama.cpp would apply this update to the tied head as well, and fail: merge the adapter instead"
-        )
-    return pairs
 
 
 def _module_of(tensor: str, family: Family) -> str | None:

@@ -9,16 +9,7 @@ import numpy as np
 
 from ..engine.backend import array_module
 from ..nn.module import Module
-from .adapters import (
-    Choice,
-    activate,
-    activate_in,
-    active_factors,
-    check_known,
-    factors_of,
-    lora_modules,
-    refuse_merged,
-)
+from .adapters import Choice, activate, active_factors, check_known, factors_of, lora_modules, refuse_merged
 from .layer import Factor, RowFactors
 
 
@@ -42,7 +33,7 @@ class MixedBatch:
             each = np.array([factors.get(name, 0.0) for factors in of_rows], dtype=like.dtype)[:, None, None]
             rows = np.flatnonzero(each)  # each: (B, 1, 1)
             active[name] = RowFactors(*(array_module(like).asarray(x) for x in (each, rows, each[rows])))
-        activate_in(self.model, self.modules, active)
+        activate(self.model, active, self.modules)
 
     def keep(self, alive: Iterable[int]) -> None:
         """Keep only the rows with these numbers, as `KVCache.keep` does, when the other answers are finished."""

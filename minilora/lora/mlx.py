@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.backend import to_numpy
 from ..files.disk import replacing_folder, write_json
 from ..files.tensors import in_dtype, write_tensors
 from ..nn.language_model import LanguageModel
-from .adapters import adapter_weights
+from .adapters import adapter_weights, factors_for
 
 _BLOCKS = "model.layers."
 
@@ -30,16 +29,10 @@ def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "defa
     cannot express and must be merged.
     """
     folder = Path(folder)
-    weights = adapter_weights(model, name)
-    for module, own in weights.items():
-        what = None if module.startswith(_BLOCKS) else "an adapter outside of the blocks"
-        what = "DoRA's magnitudes" if own.lora_magnitude_vector is not None else what
-        what = "a trained bias" if own.bias is not None else what
-        if what is not None:
-            raise ValueError(
-                f"{module}: mlx-lm's adapter files cannot hold {what} in this form: merge the adapter instead"
-            )
-    pairs = {module: [to_numpy(each) for each in own.factors()] for module, own in weights.items()}
+    weights, pairs = adapter_weights(model, name), factors_for("mlx-lm", model, name)
+    if others := [module for module in pairs if not module.startswith(_BLOCKS)]:
+        what = "an adapter outside of the blocks in this form"
+        raise ValueError(f"{others[0]}: mlx-lm's adapter files cannot hold {what}: merge the adapter instead")
     rank = max(len(a) for a, _ in pairs.values())
     scale = Counter(float(own.scale) for own in weights.values()).most_common(1)[0][0]
     tensors = {}

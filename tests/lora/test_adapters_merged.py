@@ -5,7 +5,7 @@ import pytest
 from smallmodels import IDS, MIX, Net, as_float64, chosen, logits
 
 import minilora as ml
-from minilora.lora.adapters import base_state, install_adapter, is_merged, lora_modules, merged_state
+from minilora.lora.adapters import base_state, is_merged, lora_modules, merged_state
 from minilora.nn.layers import Linear
 from minilora.nn.module import sha256_of
 
@@ -16,7 +16,6 @@ from minilora.nn.module import sha256_of
         lambda m: ml.set_adapter(m, "support"),
         lambda m: ml.remove_adapter(m, "legal"),
         lambda m: ml.add_adapter(m, ml.LoraConfig(r=1, lora_alpha=1), "third"),
-        lambda m: install_adapter(m, ml.LoraConfig(r=1, lora_alpha=1), "third", {}),
         lambda m: ml.combine_adapters(m, ["legal", "support"], [1, 1], name="third"),
         lambda m: ml.mixed_batch(m, ["legal"]).__enter__(),
     ],
