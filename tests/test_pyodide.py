@@ -88,10 +88,7 @@ def test_in_a_browsers_python_tiny_learns_answers_and_is_saved(tmp_path):
     program.write_text(PROGRAM, encoding="utf-8")
     browser, here = (
         json.loads(subprocess.run(command, capture_output=True, check=True, timeout=280, cwd=tmp_path).stdout)
-        for command in (
-            ["node", "--input-type=module", "-e", RUN, packages, program],
-            [sys.executable, program],
-        )
+        for command in (["node", "--input-type=module", "-e", RUN, packages, program], [sys.executable, program])
     )
     for name in ("losses", "loss"):  # the same training; products add up in another order
         assert browser.pop(name) == pytest.approx(here.pop(name), rel=0.02), name

@@ -391,12 +391,7 @@ WORLDS = {
     "pissa-quantised-rest": (saved(0.2), 0.2, saved(-0.2), -0.2),
     "planted-rank": (planted(0.005), 0.005, planted(0.5), 0.5),
     "random-a-suffices": (factors(3.8, 3.2), 0.15, factors(3.2, 3.8), -0.15),
-    "rank-hardly-matters": (
-        by_rank([5.1, 5.0, 5.2, 5.1]),
-        4.8 / 5,
-        by_rank([7.0, 6.0, 5.0, 5.0]),
-        3 / 5,
-    ),
+    "rank-hardly-matters": (by_rank([5.1, 5.0, 5.2, 5.1]), 4.8 / 5, by_rank([7.0, 6.0, 5.0, 5.0]), 3 / 5),
     "rate-ten-times": (best_rates(1e-2), 10, best_rates(1e-3), 1),
     "rslora-final-loss": (by_scaling(0.1, 0.02), 0.08, by_scaling(0.0, 0.05), -0.05),
     "rslora-first-step": (first_change(0.1), 0.1, first_change(-0.9), -0.9),

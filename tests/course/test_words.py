@@ -25,7 +25,7 @@ PRIVATE = {  # a word of our own: what the field says
     r"asked in other words": "paraphrased",
 }
 ALLOWED = {  # what is no private word there
-    "04_attention": ["spread"],  # of weights over tokens, the verb
+    "04_attention": ["spread"]  # of weights over tokens, the verb
 }
 
 

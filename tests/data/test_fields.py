@@ -218,10 +218,7 @@ def test_no_pattern_makes_python_warn(inside):
     ("rows", "said"),
     [
         ([{"text": "a", "fields": {"price": "5", "kind": "new"}}], ':1: price is "5", the schema has number'),
-        (
-            [{"text": "a", "fields": {"price": 5, "kind": "big"}}],
-            ':1: kind is "big", the schema has one of "new"',
-        ),
+        ([{"text": "a", "fields": {"price": 5, "kind": "big"}}], ':1: kind is "big", the schema has one of "new"'),
         (
             [{"text": "a", "fields": {"price": 5}}],
             ':1: kind is missing, the schema has one of "new", "old": allow null there if texts may lack it',

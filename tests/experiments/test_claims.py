@@ -98,16 +98,7 @@ def test_a_band_has_the_power_to_tell_the_papers_effect_from_none_or_says_that_i
         assert reached != bool(effect.short), f"{none:.1%} without the effect, {paper:.1%} with it: {effect.short!r}"
 
 
-TRAIN = (
-    "tiny_run",
-    "followed_run",
-    "fit",
-    "AdamW",
-    "SGD",
-    "train_update",
-    "cut_update",
-    "train_matrix",
-)  # what trains
+TRAIN = ("tiny_run", "followed_run", "fit", "AdamW", "SGD", "train_update", "cut_update", "train_matrix")  # what trains
 
 
 @each_claim

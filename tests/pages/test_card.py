@@ -127,10 +127,7 @@ def test_what_newer_metrics_and_a_run_file_say_is_told(tmp_path):
         ({}, [{"role": "user", "content": "..."}]),
         (
             {"template": 'Which "label", a {b}?\n\n{text}', "system": "Be brief."},
-            [
-                {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": 'Which "label", a {b}?\n\n...'},
-            ],
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'Which "label", a {b}?\n\n...'}],
         ),
         ({"context_template": "{passage}: {question}!"}, [{"role": "user", "content": "...: ...!"}]),
     ],
