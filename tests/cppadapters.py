@@ -16,15 +16,15 @@ def adapted(model, name="default", **settings):
     return shaken(with_adapter(model, name, **settings), name)
 
 
-def in_llama_cpp(model, path, alpha=None):
+def in_llama_cpp(model, path):
     """The logits of a Llama with the adapter in a file, added to its matrices by the rules of llama-adapter.cpp and
     llama-graph.cpp: alpha / r times lora_b @ lora_a, or 1 if alpha is 0; rows of q and k are adjacent rotary pairs, and
-    the embedding's lora_a is looked up by token. alpha: instead of the file's.
+    the embedding's lora_a is looked up by token.
     """
     reader = gguf.GGUFReader(path)
     meta = {key: field.contents() for key, field in reader.fields.items()}
     assert meta["general.type"] == "adapter" and meta["adapter.type"] == "lora"
-    alpha = meta.get("adapter.lora.alpha", 0) if alpha is None else alpha
+    alpha = meta.get("adapter.lora.alpha", 0)
     tensors = {t.name: t.data.astype(np.float64) for t in reader.tensors}
     state = {name: w.astype(np.float64) for name, w in model.state_dict().items()}
     for name in state:

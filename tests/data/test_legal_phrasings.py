@@ -1,11 +1,10 @@
 """The many ways in which the legal records ask keep what the card promises of them.
 
-Each promise is a function of records that lists what breaks it, so that it is also tried on bad records.
+Each promise is a function of records that lists what breaks it.
 """
 
 import re
 from collections import Counter
-from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -96,32 +95,3 @@ def test_the_card_names_the_most_frequent_opening_and_its_share():
     card = " ".join((DATA / "README.md").read_text(encoding="utf-8").split())
     assert opening == "define TERM"
     assert f'"Define" with the bare term, begins {100 * count / found.total():.1f} %' in card
-
-
-# -- bad records: the promise that they break, the record, the field and the text to put there -------------------------
-
-OFFER, _, TREAT = range(3)  # the first records to train on
-BAD = [
-    (too_short_or_too_long, OFFER, "phrasings", "Define offer."),
-    (asks_for_something_else, OFFER, "phrasings", "How does a novel end?"),
-    (asks_for_something_else, TREAT, "phrasings", "Why is an invitation so kind?"),
-    (nearly_equal, OFFER, "phrasings", "What, in contract law, is the offer?"),
-    (near_to_what_is_trained, OFFER, "phrasings", "How can I tell that a price in writing counts as an offer?"),
-    (too_short_or_too_long, OFFER, "validation_paraphrase", "offer " * 26),
-    (nearly_equal, OFFER, "validation_paraphrase", "What is an offer in the law of contract?"),
-    (near_to_what_is_trained, OFFER, "validation_paraphrase", "A seller names a price on the phone. Is it an offer?"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("broken_by", "which", "field", "text"), BAD)
-def test_a_bad_question_is_noticed(broken_by, which, field, text):
-    records = deepcopy(LEARNED)
-    records[which][field] = [text, *records[which][field][1:]] if field == "phrasings" else text
-    assert text in [one for found in broken_by(records) for one in (found if isinstance(found, tuple) else [found])]
-
-
-def test_a_template_is_noticed():
-    records = deepcopy(LEARNED)
-    for record in records[::4]:
-        record["phrasings"][0] = f"Please tell me what {' '.join(term(record))} is."
-    assert len(worn_openings(records)) == 1

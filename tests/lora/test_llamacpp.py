@@ -14,7 +14,6 @@ from minilora.files.gguf import write_gguf as write_gguf_file
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
-from minilora.nn import family
 from minilora.nn.families import FAMILIES
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
@@ -61,16 +60,6 @@ def test_an_adapter_on_embedding_or_head_means_the_same_there_and_comes_back(set
     assert distance(in_llama_cpp(plain, path), logits(model)) < 1e-4
     load_gguf_adapter(other, path)
     assert distance(logits(other), logits(model)) < 1e-4
-
-
-@pytest.mark.parametrize("mistake", ["rows of B as in PEFT", "alpha for alpha / r", "rsLoRA's alpha as it is"])
-def test_the_comparison_notices(mistake, tmp_path, monkeypatch):
-    model = adapted(new_llama(), use_rslora=True)
-    if mistake == "rows of B as in PEFT":
-        monkeypatch.setattr(family, "to_pairs", lambda w, heads: w)
-    path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
-    alpha = {"alpha for alpha / r": 8.0 * 4, "rsLoRA's alpha as it is": 8.0}.get(mistake)
-    assert distance(in_llama_cpp(new_llama(), path, alpha), logits(model)) > 1e-2
 
 
 def test_names_shapes_types_and_metadata_are_llama_cpps(tmp_path):
