@@ -90,9 +90,11 @@ def names_in(model, ending=""):
 )
 @pytest.mark.parametrize("optimizer", [lambda p: SGD(p, 0.1), lambda p: AdamW(p, 0.01, weight_decay=0.0)])
 def test_a_new_adapter_changes_no_bit_and_the_first_step_moves_b_alone(tiny_model, init, optimizer):
-    before = logits(tiny_model)
+    before, base = logits(tiny_model), tiny_model.state_dict()
     add_adapter(tiny_model, config(**init))
     assert logits(tiny_model).tobytes() == before.tobytes()
+    held = base_state(tiny_model)
+    assert held.keys() == base.keys() and all(held[name] is array for name, array in base.items())  # not even copied
     tiny_model.loss(IDS, IDS).backward()
     for name, parameter in tiny_model.named_parameters():
         if ".adapters." not in name:
@@ -124,25 +126,6 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_conf
         return sha256_of(adapter_state(model, "default"))
 
     assert weights(1) == weights(1) != weights(2)
-
-
-# -- the base ----------------------------------------------------------------------------------------------------------
-
-
-def test_training_an_adapter_never_changes_the_base(tiny_model):
-    base = tiny_model.state_dict()
-    before, off = sha256_of(base), logits(tiny_model)
-    add_adapter(tiny_model, config(r=4, lora_alpha=8))
-    optimizer = AdamW(tiny_model.trainable_parameters(), lr=0.05)
-    losses = [step(tiny_model, optimizer) for _ in range(5)]
-    assert losses[-1] < losses[0] - 0.1  # it did learn
-    assert sha256_of(base_state(tiny_model)) == before
-    assert base_state(tiny_model).keys() == base.keys()
-    assert all(base_state(tiny_model)[name] is array for name, array in base.items())  # not even copied
-    set_adapter(tiny_model, None)
-    assert logits(tiny_model).tobytes() == off.tobytes()
-    tiny_model.model.layers[1].mlp.up_proj.weight.data[3, 4] += 1e-6
-    assert sha256_of(base_state(tiny_model)) != before
 
 
 # -- which modules -----------------------------------------------------------------------------------------------------
