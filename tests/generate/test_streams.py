@@ -410,11 +410,3 @@ def test_a_merged_model_is_refused_where_adapters_are_mixed_and_serves_as_it_is(
     finally:
         ml.unmerge_adapter(model)
         ml.set_adapter(model, None)
-
-
-def test_without_adapters_the_base_answers(talker, tokenizer):
-    streams = Streams(talker, tokenizer)
-    answer = streams.add("hello", max_new_tokens=8)
-    finish(streams)
-    assert answer.text == generate(talker, tokenizer, "hello", 8)
-    assert CONFIG.vocab_size >= len(tokenizer)

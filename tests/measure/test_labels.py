@@ -75,12 +75,6 @@ def test_macro_f1_is_its_definition_and_the_confusion_matrix_adds_up(pairs):
     assert macro_f1(truth, chosen, 4, np.full((1, len(pairs)), 2)) == pytest.approx(twice)
 
 
-def test_macro_f1_is_that_of_scikit_learn(rng):
-    metrics = pytest.importorskip("sklearn.metrics", reason="needs pip install '.[benchmarks]'")
-    truth, chosen = rng.integers(0, 5, (2, 60))
-    assert macro_f1(truth, chosen, 9)[0] == pytest.approx(metrics.f1_score(truth, chosen, average="macro"))
-
-
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
 def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
     confidence, right = (np.array(each) for each in zip(*pairs, strict=True))

@@ -245,17 +245,14 @@ def test_the_codes_of_a_base_are_those_of_its_file(tmp_path):
     assert requantised(state, state, {name}, CONFIG).codes_kept == 1
 
 
-def test_an_adapter_that_was_trained_in_bfloat16_is_not_called_one_of_a_quantised_base(folder, adapter, tmp_path):
-    plain = str(merge(folder, adapter, tmp_path / "merged"))
-    (adapter / "minilora.json").write_text('{"base": {"rounded_to": "bf16"}}')
-    assert str(merge(folder, adapter, tmp_path / "merged", overwrite=True)) == plain
-
-
-def test_what_the_base_was_quantised_to_in_training_is_reported(folder, adapter, tmp_path):
-    (adapter / "minilora.json").write_text('{"base": {"rounded_to": "nf4"}}')
-    report = merge(folder, adapter, tmp_path / "merged")
-    assert "was trained on it quantised to nf4" in str(report) and "if stored as NF4" in str(report)
-    assert report.requantised.matrices == 2  # those with rows of whole blocks
+def test_what_the_base_was_quantised_to_in_training_is_reported_but_not_bfloat16(folder, adapter, tmp_path):
+    reports = []
+    for rounded in (None, "bf16", "nf4"):
+        (adapter / "minilora.json").write_text(json.dumps({"base": {"rounded_to": rounded} if rounded else {}}))
+        reports.append(merge(folder, adapter, tmp_path / "merged", overwrite=True))
+    plain, half, packed = map(str, reports)
+    assert half == plain and "was trained on it quantised to nf4" in packed and "if stored as NF4" in packed
+    assert reports[-1].requantised.matrices == 2  # those with rows of whole blocks
 
 
 def test_nothing_to_lose_is_no_division_by_zero():

@@ -10,7 +10,6 @@ from peftfiles import adapted
 from smallmodels import IDS, IN_A_LAYER, MLP, SWITCHES, in_float64, logits
 
 from minilora.engine.backend import dense, is_packed
-from minilora.engine.tensor import no_grad
 from minilora.lora.adapters import merge_adapter
 from minilora.models.gguf import kind_of
 from minilora.models.rounded import load_rounded
@@ -101,24 +100,6 @@ def test_granites_multipliers_are_a_llama_with_scaled_matrices():
     plain = Llama.empty(replace(PLAIN, tie_word_embeddings=False))
     plain.load_state_dict(state)
     np.testing.assert_allclose(logits(model), logits(plain), rtol=1e-9, atol=1e-9)
-
-
-@every_switch
-def test_rows_that_join_a_cache_are_answered_as_alone(family, rng):
-    """A long and a short prompt, padded on the left, then token by token."""
-    model = made(family)
-    texts = [rng.integers(0, 64, n) for n in (12, 7)]
-    caches = [model.new_cache(1, 16), model.new_cache(1, 16)]
-    with no_grad():
-        for text, cache in zip(texts, caches, strict=True):
-            model(text[None, :-3], cache)
-        caches[0].join(caches[1], room=16)
-        parts = [
-            model(np.stack([text[-3 + t : len(text) - 2 + t] for text in texts]), caches[0]).data for t in range(3)
-        ]
-    got = np.concatenate(parts, axis=1)
-    for row, text in zip(got, texts, strict=True):
-        np.testing.assert_allclose(row, logits(model, text[None])[0, -3:], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "NF4"])
