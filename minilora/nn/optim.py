@@ -145,44 +145,20 @@ def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm
     return norm
 
 
-def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
-    """The factor on the learning rate at a step: linear up to 1 over the warm-up, then half a cosine down.
+def _schedule(fall: Callable[[float], float]) -> Callable[[int, int, int], float]:
+    """The factor on the learning rate at a step, counted from 0: linear up to 1 over the warm-up, then as `fall` says.
 
-    step: from 0. total: the number of steps. warmup: how many of them belong to the warm-up. floor: the last factor.
-
-    >>> [round(warmup_cosine(s, total=10, warmup=2), 2) for s in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.0]
+    fall: the factor at each fraction of the other steps, from 0 at the end of the warm-up to 1 at `total` and later.
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * _progress(step, total, warmup)))
+
+    def factor(step: int, total: int, warmup: int) -> float:
+        return (step + 1) / warmup if step < warmup else fall(min((step - warmup) / max(total - warmup, 1), 1.0))
+
+    return factor
 
 
-def warmup_linear(step: int, total: int, warmup: int) -> float:
-    """The same warm-up, then linear down to 0 at `total`.
-
-    >>> [warmup_linear(s, total=10, warmup=2) for s in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.0]
-    """
-    return (step + 1) / warmup if step < warmup else 1 - _progress(step, total, warmup)
-
-
-def warmup_constant(step: int, total: int, warmup: int) -> float:
-    """The same warm-up, then constant at 1.
-
-    >>> [warmup_constant(s, total=10, warmup=2) for s in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 1.0, 1.0]
-    """
-    return (step + 1) / warmup if step < warmup else 1.0
-
-
-def _progress(step: int, total: int, warmup: int) -> float:
-    """The fraction of the steps after the warm-up: 0 at its end, 1 at `total` and later."""
-    return min((step - warmup) / max(total - warmup, 1), 1.0)
-
-
-SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
-    "cosine": warmup_cosine,
-    "linear": warmup_linear,
-    "constant": warmup_constant,
+SCHEDULES = {
+    "cosine": _schedule(lambda x: 0.5 * (1 + math.cos(math.pi * x))),
+    "linear": _schedule(lambda x: 1 - x),
+    "constant": _schedule(lambda x: 1.0),
 }

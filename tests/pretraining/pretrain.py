@@ -33,7 +33,7 @@ from minilora.models.folder import save_folder
 from minilora.models.load import load
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
-from minilora.nn.optim import AdamW, warmup_cosine
+from minilora.nn.optim import SCHEDULES, AdamW
 from minilora.nn.parts import Batch
 from minilora.nn.step import NotFiniteError, training_step
 from minilora.options import UsageError, add_flags, check, from_flags, option, parse
@@ -215,7 +215,7 @@ def _train(
     with progress("pretraining", options.steps, "step", state.step) as bar:
         while state.step < options.steps:
             ids = batch(state.step)
-            optimizer.lr = options.lr * warmup_cosine(state.step, options.steps, warmup)
+            optimizer.lr = options.lr * SCHEDULES["cosine"](state.step, options.steps, warmup)
             try:
                 loss, _ = training_step(model, optimizer, Batch(ids, ids), max_norm=1.0)
             except NotFiniteError as error:

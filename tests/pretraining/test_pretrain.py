@@ -19,7 +19,7 @@ import minilora as ml
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
 from minilora.nn.llama import Config
-from minilora.nn.optim import clip_grad_norm, warmup_cosine
+from minilora.nn.optim import SCHEDULES, clip_grad_norm
 from minilora.train.loop import TrainingError
 
 SMALL = Config(320, 16, 32, 1, 2, 1, max_position_embeddings=32)
@@ -185,7 +185,7 @@ def test_pretraining_is_the_loop_written_by_hand(addresses, finished):
         loss = state.model.loss(batch, batch)
         loss.backward()
         clip_grad_norm(state.model.trainable_parameters(), 1.0)
-        state.optimizer.lr = 0.01 * warmup_cosine(step, 6, 1)
+        state.optimizer.lr = 0.01 * SCHEDULES["cosine"](step, 6, 1)
         state.optimizer.step()
         state.optimizer.zero_grad()
         losses.append(loss.item())

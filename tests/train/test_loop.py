@@ -10,7 +10,7 @@ from smallmodels import SMALL, new_model, random_samples
 import minilora as ml
 from minilora.data.samples import epochs
 from minilora.nn import step as shared
-from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm, warmup_cosine
+from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm
 from minilora.nn.parts import pack
 from minilora.train.loop import History, fit
 
@@ -68,7 +68,7 @@ def samples():
     return random_samples(np.random.default_rng(1))
 
 
-def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=None, factor=warmup_cosine, decay=0.0):
+def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=None, schedule="cosine", decay=0.0):
     """The loop in its plainest words: whole batches, nothing divided, Adam without weight decay unless told."""
     parameters = model.trainable_parameters()
     optimizer = optimizer or AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
@@ -81,7 +81,7 @@ def by_hand(model, steps, lr, batch_size, seed, warm_steps, max_norm, optimizer=
         loss = model.loss(batch.input_ids, batch.labels, batch.packing)
         loss.backward()
         history.norms.append(float(clip_grad_norm(parameters, max_norm)))
-        optimizer.lr = lr * factor(step, steps, warm_steps)
+        optimizer.lr = lr * SCHEDULES[schedule](step, steps, warm_steps)
         optimizer.step()
         history.rates.append(optimizer.lr)
         history.losses.append(loss.item())
@@ -119,8 +119,8 @@ def test_fit_is_the_loop_written_by_hand_step_by_step(steps, batch_size, warmup,
 
 
 KNOBS = [  # what fit is told, what the loop by hand does then
-    (dict(schedule="linear"), dict(factor=SCHEDULES["linear"])),
-    (dict(schedule="constant"), dict(factor=SCHEDULES["constant"])),
+    (dict(schedule="linear"), dict(schedule="linear")),
+    (dict(schedule="constant"), dict(schedule="constant")),
     (dict(weight_decay=5.0), dict(decay=5.0)),
     (dict(grad_accumulation=2), dict(batch_size=4)),
     (dict(grad_accumulation=4, batch_size=1), dict(batch_size=4)),  # the last lot of an epoch is a smaller one
