@@ -28,8 +28,7 @@ from .language_model import (
     LanguageModel,
     attend,
     check_heads,
-    check_numbers,
-    check_sizes,
+    check_positive,
     positions_of,
     rotary_angles,
     through_blocks,
@@ -73,10 +72,11 @@ class Gemma3Config:
     model_type: str = "gemma3_text"
 
     def __post_init__(self):
-        check_sizes(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                    "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")  # fmt: skip
+        check_positive(self, int, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                       "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+                       "sliding_window")  # fmt: skip
         object.__setattr__(self, "query_pre_attn_scalar", self.query_pre_attn_scalar or float(self.head_dim))
-        check_numbers(self, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
+        check_positive(self, float, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
         check_heads(self)
         types = tuple(self.layer_types or every_nth(self.num_hidden_layers))
         object.__setattr__(self, "layer_types", types)

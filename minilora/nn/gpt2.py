@@ -20,7 +20,7 @@ from ..engine.attention import Packing
 from ..engine.backend import Array
 from ..engine.tensor import Tensor
 from .cache import KVCache
-from .language_model import Context, LanguageModel, attend, check_numbers, check_sizes, positions_of, through_blocks
+from .language_model import Context, LanguageModel, attend, check_positive, positions_of, through_blocks
 from .layers import Embedding, LayerNorm, Linear
 from .module import Module
 
@@ -45,9 +45,9 @@ class GPT2Config:
     def __post_init__(self):
         if self.intermediate_size == 0 and isinstance(self.hidden_size, int):
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
-        check_sizes(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                    "max_position_embeddings")  # fmt: skip
-        check_numbers(self, "layer_norm_epsilon")
+        check_positive(self, int, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                       "intermediate_size", "max_position_embeddings")  # fmt: skip
+        check_positive(self, float, "layer_norm_epsilon")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
 

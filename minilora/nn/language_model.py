@@ -264,11 +264,6 @@ def check_language_model(model: Any, what: str) -> None:
         )
 
 
-def check_sizes(config: Any, *names: str) -> None:
-    """Raise ValueError unless these fields of a config are positive integers."""
-    _check_positive(config, names, int, "a positive integer")
-
-
 def check_heads(config: Any) -> None:
     """Raise ValueError unless query heads share key/value heads evenly, and heads can be rotated in pairs."""
     if config.num_attention_heads % config.num_key_value_heads:
@@ -279,13 +274,10 @@ def check_heads(config: Any) -> None:
         raise ValueError(f"head_dim must be even for rotary positions, got {config.head_dim}")
 
 
-def check_numbers(config: Any, *names: str) -> None:
-    """Raise ValueError unless these fields of a config are positive finite numbers."""
-    _check_positive(config, names, int | float, "a positive number")
-
-
-def _check_positive(config: Any, names: Sequence[str], kinds: Any, expected: str) -> None:
+def check_positive(config: Any, kind: type[int] | type[float], *names: str) -> None:
+    """Raise ValueError unless these fields of a config are positive: integers, or finite numbers for float."""
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, kinds) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be {expected}, got {value!r}")
+        if not isinstance(value, int if kind is int else (int, float)) or not 0 < value < math.inf:
+            expected = "integer" if kind is int else "number"
+            raise ValueError(f"{name} must be a positive {expected}, got {value!r}")

@@ -22,8 +22,7 @@ from .language_model import (
     LanguageModel,
     attend,
     check_heads,
-    check_numbers,
-    check_sizes,
+    check_positive,
     positions_of,
     rotary_angles,
     through_blocks,
@@ -67,13 +66,13 @@ class Config:
     def __post_init__(self):
         if self.head_dim == 0 and all(isinstance(n, int) and n for n in (self.hidden_size, self.num_attention_heads)):
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        check_sizes(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                    "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
-        check_numbers(self, "rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier",
-                      "logits_scaling")  # fmt: skip
+        check_positive(self, int, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                       "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+        check_positive(self, float, "rms_norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier",
+                       "logits_scaling")  # fmt: skip
         counts = {"sliding_window": None, "no_rope_layer_interval": 0}  # and what stands for none
-        check_sizes(self, *(name for name, none in counts.items() if getattr(self, name) != none))
-        check_numbers(self, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
+        check_positive(self, int, *(name for name, none in counts.items() if getattr(self, name) != none))
+        check_positive(self, float, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
         check_heads(self)
 
 
