@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -242,20 +243,17 @@ def _stored_rope(config: Config) -> dict[str, Any]:
     return {"rope_scaling": {"rope_type": "llama3", **asdict(config.rope_scaling)}}
 
 
-def _kv_heads(values: Mapping[str, Any]) -> int:
-    return values["num_attention_heads"]
-
-
 def _shape(
     *more: Field, tied: bool = False, context: int = 2048, epsilon: float = 1e-6, theta: float = 10000.0
 ) -> tuple[Field, ...]:
     """The fields of Llama and its relatives, and more; what transformers assumes where config.json says nothing."""
+    heads = itemgetter("num_attention_heads")  # as many key/value heads
     return (
         Field("vocab_size", "vocab_size", "vocab_size"),
         Field("hidden_size", "hidden_size", "embedding_length"),
         Field("num_hidden_layers", "num_hidden_layers", "block_count"),
         Field("num_attention_heads", "num_attention_heads", "attention.head_count"),
-        Field("num_key_value_heads", "num_key_value_heads", "attention.head_count_kv", _kv_heads, _kv_heads),
+        Field("num_key_value_heads", "num_key_value_heads", "attention.head_count_kv", heads, heads),
         Field("head_dim", "head_dim", default=0),
         Field("max_position_embeddings", "max_position_embeddings", "context_length", context),
         Field("rms_norm_eps", "rms_norm_eps", "attention.layer_norm_rms_epsilon", epsilon),

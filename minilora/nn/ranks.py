@@ -66,8 +66,8 @@ class Ranks:
         return -(-count // self.size)
 
     def bytes_per_step(self, parameters: int) -> int:
-        """The bytes that a rank sends in each step with this number of trainable parameters."""
-        return 0
+        """The bytes that a rank sends in each step: four for each trainable parameter, the loss and the tokens."""
+        return 4 * (parameters + 2) if self.size > 1 else 0
 
     def sum(self, *numbers: float) -> Sequence[float]:
         """Each number, summed over the ranks: the same on all of them."""
@@ -114,10 +114,6 @@ class Several(Ranks):
     def share(self, samples: Sequence[Example]) -> Sequence[Example]:
         """Whole samples, the longest first, each to the rank with the fewest tokens so far; possibly none."""
         return [samples[i] for i in divided([len(sample.ids) for sample in samples], self.size)[self.number]]
-
-    def bytes_per_step(self, parameters: int) -> int:
-        """Four for each parameter, for the loss and for the number of tokens."""
-        return 4 * (parameters + 2)
 
     def mean(self, parameters: Sequence[Tensor], loss: Array, scored: int) -> Array:
         """Turn means over this rank's share into means over the whole batch: the loss, which is returned, and every
