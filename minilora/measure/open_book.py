@@ -53,28 +53,26 @@ def open_book_report(
         template, quoting = template_of(model, choice), quoting_of(model, choice)
         set_adapter(model, choice)
         for kind in (CLOSED, *passages):
+            asked, tokens = list(records), None
             if quoting is not None:
                 if kind == CLOSED:
                     continue  # without a passage there is nothing to quote
-                log.info(f"{name}, {kind}: {len(records)} quotations")
-                began = time.perf_counter()
-                given = handbook if kind == FOUND else dict(zip([r.id for r in records], right, strict=True))
-                shares.append(recalls(quote_all(model, tokenizer, quoting, records, given), records))
-                seconds = (time.perf_counter() - began) / len(records)
-                rows.append({"name": name, "kind": kind, "prompt_tokens": None, "seconds": seconds})
-                continue
-            if kind == CLOSED:
-                asked = list(records)
-            elif template is None:
-                continue
             else:
-                asked = [r.open_book(p.text, template) for r, p in zip(records, passages[kind], strict=True)]
-            log.info(f"{name}, {kind}: {len(asked)} answers")
+                if kind != CLOSED:
+                    if template is None:
+                        continue
+                    asked = [r.open_book(p.text, template) for r, p in zip(records, passages[kind], strict=True)]
+                tokens = float(np.mean([len(tokenizer.encode_chat(r.prompt, answer_next=True)) for r in asked]))
+            log.info(f"{name}, {kind}: {len(asked)} {'answers' if quoting is None else 'quotations'}")
             began = time.perf_counter()
-            shares.append(recalls(answer_all(model, tokenizer, asked), asked))
+            if quoting is None:
+                answers = answer_all(model, tokenizer, asked)
+            else:
+                given = handbook if kind == FOUND else dict(zip([r.id for r in records], right, strict=True))
+                answers = quote_all(model, tokenizer, quoting, asked, given)
+            shares.append(recalls(answers, asked))
             seconds = (time.perf_counter() - began) / len(asked)
-            lengths = [len(tokenizer.encode_chat(record.prompt, answer_next=True)) for record in asked]
-            rows.append({"name": name, "kind": kind, "prompt_tokens": float(np.mean(lengths)), "seconds": seconds})
+            rows.append({"name": name, "kind": kind, "prompt_tokens": tokens, "seconds": seconds})
     set_adapter(model, None)
     for kind, chosen in passages.items():
         shares.append(recalls([passage.text for passage in chosen], records))
