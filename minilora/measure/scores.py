@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -163,31 +164,27 @@ def measure(
     The model ends as its base alone.
     """
     pairs = [(name, each) for name in adapters for each in sets if wanted(name, each)]
+    computed: set[tuple[str, str, str]] = set()
 
-    def losses(each: MeasuredSet) -> np.ndarray:
-        return sample_losses(model, each.samples)
-
-    def recall(each: MeasuredSet) -> np.ndarray:
+    def compute(kind: str, name: str, each: MeasuredSet) -> np.ndarray:
+        computed.add((kind, name, each.name))
+        set_adapter(model, adapters[name])
+        if kind == LOSS:
+            return sample_losses(model, each.samples)
         return np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
 
-    def measured(kind: str, size: Callable[[MeasuredSet], int], function: Callable[[MeasuredSet], np.ndarray]) -> Any:
-        found, title, unit = {}, *(("losses", "record") if kind == LOSS else ("answers", "answer"))
+    def measured(kind: str, title: str, unit: str, size: Callable[[MeasuredSet], int]) -> dict[Any, np.ndarray]:
+        found = {}
         with progress(title, sum(size(each) for _, each in pairs), unit) as bar:
             for name, each in pairs:
                 bar.update(0, text=f"{name}, {each.name}")
-                made: list[int] = []
-
-                def make(name: str = name, each: MeasuredSet = each, made: list[int] = made) -> np.ndarray:
-                    made.append(1)
-                    set_adapter(model, adapters[name])
-                    return function(each)
-
-                found[name, each.name] = remember((kind, name, each.name), make)
-                bar.update(0 if made else size(each))
+                key = kind, name, each.name
+                found[name, each.name] = remember(key, partial(compute, kind, name, each))
+                bar.update(0 if key in computed else size(each))
         return found
 
-    nats = measured(LOSS, lambda each: len(each.samples), losses)
-    shares = measured(RECALL, lambda each: len(each.asked), recall) if answers else {}
+    nats = measured(LOSS, "losses", "record", lambda each: len(each.samples))
+    shares = measured(RECALL, "answers", "answer", lambda each: len(each.asked)) if answers else {}
     set_adapter(model, None)
     scores: dict[str, dict[str, Scores]] = {each.name: {} for each in sets}
     for name, each in pairs:
