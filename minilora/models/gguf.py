@@ -119,7 +119,6 @@ def save_gguf(
 ) -> Path:
     """Write a model as a GGUF file and return the path. The file appears whole or not at all.
 
-    path: of the file.
     config, state, tokenizer: the model's shape, its arrays by name, and its tokenizer.
     kind: how matrices are stored, one of GGUF_KINDS. Norms are F32. A matrix whose rows are not a multiple of the block
         size becomes F16, as in llama.cpp.

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
+from ..files.blocks import LAYOUTS
 from ..files.disk import ModelFileError, replacing_folder
 from ..files.levels import LEVELS
-from ..files.quant import bytes_of_row, codes_of, dequantize, quantize
+from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
 from ..lora.adapters import (
     active_factors,
@@ -247,16 +248,15 @@ def export(
 
     Raises ValueError for an adapter that such a file cannot express, or if `out` is invalid or exists.
     """
-    out = Path(out)
-    resolve(out, "gguf" if format == "gguf" else "hf", "F32")
-    place = _locate_base(base, adapter, out, "gguf" if format == "gguf" else "hf", overwrite and format == "gguf")
+    out, is_file = Path(out), format == "gguf"
+    resolve(out, "gguf" if is_file else "hf", "F32")
+    place = _locate_base(base, adapter, out, "gguf" if is_file else "hf", overwrite and is_file)
     model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
-    if format == "mlx":
+    if not is_file:
         save_mlx_adapter(model, out, dtype=dtype)
-        return ExportReport(
-            out, sum(file.stat().st_size for file in out.iterdir()), len(lora_modules(model)), None, dtype
-        )
+        size = sum(file.stat().st_size for file in out.iterdir())
+        return ExportReport(out, size, len(lora_modules(model)), None, dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf_adapter(model, out, dtype=dtype)
     expected = _logits(model)
@@ -275,13 +275,9 @@ def requantised(
 ) -> Requantised:
     """Measure how much of an update is left if the merged matrices are quantised to 4 bits.
 
-    before, after: the base's and the merged arrays, by name.
-    changed: the names of those that differ.
-    config: the model's shape.
+    before, after: the base's and the merged arrays, by name. changed: the names of those that differ.
     source: the base's file. Where it stores Q4_1, its codes are the base's; otherwise the base is quantised here.
-    kind: Q4_1, NF4, FP4 or INT4.
-
-    Matrices whose rows are not a multiple of the block size are left out.
+    kind: Q4_1, NF4, FP4 or INT4. Matrices whose rows are not a multiple of its block size are left out.
 
     Four bits distinguish 16 values in a block of weights. An update below half a step changes no code unless the weight
     is near a boundary; then only the block's scale and minimum shift a little.
@@ -289,7 +285,7 @@ def requantised(
     family, rounding, update, along = FAMILIES[config.model_type], 0.0, 0.0, 0.0
     kept = codes = matrices = 0
     for name in sorted(changed):
-        if after[name].ndim != 2 or not _fits(after[name], kind):
+        if after[name].ndim != 2 or after[name].shape[1] % LAYOUTS[kind].values:
             continue
         w, merged = (family.to_llama_cpp(name, dense(state[name]), config) for state in (before, after))
         packed = quantize(merged, kind)
@@ -307,13 +303,6 @@ def requantised(
         update_kept=along / update if update else 1.0,
         kind=kind,
     )
-
-
-def _fits(w: Array, kind: str) -> bool:
-    try:
-        return bytes_of_row(w.shape[1], kind) > 0
-    except ValueError:
-        return False
 
 
 def _packed_in(source: GGUF, name: str) -> bool:

@@ -35,12 +35,9 @@ def rounded_to(quantized: bool | str) -> str | None:
 
 
 def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any], kind: str) -> LanguageModel:
-    """A model whose matrices are quantised to `kind`.
+    """A model of this shape whose matrices are quantised to `kind`, such as "NF4".
 
-    config: the model's shape.
-    names: of its tensors.
-    read: returns the tensor with this name, in float32 or packed; called for one after another.
-    kind: such as "NF4".
+    read: returns the tensor with one of these names, in float32 or packed; called for one after another.
 
     Raises ValueError that names a matrix whose rows are not a multiple of the block size, and ModelFileError if the
     tensors do not fit the shape.
