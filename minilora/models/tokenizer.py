@@ -61,7 +61,8 @@ class Tokenizer:
         if not isinstance(template, str | None):
             raise ModelFileError(f"the model's chat template is a {type(template).__name__}, expected a text")
         self.template = template or _PLAIN_TEMPLATE
-        self.unknown_bytes = _bytes_without_token(core)
+        symbols = SYMBOLS if _is_byte_level(core) else {}
+        self.unknown_bytes = {byte for byte, symbol in symbols.items() if core.token_to_id(symbol) is None}
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
         self.end_ids = frozenset({eos_id, *other_ends} & {eos_id, *control})
@@ -210,13 +211,6 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 def _is_byte_level(core: Any) -> bool:
     return isinstance(core, BytePairs) or type(core.decoder).__name__ == "ByteLevel"
-
-
-def _bytes_without_token(core: Any) -> set[int]:
-    """The bytes that a byte-level vocabulary cannot express. Empty for other kinds of tokenizer."""
-    if not _is_byte_level(core):
-        return set()
-    return {b for b, symbol in SYMBOLS.items() if core.token_to_id(symbol) is None}
 
 
 # -- Hugging Face folders ----------------------------------------------------------------------------------------------

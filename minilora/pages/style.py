@@ -143,8 +143,8 @@ def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
 
 def write_beside(axes: Any, y: float, text: str, color: str) -> None:
     """Write a text to the right of a panel, at the height y."""
-    where = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
-    axes.annotate(text, (1.02, y), color=ink(color), **where)
+    place = ("axes fraction", "data")
+    axes.annotate(text, (1.02, y), xycoords=place, color=ink(color), va="center", annotation_clip=False)
 
 
 def ring(axes: Any, x: float, y: float, color: str, marker: str = "o", size: float = 11) -> None:
@@ -169,7 +169,7 @@ def ink(color: str, ground: str | None = None) -> str:
     if dark and to_hex(color) == BLACK:
         return GROUNDS["dark"][1]
     rgb = to_rgb(color)
-    while _contrast(_luminance(*rgb), below) < 4.5:
+    while max(one := _luminance(*rgb), below) + 0.05 < 4.5 * (min(one, below) + 0.05):
         red, green, blue = (1 - 0.98 * (1 - x) if dark else 0.98 * x for x in rgb)
         rgb = (red, green, blue)
     return to_hex(rgb)
@@ -180,10 +180,6 @@ def blend(ground: str, color: str) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
     return tuple(STRONGEST * x + (1 - STRONGEST) * y for x, y in zip(to_rgb(color), to_rgb(ground), strict=True))
-
-
-def _contrast(one: float, other: float) -> float:
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
 def _luminance(*rgb: float) -> float:
