@@ -134,7 +134,9 @@ def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dic
     if not isinstance(got, np.ndarray):
         raise Wrong(f"{what} must be a NumPy array of shape {shape}, got {type(got).__name__}")
     if got.shape == want.shape[::-1] != want.shape:
-        raise Wrong(f"{what} is transposed: got ({', '.join(reversed(axes.split(', ')))}), expected ({axes})")
+        names = ", ".join(reversed(axes.split(", ")))
+        both = f"({names}), expected ({axes})" if names != axes else f"{got.shape}, expected {want.shape}"
+        raise Wrong(f"{what} is transposed: got {both}")
     if got.shape != want.shape:
         raise Wrong(f"{what} must have the shape {shape}, got {named(got.shape, sizes)}")
     if not _alike(got.dtype, want.dtype):
@@ -176,10 +178,10 @@ def as_parts(result: Any, names: list[str], wanted: list[Any]) -> list[Any]:
     if not isinstance(result, (tuple, list)) or len(result) != len(names):
         kind = "arrays" if all(isinstance(want, np.ndarray) for want in wanted) else "values"
         raise Wrong(f"return {COUNTS.get(len(names), len(names))} {kind}: {order}")
-    got, want = [shape_of(part) for part in result], [shape_of(part) for part in wanted]
-    if got != want and any(got == list(other) for other in permutations(want)):
-        moved = [name for name, a, b in zip(names, got, want, strict=True) if a != b]
-        raise Wrong(f"{' and '.join(moved)} are swapped: {order}, in this order")
+    for alike in (lambda a, b: shape_of(a) == shape_of(b), same):
+        moved = [name for name, a, b in zip(names, result, wanted, strict=False) if not alike(a, b)]
+        if moved and any(all(map(alike, result, other)) for other in permutations(wanted)):
+            raise Wrong(f"{', '.join(moved[:-1])} and {moved[-1]} are swapped: {order}, in this order")
     return list(result)
 
 
@@ -190,11 +192,11 @@ def check_deviation(values: np.ndarray, what: str, expected: str, want: float) -
     a few thousand numbers, so that no right answer fails by chance.
     """
     mean, deviation = float(np.mean(values)), float(np.std(values))
+    if abs(mean) > 6 * deviation / math.sqrt(values.size):
+        raise Wrong(f"{what}'s numbers have the mean {mean:.3g}: half of them must be below zero, half above")
     if not 0.8 * want < deviation < 1.25 * want:
         size = "large" if deviation > want else "small"
         raise Wrong(f"{what}'s numbers are too {size}: standard deviation {deviation:.3g}, expected {expected}")
-    if not abs(mean) < 6 * want / math.sqrt(values.size):
-        raise Wrong(f"{what}'s numbers have the mean {mean:.3g}: half of them must be below zero, half above")
 
 
 def digits(value: float) -> str:

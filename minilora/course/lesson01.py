@@ -38,7 +38,7 @@ def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
     "1.1",
     draw=[lambda rng: draw_function(rng, 2), lambda rng: draw_function(rng, 1), lambda rng: draw_function(rng, 3)],
     smallest=lambda rng: Draw(f=lambda x: float((x**3).sum()), x=rng.uniform(1, 2, 1), eps=0.1),
-    returns="the gradient (shape of x)",
+    returns="the gradient",
     tolerance=1e-7,
 )
 def numerical_gradient(f, x, eps=1e-5):
@@ -108,6 +108,7 @@ def draw_shapes(rng: np.random.Generator) -> Draw:
         lambda rng: draw_pair(rng, 0.8),
         lambda rng: draw_pair(rng, 1.3, size=1e-9),
         lambda rng: draw_pair(rng, 0),
+        lambda rng: draw_pair(rng, -0.9),
         draw_shapes,
     ],
     smallest=lambda rng: Draw(got=np.zeros((2, 3)), expected=np.zeros((2, 3))),

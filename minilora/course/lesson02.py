@@ -39,7 +39,7 @@ def first(g: Any, axis: Any, keepdims: bool = False) -> Any:
     "2.1",
     draw=[stretched(big, small) for big, small in BROADCAST],
     smallest=stretched("T m", "T m"),
-    returns="the gradient (shape)",
+    returns="the gradient",
 )
 def unbroadcast(g, shape):
     """g: the gradient of the broadcast array; shape: a tuple, the shape before -> an array of that shape"""
@@ -157,9 +157,12 @@ class Counted(list):
         """The same, its pairs the other way round."""
         return Counted([pair[::-1] for pair in pairs] for pairs in self)
 
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, i: Any) -> Any:
         self.reads += 1
-        if self.reads > 100 * len(self):
+        if self.reads > 100 * len(self) ** 2:
             raise Wrong(
                 "right, but it follows every path, and 60 diamonds have 2^60 of them: pass on once, when complete"
             )
@@ -192,7 +195,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     "2.2",
     draw=draw_graph,
     smallest=lambda rng: Draw(edges=[[]], last=0),  # an input alone
-    returns="slopes (nodes)",
+    returns="slopes",
     also=judge_large,
 )
 def graph_gradients(edges, last):

@@ -68,10 +68,12 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
     whole(own, key)
     if not np.array_equal(base, before):
         raise Wrong("the base's array was changed in place: W + ... makes a new array, += writes into the old one")
+    if own[key] is None and own["W"] is base:
+        raise Wrong("the layer is unchanged: change the dictionary that is passed, not a copy of it")
     if own[key] is None:
         raise Wrong(f"nothing is kept: store the base's array in layer['{key}'], or the merge cannot be undone")
     if own[key] is not base:
-        what = "a copy of the base's array" if np.array_equal(own[key], before) else "not the base's array"
+        what = "a copy of the base's array" if np.array_equal(own[key], before) else "another array than the base's"
         raise Wrong(f"`{key}` contains {what}: store the array itself that was layer['W'] before the merge")
     if not (np.array_equal(own["A"], A) and np.array_equal(own["B"], B)):
         raise Wrong(f"A or B was changed: only W and {key} change")
@@ -85,6 +87,7 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
         ("W is not changed: add the update to it", 0 * product),
         ("the scale is missing", product),
         (f"the scale is alpha: divide it by {by}", own["alpha"] * product),
+        ("r is the number of rows of A, not n, the number of its columns", own["alpha"] / A.shape[1] * product),
         (f"scale is alpha / {by}, not alpha / {not_by}", other * product),
         ("the update is added, not subtracted", -s * product),
         ("the update is added twice", 2 * s * product),
