@@ -141,14 +141,20 @@ def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbforma
 
 
 def say_variant(notebook: nbformat.NotebookNode, variant: int) -> None:
-    """Put a variant's words in place of those of the public form, in all cells. Exercises of a page may share words."""
+    """Put a variant's words in place of those of the public form, in all cells. Exercises of a page may share words.
+
+    In text, the words may go on in the next line.
+    """
     names = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
     asked = [EXERCISES[name].form(variant) for name in names if name in EXERCISES]
     for old, new in dict(pair for form in asked for pair in form.replaces.items()).items():
-        if not any(old in cell.source for cell in notebook.cells):
-            raise LessonError(f"variant {variant} replaces {old!r}, which the page does not hold")
+        before = [cell.source for cell in notebook.cells]
+        words = r"\s+".join(map(re.escape, old.split()))
         for cell in notebook.cells:
-            cell.source = cell.source.replace(old, new)
+            pattern = words if cell.cell_type == "markdown" else re.escape(old)
+            cell.source = re.sub(pattern, new.replace("\\", r"\\"), cell.source)
+        if before == [cell.source for cell in notebook.cells]:
+            raise LessonError(f"variant {variant} replaces {old!r}, which the page does not hold")
 
 
 def run(notebook: nbformat.NotebookNode, **variables: str) -> None:

@@ -160,7 +160,7 @@ def mse_gradient(W, x, t):
 
 HALF = {
     r"L = \frac{1}{Tm} \sum": r"L = \frac{1}{2} \sum",
-    "the mean of the squared\ndifferences over": "half the sum of the squared\ndifferences over",
+    "the mean of the squared differences over": "half the sum of the squared differences over",
     "(2 / error.size)": "1.0",
     "difference @ difference / difference.size": "difference @ difference / 2",
 }

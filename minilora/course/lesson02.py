@@ -61,8 +61,8 @@ def given_array(big: str, small: str) -> Callable[[np.random.Generator], Draw]:
 variant(
     "unbroadcast",
     {
-        "gradient of the array that had the shape `shape` before broadcasting. The result has\nexactly that shape:": (
-            "gradient of `x`, the array before broadcasting. The result has\nexactly the shape of x:"
+        "gradient of the array that had the shape `shape` before broadcasting. The result has exactly that shape:": (
+            "gradient of `x`, the array before broadcasting. The result has exactly the shape of x:"
         ),
         "unbroadcast(g, shape)": "unbroadcast(g, x)",
         "shape: a tuple, the shape before -> an array of that shape": "x: the array before -> an array of x's shape",

@@ -45,8 +45,8 @@ def columns(drawn: Draw) -> dict[str, Any]:
 COLUMNS = {
     "A row of scores $s$ becomes a row of": "A column of scores $s$ becomes a column of",
     "| `p` | (T, S) | attention weights: row t": "| `p` | (S, T) in 4.1 | attention weights: column t",
-    "all scores of a row, p does not change. So each row of your result adds up\nto zero.": (
-        "all scores of a column, p does not change. So each column of your result\nadds up to zero."
+    "all scores of a row, p does not change. So each row of your result adds up to zero.": (
+        "all scores of a column, p does not change. So each column of your result adds up to zero."
     ),
     "p (T, S) probabilities, each row a softmax, g (T, S) -> the gradient of the scores (T, S)": (
         "p (S, T) probabilities, each column a softmax, g (S, T) -> the gradient of the scores (S, T)"
@@ -60,10 +60,8 @@ variant(
     lines={
         "of its row": "of its column",
         "each row is": "each column is",
-        "a row is a softmax": "a column is a softmax",
         "the row of probabilities": "the column of probabilities",
         "along the last axis": "along the first axis",
-        "axis=-1 -> axis=0": "axis=0 -> axis=-1",
         "axis=-1": "axis=0",
     },
     draw=changed(draw_softmax, columns),
@@ -108,7 +106,7 @@ variant(
     "grouped_attention",
     BY_D,
     "scores are divided by the width of a head, not by its root",
-    lines={"sqrt(D), not by D": "D, not by its root", "sqrt(D)": "D"},
+    lines={"sqrt(D)": "D"},
 )
 
 
@@ -143,10 +141,10 @@ variant(
     BY_D
     | {
         "softmax_vjp(p, g @ v.T)": "softmax_vjp(p.T, v @ g.T).T",
-        "with **your** `softmax_vjp`, from the scores to q\nand k. Apart": (
-            "with **your** `softmax_vjp`, which takes columns,\nfrom the scores to q and k. Apart"
+        "with **your** `softmax_vjp`, from the scores to q and k. Apart": (
+            "with **your** `softmax_vjp`, which takes columns, from the scores to q and k. Apart"
         ),
     },
     "scores are divided by the width of a head, and the function of 4.1 takes columns",
-    lines={"1 / sqrt(D)": "1 / D", "g @ v.T) / np.sqrt(D)": "g.T).T / D"},
+    lines={"1 / sqrt(D)": "1 / D"},
 )

@@ -160,7 +160,6 @@ variant(
     "the gate is a sigmoid, not a SiLU",
     lines={
         "y is silu(gate) times up": "y is the sigmoid of gate, times up",
-        "silu(gate) = gate times its sigmoid": "the sigmoid of gate",
         "silu(gate)": "the sigmoid of gate",
         "silu(z) is z times the sigmoid, and you treated the sigmoid as constant: a term is missing": (
             "that is the sigmoid itself: its derivative is needed"

@@ -42,8 +42,6 @@ variant(
     {"natural logarithm": "logarithm to the base 2", "np.log(p": "np.log2(p"},
     "the loss is in bits, not in nats",
     lines={
-        "that is in bits: use the logarithm to the base 2, np.log": "that is in nats: use np.log2",
-        "np.log2(p -> np.log2(p": "np.log2(p -> np.log(p",
         "exp(loss)": "2 ** loss",
         "np.exp(-np": "np.exp2(-np",
     },
@@ -91,8 +89,6 @@ variant(
     },
     "everything is stored in 16 bits",
     lines={
-        "return 2 * -> return 2 *": "return 2 * -> return 4 *",
-        "a float32 takes 4 bytes; 2 is float16's": "a bfloat16 takes 2 bytes; 4 is float32's",
         "a float32 takes 4 bytes": "a bfloat16 takes 2 bytes",
         "a float32 takes 32 bits, which are 4 bytes": "a bfloat16 takes 16 bits, which are 2 bytes",
         "return 32 *": "return 16 *",

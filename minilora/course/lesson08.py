@@ -53,11 +53,7 @@ variant(
     },
     "the share is what may be left unexplained",
     lines={
-        "explained, share -> explained, 1 - share": "explained, 1 - share -> explained, share",
         "explained, share -> np": "explained, 1 - share -> 1 - np",
-        "that many terms explain 1 - share: count until the share is explained, not until it is left": (
-            "that many terms explain the share: count until no more than the share is left"
-        ),
         "already explains the share": "already leaves no more than the share",
         "terms explain the share?": "terms leave no more than the share?",
     },

@@ -299,8 +299,8 @@ def judge_pairs(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
 variant(
     "add_lora",
     {
-        "Return the names of the replaced layers, in\nthe order of the model.": (
-            "Return a dictionary: the name of each replaced layer, in the\norder of the model, and the old layer."
+        "Return the names of the replaced layers, in the order of the model.": (
+            "Return a dictionary: the name of each replaced layer, in the order of the model, and the old layer."
         ),
         "make_layer: Linear -> module -> list of names": "make_layer: Linear -> module -> {name: old layer}",
         "return list(found)": "return found",

@@ -54,12 +54,8 @@ variant(
     OVER_ALL | {".sum() / len(x)": ".sum() / (len(x) * len(delta))"},
     "the error is averaged over the outputs, too",
     lines={
-        "/ len(x) ->": "/ (len(x) * len(delta)) ->",
         "len(x) -> (len(x) * len(delta))": "(len(x) * len(delta)) -> len(x)",
         "len(x) -> (sizes**2).sum()": "(len(x) * len(delta)) -> (sizes**2).sum()",
-        "also averaged over the outputs: sum over the m outputs, average over the T tokens": (
-            "summed over the outputs: average over the T tokens and the m outputs"
-        ),
         "summed over the tokens: divide by T, the number of rows of x": "a sum: divide by T m, the number of outputs",
     },
 )
@@ -105,10 +101,6 @@ variant(
     },
     "the share is what must be removed",
     lines={
-        "share is what may remain: for 0.1, the update must remove nine tenths": (
-            "share is what must be removed: for 0.9, a tenth may remain"
-        ),
-        "share * -> (1 - share) *": "(1 - share) * -> share *",
         "share * -> share**2 *": "(1 - share) * -> (1 - share) ** 2 *",
         "that leaves at most the share": "that removes at least the share",
         "with this r more than the share remains": "with this r less than the share is removed",
@@ -161,7 +153,6 @@ variant(
     "the loss is averaged over the outputs, too",
     lines={
         "len(x) -> y.size": "y.size -> len(x)",
-        "/ len(x) ->": "/ y.size ->",
         "not divided by T: the loss is a mean over the tokens": "not divided by T m: the loss is a mean over both",
         "g is divided by T m: the loss averages over the T tokens, and sums over the m outputs": (
             "g is divided by T: the loss averages over the T tokens and the m outputs"

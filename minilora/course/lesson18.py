@@ -76,7 +76,6 @@ variant(
     lines={
         "256": "128",
         "alpha / r must be 2": "alpha / r must be 4",
-        "        2 * r -> 16": "4 * r -> 16",
         "2 * r -> r": "4 * r -> r",
         "2 * r -> 2": "4 * r -> 4",
         "2 * r -> 16": "4 * r -> 16",

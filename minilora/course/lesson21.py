@@ -45,12 +45,6 @@ variant(
         "np.sum(": "np.mean(",
     },
     "log-probabilities are averaged over the tokens, as in SimPO",
-    lines={
-        "these are averaged log-probabilities: DPO sums them, since the probabilities of tokens are multiplied": (
-            "these are summed log-probabilities: SimPO averages them"
-        ),
-        "np.sum( -> np.mean(": "np.mean( -> np.sum(",
-    },
 )
 
 
@@ -86,9 +80,6 @@ variant(
     {"*mean over all pairs*": "*sum over all pairs*", ".mean()": ".sum()"},
     "the loss is the sum over all pairs",
     lines={
-        "this is the sum over all pairs, not their mean": "this is the mean over all pairs, not their sum",
-        ".mean() -> .sum()": ".sum() -> .mean()",
-        "-margin).mean() -> -margin.mean())": "-margin).sum() -> -margin.sum())",
         "the mean is taken": "the sum is taken",
     },
 )
@@ -136,13 +127,4 @@ variant(
     "dpo_training",
     {"*mean of the pairs' losses*": "*sum of the pairs' losses*", "weight / len(pairs)": "weight"},
     "the loss of a step is the sum over its pairs",
-    lines={
-        "this is the sum of the pairs' losses, not their mean": "this is the mean of the pairs' losses, not their sum",
-        "move[chosen] += weight / len(pairs) -> move[chosen] += weight": (
-            "move[chosen] += weight -> move[chosen] += weight / len(pairs)"
-        ),
-        "move[rejected] -= weight / len(pairs) -> move[rejected] -= weight": (
-            "move[rejected] -= weight -> move[rejected] -= weight / len(pairs)"
-        ),
-    },
 )

@@ -90,7 +90,6 @@ IN_A_VARIANT = [  # what a variant asks for is not what the first form does, and
     ("mse_gradient", lambda W, x, t: 2 * (x @ W.T - t).T @ x, "the whole sum: the loss is half of it"),
     ("mse_gradient", lambda W, x, t: (x @ W.T - t).T @ x / (x @ W.T).size, "half the mean: the loss is half the sum"),
     ("mse_gradient", lambda W, x, t: 2 / len(t) * (x @ W.T - t).T @ x, "divided by T: the loss is half a sum"),
-    ("answer_loss", EXERCISES["answer_loss"].forms[0].reference, "that is in nats: use np.log2"),
     ("merge", merged_without_root, "scale is alpha / sqrt(r), not alpha / r"),
     ("count_llama", lesson05.counted, "a Llama's count: three of the matrices have biases here"),
     (

@@ -5,7 +5,7 @@
 # linear layer. You write them here, and your gradient check from lesson 1 tests the last one. Then you write a test
 # that finds broken engines.
 #
-# In all of them `g` is the gradient of the loss with respect to a result. It has the result's shape.
+# `g` is always the gradient of the loss with respect to a result, and has the result's shape.
 
 # %%
 import numpy as np

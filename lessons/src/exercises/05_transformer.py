@@ -24,8 +24,7 @@ from minilora.course.mine import numerical_gradient  # your own, from exercise 1
 # `config` is an `ml.Config`. Its fields, in the letters of the lesson: `vocab_size` V, `hidden_size` C,
 # `intermediate_size` F, `num_hidden_layers`, `num_attention_heads` H, `num_key_value_heads` K, `head_dim` D,
 # `tie_word_embeddings`. Compute the number of parameters from these fields alone: the check refuses an answer that
-# builds a model.
-# Try it on a model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.
+# builds a model. Try it on a model that you know from the lesson: `count_llama(ml.load("tiny")[0].config)`.
 
 
 # %% points=2

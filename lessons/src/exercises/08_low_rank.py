@@ -24,8 +24,7 @@ import numpy as np
 # ## 8.1 How many terms explain a share of the variance?
 #
 # Return the smallest r for which the r largest singular values explain at least `share` of the variance. For the
-# singular values 3, 2, 1 the squares are 9, 4, 1, so a share of 0.6 needs one term and 0.7 needs two. Return a Python
-# `int`.
+# singular values 3, 2, 1 the squares are 9, 4, 1, so a share of 0.6 needs one term and 0.7 needs two.
 
 
 # %% points=2
@@ -37,9 +36,8 @@ def rank_for(delta, share):
 # ## 8.2 The best approximation of rank r
 #
 # A matrix of rank r is a product $BA$ of an (m, r) and an (r, n) matrix. Find the product that approximates `delta`
-# best. Many pairs of matrices have the same product: a number that divides B can multiply A.
-# Choose the balanced pair: column i of B is as long as row i of A.
-# (This is how an adapter is extracted from a fully fine-tuned model.)
+# best. Many pairs of matrices have the same product: a number that divides B can multiply A. Choose the balanced pair:
+# column i of B is as long as row i of A. (This is how an adapter is extracted from a fully fine-tuned model.)
 
 
 # %% points=3

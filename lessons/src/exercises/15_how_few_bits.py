@@ -28,8 +28,8 @@ import minilora as ml
 #
 # Quantise W to INT4, block-wise, as bytes. The scale of a block is its largest magnitude divided by 7, stored in
 # float16. A code is the nearest integer to value / *stored* scale, from -7 to 7. The code plus 8 is stored, which is
-# never negative, and two codes share a byte:
-# byte i of a row has value 2i in its high half and value 2i + 1 in its low half.
+# never negative, and two codes share a byte: byte i of a row has value 2i in its high half and value 2i + 1 in its low
+# half.
 #
 # An example with `block=2`: from the row (-3.5, 1.0) you get the scale 0.5 and the codes -7 and 2, stored as 1 and 10,
 # which give the byte 26. No block consists of zeros alone.

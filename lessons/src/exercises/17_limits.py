@@ -38,9 +38,9 @@ def floor(x, delta, r):
 # %% [markdown]
 # ## 17.2 The rank that a task needs
 #
-# Without an update (r = 0) there is some error.
-# Return the smallest r whose smallest possible error is at most `share` times the error without an update.
-# With `share=0.1`, the update must remove nine tenths of the error. Your `floor` may help. Return a Python `int`.
+# Without an update (r = 0) there is some error. Return the smallest r whose smallest possible error is at most `share`
+# times the error without an update. With `share=0.1`, the update must remove nine tenths of the error. Your `floor` may
+# help.
 
 
 # %% points=2
