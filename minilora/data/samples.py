@@ -13,7 +13,7 @@ import numpy as np
 
 from ..engine.fused import NOT_SCORED
 from ..models.tokenizer import Tokenizer, check_tokenizer
-from ..nn.parts import Example, Pair, Sample
+from ..nn.parts import Example, Pair, Sample, begin_alike
 from ..progress import log, progress
 from .formats import listed
 from .records import Record, check_records
@@ -227,10 +227,26 @@ def truncate_and_log(name: str, samples: Sequence[One], max_length: int) -> list
 def epochs(samples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
     """Batches of samples without end: every epoch has each sample once, in a new order that `seed` determines.
 
-    Each epoch takes the next phrasing of a sample that has `others`; which phrasing is first differs by sample.
+    Each epoch takes the next phrasing of a sample that has `others`; which phrasing is first differs by sample. Of
+    samples that begin alike, with the same document, up to half a batch follow one another: their beginning is then
+    computed once (see `divided_samples`).
     """
     rng = np.random.default_rng(seed)
+    group_of = {i: group[0] for group in begin_alike(samples) for i in group}
     for epoch in count():
-        order = rng.permutation(len(samples))
+        order = _together(rng.permutation(len(samples)).tolist(), group_of, max(1, batch_size // 2))
         for i in range(0, len(order), batch_size):
-            yield [samples[j].in_turn(epoch + int(j)) for j in order[i : i + batch_size]]
+            yield [samples[j].in_turn(epoch + j) for j in order[i : i + batch_size]]
+
+
+def _together(order: Sequence[int], group_of: Mapping[int, int], most: int) -> list[int]:
+    """The order, changed so that up to `most` of a group follow one another, where the first of them was."""
+    chunks: dict[int, list[list[int]]] = {}
+    found: list[list[int]] = []
+    for i in order:
+        own = chunks.setdefault(group_of[i], [])
+        if not own or len(own[-1]) == most:
+            own.append([])
+            found.append(own[-1])
+        own[-1].append(i)
+    return [i for chunk in found for i in chunk]

@@ -298,10 +298,36 @@ def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]
 
 
 def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]:
-    """The samples of each micro-batch that `micro_batches` makes, by index."""
-    tokens, shared = packed_length(samples), common_prefix(samples)
-    lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
-    return divided(lengths, _count(tokens, len(samples), threads))
+    """The samples of each micro-batch that `micro_batches` makes, by index.
+
+    Samples that begin alike are one micro-batch, in which that beginning is computed once.
+    """
+    groups = begin_alike(samples)
+    rest = [i for group in groups if len(group) == 1 for i in group]
+    parts = [group for group in groups if len(group) > 1]
+    if rest:
+        others = [samples[i] for i in rest]
+        tokens, shared = packed_length(others), common_prefix(others)
+        lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in others]
+        parts += [[rest[i] for i in part] for part in divided(lengths, _count(tokens, len(others), threads))]
+    return parts
+
+
+def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
+    """Groups of samples, by index, that begin alike and unlike the others: with the same document, say.
+
+    They have at least `LEAST` unscored tokens more in common than all samples. A pair is a group of its own.
+    """
+    check_samples(samples)
+    if not samples or isinstance(samples[0], Pair):
+        return [[i] for i in range(len(samples))]
+    shared, groups = common_prefix(samples), list[list[int]]()
+    for i in sorted(range(len(samples)), key=lambda i: samples[i].ids):
+        if groups and common_prefix([samples[groups[-1][0]], samples[i]]) >= shared + LEAST:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:

@@ -12,6 +12,7 @@ from minilora.nn.parts import (
     LEAST,
     Batch,
     Sample,
+    begin_alike,
     collate,
     common_prefix,
     divided_samples,
@@ -74,6 +75,31 @@ def test_micro_batches_of_samples_and_of_their_packed_row_hold_each_of_them_once
     lengths = sorted(len(sample.ids) - row.packing.prefix for sample in found)
     own = [batch.input_ids.size - batch.packing.prefix for batch in batches]
     assert max(own) - min(own) <= lengths[-1]  # about equal: they differ by at most one sequence
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(LEAST - 1, LEAST + 1), st.integers(1, 3))
+@settings(max_examples=25)
+def test_samples_that_begin_with_the_same_document_are_one_micro_batch_and_it_is_computed_once(
+    documents, more, threads
+):
+    system, asked = (7,) * 5, range(100, 109)
+    found = [  # a token more than is unscored of every document, so that the common beginning has `more` tokens
+        Sample((*system, *[document] * more, i, i, i), (*[-100] * (len(system) + more + 1), i, i))
+        for document, i in zip(documents, asked, strict=False)
+    ]
+    together = more >= LEAST and len(set(documents)) > 1
+    alike = {tuple(i for i, other in enumerate(documents) if other == document) for document in documents}
+    assert {tuple(sorted(group)) for group in begin_alike(found)} == (
+        alike if together else {(i,) for i in range(len(found))}
+    )
+    parts = [set(part) for part in divided_samples(found, threads)]
+    assert sorted(i for part in parts for i in part) == list(range(len(found)))
+    if together:
+        assert all(set(group) in parts for group in alike if len(group) > 1)
+    batches = micro_batches(found, threads)
+    assert sorted(each for batch in batches for each in sequences(batch)) == every(found)
+    for part, batch in zip(parts, batches, strict=True):
+        assert batch.input_ids.size == packed_length([found[i] for i in part])
 
 
 @given(st.integers(1, 9), st.integers(2, 80), st.sampled_from([1, 2, 3, 16]), st.data())

@@ -1,7 +1,8 @@
 """Samples are drawn in batches, epoch after epoch."""
 
-from itertools import islice
+from itertools import groupby, islice
 
+import numpy as np
 import pytest
 from smallmodels import random_samples
 
@@ -39,6 +40,23 @@ def test_every_epoch_asks_in_other_words_until_all_were_taken():
         turns = [turn[n] for turn in by_record]
         assert sorted(turns[:3]) == [0, 1, 2] and turns[3] == turns[0]
     assert len(set(by_record[0].values())) == 3  # in one epoch, all kinds of questions are asked
+
+
+@pytest.mark.parametrize(("batch_size", "runs"), [(1, 12), (5, 6), (8, 3), (24, 1)])
+def test_samples_that_begin_with_the_same_document_follow_one_another_up_to_half_a_batch(batch_size, runs):
+    owners = [0] * 12 + [1] * 3 + list(range(10, 29))  # documents; the last ones have one sample each
+    samples = [sample(*[owner] * 80, n, n, unscored=81) for n, owner in enumerate(owners)]
+    batches, found = epochs(samples, batch_size, seed=3), []
+    for _ in range(9):
+        order = [s.labels[-1] for batch in islice(batches, -(-len(samples) // batch_size)) for s in batch]
+        assert sorted(order) == list(range(len(samples)))
+        in_turn = [owner for owner, _ in groupby(owners[n] for n in order)]
+        found.append(in_turn.count(0))
+        assert batch_size < 8 or in_turn.count(1) == 1
+    assert max(found) == runs or batch_size == 1  # fewer where two runs meet by chance
+    alone = [sample(n, n, n, unscored=2) for n in range(len(samples))]  # without documents the order is the generator's
+    first = islice(epochs(alone, batch_size, 3), -(-len(alone) // batch_size))
+    assert [s.labels[-1] for batch in first for s in batch] == np.random.default_rng(3).permutation(len(alone)).tolist()
 
 
 def test_the_order_of_an_epoch_depends_on_the_seed_alone(rng):
