@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.fields import read_schema
-from ..generate.conversation import MAX_NEW_TOKENS, TOY, Talk, name_of
+from ..generate.conversation import TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
-from ..options import BASE, add_flags, check, from_flags, option
+from ..options import add_flags, from_flags, option
 from ..pages.text import shortened
-from .shared import CONTEXT, Instead, Loading, adapters, read_context
+from .asking import Asking, read_context
+from .shared import Instead, adapters
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -31,38 +32,20 @@ _FOREIGN = re.compile(r"[\udc80-\udcff]")  # what `surrogateescape` makes of a b
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(Loading):
+class ChatOptions(Asking):
     """Which model to talk to, and how it answers. Raises ValueError for values that are not possible."""
 
-    adapter: Sequence[str] = option(
-        (),
-        "folders of adapters, such as runs/legal or legal=runs/legal; the first one answers until /adapter",
-        metavar="[NAME=]DIR",
-    )
-    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
     prompt: str | None = option(
         None, "print the answer of every adapter to this question, and end (default: a conversation)"
     )
-    system: str | None = option(
-        None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
+    top_p: float = option(
+        1.0, "nucleus sampling: only from the most likely tokens with this probability together", above=0, most=1
     )
-    context: str | None = option(None, CONTEXT, metavar="FILE")
-    schema: str | None = option(
-        None,
-        "answer every text with the fields of this JSON Schema (default: that of the adapter)",
-        metavar="FILE",
-        only={"context": None},
-    )
-    max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, at most")
-    temperature: float = option(0.0, "0 takes the most likely token (greedy); above 0, tokens are sampled")
-    top_p: float = option(1.0, "nucleus sampling: only from the most likely tokens that have this probability together")
-    seed: int = option(0, "seed of the sampling, for a temperature above 0")
 
     def __post_init__(self):
-        check(self)
+        super().__post_init__()
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt is empty: give a question, or leave it out to talk")
-        check_settings(self.max_new_tokens, self.temperature, self.seed, self.top_p)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -3,30 +3,25 @@
 import argparse
 import threading
 import webbrowser
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..generate.conversation import MAX_NEW_TOKENS
-from ..options import BASE, add_flags, check, from_flags, option
+from ..options import add_flags, check, from_flags, option
 from ..progress import log
-from .shared import CONTEXT, Loading, adapters, read_context
+from .asking import Answering, read_context
+from .shared import adapters
 
 HELP = "serve a base and its adapters over HTTP: a page in the browser, and OpenAI's API"
 _LIMITS: dict[str, Any] = {"group": "limits"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(Loading):
+class ServeOptions(Answering):
     """What is served, to whom, and how much at a time. Raises ValueError for values that are not possible."""
 
-    adapter: Sequence[str] = option(
-        (), "folders of adapters, such as runs/legal or legal=runs/legal", metavar="[NAME=]DIR"
-    )
-    base: str | None = option(None, f"{BASE} (default: the one that the adapters' folders name, or smollm2)", path=True)
-    context: str | None = option(None, CONTEXT, metavar="FILE")
     demo: bool = option(
         False, "serve eight adapters of the tiny base, which are trained first if they are missing, and open the page"
     )

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import toml
 from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, suggestion, usage_errors
-from ..progress import log
 
 if TYPE_CHECKING:
-    from ..data.passages import Handbook
     from ..models.tokenizer import Tokenizer
     from ..nn.language_model import LanguageModel
 
@@ -29,7 +27,6 @@ ADAPTER: dict[str, Any] = {
     "required": True,
     "help": "folder of an adapter, such as runs/legal",
 }
-CONTEXT = "answer from passages, the best match for each question: support-handbook, a .txt or .md file, rows of texts"
 FORCE: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
 
@@ -91,19 +88,3 @@ def one_adapter(words: Sequence[str]) -> tuple[str, Path]:
     if len(named) > 1:
         raise UsageError(f"one adapter at a time: {', '.join(named)} are {len(named)}")
     return named.popitem()
-
-
-def read_context(source: str | None, model: LanguageModel, tokenizer: Tokenizer, tokens: int) -> Handbook | None:
-    """The passages of --context, if it is given. Otherwise, adapters that learned to read some are named in the log.
-
-    tokens: the most that a prompt with a passage may have.
-    """
-    from ..data.records import read_handbook
-    from ..generate.conversation import without_passages
-
-    if source is not None and tokens < 1:
-        raise UsageError("--max-new-tokens leaves no room for a question and its passage: give fewer")
-    handbook = None if source is None else read_handbook(source, tokenizer, tokens)
-    for line in without_passages(model, handbook):
-        log.info(line)
-    return handbook

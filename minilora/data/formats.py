@@ -145,7 +145,10 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
     """
     key = next((name for name in PROMPTS if name in row), None)
     if key is None:
-        raise ValueError(f"which column is the text? There are {_columns(row)}: name it, such as --field text=COLUMN")
+        raise ValueError(
+            _no_heading(row)
+            or f"which column is the text? There are {_columns(row)}: name it, such as {_field(row, 'text')}"
+        )
     value = _list_of(key, row[key]) if key in _LISTS and isinstance(row[key], str) else row[key]
     if isinstance(value, list):
         messages = _turns({key: value}, key, "user")
@@ -225,7 +228,8 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     for name, column in field.items():
         if column not in row and name not in OPTIONAL:
             meant = suggestion(column, map(str, row))
-            raise ValueError(f"field {name}={column}: no such column{meant}; there are {_columns(row)}")
+            there = f"no such column{meant}; there are {_columns(row)}: name the right one with --field"
+            raise ValueError(f"field {name}={column}: {there} {name}=...")
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():
@@ -288,13 +292,32 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
 
 def _unknown(row: Mapping[str, Any]) -> str:
     """What to do about a row that has no column of any format."""
-    names = [str(name) for name in row]
-    if any(len(name.split()) > 3 or name.endswith((".", "?", "!")) for name in names):
-        return f"the heading looks like a record ({_short(names[0])}): is there none? Put question,answer above it"
-    if len(names) < 2:
+    if found := _no_heading(row):
+        return found
+    if len(row) < 2:
         return f"expected columns such as question and answer, or text; there is {_columns(row)}"
-    example = f"--field {quote(f'question={names[0]}')} {quote(f'answer={names[1]}')}"
-    return f"which columns are the question and the answer? There are {_columns(row)}: name them, such as {example}"
+    which, example = "which columns are the question and the answer?", _field(row, "question", "answer")
+    if label := next((name for name in _LABELS if name in row), None):
+        rest = {name: value for name, value in row.items() if name != label}
+        example += f", or {_field(rest, 'text')} for a text with its {label}"
+    return f"{which} There are {_columns(row)}: name them, such as {example}"
+
+
+def _no_heading(row: Mapping[str, Any]) -> str | None:
+    """What to do about columns whose names look like the texts of a first row."""
+    for name in map(str, row):
+        if (words := len(name.split())) > 3 or name.endswith(("?", "!")) or (words > 2 and name.endswith(".")):
+            heading = "is there no heading? Put a line with names above it, such as question and answer"
+            names = ("question", "answer") if len(row) > 1 else ("text",)
+            return f"a column is called {_short(name)}: {heading}; or name the columns, such as {_field(row, *names)}"
+    return None
+
+
+def _field(row: Mapping[str, Any], *names: str) -> str:
+    """--field that takes the columns with the longest texts for those of these names."""
+    longest = sorted(row, key=lambda name: -len(row[name]) if isinstance(row[name], str) else 0)[: len(names)]
+    columns = [name for name in row if name in longest]
+    return " ".join(["--field", *(quote(f"{name}={column}") for name, column in zip(names, columns, strict=True))])
 
 
 def conversation(kind: Format, row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -17,20 +17,19 @@ from typing import Any
 
 from ..models.tokenizer import Message
 from .formats import check_field, listed, passage_of, prompt_of, rename
-from .rows import TEXT_FILE, DataError, read_rows
+from .rows import PARQUET, TABLES, TEXT_FILE, DataError, dialect_of, read_rows
 
-TABLES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = ".jsonl"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row of a file: its line, its columns as they are, what it asks, and its passage, if it has one.
+    """A row of a file: its place, such as "line 2", its columns as they are, what it asks, and its passage, if any.
 
     error: why the row asks nothing, such as an empty text.
     """
 
-    line: int
+    place: str
     row: Mapping[str, Any]
     messages: Sequence[Message] = ()
     passage: str | None = None
@@ -50,32 +49,37 @@ def read_prompts(path: Path, field: Mapping[str, str] | None = None) -> list[Pro
     if kind == TEXT_FILE:
         lines = [line for _, row in rows for line in row["text"].splitlines()]
         rows, field = iter([(i, {"text": line}) for i, line in enumerate(lines, 1) if line.strip()]), {}
-    prompts = []
-    for line, raw in rows:
+    at, unit = (f"{path}: row ", "row") if kind == PARQUET else (f"{path}:", "line")
+    prompts, first = list[Prompt](), 0
+    for number, raw in rows:
         if isinstance(raw, ValueError):
-            raise DataError(f"{path}:{line}: {raw}")
+            raise DataError(f"{at}{number}: {raw}")
+        first = first or number
         try:
             row = rename(raw, field)
-            prompts.append(Prompt(line, raw, prompt_of(row), passage_of(row)))
+            prompts.append(Prompt(f"{unit} {number}", raw, prompt_of(row), passage_of(row)))
         except ValueError as error:
-            prompts.append(Prompt(line, raw, error=str(error)))
+            prompts.append(Prompt(f"{unit} {number}", raw, error=str(error)))
     if not prompts:
         raise DataError(f"{path}: there is no row in it")
     if all(prompt.error for prompt in prompts):
-        raise DataError(f"{path}:{prompts[0].line}: {prompts[0].error}")
+        raise DataError(f"{at}{first}: {prompts[0].error}")
     return prompts
 
 
 class Rows:
     """Rows as the text of a file: CSV or TSV with a heading, or JSON lines.
 
-    suffix: of the file. columns: of all rows, in their order; a table has no others.
+    suffix: of the file. columns: of all rows, in their order; a table has no others. like: a table, of which one with
+    the same ending gets the delimiter and the encoding, so that Excel opens both alike.
     """
 
-    def __init__(self, suffix: str, columns: Sequence[str]):
+    def __init__(self, suffix: str, columns: Sequence[str], like: Path | None = None):
         if suffix not in (*TABLES, JSON_LINES):
             raise ValueError(f"rows are written as {listed([*TABLES, JSON_LINES])}, got {suffix or 'no ending'}")
-        self.comma, self.columns = TABLES.get(suffix), list(columns)
+        self.comma, self.encoding, self.columns = TABLES.get(suffix), "utf-8", list(columns)
+        if self.comma is not None and like is not None and like.suffix.lower() == suffix:
+            self.comma, self.encoding = dialect_of(like)
 
     def heading(self) -> str:
         """The heading of a table."""
@@ -88,12 +92,19 @@ class Rows:
         return self._line([_cell(row.get(name)) for name in self.columns])
 
     def done(self, path: Path, prompts: Sequence[Prompt]) -> int:
-        """How many rows a file has that was written before. Raises DataError unless they are the first of `prompts`."""
+        """How many rows a file has that was written before. Raises DataError unless they are the first of `prompts`,
+        with the same columns.
+        """
         count = 0
         for count, (line, row) in enumerate(read_rows(path)[1], 1):
             own = prompts[count - 1].row if count <= len(prompts) else {}
             if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
-                raise DataError(f"{path}:{line}: not row {count} of the file to predict for: --overwrite replaces it")
+                what = f"not row {count} of the file to predict for"
+                raise DataError(f"{path}:{line}: {what}: delete it and what follows, or --overwrite replaces the file")
+            missing = [name for name in self.columns if name not in row] if self.comma is not None else []
+            if missing or any(name not in self.columns for name in row):
+                there = f"has the columns {listed([*row])}, and now they are {listed(self.columns)}"
+                raise DataError(f"{path} {there}: --overwrite replaces it")
         return count
 
     def _line(self, cells: Sequence[str]) -> str:
@@ -103,9 +114,9 @@ class Rows:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else _json(value)
+    if value is None:
+        return ""
+    return _json(value) if isinstance(value, bool | int | float | list | dict) else str(value)  # dates as they are
 
 
 def _json(value: Any) -> str:

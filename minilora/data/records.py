@@ -51,7 +51,7 @@ MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other question
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _HEADING = re.compile(r"^(#+ .*)\n\s*\n", re.MULTILINE)  # of Markdown, alone in its paragraph
-_VARYING = re.compile(r"got .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
+_VARYING = re.compile(r"got .*|such as .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -241,7 +241,7 @@ def path_of(source: str | Path) -> Path:
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
     if not path.exists():
-        meant = suggestion(str(source), BUILT_IN)
+        meant = suggestion(path.name, [*BUILT_IN, *(beside.name for beside in path.parent.glob("*"))])
         raise DataError(
             f"{source}: no such data file or folder{meant}; use a .jsonl, .json, .csv, .tsv, .parquet, .txt or .md "
             f"file, a folder with a train file or of texts, a name on huggingface.co, or {', '.join(BUILT_IN)}"

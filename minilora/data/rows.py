@@ -30,6 +30,7 @@ _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and wh
     b"%PDF": "a PDF: save its text as .txt first",
 }
 TEXT_SUFFIXES = (".txt", ".md")
+TABLES = {".csv": ",", ".tsv": "\t"}  # endings of tables, each with its usual delimiter
 _WHITE = re.compile(r"\s*")
 _KEY = re.compile(r'"([^"\\]*)"\s*:')
 _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
@@ -95,8 +96,8 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     suffix = path.suffix.lower()
     if suffix in TEXT_SUFFIXES:
         return TEXT_FILE, reading(lambda file: iter([(1, {"text": file.read()})]))
-    if suffix in (".csv", ".tsv"):
-        comma = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
+    if suffix in TABLES:
+        comma = _comma(suffix, first)
         return suffix[1:].upper(), reading(lambda file: _table(file, comma))
     if first[0] == "[":
         return JSON_LIST, reading(_elements)
@@ -109,6 +110,20 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     if suffix not in (".json", ".jsonl", ".ndjson") and first[0] != "{":
         raise DataError(f"{path}: what kind of file is it? Use .jsonl, .json, .csv, .tsv, .txt or .md")
     return "JSONL", reading(_lines)
+
+
+def dialect_of(path: Path) -> tuple[str, str]:
+    """The delimiter of a table, and an encoding with which Excel reads another file as it reads this one."""
+    encoding = _encoding(path, head := _head(path))
+    with _opened(path, encoding) as file:
+        first = next((line for line in file if line.strip()), "")
+    marked = encoding == "utf-16" or head.startswith(codecs.BOM_UTF8)
+    return _comma(path.suffix.lower(), first), "utf-8-sig" if marked else "utf-8"
+
+
+def _comma(suffix: str, first: str) -> str:
+    """The delimiter of a table. first: its first line."""
+    return TABLES[suffix] if suffix != ".csv" else max(",;\t", key=first.count)
 
 
 def _head(path: Path) -> bytes:

@@ -8,13 +8,13 @@ from typing import Any
 
 from ..data.fields import FieldTask
 from ..data.labels import LabelTask
-from ..data.passages import Handbook
+from ..data.passages import Handbook, Passage, fill
 from ..lora.adapters import active_factors
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .answers import generate_batch
-from .conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
+from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
 from .fields import guide_of, task_of_adapters
 from .labels import label_logprobs, label_probabilities
 from .quotes import quote, quoting_of, refuse_without_passages
@@ -31,6 +31,7 @@ def predict(
     system: str | None = None,
     handbook: Handbook | None = None,
     schema: FieldTask | None = None,
+    passages: Sequence[str | None] = (),
 ) -> list[dict[str, Any]]:
     """What the active adapters, or else the base or a whole model, predict for each text, in batches on all cores.
 
@@ -39,9 +40,10 @@ def predict(
     system: the system prompt; None for the one that the adapters were trained under.
     handbook: passages, the best of which is put before each question.
     schema: of the fields to find, where the adapters were not trained on a task themselves.
+    passages: of each text its own passage, which is read instead of the handbook's best, or None.
 
     Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
-    trained on fields the fields, of others {"answer"}, and with a handbook also {"passage"}, its name.
+    trained on fields the fields, of others {"answer"}, and for a passage of the handbook also {"passage"}, its name.
 
     Raises ValueError, before anything is predicted, for a text that is empty or too long for the model.
     """
@@ -51,26 +53,32 @@ def predict(
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_of_adapters(model, active) or schema
     system = system_of(model, active) if system is None else system
-    refuse_without_passages(model, active, handbook)
-    quoting = None if handbook is None else quoting_of(model, active)
-    prompts, passages, last = [], [], []
+    own = [passages[i] if i < len(passages) else None for i in range(len(texts))]
+    if None in own:
+        refuse_without_passages(model, active, handbook)
+    template = template_of(model, active)
+    prompts, named, last = [], [], []
     for i, text in enumerate(texts):
         said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
         if not said or not said[-1]["content"].strip():
             raise ValueError(f"text {i} is empty")
         last.append(said[-1]["content"])
-        open_talk, passage = open_book(model, active, handbook, said)
-        talk = with_system(open_talk, system)
+        said, passage = open_book(model, active, handbook if own[i] is None else None, said)
+        if (given := own[i]) is not None and template is not None:
+            said[-1] = {**said[-1], "content": fill(given, last[i], template)}
+        talk = with_system(said, system)
         prompts.append(talk if task is None else task.asked(talk))
-        passages.append({} if passage is None else {"passage": passage.id})
+        named.append({} if passage is None else {"passage": passage.id})
     if not prompts:
         return []
-    if quoting is not None and handbook is not None:
+    if (quoting := quoting_of(model, active)) is not None:
         found = []
         with progress("answers", len(last), "answer") as bar:
-            for question in last:
-                quotation = quote(model, tokenizer, quoting, question, handbook, system)
-                found.append({"answer": quotation.text, "passage": quotation.passage.id})
+            for i, question in enumerate(last):
+                source = handbook if (given := own[i]) is None else [Passage("", given)]
+                assert source is not None  # or it was refused
+                quotation = quote(model, tokenizer, quoting, question, source, system)
+                found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if given is None else {}))
                 bar.update()
         return found
     if isinstance(task, LabelTask):
@@ -80,4 +88,4 @@ def predict(
     answers = generate_batch(model, tokenizer, prompts, max_new_tokens, temperature, seed, guides=guides)
     if isinstance(task, FieldTask):
         return [json.loads(answer) for answer in answers]
-    return [{"answer": answer} | passage for answer, passage in zip(answers, passages, strict=True)]
+    return [{"answer": answer} | passage for answer, passage in zip(answers, named, strict=True)]

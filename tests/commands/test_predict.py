@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import date
@@ -180,9 +181,86 @@ def test_a_row_without_a_prediction_does_not_harm_the_others(folder, tmp_path, c
     assert [row["text"] for row in found] == [row["text"] for row in rows]
     assert ["predicted_label" in row for row in found] == [True, False, False, True]
     assert "2 of 4 rows have no prediction: line 2: text must be" in err and "line 3: a message with its label" in err
+    assert "| 4/4 [" in err
     good = write_jsonl(tmp_path / "good.jsonl", [rows[0], rows[3]])
     assert main(["predict", good, *flags]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [found[0], found[3]]
+
+
+def test_rows_without_a_prediction_are_named_once_for_each_reason(folder, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = __import__("pyarrow").Table.from_pylist([{"text": x, "on": date(2026, 1, 2)} for x in ("a", *[None] * 5)])
+    parquet.write_table(table, tmp_path / "in.parquet")
+    assert main(["predict", "in.parquet", *folder(TRAINED["labels"]), "--out", "out.csv"]) == 1
+    assert "5 of 6 rows have no prediction: row 2, row 3, row 4 and 2 more: text must be" in capsys.readouterr().err
+    assert [row["on"] for row in read(tmp_path / "out.csv")] == ["2026-01-02"] * 6
+    assert main(["predict", "in.parquet", *folder(TRAINED["labels"]), "--out", "out.csv", "--resume"]) == 0
+    assert main(["predict", "in.parquet", *folder(TRAINED["labels"]), "--field", "text=on"]) == 1
+    assert "in.parquet: row 1: text must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("comma", ",;\t")
+def test_a_table_is_written_as_excel_reads_the_table_it_was_made_of(folder, tmp_path, capsys, monkeypatch, mark, comma):
+    monkeypatch.setattr(command, "AT_ONCE", 1)
+    words, lines = [], [f"text{comma}n", f"hello{comma}1", f"é{comma}2"]
+    (tmp_path / "in.csv").write_text("".join(f"{mark if i == 0 else ''}{x}\n" for i, x in enumerate(lines)), "utf-8")
+    words = ["predict", "in.csv", *folder(TRAINED["labels"])]
+    assert main([*words, "--out", "out.csv"]) == 0
+    written = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.rsplit(comma, 2)[0] for line in written] == [mark + lines[0], *lines[1:]]
+    (tmp_path / "part.csv").write_text("\n".join([*written[:2], ""]), encoding="utf-8")
+    assert main([*words, "--out", "part.csv", "--resume"]) == 0
+    assert (tmp_path / "part.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+    assert main([*words, "--out", "out.tsv"]) == 0
+    assert (tmp_path / "out.tsv").read_text(encoding="utf-8").startswith("text\tn\tpredicted_label")
+    capsys.readouterr()
+    assert main(words) == 0 and capsys.readouterr().out == "\n".join([*written, ""]).removeprefix(mark)
+
+
+def test_no_bar_is_shown_between_rows_on_a_terminal(folder, tmp_path, capsys, monkeypatch):
+    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "hello"}]), folder(TRAINED["labels"])
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda shown=terminal: shown)
+        assert main(["predict", path, *flags]) == 0
+        err = capsys.readouterr().err
+        assert ("1/1" in err) != terminal and "1 row in " in err
+    assert main(["predict", path, *flags, "--out", "a.csv"]) == 0 and "1/1" in capsys.readouterr().err
+
+
+def test_rows_with_other_columns_are_not_continued(folder, tmp_path, capsys):
+    path, written = write_jsonl(tmp_path / "in.jsonl", [{"text": "hello"}] * 3), {}
+    for task in TRAINED:
+        assert main(["predict", path, *folder(TRAINED[task]), "--out", f"{task}.csv"]) == 0
+        assert main(["predict", path, *folder(TRAINED[task]), "--out", f"{task}.jsonl"]) == 0
+    for file in sorted(tmp_path.glob("[alf]*.[cj]*")):
+        written[file] = b"".join(file.read_bytes().splitlines(keepends=True)[:2])
+        for task in {*TRAINED} - {file.stem}:
+            file.write_bytes(written[file])
+            assert main(["predict", path, *folder(TRAINED[task]), "--out", file.name, "--resume"]) == 1
+            assert file.read_bytes() == written[file]
+            assert "has the columns text, predicted_" in capsys.readouterr().err
+    assert len(written) == 6
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+@pytest.mark.parametrize(
+    ("out", "said"), [("in.csv", "is the file to"), (".jsonl/", "irectory"), ("a" * 300, "too long")]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_work(folder, tmp_path, capsys, monkeypatch, out, said, flags):
+    (tmp_path / "in.csv").write_text("text\nhello\n")
+    (tmp_path / "b.jsonl").mkdir()
+    words = ["predict", "in.csv", *folder(TRAINED["labels"]), *flags]
+    monkeypatch.setattr(command.PredictOptions, "load", None)
+    assert main([*words, "--out", {"in.csv": "in.csv", ".jsonl/": "b.jsonl"}.get(out, f"{out}.csv")]) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and (tmp_path / "in.csv").read_text() == "text\nhello\n"
+
+
+def test_nothing_is_left_where_nothing_was_predicted(folder, tmp_path):
+    (tmp_path / "in.csv").write_text("text\n \n")
+    assert main(["predict", "in.csv", *folder(TRAINED["labels"]), "--out", "out.csv"]) == 1
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -216,7 +294,7 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
 
 def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsys):
     flags = folder(TRAINED["labels"])
-    (tmp_path / "in.csv").write_text("text;n\nhello;1\n", encoding="utf-8-sig")
+    (tmp_path / "in.csv").write_text("text,n\nhello,1\n")
     assert main(["predict", "in.csv", *flags]) == 0
     heading, row = capsys.readouterr().out.splitlines()
     assert heading == "text,n,predicted_label,predicted_probability" and row.startswith("hello,1,")
@@ -238,10 +316,29 @@ def test_columns_have_the_names_of_training(folder, tmp_path, capsys):
 
 def test_a_passage_in_a_row_is_read_as_in_training(folder, tmp_path, capsys, model, tokenizer):
     row = {"question": "How much?", "context": "It costs 3."}
-    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", [row]), *folder({"context_template": TEMPLATE})]) == 0
-    found = json.loads(capsys.readouterr().out)
+    path, flags = write_jsonl(tmp_path / "in.jsonl", [row]), folder({"context_template": TEMPLATE})
+    (tmp_path / "prices.md").write_text("How much it costs.")
     asked = fill(row["context"], row["question"], TEMPLATE)
-    assert found == row | {"predicted_answer": generate(model, tokenizer, asked, 60)}
+    for more in ([], ["--context", "prices.md"]):  # its own passage goes before those of a handbook
+        assert main(["predict", path, *flags, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found == row | {"predicted_answer": generate(model, tokenizer, asked, 60)}
+
+
+@pytest.mark.parametrize("more", [[], ["--context", "prices.md"]])
+def test_a_passage_in_a_row_is_quoted(folder, tmp_path, capsys, more):
+    rows = [{"question": "How much?", "passage": "It costs 3."}, {"question": "How much?", "passage": None}]
+    flags = folder(Quoting(1).entry())
+    (tmp_path / "prices.md").write_text("It costs 4.")
+    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows[: 1 + len(more) // 2]), *flags, *more]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    added = [
+        {"predicted_answer": "It costs 3."},
+        {"predicted_answer": "It costs 4.", "predicted_passage": "paragraph 1"},
+    ]
+    assert found == [row | new for row, new in zip(rows[: len(found)], added, strict=False)]
+    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows), *flags]) == 1
+    assert "answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
 
 
 def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokenizer):
@@ -270,6 +367,17 @@ def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_w
         ([{"text": "x"}], ["--out", "a.xlsx"], "rows are written as .csv, .tsv, .jsonl, got .xlsx"),
         ([{"text": "x"}], ["--out", "no/a.csv"], "no/a.csv: there is no folder no"),
         ([{"text": "x"}], ["--resume"], "--resume continues a file: give it with --out"),
+        (
+            [{"text": "x"}],
+            ["--adapter", "b"],
+            "one adapter at a time: predict with the next one for the file that --out",
+        ),
+        (
+            [{"text": "x"}],
+            ["--data", "b"],
+            "minilora predict has no --data: name the file alone, as in minilora predict",
+        ),
+        ([{"What is a lien?": "x"}], [], "in.jsonl:1: a column is called 'What is a lien?': is there no heading?"),
         ([{"text": "x"}], ["--field", "txt=x"], "minilora reads no 'txt' (did you mean text?)"),
         ([{"text": "x"}], ["--schema", "s.json", "--context", "c.md"], "--schema means nothing with --context"),
     ],
@@ -325,6 +433,7 @@ def test_a_file_without_a_prompt_is_refused(tmp_path, content, said):
 def test_a_table_holds_lists_as_json_and_nothing_as_an_empty_cell():
     rows, day = Rows(".csv", ["a", "b", "c"]), date(2026, 1, 2)
     assert (
-        rows.heading() + rows.text({"a": ["x", "ü", day], "b": None}) == 'a,b,c\n"[""x"", ""ü"", ""2026-01-02""]",,\n'
+        rows.heading() + rows.text({"a": ["x", "ü", day], "b": None, "c": day})
+        == 'a,b,c\n"[""x"", ""ü"", ""2026-01-02""]",,2026-01-02\n'
     )
     assert Rows(".jsonl", []).text({"a": day, "b": "ü"}) == '{"a": "2026-01-02", "b": "ü"}\n'

@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import re
+import shlex
 import tracemalloc
 from dataclasses import replace
 from shlex import quote
@@ -161,9 +163,24 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     table(path, [{"Query": ASK, "reply": TELL}] * 30)
     for name, hint in (("q", ""), ("query", " (did you mean Query?)")):
         assert message_of(path, field={"question": name, "answer": "reply"}) == (
-            f"{path}:2: field question={name}: no such column{hint}; there are Query, reply "
-            "(30 rows: lines 2, 4, 6, 8, 10 and 25 more)"
+            f"{path}:2: field question={name}: no such column{hint}; there are Query, reply: name the right one with "
+            "--field question=... (30 rows: lines 2, 4, 6, 8, 10 and 25 more)"
         )
+
+
+@pytest.mark.parametrize(
+    "heading", ["Ticket Nr.,Mail text,No.,topic", "How happy are you with us?,,x,label", "w,x,y,z"]
+)
+def test_the_columns_of_the_advice_have_the_longest_texts_and_can_be_read(tmp_path, heading):
+    path = tmp_path / "data.csv"
+    path.write_text(f"{heading}\n7,Where is my parcel?,,Lost\n8,Too late,,Delivery time\n")
+    said = message_of(path)
+    assert "(2 rows: lines 2, 3)" in said and "\n" not in said  # one kind of mistake, whichever columns are longest
+    assert ("is there no heading?" in said) == ("How happy" in said)
+    for words in re.findall(r"--field (.*?)(?:, or| for a text| \(2 rows)", said):
+        field = dict(word.split("=") for word in shlex.split(words))
+        first, _ = read_records(path, field=field)
+        assert first.question.endswith("Where is my parcel?") and first.messages[-1]["content"] == "Lost"
 
 
 def test_an_optional_column_need_not_be_in_every_row_but_in_one(tmp_path):
@@ -325,7 +342,7 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "question,answer\n", ": there is no record in it"),
     ("a.csv", "Frage;my answer\nx;3\ny;4\n", ":2: which columns are the question and the answer? There are Frage, my "
      "answer: name them, such as --field question=Frage 'answer=my answer' (2 rows: lines 2, 3)"),
-    ("a.csv", "Why is it?,So.\nx,3\n", ":2: the heading looks like a record ('Why is it?'): is there none? Put que"),
+    ("a.csv", "Why is it?,So.\nx,3\n", ":2: a column is called 'Why is it?': is there no heading? Put a line with n"),
     ("a.csv", "name\nx\n", ":2: expected columns such as question and answer, or text; there is name"),
     ("a.csv", "prompt,reply\nx,3\n", "prompt/completion needs a column completion; there are prompt, reply: name"),
     ("a.csv", "q,a\nx,y,z\n", ":2: 3 cells under a heading of 2: put a text that contains ',' in quotes"),

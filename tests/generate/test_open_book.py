@@ -5,8 +5,8 @@ import json
 import pytest
 
 import minilora as ml
+from minilora.commands.asking import read_context
 from minilora.commands.chat import Chat, Output
-from minilora.commands.shared import read_context
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk, open_book, template_of, without_passages
