@@ -324,7 +324,6 @@ def test_a_pipe_that_nobody_reads_any_longer_is_the_end(words, typed, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--top-p", "0"], "--top-p must be a number above 0, got '0'"),
         (["--ask-file", "b"], "minilora chat has no --ask-file: minilora predict FILE asks each line of it"),
         (["--prompt", " "], "--prompt is empty: give a question, or leave it out to talk"),
         (
