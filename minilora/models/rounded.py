@@ -10,6 +10,7 @@ are hashed on the way: an adapter that was trained on the quantised base can als
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..engine.backend import Array, dense, is_packed
 from ..files.quant import ROUNDED, Packed, bytes_of_row, quantize
 from ..nn.families import TABLES, empty_model
 from ..nn.language_model import LanguageModel
-from ..nn.module import Fingerprint
+from ..nn.module import add_to_hash
 
 
 def rounded_to(quantized: bool | str) -> str | None:
@@ -43,14 +44,14 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
     tensors do not fit the shape.
     """
     state: dict[str, Array] = {}
-    fingerprint = Fingerprint()
+    digest = hashlib.sha256()
     for name in sorted(names):
         w = read(name)
-        fingerprint.add(name, w)
+        add_to_hash(digest, name, w)
         state[name] = w if w.ndim == 1 else _round(name, w, kind)
     model = empty_model(config)
     model.load_state_dict(state)
-    model.rounded_to, model.unrounded_sha256 = kind.lower(), fingerprint.hexdigest()
+    model.rounded_to, model.unrounded_sha256 = kind.lower(), digest.hexdigest()
     return model
 
 

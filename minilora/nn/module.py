@@ -182,27 +182,17 @@ def sha256_of(arrays: Mapping[str, Array]) -> str:
     or several, with adapters or without. A file's own SHA-256 would differ for each of these, and could not tell
     whether a model in memory has changed.
     """
-    fingerprint = Fingerprint()
+    import hashlib  # here, so that `import minilora` is quick
+
+    digest = hashlib.sha256()
     for name in sorted(arrays):
-        fingerprint.add(name, arrays[name])
-    return fingerprint.hexdigest()
+        add_to_hash(digest, name, arrays[name])
+    return digest.hexdigest()
 
 
-class Fingerprint:
-    """`sha256_of` for arrays that are not in memory together: `add` each of them, in the order of their names."""
-
-    def __init__(self):
-        import hashlib
-
-        self._digest = hashlib.sha256()
-
-    def add(self, name: str, w: Array) -> None:
-        """Add the next array."""
-        self._digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
-        rows = max(1, _HASHED // max(1, math.prod(w.shape[1:]))) if w.shape else 1
-        for piece in (dense(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
-            self._digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
-
-    def hexdigest(self) -> str:
-        """The fingerprint of all arrays added so far."""
-        return self._digest.hexdigest()
+def add_to_hash(digest: Any, name: str, w: Array) -> None:
+    """Add the next array of `sha256_of`, where they are not in memory together: in the order of their names."""
+    digest.update(f"{name} {np.dtype(w.dtype).str} {w.shape}\n".encode())
+    rows = max(1, _HASHED // max(1, math.prod(w.shape[1:]))) if w.shape else 1
+    for piece in (dense(w, i, i + rows) for i in range(0, len(w), rows)) if w.shape else (w,):
+        digest.update(np.ascontiguousarray(to_numpy(piece)).reshape(-1).view(np.uint8).data)
