@@ -41,12 +41,9 @@ def count_parameters(model: Module) -> ParameterCounts:
     """
     check_module(model)
     by_module: dict[str, tuple[int, int]] = {}
-    total = trainable = 0
     for name, parameter in model.named_parameters():
         kind = name.split(".adapters.")[0].removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
-        learns = parameter.size if parameter.requires_grad else 0
-        before = by_module.get(kind, (0, 0))
-        by_module[kind] = (before[0] + learns, before[1] + parameter.size)
-        total += parameter.size
-        trainable += learns
+        trainable, total = by_module.get(kind, (0, 0))
+        by_module[kind] = trainable + parameter.size * parameter.requires_grad, total + parameter.size
+    trainable, total = (sum(counts[i] for counts in by_module.values()) for i in (0, 1))
     return ParameterCounts(total, trainable, by_module)

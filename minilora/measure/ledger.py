@@ -28,16 +28,16 @@ def ledger(model: LanguageModel, optimizer: AdamW | None = None, loss: Tensor | 
 
     loss: the result of `model.loss`, before its backward pass; what its graph holds counts as activations.
     """
-    count = _Counted()
+    seen: dict[int, Array] = {}
     parameters = dict(model.named_parameters())
-    weights = count.all(base_state(model).values())
-    adapter = count.all(p.data for p in parameters.values())  # the base is counted already
-    gradients = count.all(p.grad for p in parameters.values() if p.grad is not None)
-    moments = count.all([*optimizer.m, *optimizer.v]) if optimizer else 0
+    weights = _new_bytes(seen, base_state(model).values())
+    adapter = _new_bytes(seen, (p.data for p in parameters.values()))  # the base is counted already
+    gradients = _new_bytes(seen, (p.grad for p in parameters.values() if p.grad is not None))
+    moments = _new_bytes(seen, [*optimizer.m, *optimizer.v]) if optimizer else 0
     kept = Counter[str]()
     if loss is not None and loss.node is not None:
         for operation, array in kept_arrays(loss.node):
-            kept[operation] += count.all([array])
+            kept[operation] += _new_bytes(seen, [array])
     by_operation = {name: n for name, n in kept.most_common() if n}
     return Memory(weights, adapter, gradients, moments, sum(by_operation.values()), by_operation=by_operation)
 
@@ -116,20 +116,14 @@ def _is_filled(cell: Any) -> bool:
         return False
 
 
-class _Counted:
-    """Adds up the bytes of arrays, each buffer once: a view counts as the array that it shows."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[int, Array] = {}
-
-    def all(self, arrays: Iterable[Array]) -> int:
-        """The bytes of the buffers that were not counted before."""
-        total = 0
-        for x in arrays:
-            buffer: Array = getattr(x, "raw", x)  # of a quantised matrix, its bytes
-            while _is_array(below := buffer.base):
-                buffer = below
-            if id(buffer) not in self.buffers:
-                self.buffers[id(buffer)] = buffer
-                total += buffer.nbytes
-        return total
+def _new_bytes(seen: dict[int, Array], arrays: Iterable[Array]) -> int:
+    """The bytes of the buffers that are not in `seen`, and then are. A view counts as the array that it shows."""
+    total = 0
+    for x in arrays:
+        buffer: Array = getattr(x, "raw", x)  # of a quantised matrix, its bytes
+        while _is_array(below := buffer.base):
+            buffer = below
+        if id(buffer) not in seen:
+            seen[id(buffer)] = buffer
+            total += buffer.nbytes
+    return total
