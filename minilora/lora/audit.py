@@ -79,8 +79,7 @@ def audit(
 ) -> AuditReport:
     """Check that an adapter satisfies what every LoRA adapter must. See the list at the top of audit.py.
 
-    model: with the adapter. Afterwards it is as before, except that gradients are cleared.
-    name: of the adapter.
+    model: afterwards it is as before, except that gradients are cleared.
     input_ids: (B, T) tokens to compute with; 24 fixed ones if left out.
     base_sha256: an earlier `sha256_of(base_state(model))`, such as from before training, which must still hold.
 

@@ -94,10 +94,8 @@ def save_adapter(
 ) -> Path:
     """Write one adapter as a PEFT folder and return the folder. Each file appears whole or not at all.
 
-    model: with the adapter.
     folder: is created if missing. An adapter in it is replaced only if this one was loaded from there or saved there
         before, or with `overwrite`.
-    name: of the adapter.
     base_model: for PEFT's `base_model_name_or_path`; if left out, what the model was loaded from.
     base_sha256: `sha256_of(base_state(model))`, if known; otherwise it is computed.
     data: a record of the training data for `minilora.json`; if left out, as loaded.
@@ -179,9 +177,6 @@ def load_adapter(
     It is trainable, so one with `lora_dropout` drops inputs until `model.eval()`, except under `no_grad`, as in
     generation.
 
-    model: the base.
-    folder: the PEFT folder or `.gguf` file.
-    name: for the new adapter.
     force: accept an adapter that was made for another base of the same shape.
     base_sha256: `sha256_of(base_state(model))`, if known.
     mapped: map the weights file into memory instead of reading it, so that only adapters in use need memory. The file

@@ -84,8 +84,7 @@ def provenance_of_base(
 ) -> dict[str, Any]:
     """The entry "base" for an adapter of this model.
 
-    model: with the base's weights.
-    folder: the adapter's folder, from which a base in a file or folder is found again.
+    folder: the adapter's, from which a base in a file or folder is found again.
     name: of the base; if left out, what the model was loaded from.
     sha256: `sha256_of(base_state(model))`, if known; computing it takes 0.3 s for 135 million parameters.
     """
@@ -111,7 +110,6 @@ def path_from(folder: Path, name: str | Path) -> str:
 def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: str | None = None) -> None:
     """Raise ModelFileError if the adapter in this folder was made for another base than this model.
 
-    model: with the base's weights.
     folder: the adapter's. If it has no `minilora.json`, any base is accepted.
     force: accept another base of the same shape.
     sha256: as for `provenance_of_base`.

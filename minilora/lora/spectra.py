@@ -117,8 +117,6 @@ def amplification(update: Update, w: np.ndarray, r: int | None = None) -> Amplif
     and right singular vectors of ΔW. A large factor means that ΔW amplifies directions that W hardly emphasises. For
     random directions the mean of ‖Uᵀ W V‖² is r² ‖W‖² / (m n).
 
-    update: ΔW.
-    w: the base's matrix W, (m, n).
     r: the number of singular vectors; if left out, the numerical rank of ΔW.
 
     Raises ValueError for different shapes, an update of zeros, an r above its rank, or if Uᵀ W V is zero.
@@ -157,9 +155,7 @@ def intruder_dimensions(w: np.ndarray, tuned: np.ndarray, k: int = 10, epsilon: 
 
     Shuttleworth et al. 2024 (arXiv 2410.21228), definition 1.
 
-    w, tuned: the matrix before and after training, (m, n).
-    k: how many singular vectors to compare with all of W's.
-    epsilon: the threshold.
+    w, tuned: the matrix before and after training, (m, n). k: how many singular vectors are compared with all of W's.
 
     Raises ValueError as `closest_cosines` does, and for an epsilon outside (0, 1].
     """

@@ -92,11 +92,7 @@ class Dropout(Module):
 def row_norms(w: Array, a: Array, b: Array, scale: float) -> Array:
     """The norm of each row of V = W + scale · B A, (m), computed without forming B A.
 
-    ‖w + s b A‖² = ‖w‖² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ for a row w of W and the same row b of B.
-
-    w: the base's matrix W, (m, n).
-    a, b: the factors A (r, n) and B (m, r).
-    scale: the factor s on B A.
+    ‖w + s b A‖² = ‖w‖² + 2 s b · (A w) + s² b (A Aᵀ) bᵀ for a row w of W, the same row b of B, and the scale s.
     """
     xp, b = array_module(w), b * scale
     square = xp.einsum("mn,mn->m", w, w)
@@ -115,23 +111,14 @@ def dora_update(product: Tensor, low: Tensor, magnitude: Tensor, norms: Array, f
     The norm is an array, not a tensor, so no gradient flows through it (section 4.3 of the paper). This saves memory
     and changes the result little. PEFT does the same.
 
-    product: W x, (..., m).
-    low: scale · B A x, (..., m).
-    magnitude: the trained magnitudes, (m).
-    norms: `row_norms` of W, A and B, (m).
-    factor: of the whole update.
+    product: W x, (..., m). low: scale · B A x, (..., m). magnitude: the trained ones, (m). norms: `row_norms`, (m).
     """
     quotient = magnitude / norms
     return product * ((quotient - 1) * factor) + low * (quotient * factor)
 
 
 def dora_delta(w: Array, low: Array, magnitude: Array, norms: Array) -> Array:
-    """The update of `dora_update` as one matrix: diag(magnitude / ‖V‖) V - W with V = W + low, (m, n).
-
-    w: the base's matrix W, (m, n).
-    low: scale · B A, (m, n).
-    magnitude, norms: as for `dora_update`, (m).
-    """
+    """The update of `dora_update` as one matrix: diag(magnitude / ‖V‖) V - W with V = W + low, low = scale · B A."""
     return (magnitude / norms)[:, None] * (w + low) - w
 
 

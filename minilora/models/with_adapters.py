@@ -89,9 +89,8 @@ def load_with_adapters(
     """Load a base and adapters for it. None of them is active: call `set_adapter` to choose.
 
     named: folders, or llama.cpp adapter files, by the adapters' names.
-    base: as for `load`; if left out, the base that the folders name, or "smollm2" if none does.
-    force: accept adapters of another base of the same shape.
-    quantized, device, dtype: as for `load`.
+    base: if left out, the base that the folders name, or "smollm2" if none does.
+    force: accept adapters of another base of the same shape. The others are as for `load`.
 
     Raises ModelFileError for adapters of different bases, a base that is missing, and unreadable files.
     """

@@ -15,7 +15,6 @@ class Linear(Module):
 
     Adapters can be put on every Linear layer of a Module.
 
-    in_features, out_features: the widths of x and y.
     bias: whether the layer has one; it starts at zero.
     rng: the generator of the initial weight; None for zeros, which a loaded weight replaces.
     std: the standard deviation of the initial weight, drawn from N(0, std²).

@@ -39,9 +39,6 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     would be idle, long sequences are divided as well (context parallelism). Gradients are added in a fixed order: the
     same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
 
-    model: a model with something trainable.
-    input_ids, labels, packing: as for `LanguageModel.loss`.
-
     Returns a scalar without a graph. Raises TypeError for a module that is no language model, ValueError for a batch
     that it cannot read, and RuntimeError if nothing is trainable, an adapter is merged, or inside `no_grad()`.
     """
@@ -59,8 +56,6 @@ def training_step(
 ) -> tuple[float, float]:
     """One step: zero_grad, forward and backward pass, clipping, optimizer step.
 
-    model: the model to train.
-    optimizer: holds the parameters to train.
     batch: a batch, or samples, which are divided into micro-batches and then packed.
     max_norm: gradients are clipped to this common norm.
     at_once: accumulate gradients: samples computed at a time, also on a GPU. The result is that of the whole batch, the
