@@ -5,8 +5,10 @@ Every contender gives probabilities (N, L) for N records and L labels, and choos
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -151,13 +153,12 @@ def with_examples(records: Sequence[Record], examples: Sequence[Record]) -> list
 
 def few_shot(records: Sequence[Record], shots: int) -> list[Record]:
     """The first record of each label, then the second of each, and so on: so many."""
-    seen: dict[str | None, int] = {}
-    turn = []
+    seen: Counter[str | None] = Counter()
+    turns = []
     for record in records:
-        seen[record.label] = seen.get(record.label, 0) + 1
-        turn.append(seen[record.label])
-    order = sorted(range(len(records)), key=lambda i: (turn[i], i))
-    return [records[i] for i in order[:shots]]
+        seen[record.label] += 1
+        turns.append((seen[record.label], record))
+    return [record for _, record in sorted(turns, key=itemgetter(0))][:shots]
 
 
 # -- contenders that are no language models ----------------------------------------------------------------------------

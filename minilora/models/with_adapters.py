@@ -155,17 +155,14 @@ def _base_named_in(folder: Path) -> str | Path | None:
         return None  # a llama.cpp file
     entry = read_provenance(folder).get("base", {})
     name = entry.get("name") or read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    if name and (known := known_as(name)) is not None:
+        return known
     places = [folder / entry["path"]] if entry.get("path") else []
-    if name:
-        if (known := known_as(name)) is not None:
-            return known
-        places += [Path(name), folder / name]
-    if not places:
-        return None
-    if (there := next((place for place in places if place.exists()), None)) is None:
-        if name and entry.get("revision"):
-            return name  # on the hub
+    places += [Path(name), folder / name] if name else []
+    if there := next((place for place in places if place.exists()), None):
+        return there
+    if places and not (name and entry.get("revision")):
         raise ModelFileError(
             f"{folder}: made for the base {name}, which is not here: give its folder or .gguf file with --base"
         )
-    return there
+    return name or None  # on the hub, or none

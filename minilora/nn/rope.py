@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..engine.backend import Array
 
 
@@ -39,9 +41,7 @@ class RopeScaling:
         return 1 / (kept + (1 - kept) / self.factor)
 
 
-def frequencies(theta: float, head_dim: int, scaling: RopeScaling | None = None, xp: Any = None) -> Array:
+def frequencies(theta: float, head_dim: int, scaling: RopeScaling | None = None, xp: Any = np) -> Array:
     """The angle by which each pair turns from one token to the next, (D/2) float64. xp: NumPy or CuPy."""
-    if xp is None:
-        import numpy as xp
     plain = theta ** (-xp.arange(0, head_dim, 2) / head_dim)
     return plain if scaling is None else plain / scaling.divisors(plain)
