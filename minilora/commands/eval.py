@@ -15,7 +15,7 @@ from ..data.repository import is_dataset
 from ..data.rows import SPLITS
 from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
-from ..generate.quotes import refuse_without_passages
+from ..generate.quotes import quoting_of, refuse_without_passages
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
@@ -145,12 +145,14 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
         for line in without_passages(model, handbook):
             log.info(line)
+        quoting = any(quoting_of(model, name) for name in folders)  # these cannot be asked without passages
+        without = "" if quoting else "leave out --context, or "
         asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
         if not asked:
             what = "has keywords, by which answers with passages are measured (general questions are not asked)"
-            raise ValueError(f"{', '.join(data)}: no record {what}: leave out --context, or add a column keywords")
+            raise ValueError(f"{', '.join(data)}: no record {what}: {without}add a column keywords")
         if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
-            raise ValueError(f"{own_passages[0]} has its own passage: leave out --context")
+            raise ValueError(f"{own_passages[0]} has its own passage: {without}leave out that column")
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
             for name, records in asked.items()
@@ -190,7 +192,7 @@ def _report(
     if isinstance(held, Preferred):
         contenders = {BASE_NAME: (None, 0)}
     elif whole:
-        contenders = {"full fine-tuning": (None, 0)}
+        contenders = {"the whole model": (None, 0)}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
     found: dict[str, Sequence[Any]] = {}
     for name, (choice, shots) in contenders.items():

@@ -158,10 +158,11 @@ def _refuse_unwritable(out: Path, source: Path, replaced: bool) -> None:
 
 
 def _columns(options: PredictOptions, named: Mapping[str, Path]) -> dict[str, str]:
-    """The columns of the prompt under other names: those given, or those of the adapter's training."""
+    """The columns of the prompt under other names: those given, or those of the adapter's or whole model's training."""
     if options.field:
         return dict(options.field)
-    stored = [read_provenance(folder).get("data", {}).get("field") or {} for folder in named.values()]
+    trained = [*named.values()] or [Path(options.base or "")]
+    stored = [read_provenance(folder).get("data", {}).get("field") or {} for folder in trained]
     return {name: str(column) for each in stored for name, column in each.items() if name in ASKED}
 
 

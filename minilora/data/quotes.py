@@ -18,6 +18,7 @@ from .records import Record
 PART = "{part}"  # where the sentences go in the template
 TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
 _END = re.compile(r"(?<=[.!?;:])\s+")
+_HEADING = re.compile(r"^#+ .*\n\s*", re.MULTILINE)  # a heading alone is all that its passage has
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class Quoting:
         return {"quote": {"sentences": self.sentences, "template": self.template}}
 
     def parts(self, passage: str, sentences: int | None = None) -> list[str]:
-        """Every run of so many sentences in a passage; the whole passage if it has no more.
+        """Every run of so many sentences in a passage, without Markdown's headings; all of it if it has no more.
 
-        >>> Quoting(2).parts("One. Two! Three?")
+        >>> Quoting(2).parts("# Numbers\nOne. Two! Three?")
         ['One. Two!', 'Two! Three?']
         """
-        each, length = _END.split(passage.strip()), sentences or self.sentences
+        each, length = _END.split(_HEADING.sub("", passage.strip())), sentences or self.sentences
         return [" ".join(each[i : i + length]) for i in range(max(1, len(each) - length + 1))]
 
     def prompt(self, passage: str, part: str) -> str:

@@ -50,8 +50,8 @@ def name_of(choice: Choice) -> str:
 
 
 def system_of(model: LanguageModel, choice: Choice) -> str | None:
-    """The system prompt that all adapters of a choice were trained under; None if there is none, or several."""
-    return same_of_all(model, choice, lambda data: data.get("system"), None)
+    """The system prompt that all adapters of a choice, or a whole model, were trained under; None for several."""
+    return same_of_all(model, choice, lambda data: data.get("system"), model.data.get("system"))
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -68,10 +68,14 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 def template_of(model: LanguageModel, choice: Choice) -> str | None:
     """The template of a question with its passage for a choice of adapters: the one that they were trained on.
 
-    That is None if they were trained without passages, or on labels. The base, and an adapter whose training nobody
+    That is None if they were trained without passages, or on labels. A base, and an adapter whose training nobody
     wrote down, can be asked either way: theirs is TEMPLATE.
     """
-    return same_of_all(model, choice, lambda data: stored_template(data) if data else TEMPLATE, TEMPLATE)
+
+    def read(data: Mapping[str, Any]) -> str | None:
+        return stored_template(data) if data else TEMPLATE
+
+    return same_of_all(model, choice, read, read(model.data))
 
 
 def open_book(

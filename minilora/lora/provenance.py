@@ -1,6 +1,7 @@
 """`minilora.json` in an adapter's folder: which base it was made for, and what it was trained on.
 
-In the folder of a model that was fine-tuned as a whole there is one, too, which only has what it was trained on.
+In the folder of a model that was merged, or fine-tuned as a whole, there is one, too, which only has what it was
+trained on.
 
     {"format": 1,
      "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for

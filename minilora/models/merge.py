@@ -17,7 +17,7 @@ import numpy as np
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..files.blocks import LAYOUTS
-from ..files.disk import ModelFileError, replacing_folder
+from ..files.disk import ModelFileError, replacing_folder, write_json
 from ..files.levels import LEVELS
 from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
@@ -33,7 +33,7 @@ from ..lora.adapters import (
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
-from ..lora.provenance import read_provenance
+from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from, read_provenance
 from ..nn.families import FAMILIES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
 from .folder import FILES, load_folder, save_folder
@@ -193,7 +193,7 @@ def merge(
         lost = requantised(before, state, changed, config, source)
     elif rounded_to and rounded_to.upper() in LEVELS:
         lost = requantised(before, state, changed, config, kind=rounded_to.upper())
-    _write(out, format, kind, config, state, tokenizer, source, set(before) - changed)
+    _write(out, format, kind, config, state, tokenizer, source, set(before) - changed, _trained_on(Path(adapter), out))
     written = load_folder(out) if format == "hf" else GGUF(out).load()
     size = sum(file.stat().st_size for file in (out.iterdir() if format == "hf" else [out]))
     if kind == "F32":
@@ -324,7 +324,9 @@ def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
         raise ValueError(f"{out} is a folder: choose another name")
     if format == "gguf" and out.exists() and not overwrite:
         raise ValueError(f"{out} exists: choose another name, or --overwrite (overwrite=True)")
-    replaceable = set(FILES if overwrite else ())  # next to an adapter, transformers would apply it a second time
+    replaceable = (
+        {*FILES, PROVENANCE_FILE} if overwrite else set()
+    )  # next to an adapter, transformers would apply it a second time
     if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
         only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")
@@ -336,6 +338,12 @@ def _whole(model: LanguageModel) -> tuple[Any, dict[str, Array]]:
     return replace(model.config, tie_word_embeddings="lm_head.weight" not in state), state
 
 
+def _trained_on(adapter: Path, out: Path) -> dict[str, Any]:
+    """What an adapter was trained on, with paths from the folder of the merged model."""
+    data = read_provenance(adapter).get("data", {})
+    return data | {key: path_from(out, adapter / data[key]) for key in ("path", "context_path") if key in data}
+
+
 def _write(
     out: Path,
     format: str,
@@ -345,11 +353,14 @@ def _write(
     tokenizer: Tokenizer,
     source: GGUF | None = None,
     unchanged: Collection[str] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     if format == "hf":
         state = in_dtype(state, {"F32": "float32", "F16": "float16"}[kind], "--type f32 (kind='F32')")
         with replacing_folder(out) as partial:
             save_folder(partial, config, state, tokenizer)
+            if data:  # whoever loads the model asks it as it was trained
+                write_json(partial / PROVENANCE_FILE, {"format": FORMAT, "data": data})
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged)

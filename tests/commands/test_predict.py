@@ -341,6 +341,29 @@ def test_a_passage_in_a_row_is_quoted(folder, tmp_path, capsys, more):
     assert "answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "data", [*TRAINED.values(), {"system": "Be kind."}, {"context_template": TEMPLATE}, {}], ids=str
+)
+def test_a_merged_model_predicts_as_its_adapter(folder, tmp_path, capsys, data):
+    data = data | {"field": {"text": "body", "label": "topic"}, "path": "../mine.csv"} if data else data
+    base, flags = folder(data)[1], folder(data)[4:]
+    path, found = write_jsonl(tmp_path / "in.jsonl", [{"body": "hello", "context": "It costs 3."}]), []
+    named = ["--field", "text=body"] if not data else []
+    for _ in range(2):
+        assert main(["merge", "--base", base, "--adapter", "legal", "--out", "deep/merged", "--overwrite"]) == 0
+    for words in (["--base", base, "--adapter", "legal"], ["--base", "deep/merged"]):
+        capsys.readouterr()
+        assert main(["predict", path, *words, *flags, *named]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0].keys() == found[1].keys() and (found[0] == found[1] or "predicted_probability" in found[0])
+    known = tmp_path / "deep" / "merged" / "minilora.json"
+    assert known.exists() == bool(data)
+    if data:
+        stored = json.loads(known.read_text())["data"]
+        assert (known.parent / stored["path"]).resolve() == (tmp_path / "mine.csv").resolve()
+        assert stored | {"path": data["path"]} == data
+
+
 def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokenizer):
     path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "How much?"}]), folder({"context_template": TEMPLATE})
     (tmp_path / "prices.md").write_text("It costs 3.")

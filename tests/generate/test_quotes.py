@@ -53,6 +53,14 @@ def likeliest(model, tokenizer, question, passages, system=None):
 # -- parts and records -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("heading", ["# Birds\n", "## Birds\n\n### Grey ones. And #2\n"])
+def test_headings_are_not_quoted(heading):
+    for text in (HERON.text, "#1 of all. It is grey!", "- a\n- b"):
+        assert QUOTING.parts(heading + text) == QUOTING.parts(text)
+        assert QUOTING.parts(f"{text}\n{heading.strip()}\n{text}") == QUOTING.parts(f"{text}\n{text}")
+    assert QUOTING.parts("# Birds") == ["# Birds"]
+
+
 @pytest.mark.parametrize("sentences", [1, 2, 3, 9])
 def test_parts_are_all_runs_of_sentences_word_for_word(sentences):
     parts = Quoting(sentences).parts(HERON.text)

@@ -152,13 +152,15 @@ def test_eval_refuses_what_means_nothing(change, words):
         EvalOptions(**change)
 
 
-def test_eval_refuses_records_without_keywords_and_with_their_own_passages(home, run, tmp_path):
+def test_eval_refuses_records_without_keywords_and_with_their_own_passages(home, run, quoting, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n', encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps({**TERMS[0], "context": "Own."}) + "\n", encoding="utf-8")
     for name, words in (("a", "no record has keywords"), ("b", "x/0 has its own passage")):
-        chosen = EvalOptions(base=str(home / "base"), data=[str(tmp_path / f"{name}.jsonl")], context=str(run[1]))
-        with pytest.raises(ValueError, match=words):
-            evaluate_adapters(chosen)
+        for adapters in ([str(run[0])], [str(run[0]), str(quoting[0])]):
+            values = dict(base=str(home / "base"), adapter=adapters, data=[str(tmp_path / f"{name}.jsonl")])
+            with pytest.raises(ValueError, match=words) as caught:
+                evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+            assert ("leave out --context" in str(caught.value)) == (len(adapters) == 1)  # one that quotes needs it
 
 
 def test_a_passage_that_is_longer_than_a_record_may_be_is_one_line(home, run, tmp_path):
