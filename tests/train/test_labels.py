@@ -91,7 +91,7 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     assert talk.ask("the courier lost it", shown.append) and talk.turns[0].answer in task.labels
     assert re.fullmatch(r"(bill|other|parcel) \(\d+ %; then .*\)", "".join(shown))
     (report,) = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(run[1])]))["labels"].values()
-    assert [row["name"] for row in report["rows"]][2:] == ["full fine-tuning"]
+    assert [row["name"] for row in report["rows"]][2:] == ["the whole model"]
     assert report["confusion"] == metrics["labels"]["confusion"]
     assert Engine(model, tokenizer).versions["base"].labels == task.labels
     fewer = [{"text": f"{i} on the invoice", "label": label} for i, label in enumerate(("bill", "other") * 3)]
