@@ -45,7 +45,7 @@ class Quoting:
     def parts(self, passage: str, sentences: int | None = None) -> list[str]:
         """Every run of so many sentences in a passage, without Markdown's headings; all of it if it has no more.
 
-        >>> Quoting(2).parts("# Numbers\nOne. Two! Three?")
+        >>> Quoting(2).parts("# Numbers\\nOne. Two! Three?")
         ['One. Two!', 'Two! Three?']
         """
         each, length = _END.split(_HEADING.sub("", passage.strip())), sentences or self.sentences

@@ -101,7 +101,7 @@ def test_a_model_that_was_fine_tuned_as_a_whole_keeps_the_schema(home, run, tmp_
     (tmp_path / "new.jsonl").write_text('{"text": "pay x, gus", "fields": {"kind": "bill", "name": "gus", "tags": []}}')
     alone = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(tmp_path / "new.jsonl")]))
     assert [row["name"] for row in alone["fields"]["new"]["rows"]] == ["the whole model"]
-    assert "full fine-tuning was compared with nothing." in page(alone)
+    assert "the whole model was compared with nothing." in page(alone)
 
 
 def test_a_chat_with_the_base_answers_under_a_schema_that_is_given(home, tmp_path, capsys):
