@@ -64,10 +64,8 @@ class LoraConfig:
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict with patterns as keys, got {getattr(self, name)!r}")
             object.__setattr__(self, name, {key: as_python(value) for key, value in getattr(self, name).items()})
-        for where, rank in [
-            ("r", self.r),
-            *((f"rank_pattern[{key!r}]", rank) for key, rank in self.rank_pattern.items()),
-        ]:
+        ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": rank for key, rank in self.rank_pattern.items()}
+        for where, rank in ranks.items():
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"{where} must be a positive integer, got {rank!r}")
         for where, alpha in [("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()]:

@@ -84,17 +84,11 @@ class WithFields(Checked):
             }
             for k, (name, each) in enumerate(right.items())
         ]
-        mistakes = [
-            {
-                "id": record.id,
-                "text": text,
-                "wrong": {key: [true[key], one[key]] for key, good in zip(names, fits, strict=True) if not good},
-            }
-            for record, text, true, one, fits in zip(
-                self.records, self.texts(), truth, given[subject], right[subject], strict=True
-            )
-            if not fits.all()
-        ]
+        mistakes = []
+        for i, text in enumerate(self.texts()):
+            own, true = given[subject][i], truth[i]
+            if wrong := {key: [true[key], own[key]] for key in names if not same(own[key], true[key])}:
+                mistakes.append({"id": self.records[i].id, "text": text, "wrong": wrong})
         return {
             "fields": names,
             "copied": list(self.task.copied),

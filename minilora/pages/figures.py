@@ -51,13 +51,9 @@ def validation_losses(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, f
 
 
 # Validation set -> name, colour, marker and line: two curves can be told apart without their colours.
-VALIDATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "unseen": ("validation,\nunseen", VALIDATION, {"marker": "o", "markersize": 5, "linewidth": 1.5}),
-    "paraphrase": (
-        "validation,\nparaphrased",
-        PARAPHRASE,
-        {"marker": "s", "markersize": 5, "linewidth": 1.5, "linestyle": "-."},
-    ),
+VALIDATIONS = {
+    "unseen": ("validation,\nunseen", VALIDATION, "o-"),
+    "paraphrase": ("validation,\nparaphrased", PARAPHRASE, "s-."),
 }
 
 
@@ -75,7 +71,7 @@ def _run_losses(axes: Any, metrics: Mapping[str, Any]) -> None:
     kept = metrics["kept"]["step"] if curves and "kept" in metrics else None
     for what, curve in curves.items():
         name, of_curve, style = VALIDATIONS[what]
-        axes.plot(*zip(*curve, strict=True), color=of_curve, **style)
+        axes.plot(*zip(*curve, strict=True), style, color=of_curve, markersize=5, linewidth=1.5)
         names.append((curve[-1][1], name, of_curve))
         if kept in (losses_at := dict(curve)):
             ring(axes, kept, losses_at[kept], of_curve, size=12)

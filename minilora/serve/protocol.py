@@ -328,11 +328,8 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any, name: str) -> str:
-    _check(
-        isinstance(value, str) and value != "",
-        name,
-        f"a text that is not empty, got {'an empty one' if value == '' else _kind(value)}",
-    )
+    got = "an empty one" if value == "" else _kind(value)
+    _check(isinstance(value, str) and value != "", name, f"a text that is not empty, got {got}")
     return _encodable(value, name)
 
 
