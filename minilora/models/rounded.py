@@ -48,21 +48,17 @@ def load_rounded(config: Any, names: Collection[str], read: Callable[[str], Any]
     for name in sorted(names):
         w = read(name)
         add_to_hash(digest, name, w)
-        state[name] = w if w.ndim == 1 else _round(name, w, kind)
+        own = _kind_of(name, kind)
+        if w.ndim > 1 and not (is_packed(w) and w.kind == own):
+            try:
+                w = Packed(quantize(dense(w) if own == "BF16" else w, own), own, in_bfloat16=own == "BF16")
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        state[name] = w
     model = empty_model(config)
     model.load_state_dict(state)
     model.rounded_to, model.unrounded_sha256 = kind.lower(), digest.hexdigest()
     return model
-
-
-def _round(name: str, w: Array, kind: str) -> Packed:
-    own = _kind_of(name, kind)
-    if is_packed(w) and w.kind == own:
-        return w
-    try:
-        return Packed(quantize(dense(w) if own == "BF16" else w, own), own, in_bfloat16=own == "BF16")
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def rounded_bytes(config: Any, kind: str) -> int:
