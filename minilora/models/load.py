@@ -17,7 +17,7 @@ from ..progress import log
 from .folder import load_folder
 from .gguf import GGUF
 from .hub import SOURCES, TINY, find, known_as, pull
-from .repository import download, is_repository, revision_of
+from .repository import download, is_repository
 from .rounded import rounded_to
 from .tokenizer import Tokenizer, from_folder
 
@@ -105,7 +105,7 @@ def load(
     short = known_as(name)
     model.source = short or str(name)
     model.data = read_provenance(path).get("data", {})
-    model.revision = revision_of(name, path)
+    model.revision = path.name if is_repository(name) else None
     model.hub_name = SOURCES[short].hub if short in SOURCES else None
     return model, tokenizer
 

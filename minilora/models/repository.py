@@ -52,14 +52,11 @@ def snapshot(name: str, files: Sequence[str], kind: str = "model") -> Path:
             f"{name}: no such path; for a name on huggingface.co: pip install 'minilora[hub]'"
         ) from error
     repository, _, revision = name.partition("@")
-    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    endpoint = os.environ.get("HF_ENDPOINT")
+    where = endpoint or "https://huggingface.co"
     try:
         found = snapshot_download(
-            repository,
-            repo_type=kind,
-            revision=revision or None,
-            allow_patterns=list(files),
-            endpoint=os.environ.get("HF_ENDPOINT"),
+            repository, repo_type=kind, revision=revision or None, allow_patterns=list(files), endpoint=endpoint
         )
     except errors.GatedRepoError as error:
         page = f"{where}/datasets/{repository}" if kind == "dataset" else f"{where}/{repository}"
@@ -78,8 +75,3 @@ def snapshot(name: str, files: Sequence[str], kind: str = "model") -> Path:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelFileError(f"{name}: cannot be downloaded from {where}: {why}") from error
     return Path(found)
-
-
-def revision_of(name: str | Path, folder: Path) -> str | None:
-    """The revision of a repository's files in the cache; None for a base that is none."""
-    return folder.name if is_repository(name) else None
