@@ -127,10 +127,8 @@ def _divided(tensors: dict[str, tuple[np.ndarray, str]]) -> dict[str, tuple[np.n
     divided: dict[str, tuple[np.ndarray, str]] = {}
     for key, (array, kind) in tensors.items():
         if ".ffn_gate_up." in key:
-            halves = np.split(array, 2) if key.endswith("lora_b") else (array, array)
-            divided |= {
-                key.replace("gate_up", each): (half, kind) for each, half in zip(("gate", "up"), halves, strict=True)
-            }
+            gate, up = np.split(array, 2) if key.endswith("lora_b") else (array, array)
+            divided |= {key.replace("gate_up", "gate"): (gate, kind), key.replace("gate_up", "up"): (up, kind)}
         else:
             divided[key] = array, kind
     return divided
