@@ -32,15 +32,9 @@ from .memory import shape_of
 from .turns import Contender, Work, serve
 
 SMOLLM2 = Config(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=8192,
-    rope_theta=100000.0,
-)
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000.0,
+)  # fmt: skip
 PROMPT, NEW = 16, 64  # tokens that a generation reads and writes, per stream
 
 

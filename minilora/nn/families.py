@@ -106,12 +106,9 @@ def _made(family: Family, values: Mapping[str, Any]) -> Any:
 # -- GGUF metadata -----------------------------------------------------------------------------------------------------
 
 _GGUF_ONLY = {
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (1.0,),
-    "attention.causal": (True,),
-}
+    "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,),
+    "rope.scaling.type": ("none",), "rope.scaling.factor": (1.0,),
+}  # fmt: skip
 _GGUF_HEAD_DIM = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _GGUF_IGNORED = {"vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"}
 ROPE_DIVISORS = "rope_freqs.weight"  # llama.cpp's tensor for Llama 3's scaling

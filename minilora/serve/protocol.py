@@ -28,32 +28,20 @@ from ..models.with_adapters import BASE_NAME, read_combination
 from ..options import suggestion
 
 _READ = (
-    *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
-    *("stop", "seed", "n", "logprobs", "response_format"),
-)
+    "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens",
+    "stop", "seed", "n", "logprobs", "response_format",
+)  # fmt: skip
 _READ_TEXT = ("prompt", *(name for name in _READ if name not in ("messages", "max_completion_tokens")))
 _HARMLESS = (  # they do not change an answer
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    *("parallel_tool_calls", "top_logprobs"),
-)
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls", "top_logprobs",
+)  # fmt: skip
 _ONLY: dict[str, tuple[Any, ...]] = {  # they would change an answer, except with these values
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "reasoning_effort": ("none",),
-    "verbosity": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-}
+    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
+    "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "reasoning_effort": ("none",),
+    "modalities": (["text"],), "best_of": (1,), "echo": (False,), "suffix": ("",),
+    "audio": (), "prediction": (), "web_search_options": (), "verbosity": (),
+}  # fmt: skip
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_ANSWERS = 16
 MAX_STOPS = 4
