@@ -83,10 +83,10 @@ def run(arguments: argparse.Namespace) -> None:
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
     set_adapter(model, choice)
+    if options.context is None and not all(prompt.passage or prompt.error for prompt in prompts):
+        refuse_without_passages(model, choice, None)
     room = model.config.max_position_embeddings - options.max_new_tokens
     handbook = read_context(options.context, model, tokenizer, room)
-    if not all(prompt.passage or prompt.error for prompt in prompts):
-        refuse_without_passages(model, choice, handbook)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     task = task_of_adapters(model, choice) or schema
     added = _added(task, handbook is not None)

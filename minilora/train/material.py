@@ -16,6 +16,7 @@ from ..data.leaks import leaks, warning_of_leaks
 from ..data.passages import TEMPLATE, Passage
 from ..data.quotes import Quoting
 from ..data.records import Record, read_handbook, read_records, read_source
+from ..data.rows import DataError
 from ..data.samples import encode_pairs, encode_records, mixed, truncate_and_log, warning_of_control_tokens
 from ..data.splits import (
     RULE,
@@ -224,7 +225,7 @@ def prepare(
     mix, added = mix or {}, {}
     whole = len(samples["train"]) / (1 - sum(mix.values()))
     for source, share in mix.items():
-        others = _others(source, tokenizer, max_length, splits)
+        others = _others(source, tokenizer, max_length, splits, field)
         more = mixed(others, round(whole * share) or 1)
         samples["train"] += more
         added[source] = len(more)
@@ -240,9 +241,21 @@ def prepare(
     return Material(*given, quoting, passages, checked, mixed=added)
 
 
-def _others(source: str, tokenizer: Tokenizer, max_length: int, splits: Mapping[str, Sequence[Record]]) -> list[Sample]:
-    """The training samples of data that are mixed in. splits: the records of the data themselves, to name leaks."""
-    records = read_source(source, tokenizer).records
+def _others(
+    source: str,
+    tokenizer: Tokenizer,
+    max_length: int,
+    splits: Mapping[str, Sequence[Record]],
+    field: Mapping[str, str] | None,
+) -> list[Sample]:
+    """The training samples of data that are mixed in.
+
+    splits: the records of the data themselves, to name leaks. field: their columns, which these may have as well.
+    """
+    try:
+        records = read_source(source, tokenizer, field).records
+    except DataError:
+        records = read_source(source, tokenizer).records
     samples: list[Sample] = []
     if is_one_text(records):
         samples = split_text(records[0].text, tokenizer, max_length)["train"]

@@ -378,7 +378,8 @@ def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokeni
 def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_written(folder, tmp_path, capsys):
     path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "How much?"}]), folder(Quoting(1).entry())
     assert main(["predict", path, *flags, "--out", "out.csv"]) == 1
-    assert "legal answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "legal answers with sentences of passages: give some with --context FILE" in err and err.count("\n") == 1
     assert not (tmp_path / "out.csv").exists()
 
 
