@@ -51,14 +51,14 @@ def asked(record):
     return trained(record) + [record[field] for field in ("reworded",) if field in record] + paraphrases(record)
 
 
-def likeness(sets):
-    """How much of two sets of words is common to both, for every pair: shared words / all words."""
+def likeness(sets, rows=slice(None)):
+    """How much of two sets of words is common to both, for every pair: shared words / all words. rows: of the first."""
     number = {word: i for i, word in enumerate(sorted(set().union(*sets)))}
     table = np.zeros((len(sets), len(number)), np.float32)
     for row, chosen in zip(table, sets, strict=True):
         row[[number[word] for word in chosen]] = 1
-    shared, size = table @ table.T, table.sum(1)
-    return shared / np.maximum(size[:, None] + size - shared, 1)
+    shared, size = table[rows] @ table.T, table.sum(1)
+    return shared / np.maximum(size[rows][:, None] + size - shared, 1)
 
 
 def pairs_alike(sets, least):
@@ -91,7 +91,8 @@ def runs_in_two_splits(records):
 
 
 def alike_in_two_splits(records, most):
-    alike = likeness([set(words(record["text"])) for record in records])
+    held = [i for i, record in enumerate(records) if record["split"] != "train"]
+    alike = likeness([set(words(record["text"])) for record in records], held)
     splits = np.array([record["split"] for record in records])
-    close = np.triu((alike > most) & (splits[:, None] != splits))
-    return [(records[i]["text"], records[j]["text"]) for i, j in np.argwhere(close)]
+    close = (alike > most) & (splits[held][:, None] != splits)
+    return [(records[held[i]]["text"], records[j]["text"]) for i, j in np.argwhere(close)]

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from asking import rows_of, text_of, words
+from asking import alike_in_two_splits, rows_of, runs_in_two_splits, text_of, words
 
 from minilora.data.records import BUILT_IN
 
@@ -38,3 +38,7 @@ def test_lines_are_clean_and_have_the_columns_and_splits_of_the_card_and_nothing
     for column in different:
         count = Counter(" ".join(words(row[column])) for row in rows)
         assert [value for value, times in count.items() if times > 1] == []
+    if kind in ("labels", "fields"):  # no template and no near copy spans two splits
+        assert runs_in_two_splits(rows) == [] and alike_in_two_splits(rows, 0.36) == []
+    elif kind == "pairs":
+        assert runs_in_two_splits([row | {"text": row["prompt"]} for row in rows]) == []
