@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora.engine import factors, fused
-from minilora.engine.attention import Packing, attention, textbook_attention
+from minilora.engine.attention import Packing, attention
 from minilora.engine.tensor import Tensor, no_grad
 from minilora.measure.ledger import peak
 
@@ -100,28 +100,6 @@ def attention_inputs(draw):
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     shapes = (B, T, K * G, 2 * half), *[(B, cached + T, K, 2 * half)] * 2
     return [rng.standard_normal(shape) for shape in shapes], draw(st.integers(1, 7))
-
-
-@given(attention_inputs())
-@settings(max_examples=40)
-def test_attention_in_blocks_is_textbook_attention(inputs):
-    qkv, block = inputs
-    assert_same(run(lambda *t: attention(*t, block=block), *qkv), run(textbook_attention, *qkv))
-
-
-@given(attention_inputs(), st.data())
-@settings(max_examples=40)
-def test_a_row_padded_on_the_left_is_the_row_alone(inputs, data):
-    (q, k, v), block = inputs
-    pad = data.draw(st.integers(0, k.shape[1] - 1))
-    new = min(q.shape[1], k.shape[1] - pad)  # the queries that are not padding
-    g = np.zeros(q.shape)
-    g[:, -new:] = np.random.default_rng(1).standard_normal(g[:, -new:].shape)
-    first = np.full(len(q), pad)
-    y, (dq, dk, dv) = run(lambda *t: attention(*t, first=first, block=block), q, k, v, g=g)
-    alone = run(attention, q[:, -new:], k[:, pad:], v[:, pad:], g=g[:, -new:])
-    assert_same((y[:, -new:], [dq[:, -new:], dk[:, pad:], dv[:, pad:]]), alone)
-    assert np.isfinite(y).all() and not dk[:, :pad].any() and not dv[:, :pad].any()
 
 
 @given(attention_inputs(), st.data())

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from smallmodels import SMALL, SWITCHES, in_float64
 
 from minilora.engine.attention import Packing
@@ -29,18 +31,18 @@ FAMILIES = {
 }
 
 
+def made(family, config):
+    """The same small model in float64 every time, whose every part shows."""
+    model, rng = in_float64(family(config, 0)), np.random.default_rng(1)
+    for _, p in model.named_parameters():
+        p.data += 0.3 * rng.standard_normal(p.shape) * (p.ndim == 1)
+    return model
+
+
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
 def new(request):
-    """A function that makes the same small model in float64 every time, whose every part shows."""
-    family, config = request.param
-
-    def make():
-        model, rng = in_float64(family(config, 0)), np.random.default_rng(1)
-        for _, p in model.named_parameters():
-            p.data += 0.3 * rng.standard_normal(p.shape) * (p.ndim == 1)
-        return model
-
-    return make
+    """A function that makes the model of a family."""
+    return lambda: made(*request.param)
 
 
 @pytest.mark.parametrize("steps", [[4, 1, 2], [1] * 7, [7]], ids=str)
@@ -63,18 +65,30 @@ def test_a_batch_padded_on_the_left_equals_its_rows_alone(new, ids):
             np.testing.assert_allclose(step[row, 0], alone[-1], rtol=1e-10, atol=1e-10)
 
 
-def test_packed_sequences_have_the_loss_and_gradients_of_separate_rows(new, rng):
-    rows = [rng.integers(0, V, n) for n in (8, 6, 9)]
-    for row in rows:
-        row[:2] = 3, 5  # the common prefix
-    ids = np.concatenate([[3, 5], *(row[2:] for row in rows)])[None]
-    labels = np.concatenate([[-100, -100], *(np.r_[-100, row[3:]] for row in rows)])[None]
-    packed, alone = new(), new()
-    packed.loss(ids, labels, Packing(2, (8, 12, 19))).backward()
-    for row in rows:
-        own = np.r_[-100, -100, -100, row[3:]]
-        alone.loss(row[None], own[None]).backward(np.float64((len(row) - 3) / (labels != -100).sum()))
-    for (name, p), (_, q) in zip(packed.named_parameters(), alone.named_parameters(), strict=True):
+@given(st.sampled_from([*FAMILIES]), st.integers(0, 3),
+       st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=4))  # fmt: skip
+@settings(max_examples=40)
+def test_packed_sequences_have_the_losses_and_gradients_of_separate_rows(name, prefix, scored):
+    """scored: for each sequence, which of its own tokens are scored; of each the first is not, and one at least is."""
+    family, config = FAMILIES[name]
+    model, again = (made(family, replace(config, max_position_embeddings=64)) for _ in range(2))
+    shared = np.arange(prefix) * 5 % V
+    rests = [(np.arange(len(flags) + 2) * (i + 3)) % V for i, flags in enumerate(scored)]
+    each = [np.where([False, *flags, True], rest, -100) for rest, flags in zip(rests, scored, strict=True)]
+    packing = Packing(prefix, tuple(int(prefix + n) for n in np.cumsum([len(rest) for rest in rests])))
+    row, labels = (
+        np.concatenate([start, *parts])[None] for start, parts in ((shared, rests), (shared * 0 - 100, each))
+    )
+    alone = []
+    for rest, own in zip(rests, each, strict=True):
+        loss = model.loss(np.r_[shared, rest][None], np.r_[shared * 0 - 100, own][None])
+        loss.backward(np.float64((own != -100).sum() / (labels != -100).sum()))
+        alone.append(loss.item())
+    packed = again.loss(row, labels, packing)
+    packed.backward()
+    assert [loss.item() for loss in again.loss_of_each(row, labels, packing)] == pytest.approx(alone, rel=1e-11)
+    assert packed.item() == pytest.approx(np.average(alone, weights=[(own != -100).sum() for own in each]), rel=1e-11)
+    for (name, p), (_, q) in zip(again.named_parameters(), model.named_parameters(), strict=True):
         np.testing.assert_allclose(p.grad, q.grad, rtol=1e-8, atol=1e-9, err_msg=name)
 
 

@@ -6,8 +6,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from smallmodels import SMALL, in_float64
 
 from minilora.engine.attention import Packing
@@ -80,42 +78,6 @@ def test_nothing_precedes_the_first_token_so_its_label_alone_is_no_loss(model, i
     model.loss(ids, ids).backward()  # which changes neither
     with pytest.raises(ValueError, match="no token is scored"):
         model.loss(ids, labels)
-
-
-# -- cache, padding, packing -------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 3), st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=4))
-@settings(max_examples=25)
-def test_packed_sequences_have_the_losses_and_gradients_of_separate_rows(prefix, scored):
-    """scored: for each sequence, which of its own tokens are scored; of each the first is not, and one at least is."""
-    model = small_model()
-    shared = np.arange(prefix) * 5 % 11
-    rests = [(np.arange(len(flags) + 2) * (i + 3)) % 11 for i, flags in enumerate(scored)]
-    each = [np.where([False, *flags, True], rest, -100) for rest, flags in zip(rests, scored, strict=True)]
-    packing = Packing(prefix, tuple(int(prefix + n) for n in np.cumsum([len(rest) for rest in rests])))
-    row, labels = (
-        np.concatenate([start, *parts])[None] for start, parts in ((shared, rests), (shared * 0 - 100, each))
-    )
-    alone = []
-    for rest, own in zip(rests, each, strict=True):
-        loss = model.loss(np.r_[shared, rest][None], np.r_[shared * 0 - 100, own][None])
-        weight = (own != -100).sum() / (labels != -100).sum()
-        loss.backward(np.float64(weight))
-        alone.append(loss.item())
-    expected = {name: p.grad for name, p in model.named_parameters()}
-    model = small_model()
-    packed = model.loss(row, labels, packing)
-    packed.backward()
-    found = [loss.item() for loss in model.loss_of_each(row, labels, packing)]
-    assert found == pytest.approx(alone, rel=1e-11)
-    assert packed.item() == pytest.approx(np.average(alone, weights=[(own != -100).sum() for own in each]), rel=1e-11)
-    for name, p in model.named_parameters():
-        np.testing.assert_allclose(p.grad, expected[name], rtol=1e-8, atol=1e-9)
-
-
-def small_model():
-    return in_float64(Llama(replace(SMALL, num_hidden_layers=1, max_position_embeddings=64), 0))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
