@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minilora.measure.statistics import CONFIDENCE, RESAMPLES, Interval, Resampled, student
+from minilora.measure.statistics import RESAMPLES, Interval, Resampled, student
 
 
 def resampled(*amounts, weights=None, seed=0):
@@ -13,31 +13,13 @@ def resampled(*amounts, weights=None, seed=0):
     return Resampled(table, np.ones(table.shape[1]) if weights is None else np.array(weights, float), seed)
 
 
-def test_the_value_is_the_ratio_of_sums_whatever_is_drawn(rng):
-    nats, tokens = rng.random(50), rng.integers(1, 30, 50)
-    assert resampled(nats, weights=tokens).mean(0).mean == pytest.approx(nats.sum() / tokens.sum())
-
-
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_where_records_are_many(rng):
-    x = rng.exponential(size=4000)
-    found, half = resampled(x).mean(0), 1.96 * x.std() / math.sqrt(len(x))
-    assert (found.low, found.high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.06 * half)
-
-
 def test_the_interval_of_a_ratio_is_that_of_the_delta_method(rng):
     tokens = rng.integers(5, 40, 3000)
     nats = 2 * tokens + rng.normal(scale=9, size=3000)
     found, ratio = resampled(nats, weights=tokens).mean(0), nats.sum() / tokens.sum()
+    assert found.mean == pytest.approx(ratio)
     half = 1.96 * (nats - ratio * tokens).std() / tokens.mean() / math.sqrt(3000)
     assert (found.low, found.high) == pytest.approx((ratio - half, ratio + half), abs=0.06 * half)
-
-
-def test_intervals_hold_the_true_mean_as_often_as_they_say(rng):
-    tries, size = 120, 60
-    found = resampled(*rng.normal(3, 1, (tries, size)))
-    caught = sum(each.low <= 3 <= each.high for each in map(found.mean, range(tries)))
-    deviation = math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / tries)  # 2 points; the percentile bootstrap lacks about 1
-    assert CONFIDENCE - 0.01 - 3 * deviation < caught / tries < CONFIDENCE + 3 * deviation
 
 
 def test_a_paired_difference_is_narrower_than_one_of_records_that_have_nothing_in_common(rng):

@@ -178,10 +178,3 @@ def test_a_config_that_contradicts_the_tensors_of_its_file_is_refused():
             check_claims(replace(SMALL, **change), shapes)
     with pytest.raises(ModelFileError, match="missing model.embed_tokens.weight"):
         check_claims(SMALL, {name: shape for name, shape in shapes.items() if "embed" not in name})
-
-
-def test_head_dim_follows_from_the_width_unless_it_is_given():
-    assert SMALL.head_dim == 4
-    wide = Llama(replace(SMALL, head_dim=6))
-    assert wide.model.layers[0].self_attn.q_proj.weight.shape == (12, 8)
-    assert wide(np.array([[1, 2]])).shape == (1, 2, 11)
