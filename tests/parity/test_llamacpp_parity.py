@@ -12,12 +12,10 @@ from peftfiles import adapted
 from smallmodels import shaken
 
 from minilora.engine.tensor import no_grad
-from minilora.lora import llamacpp
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.models.gguf import save_gguf
 from minilora.models.merge import export, merge
-from minilora.nn import family
 
 pytestmark = pytest.mark.parity
 
@@ -78,15 +76,6 @@ def test_an_exported_adapter_gives_the_same_probabilities(base, adapter, tmp_pat
     assert distance(expected, plain) > 0.1
     out = export(base, adapter, tmp_path / "adapter.gguf").path
     assert distance(in_llama_cpp(base, out), expected) < 1e-4
-
-
-@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "k_proj"]}])
-def test_the_comparison_notices_rows_of_b_left_in_pefts_order(base, adapter, tmp_path, monkeypatch):
-    model, _ = zoo.load(base)
-    load_adapter(model, adapter)
-    monkeypatch.setattr(family, "to_pairs", lambda w, heads: w)
-    out = llamacpp.save_gguf_adapter(model, tmp_path / "wrong.gguf")
-    assert distance(in_llama_cpp(base, out), here(model)) > 1e-2
 
 
 @pytest.mark.parametrize("settings", [{}])
