@@ -103,20 +103,6 @@ def test_tensors_that_do_not_fit_are_named(rng, tmp_path):
     refused(write(tmp_path / "adapter.gguf", {}), "without any tensor")
 
 
-def test_a_kind_that_minilora_does_not_read_is_named(rng, tmp_path):
-    tensors = {name: array.astype(np.float64) for name, array in pair(rng).items()}
-    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
-    writer.add_string("general.type", "adapter")
-    writer.add_string("adapter.type", "lora")
-    for name, array in tensors.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    refused(tmp_path / "a.gguf", "F64", "which neither minilora")
-
-
 def test_a_missing_file_a_damaged_one_and_a_model_are_refused(file, tmp_path):
     refused(tmp_path / "absent.gguf", "no such")
     (tmp_path / "text.gguf").write_text("hello")

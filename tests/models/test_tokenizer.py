@@ -266,14 +266,6 @@ def test_templates_may_use_what_transformers_gives_them(build):
 
 
 @pytest.mark.parametrize(
-    "messages", ["Who are you?", [{"role": "user"}], [{"role": "user", "content": 3}], ["x"], [{"content": "x"}]]
-)
-def test_what_is_no_conversation_is_refused(tokenizer, messages):
-    with pytest.raises(ValueError, match="expected messages|message 1 must be a dict"):
-        tokenizer.render(messages)
-
-
-@pytest.mark.parametrize(
     "template",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",

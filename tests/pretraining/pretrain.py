@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from minilora.models.load import load
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 from minilora.nn.optim import SCHEDULES, AdamW
-from minilora.nn.parts import Batch
+from minilora.nn.parts import Batch, Sample
 from minilora.nn.step import NotFiniteError, training_step
 from minilora.options import UsageError, add_flags, check, from_flags, option, parse
 from minilora.progress import log, progress, show_progress
@@ -87,28 +87,11 @@ def batch_at(step: int, ids: np.ndarray, batch_size: int, length: int, seed: int
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class State:
-    """A run at some step.
-
-    recipe: what decides its numbers. curve: rows of [step, training loss, validation loss, seconds].
-    """
-
-    recipe: dict[str, Any]
-    model: Llama
-    optimizer: AdamW
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[list[float]] = field(default_factory=list)
-
-
-def start(config: Config, options: Options, ids: np.ndarray) -> State:
-    """A run on `ids` that has not begun: random weights from the seed, zero moments."""
-    recipe = {name: value for name, value in asdict(options).items() if name not in ("out", "corpus")}
-    recipe["text_sha256"] = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+def start(config: Config, options: Options) -> tuple[Llama, AdamW]:
+    """A model with random weights from the seed, and its optimizer."""
     model = Llama(config, np.random.default_rng(options.seed))
-    optimizer = AdamW(model.trainable_parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
-    return State(recipe, model, optimizer)
+    settings = {"lr": options.lr, "betas": (0.9, 0.99), "weight_decay": options.weight_decay}
+    return model, AdamW(model.trainable_parameters(), **settings)
 
 
 def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
@@ -130,47 +113,48 @@ def pretrain(options: Options, config: Config = TINY) -> dict[str, Any]:
     text = excerpt(held)
     batch = partial(batch_at, ids=ids, batch_size=options.batch_size, length=options.max_length, seed=options.seed)
     batch(0)  # refuses what is too short
-    state = start(config, options, ids)
+    model, optimizer = start(config, options)
     log.info(f"{len(trained)} addresses, {len(ids):,} tokens to train on; {len(held)} addresses held out")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EXCERPT).write_text(text, encoding="utf-8", newline="\n")
-    _train(state, batch, text, tokenizer, options)
-    model = _ship(folder, state.model, tokenizer)
+    curve = _train(model, optimizer, batch, encode_text(text, tokenizer, options.max_length), options)
+    model = _ship(folder, model, tokenizer)
+    recipe = {name: value for name, value in asdict(options).items() if name not in ("out", "corpus")}
     record = {
-        "recipe": state.recipe,
+        "recipe": recipe | {"text_sha256": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()},
         "corpus": CORPUS,
         "addresses": {"trained": len(trained), "held_out": [document.name for document in held]},
         "tokens": {"trained_on": len(ids), "seen": options.steps * options.batch_size * options.max_length},
         "parameters": sum(p.size for _, p in model.named_parameters()),
         "excerpt": score(model, tokenizer, [text]),
         "held_out": score(model, tokenizer, [document.text for document in held]),
-        "seconds": state.seconds,
-        "curve": state.curve,
+        "seconds": curve[-1][3],
+        "curve": curve,
     }
     write_json(folder / "training.json", record, indent=1)
     return record
 
 
-def _train(state: State, batch: Callable[[int], np.ndarray], text: str, tokenizer: Tokenizer, options: Options) -> None:
-    model, optimizer = state.model, state.optimizer
-    samples = encode_text(text, tokenizer, options.max_length)
-    warmup = max(1, options.steps // 50)
+def _train(
+    model: Llama, optimizer: AdamW, batch: Callable[[int], np.ndarray], samples: list[Sample], options: Options
+) -> list[list[float]]:
+    """Rows of [step, training loss, validation loss, seconds]."""
+    warmup, begin = max(1, options.steps // 50), time.perf_counter()
     losses: list[float] = []
-    begin = time.perf_counter()
+    curve: list[list[float]] = []
     with progress("pretraining", options.steps, "step") as bar:
-        while state.step < options.steps:
-            ids = batch(state.step)
-            optimizer.lr = options.lr * SCHEDULES["cosine"](state.step, options.steps, warmup)
+        for step in range(options.steps):
+            ids = batch(step)
+            optimizer.lr = options.lr * SCHEDULES["cosine"](step, options.steps, warmup)
             loss, _ = training_step(model, optimizer, Batch(ids, ids), max_norm=1.0)
-            state.step += 1
             losses.append(loss)
             bar.update(loss=loss)
-            if state.step % options.every == 0 or state.step == options.steps:
+            if (step + 1) % options.every == 0 or step + 1 == options.steps:
                 measured = mean_loss(model, samples)
-                state.seconds = time.perf_counter() - begin
-                state.curve.append([state.step, float(np.mean(losses)), measured, state.seconds])
-                log.info(f"step {state.step}: loss {np.mean(losses):.3f}, validation {measured:.3f}")
+                curve.append([step + 1, float(np.mean(losses)), measured, time.perf_counter() - begin])
+                log.info(f"step {step + 1}: loss {np.mean(losses):.3f}, validation {measured:.3f}")
                 losses.clear()
+    return curve
 
 
 def score(model: Llama, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:

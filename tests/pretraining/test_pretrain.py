@@ -178,15 +178,15 @@ def test_pretraining_is_the_loop_written_by_hand_and_no_run_is_overwritten(addre
     options = Options(corpus=str(addresses), **RUN)
     trained, _ = split(read_corpus(addresses), options.seed)
     ids = encode_corpus(trained, train_tokenizer([d.text for d in trained], SMALL.vocab_size), options.seed)
-    state, losses = pretrain.start(SMALL, options, ids), []
+    (model, optimizer), losses = pretrain.start(SMALL, options), []
     for step in range(6):
         batch = batch_at(step, ids, batch_size=2, length=16, seed=0)
-        loss = state.model.loss(batch, batch)
+        loss = model.loss(batch, batch)
         loss.backward()
-        clip_grad_norm(state.model.trainable_parameters(), 1.0)
-        state.optimizer.lr = 0.01 * SCHEDULES["cosine"](step, 6, 1)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        clip_grad_norm(model.trainable_parameters(), 1.0)
+        optimizer.lr = 0.01 * SCHEDULES["cosine"](step, 6, 1)
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
     told = [row[1] for row in finished[1]["curve"]]
     np.testing.assert_allclose(told, np.reshape(losses, (3, 2)).mean(axis=1), rtol=1e-5)
