@@ -122,11 +122,11 @@ def test_a_label_that_is_never_trained_is_refused_and_one_that_is_seen_once_is_n
     train = [(text, label, "train") for text, label in ROWS]
     assert check_labels(splits_of(tmp_path, *train, ("x", "refund", "test")), "mine") == []
     for split in ("validation", "test"):
-        bad = splits_of(tmp_path, *train, ("x", "new", split), ("y", "new", split))
-        with pytest.raises(
-            DataError, match=rf"^mine: line-5 \({split}\) has the label 'new', which no training record has, and 1 more"
-        ):
-            check_labels(bad, "mine")
+        for also, more in (("xy", ", and 1 more such record:"), ("xyz", ", and 2 more such records:"), ("y", ":")):
+            bad = splits_of(tmp_path, *train, *((text, "new", split) for text in also))
+            words = rf"^mine: line-5 \({split}\) has the label 'new', which no training record has{more} add training"
+            with pytest.raises(DataError, match=words):
+                check_labels(bad, "mine")
     for odd, few in ((["refnud"], "1 label is"), (["refnud", "delivry"], "2 labels are")):
         (line,) = check_labels(splits_of(tmp_path, *train, *(("x", label, "train") for label in odd)), "mine")
         assert line == f"{few} in one training record only: {str(odd)[1:-1]}; is it a typing error?"

@@ -138,10 +138,12 @@ def test_a_mixed_batch_computes_with_the_adapter_that_is_named(loaded, monkeypat
 
 
 def test_a_message_that_is_too_long_is_refused(talker, tokenizer):
-    long = [{"role": "user", "content": "x" * 1100}]
-    with pytest.raises(
-        ValueError, match="a message with its label has 1[0-9]+ tokens, the model can see 1024: shorten"
-    ):
+    record = ml.Record("x", (*ASK, {"role": "assistant", "content": max(LABELS, key=len)}))
+    scored = [i for i, label in enumerate(ml.encode_record(record, tokenizer).labels) if label != NOT_SCORED]
+    room = 1024 - (scored[-1] + 1)  # a token per letter
+    fitting, long = ([{"role": "user", "content": ASK[0]["content"] + "x" * n}] for n in (room, room + 1))
+    assert np.isfinite(label_logprobs(talker, tokenizer, [fitting], LABELS)).all()
+    with pytest.raises(ValueError, match="a message with its label has 1025 tokens, the model can see 1024: shorten"):
         label_logprobs(talker, tokenizer, [ASK, long], LABELS)
 
 

@@ -11,7 +11,7 @@ from minilora.commands.chat import Chat, Output
 from minilora.data.passages import Handbook, Passage
 from minilora.data.quotes import Quoting
 from minilora.data.records import Record
-from minilora.generate import quotes
+from minilora.generate import conversation, quotes
 from minilora.generate.conversation import Talk, without_passages
 from minilora.generate.predict import predict
 from minilora.generate.quotes import Quotation, quote, quoting_of
@@ -138,7 +138,9 @@ def test_a_whole_model_may_have_learned_to_quote(model, monkeypatch):
     assert quoting_of(model, None) == QUOTING and quoting_of(model, "legal") is None
 
 
-def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys):
+def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(conversation, "quote", lambda *given: asked.append(given[3]) or quote(*given))
     talk = Talk(model, tokenizer, 12, system="Be brief.", handbook=BOOK)
     chat = Chat(talk, ["legal", "support"], Output())
     talk.choose("support")
@@ -147,6 +149,7 @@ def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys):
     out, err = capsys.readouterr()
     assert out == f"{found.text}\n" and err.startswith(f"(passage {found.passage.id}: ")
     assert [(turn.question, turn.answer) for turn in talk.turns] == [(QUESTION, found.text)]
+    assert asked == [QUESTION]  # for the passage and the answer together
     chat.handle("/compare")
     out = capsys.readouterr().out
     assert out.endswith(f"support, with passage {found.passage.id}:\n{found.text}\n")

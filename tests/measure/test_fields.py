@@ -72,8 +72,9 @@ def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
     asked, one = (max(len(tokenizer.encode_chat(each.messages)) for each in some) for some in (RECORDS, examples))
     for room, fitting in ((one - 1, 0), (2 * one - 1, 1), (2 * one, 2), (10**6, SHOTS)):
         assert held(examples).shots_that_fit(tokenizer, ANSWER_TOKENS + asked + room) == fitting
-    assert held().shots_that_fit(tokenizer, 10**6) == 0
+    assert held().shots_that_fit(tokenizer, 10**6) == 0 and held(examples[:2]).shots_that_fit(tokenizer, 10**6) == 2
     zero, two = (held(examples).ask(talker, tokenizer, shots) for shots in (0, 2))
+    assert two == held([examples[0], examples[5]]).ask(talker, tokenizer, 2)  # of nine, evenly
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
 
 
