@@ -268,7 +268,8 @@ def test_without_adapters_it_is_the_base(here):
 def test_another_base_of_the_same_shape_is_refused_with_both_hashes_unless_forced(here):
     named = {"legal": here / "runs" / "legal"}
     hashes = [sha256_of(ml.load(f"models/{name}")[0].state_dict()) for name in ("one", "two")]
-    refusal(lambda: load_with_adapters(named, base="models/two"), "models/one", *hashes, "--force")
+    said = "made for models/one with sha256 {}; this model has the same shape, but sha256 {}".format(*hashes)
+    refusal(lambda: load_with_adapters(named, base="models/two"), said, "--force")
     model, _ = ml.load("models/two")
     refusal(lambda: ml.load_adapter(model, here / "runs" / "legal"), *hashes, "force=True")
     assert not model.adapters
