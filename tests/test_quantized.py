@@ -14,10 +14,10 @@ from minilora.cli import main
 from minilora.commands.shared import Loading
 from minilora.engine import fused
 from minilora.engine.backend import is_packed
-from minilora.engine.tensor import Tensor, no_grad
+from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import to_halves
-from minilora.files.quant import ROUNDED, Packed, quantize
+from minilora.files.quant import ROUNDED, quantize
 from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.audit import audit
 from minilora.lora.config import LoraConfig
@@ -220,18 +220,6 @@ def test_another_byte_is_another_hash_whatever_is_hashed_at_a_time(both, monkeyp
     assert sha256_of(packed) == sha256_of(dense) == digest
     packed[V].raw[0, 5] ^= 1
     assert sha256_of(packed) != digest
-
-
-def test_a_head_of_more_rows_than_are_unpacked_at_a_time_gives_the_dense_loss_and_gradient(rng):
-    w = Packed(quantize(rng.standard_normal((5000, 32), dtype=np.float32), "Q8_0"), "Q8_0")
-    labels, results = rng.integers(0, 5000, (1, 9)), []
-    for matrix in (w, w.unpack()):
-        x = Tensor(np.random.default_rng(1).standard_normal((1, 9, 32)), requires_grad=True)
-        loss = fused.linear_cross_entropy(x, matrix, labels)
-        loss.backward()
-        results.append((loss.item(), x.grad))
-    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
-    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-9, atol=1e-12)
 
 
 def test_a_packed_matrix_cannot_be_made_trainable(both):

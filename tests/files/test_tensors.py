@@ -4,22 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from modelfiles import as_dtype, write_safetensors
 
 from minilora.files.disk import ModelFileError
 from minilora.files.quant import Packed, quantize
 from minilora.files.tensors import check_fit, each_tensor, read_tensors, write_tensors
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
-@settings(max_examples=40)
-def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path_factory, values):
-    path = tmp_path_factory.getbasetemp() / "bf16.safetensors"
-    w = np.array(values, np.float32)
-    write_safetensors(path, {"w": as_dtype(w, "BF16")})
-    np.testing.assert_array_equal(read_tensors(path)["w"].view(np.uint32), w.view(np.uint32) & 0xFFFF0000)
 
 
 def test_what_is_written_is_read_back_mapped_or_one_by_one_or_as_new_arrays(tmp_path, rng):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hearing import counts_of
 from jobs import asked
-from threadranks import in_ranks
 
 from minilora.data.records import Record
 from minilora.generate.answers import generate
@@ -59,17 +58,6 @@ def test_answer_all_asks_the_records_questions_and_tells_progress(talker, tokeni
     with counts_of("answer") as heard:
         answers = answer_all(talker, tokenizer, records, 6)
     assert answers == [generate(talker, tokenizer, q, 6) for q in QUESTIONS] and sum(heard) == len(QUESTIONS)
-
-
-def test_each_rank_counts_the_answers_of_all(talker, tokenizer):
-    records = [Record(q, (*asked(q), {"role": "assistant", "content": "-"})) for q in QUESTIONS]
-
-    def heard_by(ranks):
-        with counts_of("answer") as heard:
-            answer_all(talker, tokenizer, records, 3, ranks)
-        return sum(heard)
-
-    assert in_ranks(2, heard_by)[0] == [len(QUESTIONS)] * 2
 
 
 def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, tokenizer):

@@ -460,10 +460,11 @@ def test_a_tokenizer_that_llama_cpp_would_run_differently_is_refused():
 
 @pytest.mark.parametrize(("ab", "bc", "ids"), [(-1.0, -2.0, [2, 6, 5]), (-2.0, -1.0, [2, 3, 7])])
 def test_of_two_ways_to_merge_that_with_the_higher_score_is_taken(ab, bc, ids, tmp_path):
-    meta = {"model": "llama", "tokens": ["<unk>", "</s>", "▁", *"abc", "ab", "bc"], "token_type": [2, 3, *[1] * 6],
-            "scores": [*[0.0] * 6, ab, bc], "eos_token_id": 1}  # fmt: skip
-    meta = {f"tokenizer.ggml.{name}": value for name, value in meta.items()}
-    assert gguf_tokenizer.from_gguf(tmp_path, meta).encode("abc") == ids
+    tokens = ["<unk>", "</s>", "▁", *"abc", "ab", "bc", "cab"]  # of which ca and b are no tokens to merge
+    meta = {"model": "llama", "tokens": tokens, "token_type": [2, 3, *[1] * 7],
+            "scores": [*[0.0] * 6, ab, bc, -3.0], "eos_token_id": 1}  # fmt: skip
+    tokenizer = gguf_tokenizer.from_gguf(tmp_path, {f"tokenizer.ggml.{name}": value for name, value in meta.items()})
+    assert tokenizer.encode("abc") == ids and tokenizer.encode("cab") == [2, 8]
 
 
 def test_a_folder_has_every_end_and_the_padding_of_its_tokenizer(tmp_path):
