@@ -9,6 +9,7 @@ import pytest
 from modelfiles import CONFIG, write_folder, write_gguf
 
 from minilora.commands.shared import Loading
+from minilora.engine import bfloat16
 from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
@@ -42,16 +43,19 @@ def test_the_fingerprint_of_a_base_is_that_of_the_digests_of_its_files_by_name(t
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_file_and_a_folder_give_the_model_and_its_tokenizer(places, kind, recompute):
-    """With recompute=True the model recomputes its blocks, and computes the same."""
+def test_a_file_and_a_folder_give_the_model_and_its_tokenizer(places, kind, recompute, monkeypatch):
+    """With recompute=True the model recomputes its blocks, and computes the same. In bfloat16 oneDNN has the cores."""
     model, *paths = places
-    ids = np.arange(10)[None]
+    ids, left = np.arange(10)[None], []
+    monkeypatch.setattr("minilora.models.load.leave_cores", left.append)
     for path in paths:
         loaded, tokenizer = load(kind(path), recompute=recompute)
         np.testing.assert_array_equal(loaded(ids).data, model(ids).data)
         assert loaded.model.recompute is recompute and loaded.source == str(path) and loaded.hub_name is None
         assert tokenizer.decode(tokenizer.encode("hello 12")) == "hello 12"
         assert load_tokenizer(path).encode("hello 12") == tokenizer.encode("hello 12")
+    load(paths[0], dtype="bfloat16")
+    assert left == [False, False, bfloat16.why_not() is None]
 
 
 @pytest.mark.parametrize("function", [load, load_tokenizer])
