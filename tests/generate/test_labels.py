@@ -12,7 +12,7 @@ from minilora.data.labels import LabelTask
 from minilora.engine.fused import NOT_SCORED
 from minilora.generate import labels as scoring
 from minilora.generate.fields import task_of_adapters as label_task
-from minilora.generate.labels import label_logprobs, label_probabilities
+from minilora.generate.labels import label_logprobs, label_probabilities, ranked_labels
 from minilora.nn import cache
 
 LABELS = ["bill", "billing", "a label of several words", "x"]
@@ -117,6 +117,16 @@ def test_probabilities_add_up_to_1_and_are_softmax_of_the_sums(talker, tokenizer
     assert label_probabilities(np.array([[-2000.0, -2001.0]])) == pytest.approx(
         np.array([[1, np.exp(-1)]]) / (1 + np.exp(-1))
     )
+
+
+def test_labels_are_ranked_by_their_probability_after_the_prompt_of_the_task_and_the_system_prompt_alone(loaded):
+    model, tokenizer = loaded
+    task, talk = LabelTask.of(LABELS), [*TALKS[3], *TALKS[2][1:]]
+    asked = [TALKS[3][0], {"role": "user", "content": task.prompt("and this")}]
+    (p,) = label_probabilities(label_logprobs(model, tokenizer, [asked], task.labels, True, "legal"))
+    labels, found = zip(*ranked_labels(model, tokenizer, task, talk, "legal"), strict=True)
+    assert labels == tuple(task.labels[i] for i in np.argsort(-p))
+    np.testing.assert_allclose(found, -np.sort(-p), rtol=1e-6)
 
 
 def test_a_mixed_batch_computes_with_the_adapter_that_is_named(loaded, monkeypatch):
