@@ -196,7 +196,9 @@ def test_who_quotes_is_not_asked_without_passages(model, tokenizer):
 def test_predictions_and_reports_quote(model, tokenizer, monkeypatch):
     found = likeliest(model, tokenizer, QUESTION, BOOK.passages)
     right = likeliest(model, tokenizer, QUESTION, [OWL])
-    assert predict(model, tokenizer, [QUESTION], handbook=BOOK) == [{"answer": found.text, "passage": found.passage.id}]
+    talk = [{"role": role, "content": text} for role, text in (("user", "a?"), ("assistant", "b"), ("user", QUESTION))]
+    expected = {"answer": found.text, "passage": found.passage.id}
+    assert predict(model, tokenizer, [QUESTION, talk], handbook=BOOK) == [expected] * 2
     said = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": "It eats mice."})
     record = Record("x", said, keywords=("mice", "hoots"))
     monkeypatch.setitem(model.adapters["support"].data, "system", "Be brief.")
