@@ -120,6 +120,8 @@ def test_the_peak_of_full_fine_tuning_is_one_end_of_the_way_back_or_after_a_firs
     assert short.activations == 0 and short.gradients == short.weights
     assert long.activations > 0 and long.gradients == 4 * SMOLLM2.vocab_size * SMOLLM2.hidden_size  # of the head
     assert again.activations > 0 and again.gradients == again.weights
+    both = predict_memory(Step(SMOLLM2, 2 * 4096, 2 * 4095, threads=2))  # each thread has the head's gradient
+    assert both.scratch == 2 * long.scratch + long.gradients
 
 
 def test_recomputation_trades_activations_for_one_block_of_scratch():
