@@ -102,6 +102,7 @@ def option(
     choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     only: Mapping[str, Any] | None = None,
+    why: str | None = None,
     alone: Any = None,
     least: float | None = None,
     most: float | None = None,
@@ -118,6 +119,7 @@ def option(
     metavar: the name of its value in --help.
     only: values of other options without which it means nothing. As a flag it is then refused where they are different:
         with {"steps": None} where --steps is given.
+    why: the reason for `only`, which the refusal names.
     alone: the value of the flag where no value comes after it.
     least, most, above: the limits of a number; `above` itself is not allowed.
     infinite: whether a number may be infinite.
@@ -125,8 +127,8 @@ def option(
     path: whether it is a path or a name. In a file of options, a relative path is relative to the folder of that file.
     recorded: False for an option of a single call, which no file of options holds.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "alone": alone,
-                "least": least, "most": most, "above": above}  # fmt: skip
+    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar, "only": only, "why": why,
+                "alone": alone, "least": least, "most": most, "above": above}  # fmt: skip
     known = {key: value for key, value in metadata.items() if value is not None}
     return field(
         default=default, metadata=known | {"infinite": infinite, "follows": follows, "path": path, "recorded": recorded}
@@ -254,7 +256,8 @@ def meaningful(
         for other, needed in items[name].metadata.get("only", {}).items():
             if values[other] != needed:
                 what = f"{called(name)} means nothing with {called(other)} {values[other]}"
-                raise ValueError(f"{what}: leave out one of the two")
+                why = f" ({reason})" if (reason := items[name].metadata.get("why")) else ""
+                raise ValueError(f"{what}{why}: leave out one of the two")
 
 
 def has_meaning(item: Field[Any], values: Mapping[str, Any]) -> bool:
@@ -318,7 +321,8 @@ def _word(value: Any) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse's parser, which answers whatever is wrong with the flag that an unknown one resembles.
 
-    Flags are not shortened: `--rank` would be --rank-pattern, and not the --r that was meant.
+    Flags are not shortened: `--rank` would be --rank-pattern, and not the --r that was meant. A flag that has one
+    value is given once: argparse would silently take the last.
     """
 
     def __init__(self, *inputs: Any, **settings: Any):
@@ -328,7 +332,16 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
         """Parse as argparse does, and remember the words for `error`."""
         self.words = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(self.words, namespace)
+        parsed = super().parse_known_args(self.words, namespace)
+        given = [word.partition("=")[0] for word in takewhile("--".__ne__, self.words)]
+        for action in self._actions:
+            if isinstance(action, argparse._AppendAction) or action.nargs == 0:  # meant to be repeated, or a switch
+                continue
+            if sum(map(given.count, action.option_strings)) > 1:
+                name, known = action.option_strings[0], self._option_string_actions
+                hint = " (for other data as well: --mix)" if name == "--data" and "--mix" in known else ""
+                self.error(f"{name} is given twice: give it once{hint}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Print the message in one line, with a suggestion, and end with status 2."""
@@ -382,7 +395,7 @@ def flag_fields(options: type) -> list[Field[Any]]:
 
 def settings_of(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How argparse reads a flag, from the type and the metadata of its field."""
-    settings = _kind_of_several(metadata["several"]) if "several" in metadata else _kind(hint)
+    settings = _kind_of_several(metadata["several"]) if "several" in metadata else _kind(hint, metadata)
     if "type" in settings:
         settings["type"] = _checked(settings["type"], metadata)
     if "metavar" in metadata:
@@ -407,14 +420,15 @@ def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callabl
     return checked
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _kind(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How argparse reads a field of this type; a union with None is read as the rest of it."""
     kinds = kinds_of(hint)
     if kinds == [bool]:
         return {"action": "store_true"}
     for kind in kinds:
         if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
-            return {"type": _pair(get_args(kind)[1]), "nargs": "+", "action": "extend", "metavar": "KEY=VALUE"}
+            pair = _pair(get_args(kind)[1], metadata.get("metavar", "KEY=VALUE"))
+            return {"type": pair, "nargs": "+", "action": "extend", "metavar": "KEY=VALUE"}
     sequences = [kind for kind in kinds if get_origin(kind) is not None]
     if sequences:
         return {"type": get_args(sequences[0])[0], "nargs": "+", "action": "extend"}
@@ -457,13 +471,13 @@ def _word_or_truth(word: str) -> bool | str:
     return {"true": True, "false": False}.get(word.lower(), word)
 
 
-def _pair(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
-    """How KEY=VALUE is read. A key may be a pattern that contains a =, unless the value may be any text."""
+def _pair(kind: Callable[[str], Any], shown: str) -> Callable[[str], tuple[str, Any]]:
+    """How KEY=VALUE is read; messages call it `shown`. A key may be a pattern with a =, unless a value is any text."""
 
     def read(word: str) -> tuple[str, Any]:
         key, sign, value = word.partition("=") if kind is str else word.rpartition("=")
         if not (key and sign and value):
-            raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {word!r}")
+            raise argparse.ArgumentTypeError(f"expected {shown}, got {word!r}")
         try:
             return key, kind(value)
         except ValueError as error:

@@ -6,9 +6,15 @@ LONG = "x" * 1200  # more tokens than the small model can see
 
 
 def job(home, *flags):
-    """The arguments of a quick finetune; a flag given again takes the place of the one here."""
-    usual = ["--base", home / "base", "--data", home / "data.jsonl", "--steps", 3, "--batch-size", 4]
-    return [str(word) for word in ["finetune", *usual, *flags]]
+    """The arguments of a quick finetune; a flag that is given takes the place of the one here."""
+    usual = {"--base": home / "base", "--data": home / "data.jsonl", "--steps": 3, "--batch-size": 4}
+    return ["finetune", *instead(usual, *flags)]
+
+
+def instead(usual, *flags):
+    """Words of flags, and of the usual ones that are not among them."""
+    words = [word for name, value in usual.items() if name not in flags for word in (name, value)]
+    return [str(word) for word in [*words, *flags]]
 
 
 def status(*words):

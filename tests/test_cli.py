@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from commandline import LONG, complaint, job, status, written
+from commandline import LONG, complaint, instead, job, status, written
 from modelfiles import TERMS
 
 from minilora import __version__, commands
@@ -57,6 +57,8 @@ REFUSED = [  # words, how the one line begins
     ("report a b", "unknown arguments: b; minilora report --help lists all flags"),
     ("chat --ask hello", "unknown arguments: --ask hello (did you mean --prompt?); "),
     ("finetune --data legal more", "unknown arguments: more (did you mean --mix more=0.5?); "),
+    ("finetune --data a --data b", "--data is given twice: give it once (for other data as well: --mix); "),
+    ("chat --prompt a --adapter x --prompt=b", "--prompt is given twice: give it once; "),
     ("finetune --packing x --data legal", "unknown arguments: --packing x (records are always packed: leave out "),
     ("finetune --mask_prompt", "unknown arguments: --mask_prompt (of a conversation only the answers are scored"),
     ("finetune --r many", "--r: expected a whole number, got 'many'; "),
@@ -119,6 +121,12 @@ def test_a_count_is_at_least_1_a_measure_above_0_and_other_limits_are_those_name
     assert LIMITS.keys() <= {item.name for item in items}
 
 
+def test_a_flag_that_takes_several_values_may_be_given_again():
+    (commands,) = (action.choices for action in build_parser()._actions if action.choices)
+    several = [each for one in commands.values() for each in one._actions if each.option_strings and each.nargs == "+"]
+    assert several and {type(each).__name__ for each in several} == {"_ExtendAction"}
+
+
 def test_what_other_programs_call_a_flag_is_answered_by_every_command_that_has_it(capsys):
     (commands,) = (action.choices for action in build_parser()._actions if action.choices)
     known = {name: {flag for each in one._actions for flag in each.option_strings} for name, one in commands.items()}
@@ -158,7 +166,7 @@ def test_a_job_that_cannot_work_is_status_1_in_one_line_and_writes_nothing(
     for name, records in texts.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     before = written(tmp_path)
-    assert status(*job(tiny_folder, "--out", "run", *flags)) == 1
+    assert status(*job(tiny_folder, *instead({"--out": "run"}, *flags))) == 1
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert lines[-1].startswith("minilora: ") and reason in lines[-1]

@@ -99,6 +99,16 @@ def test_a_flag_sets_its_field_with_its_fields_type(words, change, parser):
     assert all(type(getattr(got, name)) is type(value) for name, value in change.items())
 
 
+@pytest.mark.parametrize("words", [words for words, _ in GIVEN[:-1]], ids=" ".join)
+def test_only_a_flag_with_several_values_or_none_is_given_twice(words, parser, capsys):
+    if words[0] in ("--target-modules", "--blocks", "--ranks", "--names", "--quantized"):
+        parse(parser, ["learn", *words, *words])
+        return
+    name, value = words[0], words[-1]
+    for again in ([name, value], [f"{name}={value}"]):
+        assert refused(parser, capsys, *words, *again) == f"{name} is given twice: give it once"
+
+
 def shown(parser):
     (command,) = (action for action in parser._actions if action.choices)
     return " ".join(command.choices["learn"].format_help().split())
@@ -160,9 +170,10 @@ def test_a_flag_that_is_missing_because_another_name_was_given_is_answered_with_
 
 
 BAD_VALUES = [
-    ("--ranks q", "--ranks: expected KEY=VALUE, got 'q'"),
-    ("--ranks =2", "--ranks: expected KEY=VALUE, got '=2'"),
-    ("--ranks q=", "--ranks: expected KEY=VALUE, got 'q='"),
+    ("--ranks q", "--ranks: expected NAME=R, got 'q'"),
+    ("--ranks =2", "--ranks: expected NAME=R, got '=2'"),
+    ("--ranks q=", "--ranks: expected NAME=R, got 'q='"),
+    ("--names q", "--names: expected KEY=VALUE, got 'q'"),
     ("--ranks q=two", "--ranks: expected a whole number after q=, got 'two'"),
     ("--start small", "--start must be one of true, false, big, got 'small'"),
     ("--blocks one", "--blocks: expected a whole number, got 'one'"),

@@ -27,7 +27,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--random-weights", action="store_true", help="random weights in SmolLM2's shape, without a download"
     )
-    parser.add_argument("--modes", nargs="+", metavar="MODE", help=f"of {', '.join(MODES)} (default: all)")
+    parser.add_argument(
+        "--modes", nargs="+", action="extend", metavar="MODE", help=f"of {', '.join(MODES)} (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each mode (default: %(default)s)")
     parser.add_argument("--json", **AS_JSON)
 

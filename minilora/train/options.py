@@ -71,6 +71,7 @@ class Options:
         "other data to train on as well: SHARE of the records of each epoch, such as 0.2, comes from DATA",
         metavar="DATA=SHARE",
         only={"loss": "sft"},
+        why="DPO learns from pairs of answers alone",
         path=True,
     )
     method: str = option(

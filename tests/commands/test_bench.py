@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from commandline import instead
 from commandline import status as run
 from modelfiles import CONFIG
 
@@ -138,7 +139,7 @@ def test_random_weights_need_no_model_and_processes_measure_them(monkeypatch, ca
     ],
 )
 def test_a_mistake_is_answered_in_one_line(file, words, status, reason, capsys):
-    assert run("bench", "--base", file, *words) == status
+    assert run("bench", *instead({"--base": file}, *words)) == status
     out, err = capsys.readouterr()
     last = err.replace("\r", "\n").splitlines()[-1]  # before it there may be a progress bar
     assert out == "" and last.startswith("minilora: ") and reason in last and "Traceback" not in err

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commandline import status
+from commandline import instead, status
 from modelfiles import TERMS
 from planted_fields import SCHEMA
 
@@ -331,6 +331,6 @@ def test_only_a_terminal_that_can_underlines(write, capsys, monkeypatch, termina
 ])  # fmt: skip
 def test_the_command_answers_a_mistake_in_one_line(write, capsys, words, code, reason):
     write(QA)
-    assert status("data", "--base", "tiny", *words) == code
+    assert status("data", *instead({"--base": "tiny"}, *words)) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"minilora: {reason}") and err.count("\n") == 1

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import fields
 
 import pytest
-from commandline import complaint, status, written
+from commandline import complaint, instead, status, written
 from hearing import counts_of
 
 from minilora import progress
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 def quick(home, *flags):
     """The arguments of a quick sweep in the folder `s`."""
-    usual = ["--base", home / "base", "--data", home / "data.jsonl", "--steps", 2, "--batch-size", 4, "--jobs", 1]
-    return ["sweep", *usual, "--out", "s", *flags]
+    usual = {"--base": home / "base", "--data": home / "data.jsonl", "--steps": 2, "--batch-size": 4, "--jobs": 1}
+    return ["sweep", *instead(usual | {"--out": "s"}, *flags)]
 
 
 @pytest.fixture

@@ -73,7 +73,10 @@ REFUSED = [  # options, the one line
         "mix: the shares add up to 1.1, which leaves nothing for the data themselves",
     ),
     (dict(mix=["a.jsonl"]), "mix must be a dict such as .*, got .'a.jsonl'."),
-    (dict(mix={"a.jsonl": 0.5}, loss="dpo"), "mix means nothing with loss dpo: leave out one of the two"),
+    (
+        dict(mix={"a.jsonl": 0.5}, loss="dpo"),
+        r"mix means nothing with loss dpo \(DPO learns from pairs of answers alone\): leave out one of the two",
+    ),
     (dict(r=0), "r must be a positive integer, got 0"),
     (dict(lora_dropout=1.0), "lora_dropout must be .*"),
 ]
