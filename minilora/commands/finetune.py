@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     ranks = world()
     if arguments.dry_run and ranks.size > 1:
         raise UsageError("--dry-run is for one process: leave out mpiexec")
+    if arguments.dry_run and "resume" in arguments:
+        raise UsageError("--resume means nothing with --dry-run, which takes the first steps: leave out one of the two")
     options: Options | None = None  # the first rank reads them
     if not ranks.number:
         options = read_options(Options, arguments).on_its_base()

@@ -22,6 +22,7 @@ from ..pages.text import (
     duration,
     listed,
     megabytes,
+    memory_needed,
     percent,
     plain,
     rule,
@@ -191,17 +192,11 @@ def _advice(metrics: Mapping[str, Any]) -> str:
 
 def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """What `rehearse` returned, as text."""
-    options, memory, free = metrics["options"], metrics["peak_memory_bytes"], metrics["free_memory_bytes"]
-    steps, seconds = metrics["planned_steps"], metrics["seconds_per_step"]
-    needed = f"{megabytes(memory['predicted'])} predicted" + (f", {megabytes(free)} free" if free else "")
-    if free and memory["predicted"] > free:
-        less = {"recompute": True, "quantized": options["method"] == "lora"}
-        ways = ["a smaller --batch-size", *(f"--{name}" for name, can in less.items() if can and not options[name])]
-        needed += f": too much; try {listed(ways, 'or')}"
+    options, steps, seconds = metrics["options"], metrics["planned_steps"], metrics["seconds_per_step"]
     rows = {
         "data": _records(metrics),
         "trainable parameters": _trainable(metrics),
-        "memory of a step": needed,
+        "memory of a step": memory_needed(metrics)[0],
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
         f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),

@@ -96,10 +96,31 @@ def peak_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """The bytes that programs can still have without swapping; None where the system is not Linux."""
+    """The bytes that this process can have in all without swapping: those that it holds, and those that are free on
+    this machine and within the limits of its cgroups, which containers have. None where the system is not Linux.
+    """
     about = Path("/proc/meminfo")
     line = re.search(r"^MemAvailable:\s*(\d+) kB$", about.read_text(), re.MULTILINE) if about.is_file() else None
-    return int(line[1]) * 1024 if line else None
+    return (program_memory(0) or 0) + min([int(line[1]) * 1024, *_left_in_cgroups()]) if line else None
+
+
+def _left_in_cgroups() -> list[int]:
+    """What the memory limit of each cgroup around this process leaves. Cached files can be dropped: they are free."""
+    left, groups = [], Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, controllers, name = line.split(":", 2)
+        if "memory" in controllers.split(","):  # version 1
+            root, limit, used, total = "/sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes", "total_"
+        else:  # version 2, or a controller whose folder has no such files
+            root, limit, used, total = "/sys/fs/cgroup", "max", "current", ""
+        inner = Path(f"{root}{name}")  # inside a container, the root has the container's own limit
+        for folder in (inner, *inner.parents):
+            with suppress(OSError, ValueError):  # not there, or without a limit: "max"
+                most, held = (int((folder / f"memory.{file}").read_text()) for file in (limit, used))
+                stat = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
+                cached = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
+                left.append(max(0, most - held + cached))
+    return left
 
 
 def release_memory() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 WIDTH = 100  # columns of a page at most
 NARROWEST = 80  # columns at least: the tables need them
@@ -176,3 +177,19 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 3597 else f"{seconds / 3600:.1f} hours"
+
+
+def memory_needed(found: Mapping[str, Any]) -> tuple[str, bool]:
+    """The predicted memory of a training step, what is free, and if that is too little, what helps; and whether it is
+    enough, or not known.
+
+    found: options and both sizes, as `train.job.rehearse` returns them.
+    """
+    options, predicted, free = found["options"], found["peak_memory_bytes"]["predicted"], found["free_memory_bytes"]
+    needed = f"{megabytes(predicted)} predicted" + ("" if free is None else f", {megabytes(free)} free")
+    if free is None or predicted <= free:
+        return needed, True
+    lora, several = options["method"] == "lora", options["batch_size"] > 1
+    ways = ["a smaller --batch-size" if several else "a lower --max-length", *["--method lora"] * (not lora)]
+    ways += ["--recompute"] * (not options["recompute"]) + ["--quantized"] * (lora and not options["quantized"])
+    return f"{needed}: too much; try {listed(ways, 'or')}", False

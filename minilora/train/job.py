@@ -39,6 +39,7 @@ from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
+from ..pages.text import memory_needed
 from ..progress import hide_progress, log, progress
 from ..version import __version__
 from . import checkpoint
@@ -106,6 +107,8 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         state = State(options.decisive(), job.base, job.material.sha256, before)
     trainer = job.begin(state)
     if not state.trained:
+        if place is not None:
+            _warn_of_memory(job)
         _train(job, trainer, state, place)
         job.ended("training")
     elif place is not None:
@@ -141,7 +144,6 @@ def rehearse(options: Options) -> dict[str, Any]:
     """
     options = options.on_its_base()
     RunFolder(options.folder, options.overwrite, options.resume).refuse()
-    free = free_memory()
     job = _set_up(options, True, True, ALONE)
     trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
     with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
@@ -157,7 +159,7 @@ def rehearse(options: Options) -> dict[str, Any]:
         "total_parameters": counts.total,
         "seconds_per_step": trainer.history.seconds_per_step,
         "peak_memory_bytes": _memory(job),
-        "free_memory_bytes": free,
+        "free_memory_bytes": job.free,
     }
 
 
@@ -169,7 +171,8 @@ class Job:
     """The parts of a job, the same on every rank.
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
-    that the process held before it had a model, where they are known. peaks: the process's peak so far, by phase.
+    that the process held before it had a model, and `free` those that it could have, where they are known. peaks: the
+    process's peak so far, by phase.
     """
 
     options: Options
@@ -179,6 +182,7 @@ class Job:
     install: Callable[[], object]
     base: str
     program: int | None
+    free: int | None
     ranks: Ranks
     peaks: dict[str, int | None] = field(default_factory=dict)
 
@@ -246,6 +250,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         check_service(options.report_to)
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
+    free = free_memory() if options.device == "cpu" else None
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
@@ -280,7 +285,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         material = replace(material, asked={}, shown={}, checked=None)
     install = _installer(model, options)
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
-    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)
+    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)
 
 
 def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:
@@ -400,14 +405,27 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
+def _predicted(job: Job) -> dict[str, Any]:
+    """Of a training step."""
+    options = job.options
+    program = job.program if options.device == "cpu" else None
+    return memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program)
+
+
+def _warn_of_memory(job: Job) -> None:
+    """Log what helps where a training step is predicted to take more memory than there is."""
+    found = {"options": vars(job.options), "peak_memory_bytes": _predicted(job), "free_memory_bytes": job.free}
+    needed, enough = memory_needed(found)
+    if not enough:
+        log.warning("memory of a step: %s", needed)
+
+
 def _memory(job: Job) -> dict[str, Any]:
     """Predicted for a training step, and measured for the process, where it computes on the CPU."""
-    options, on_cpu = job.options, job.options.device == "cpu"
-    measured, program = (peak_memory(), job.program) if on_cpu else (None, None)
+    measured = peak_memory() if job.options.device == "cpu" else None
     held = {phase: peak for phase, peak in job.peaks.items() if peak and measured and peak >= SAME * measured}
     reached = next(iter(held), "checking the result")
-    predicted = memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program)
-    return {"measured": measured, "reached": reached if measured else None, **predicted}
+    return {"measured": measured, "reached": reached if measured else None, **_predicted(job)}
 
 
 def _in_effect(model: LanguageModel, options: Options) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A process that does one thing: its result, its failures, and its memory."""
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora.measure import process
-from minilora.measure.process import apart, peak_memory, program_memory, release_memory
+from minilora.measure.process import apart, free_memory, peak_memory, program_memory, release_memory
 from minilora.progress import log, show_progress
 
 
@@ -104,6 +105,40 @@ def test_where_the_system_has_no_proc_the_peak_is_that_of_getrusage_and_where_it
         assert (peak_memory(), program_memory(7)) == (5000 * unit, 5000 * unit - 7)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() is None and program_memory(7) is None
+
+
+OUTSIDE = 4_000_000  # bytes that the machine has left
+CGROUPS = [  # the line of /proc/self/cgroup, files in /sys/fs/cgroup and their text, bytes that are left
+    ("0::/", {"memory.max": 900, "memory.current": 700, "memory.stat": "anon 9\ninactive_file 50\nactive_file 4"}, 254),
+    ("0::/a/b", {"a/memory.max": 900, "a/memory.current": 700, "a/memory.stat": "inactive_file 5\nactive_file 0",
+                 "a/b/memory.max": "max", "a/b/memory.current": 1, "a/b/memory.stat": ""}, 205),
+    ("0::/a", {"memory.max": 90, "memory.current": 99, "memory.stat": "inactive_file 0\nactive_file 0"}, 0),
+    ("3:cpu,memory:/a", {"memory/memory.limit_in_bytes": 900, "memory/memory.usage_in_bytes": 200, "memory/memory.stat":
+                         "inactive_file 1\ntotal_inactive_file 30\ntotal_active_file 0"}, 730),
+    ("3:cpu:/", {"memory/memory.limit_in_bytes": 900, "memory/memory.usage_in_bytes": 200, "memory/memory.stat": ""},
+     OUTSIDE),
+    ("0::/", {"memory.max": 10**15, "memory.current": 0, "memory.stat": "inactive_file 0\nactive_file 0"}, OUTSIDE),
+    ("0::/", {}, OUTSIDE),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="Linux alone has cgroups")
+@pytest.mark.parametrize(("line", "files", "left"), CGROUPS)
+def test_free_memory_is_what_the_tightest_limit_leaves_and_cached_files_are_free(
+    line, files, left, tmp_path, monkeypatch
+):
+    files = {
+        "proc/meminfo": f"MemFree: 1 kB\nMemAvailable: {OUTSIDE // 1024} kB\n",
+        "proc/self/cgroup": line,
+        "proc/self/statm": "9 2 1",
+    } | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr(process, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert free_memory() == 2 * os.sysconf("SC_PAGE_SIZE") + (left if left < OUTSIDE else OUTSIDE // 1024 * 1024)
+    (tmp_path / "proc/meminfo").unlink()
+    assert free_memory() is None
 
 
 def freed():

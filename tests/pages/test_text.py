@@ -1,6 +1,7 @@
 """The words of a page: nothing is lost or broken by wrapping, nothing is -0, and units keep three digits."""
 
 import re
+from itertools import product
 
 import pytest
 
@@ -12,6 +13,7 @@ from minilora.pages.text import (
     interval,
     listed,
     megabytes,
+    memory_needed,
     millions,
     percent,
     plain,
@@ -77,3 +79,25 @@ def test_units_grow_with_what_they_measure():
     shown = ["0.5 ms", "9.9 ms", "10 ms", "999 ms", "1.00 s", "9.99 s", "59.9 s"]
     shown += ["1.0 minutes", "59.9 minutes", "1.0 hours"]
     assert [duration(each) for each in seconds] == shown
+
+
+@pytest.mark.parametrize(
+    ("method", "batch_size", "recompute", "quantized"), list(product(("lora", "full"), (1, 2), *[(False, True)] * 2))
+)
+def test_where_memory_is_short_all_is_named_that_helps_and_is_not_done_yet(method, batch_size, recompute, quantized):
+    options = dict(method=method, batch_size=batch_size, recompute=recompute, quantized=quantized)
+
+    def needed(free):
+        return memory_needed({"options": options, "peak_memory_bytes": {"predicted": 2e6}, "free_memory_bytes": free})
+
+    assert needed(None) == ("2.0 MB predicted", True) and needed(2e6) == ("2.0 MB predicted, 2.0 MB free", True)
+    line, enough = needed(1.9e6)
+    helps = {
+        "smaller --batch-size": batch_size > 1,
+        "lower --max-length": batch_size == 1,
+        "--recompute": not recompute,
+        "--method lora": method == "full",
+        "--quantized": method == "lora" and not quantized,
+    }
+    assert line.startswith("2.0 MB predicted, 1.9 MB free: too much; try ") and not enough
+    assert {way: way in line for way in helps} == helps

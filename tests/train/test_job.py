@@ -126,6 +126,22 @@ def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, t
         assert all(word in " ".join(text.split()) for word in words) and ("free" in text) == bool(words)
 
 
+def test_a_run_says_before_it_trains_that_memory_is_short_in_the_words_of_a_rehearsal(
+    home, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 0)  # which differs from run to run
+    chosen, said = options(home, tmp_path / "run", steps=1, overwrite=True), "memory of a step: "
+    needed, usual, heard = rehearse(chosen)["peak_memory_bytes"]["predicted"], job._train, []
+    monkeypatch.setattr(job, "_train", lambda *given: (heard.extend(caplog.messages), usual(*given)))
+    for free in (None, needed, needed - 1):
+        monkeypatch.setattr(job, "free_memory", lambda free=free: free)
+        heard.clear()
+        trained(chosen)
+        lines = [line.removeprefix(said) for line in heard if line.startswith(said)]
+        assert len(lines) == (free == needed - 1)
+    assert lines[0] in " ".join(rehearsal(rehearse(chosen)).split())
+
+
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
     metrics = trained(replace(finished[0], out=str(tmp_path / "trial")))
     assert (metrics["loss"], metrics["keyword_recall"], metrics["answers"]) == ({}, {}, [])
