@@ -63,7 +63,8 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """The report as text of at most `width` columns (80 or more). A path or a word that is longer is not broken."""
     options = metrics["options"]
     method = {"lora": "LoRA", "full": "full"}[options["method"]]
-    title = rule(f"{method} fine-tuning of {options['base']} on {options['data']}", width)
+    how = " by DPO" if options.get("loss") == "dpo" else ""
+    title = rule(f"{method} fine-tuning{how} of {options['base']} on {options['data']}", width)
     labels = ["", *label_lines(metrics["labels"], width)] if "labels" in metrics else []
     labels += ["", *field_lines(metrics["fields"], width)] if "fields" in metrics else []
     lines = [title, *_answers(metrics, width), "", *_learned(metrics, width), *labels, "", *_cost(metrics, width)]
@@ -94,7 +95,8 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     yield _row("", "before", "after", "change", *["last step"] * bool(last))
     for name, (before, after) in metrics["loss"].items():
         cells = [plain(before, 3), plain(after, 3), change(before, after)]
-        yield _row(f"loss, {SETS[name]}", *cells, *([plain(last[name], 3)] if name in last else []))
+        kind = "DPO loss" if name in metrics.get("preferences", {}) else "loss"
+        yield _row(f"{kind}, {SETS[name]}", *cells, *([plain(last[name], 3)] if name in last else []))
     for name, found in metrics.get("preferences", {}).items():
         (before, after), margin = found["chosen"], found["margin"][1]
         points = f"{signed(100 * (after - before), 1)} points"

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import ModelFileError, read_json
-from ..pages.text import NOTHING, change, columns, counted, megabytes, plain
+from ..pages.labels import subject_and_others
+from ..pages.text import NOTHING, columns, counted, megabytes, percent, plain
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON
 
-HELP = "list the finished runs of a folder: data, method, loss, date"
+HELP = "list the finished runs of a folder: data, method, loss, result, date"
 USUAL = "runs"
 
 Run = dict[str, Any]  # a finished run, as `--json` prints it
@@ -34,27 +35,46 @@ def find_runs(folder: Path) -> list[Run]:
 def _run(folder: Path, metrics: dict[str, Any]) -> Run:
     """loss: before and after, on paraphrased questions, or else on what its data hold out."""
     options, losses = metrics["options"], metrics["loss"]
+    of = next((name for name in ("paraphrase", "unseen") if name in losses), "")
     return {
         "folder": folder.as_posix(),
         "created": metrics["created"],
         **{name: options[name] for name in ("base", "data", "method")},
+        "mix": list(options.get("mix") or ()),
+        "objective": options.get("loss", "sft"),
+        "quote": options.get("quote"),
         "r": options.get("r") if options["method"] == "lora" else None,
         "steps": metrics["steps"],
-        "loss": next((list(losses[name]) for name in ("paraphrase", "unseen") if name in losses), None),
+        "loss": list(losses[of]) if of else None,
+        "result": _result(metrics, of),
         "bytes": metrics["adapter_bytes"],
     }
 
 
+def _result(metrics: dict[str, Any], of: str) -> tuple[str, float] | None:
+    """The measure that suits its kind of data, by name, and its share after training. of: the set of questions."""
+    for key, share, name in (("labels", "accuracy", "accuracy"), ("fields", "fields_right", "fields right")):
+        if key in metrics:
+            return name, subject_and_others(metrics[key])[0][share]["value"]
+    if of in metrics.get("preferences", {}):
+        return "preferred", metrics["preferences"][of]["chosen"][1]
+    return ("recall", metrics["keyword_recall"][of][1]) if of in metrics["keyword_recall"] else None
+
+
 def listing(runs: Sequence[Run]) -> str:
     """The runs as a table."""
-    rows = [["run", "base", "data", "method", "steps", "loss before", "after", "change", "disk", "date"]]
+    rows = [["run", "base", "data", "method", "steps", "loss before", "after", "result", "disk", "date"]]
     for run in runs:
         losses = [NOTHING] * 3
         if run["loss"]:
             before, after = run["loss"]
-            losses = [plain(before, 3), plain(after, 3), change(before, after)]
+            losses[:2] = plain(before, 3), plain(after, 3)
+        if run["result"]:
+            losses[2] = f"{run['result'][0]} {percent(run['result'][1], 1)}"
         method = f"LoRA, r={run['r']}" if run["method"] == "lora" else run["method"]
-        row = [run["folder"], Path(run["base"]).name, Path(run["data"]).name, method, f"{run['steps']:,}"]
+        method += ", DPO" * (run["objective"] == "dpo") + ", quotes" * bool(run["quote"])
+        data = " + ".join(Path(name).name for name in (run["data"], *run["mix"]))
+        row = [run["folder"], Path(run["base"]).name, data, method, f"{run['steps']:,}"]
         rows.append([*row, *losses, megabytes(run["bytes"]), run["created"][:10]])
     return "\n".join([*columns(rows, left=4), "", f"{counted(len(runs), 'run')}. minilora report RUN shows one."])
 

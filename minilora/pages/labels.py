@@ -61,7 +61,7 @@ def verdict(report: Mapping[str, Any], share: str = "accuracy", unit: str = "poi
     points = f"{shown(best['lead'], sign=True)} {unit}"
     low, high = (best["lead"][end] or 0.0 for end in ("low", "high"))
     if high < 0:
-        return f"{best['name']} is better than {subject}, which has {points}: use {best['name']}."
+        return f"{subject} is worse than {best['name']}: {points}. Use {best['name']}."
     if low <= 0:
         return f"{subject} is not clearly better than {best['name']}: {points}."
     return f"{subject} is better than the best of the others, {best['name']}: {points}."

@@ -294,12 +294,33 @@ def test_runs_lists_the_finished_runs_newest_first(runs, capsys):
     assert main(["runs", str(runs)]) == 0
     head, *rows, _, last = capsys.readouterr().out.splitlines()
     assert [row.split()[0].removeprefix(f"{runs}/") for row in rows] == ["text", "deep/full", "legal"]
-    assert " ".join(rows[2].split()[1:]) == "x own.jsonl LoRA, r=8 40 3.000 1.500 -50 % 10.0 MB 2026-11-20"
+    assert " ".join(rows[2].split()[1:]) == "x own.jsonl LoRA, r=8 40 3.000 1.500 recall 50.0 % 10.0 MB 2026-11-20"
     assert rows[1].split()[1:4] == ["x", "own.jsonl", "full"] and rows[0].split().count("-") == 3
     assert last == "3 runs. minilora report RUN shows one." and len({len(line) for line in (head, *rows)}) == 1
     assert main(["runs", str(runs), "--json"]) == 0
     assert [each["data"] for each in json.loads(capsys.readouterr().out)] == ["own.jsonl"] * 3
     assert main(["runs", str(runs / "legal")]) == 0 and "1 run. minilora report" in capsys.readouterr().out
+
+
+ROWS = [{"name": "base"}, {"name": "LoRA", "accuracy": {"value": 0.25}, "fields_right": {"value": 0.75}}]
+KINDS = [  # options, other metrics, what the list says of data and method, and of the result
+    ({}, {"loss": {"unseen": [2, 1]}}, "own.jsonl LoRA, r=8", "2.000 1.000 recall 6.2 %"),
+    ({"mix": {"a/b.csv": 0.1, "legal": 0.2}, "quote": 3}, {}, "own.jsonl + b.csv + legal LoRA, r=8, quotes", "recall"),
+    ({}, {"labels": {"subject": "LoRA", "rows": ROWS}}, "own.jsonl LoRA, r=8", "accuracy 25.0 %"),
+    ({}, {"fields": {"subject": "LoRA", "rows": ROWS}, "loss": {}}, "own.jsonl LoRA, r=8", "- - fields right 75.0 %"),
+    ({"loss": "dpo"}, {"preferences": {"unseen": {"chosen": [0.5, 0.875]}}, "loss": {"unseen": [0.7, 0.6]}},
+     "own.jsonl LoRA, r=8, DPO", "0.700 0.600 preferred 87.5 %"),
+    ({}, {"keyword_recall": {}}, "own.jsonl LoRA, r=8", "3.000 1.500 - 10.0 MB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "more", "what", "result"), KINDS)
+def test_the_list_says_of_each_kind_of_run_what_was_learned_and_how_well(tmp_path, capsys, options, more, what, result):
+    metrics = changed(created="2026-11-20T10:00:00+00:00", options={"r": 8} | options) | more
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert main(["runs", str(tmp_path)]) == 0
+    row = " ".join(capsys.readouterr().out.splitlines()[1].split())
+    assert f" x {what} 40 " in row and result in row
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path, capsys):
@@ -331,7 +352,9 @@ def test_a_picture_that_cannot_be_written_is_an_error_in_one_line(runs, capsys):
 
 def test_preferences_are_three_rows():
     found = {"chosen": [0.5, 0.875], "accuracy": [0.0, 0.75], "margin": [0.0, 1.25]}
-    text = page(METRICS | {"preferences": {"unseen": found}})
+    text = page(changed(options={"loss": "dpo"}) | {"preferences": {"unseen": found}})
+    assert text.startswith("-- LoRA fine-tuning by DPO of models/x on own.jsonl --")
+    assert "\nDPO loss, unseen questions" in text and "\nloss, general text" in text  # they have different units
     rows = {line[:38].strip(): line[38:].split() for line in text.splitlines()}
     assert rows["chosen preferred, unseen questions"] == ["50.0", "%", "87.5", "%", "+37.5", "points"]
     assert rows["more than before, share of pairs"] == ["75.0", "%"] and rows["margin (nats, times beta)"] == ["1.250"]

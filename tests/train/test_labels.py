@@ -239,8 +239,8 @@ def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
         ((0.1, 0.02, 0.2), "LoRA is better than the best of the others, base, zero-shot: +10.0 [+2.0, +20.0] points"),
         ((0.1, -0.02, 0.2), "LoRA is not clearly better than base, zero-shot: +10.0 [-2.0, +20.0] points of accuracy."),
         ((-0.1, -0.2, 0.0), "LoRA is not clearly better than base, zero-shot: -10.0 [-20.0, 0.0] points of accuracy."),
-        ((-0.1, -0.2, -0.05), "base, zero-shot is better than LoRA, which has -10.0 [-20.0, -5.0] points of accuracy: "
-                              "use base, zero-shot."),
+        ((-0.1, -0.2, -0.05), "LoRA is worse than base, zero-shot: -10.0 [-20.0, -5.0] points of accuracy. "
+                              "Use base, zero-shot."),
         ((0.1, None, None), "LoRA is not clearly better than base, zero-shot: +10.0 points of accuracy."),
     ],
 )  # fmt: skip
