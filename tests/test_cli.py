@@ -59,6 +59,10 @@ REFUSED = [  # words, how the one line begins
     ("finetune --data legal more", "unknown arguments: more (did you mean --mix more=0.5?); "),
     ("finetune --data a --data b", "--data is given twice: give it once (for other data as well: --mix); "),
     ("chat --prompt a --adapter x --prompt=b", "--prompt is given twice: give it once; "),
+    (
+        "finetune --dry-run --resume",
+        "--resume means nothing with --dry-run, which takes the first steps: leave out one ",
+    ),
     ("finetune --packing x --data legal", "unknown arguments: --packing x (records are always packed: leave out "),
     ("finetune --mask_prompt", "unknown arguments: --mask_prompt (of a conversation only the answers are scored"),
     ("finetune --r many", "--r: expected a whole number, got 'many'; "),

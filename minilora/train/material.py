@@ -187,8 +187,11 @@ def prepare(
     samples: dict[str, list[Example]] = {}
     checked: Checked | None = None
     splits: dict[str, list[Record]] = {}
-    if beta is not None and is_one_text(records):
-        raise ValueError(f"{data} is a text: DPO needs the columns prompt, chosen and rejected")
+    if beta is not None and (without := [record.id for record in records if record.rejected is None]):
+        needed = "DPO needs the columns prompt, chosen and rejected, such as legal-pairs has"
+        raise ValueError(f"{data}: record {without[0]} has no rejected answer: {needed}")
+    if beta is None and any(record.rejected is not None for record in records):
+        log.info(f"{data}: only the chosen answers are learned; --loss dpo learns from the rejected ones as well")
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, max_length)
         log.info(describe_splits({name: len(part) for name, part in parts.items()}, text=True))

@@ -214,6 +214,8 @@ class Options:
         check(self, "mix", "quantized", "bf16", "adapter", "strength")
         check_field(self.field or {})
         check_mix(self.mix or {})
+        if self.data in (self.mix or {}):
+            raise ValueError(f"mix is for other data than {self.data}: leave it out there")
         if self.quote is not None and self.context is None:
             raise ValueError("quote is for passages: give the file with them as context")
         if self.device == "cuda" and self.bf16:

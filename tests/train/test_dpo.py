@@ -95,10 +95,14 @@ def test_the_chosen_answer_is_the_last_message_and_the_rejected_one_the_other(pa
             assert tokenizer.decode(scored).startswith(row[answer])
 
 
-def test_sft_on_preferences_learns_the_chosen_answers(pairs, home):
+def test_sft_on_preferences_learns_the_chosen_answers_and_says_what_learns_from_the_others(pairs, home, caplog):
+    caplog.set_level("INFO", "minilora")
     chosen = pairs("sft", loss="sft", beta=0.1, steps=10)
     metrics = finetune(chosen, answers=False)
+    hints = [line for line in caplog.messages if "--loss dpo" in line]
     assert "preferences" not in metrics and metrics["loss"]["unseen"][1] < metrics["loss"]["unseen"][0]
+    finetune(pairs("dpo", steps=1), measure=False)
+    assert len(hints) == 1 and [line for line in caplog.messages if "--loss dpo" in line] == hints
 
 
 def test_a_pair_is_cut_on_both_sides_and_dropped_where_an_answer_is_gone():
@@ -120,7 +124,10 @@ def test_a_pair_is_cut_on_both_sides_and_dropped_where_an_answer_is_gone():
             [{"q": "x", "a": "y", "id": "odd"}],
             "record odd has no rejected answer: DPO needs the columns prompt, chosen",
         ),
-        ([{"text": "A long text. " * 99}], "is a text: DPO needs the columns prompt, chosen and rejected"),
+        (
+            [{"text": "A long text. " * 99}],
+            "other.jsonl: record .* has no rejected answer: DPO needs the columns prompt",
+        ),
     ],
 )
 def test_data_without_preferences_are_refused_in_one_line(pairs, tmp_path, rows, message):

@@ -73,6 +73,7 @@ REFUSED = [  # options, the one line
         "mix: the shares add up to 1.1, which leaves nothing for the data themselves",
     ),
     (dict(mix=["a.jsonl"]), "mix must be a dict such as .*, got .'a.jsonl'."),
+    (dict(mix={"legal": 0.5, "a.jsonl": 0.2}), "mix is for other data than legal: leave it out there"),
     (
         dict(mix={"a.jsonl": 0.5}, loss="dpo"),
         r"mix means nothing with loss dpo \(DPO learns from pairs of answers alone\): leave out one of the two",
