@@ -31,13 +31,8 @@ PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
-_SUFFIXES = {
-    "lora_A": "lora_A.weight",
-    "lora_B": "lora_B.weight",
-    "lora_embedding_A": "lora_embedding_A",
-    "lora_embedding_B": "lora_embedding_B",
-    "lora_magnitude_vector": "lora_magnitude_vector",
-    "bias": "base_layer.bias",
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias"} | {
+    name: name for name in ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 }
 
 # The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in _RECORDED do not affect the

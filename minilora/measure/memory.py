@@ -100,15 +100,9 @@ def step_of(job: Job) -> Step:
     dtype = dtype_of(job)
     config, base_bytes = shape_of(job.base, job.quantized, dtype)
     as_it_is = dtype == "bfloat16" and not job.quantized and bfloat16.why_not() is None
-    return Step.of(
-        config,
-        job.batch(config),
-        rank=job.rank,
-        targets=job.targets,
-        base_bytes=base_bytes,
-        unpacks=base_bytes is not None and base_bytes < FLOAT * base_parameters(config) and not as_it_is,
-        recompute=job.recompute,
-    )
+    unpacks = base_bytes is not None and base_bytes < FLOAT * base_parameters(config) and not as_it_is
+    known: dict[str, Any] = {"rank": job.rank, "targets": job.targets, "recompute": job.recompute}
+    return Step.of(config, job.batch(config), base_bytes=base_bytes, unpacks=unpacks, **known)
 
 
 def shape_of(base: str, quantized: bool | str = False, dtype: str = "float32") -> tuple[Config, int | None]:

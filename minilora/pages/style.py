@@ -38,14 +38,9 @@ PALE = 0.35  # opacity of what is frozen, or only passed through
 DPI = 220  # pixels per inch of a figure that pages show at 110
 
 RC: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": "medium",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.xmargin": 0.02,
-    "figure.dpi": DPI / 2,
-    "savefig.dpi": DPI,
-}
+    "font.size": 10, "axes.titlesize": "medium", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.xmargin": 0.02, "figure.dpi": DPI / 2, "savefig.dpi": DPI,
+}  # fmt: skip
 GROUNDS = {"light": ("#ffffff", BLACK), "dark": ("#0d1117", "#e6edf3")}  # background and text; as on GitHub's dark page
 
 

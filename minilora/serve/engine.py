@@ -155,17 +155,9 @@ class Engine:
         schema = task or request.schema
         guide = None if schema is None else guide_of(schema, self.tokenizer, text)
         answer = self.streams.add(
-            self.asked(request),
-            request.choice,
-            request.limit or MAX_NEW_TOKENS,
-            request.temperature,
-            request.top_p,
-            request.seed,
-            request.stop,
-            raw=isinstance(request.messages, str),
-            guide=guide,
-            top_logprobs=request.top_logprobs,
-        )
+            self.asked(request), request.choice, request.limit or MAX_NEW_TOKENS, request.temperature, request.top_p,
+            request.seed, request.stop, raw=isinstance(messages, str), guide=guide, top_logprobs=request.top_logprobs,
+        )  # fmt: skip
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
 
