@@ -187,6 +187,7 @@ BAD_CONFIGS = [
     (GPT_2, {"layer_norm_epsilon": 0.0}, "layer_norm_epsilon must be a positive number, got 0.0"),
     (GEMMA, {"sliding_window": 0}, "sliding_window must be a positive integer, got 0"),
     (GEMMA, {"rope_local_base_freq": -1.0}, "rope_local_base_freq must be a positive number"),
+    (GEMMA, {"rope_theta": float("inf")}, "rope_theta must be a positive number, got inf"),
     (GEMMA, {"num_attention_heads": 3, "num_key_value_heads": 2}, "3 query heads cannot share 2 key/value heads"),
     (GEMMA, {"head_dim": 3}, "head_dim must be even"),
     (GEMMA, {"layer_types": (FULL,)}, "layer_types must be 2 of"),
