@@ -10,6 +10,7 @@ from smallmodels import lora_config, random_samples, shaken
 
 import minilora as ml
 from minilora.data.records import Record
+from minilora.measure import loss
 from minilora.measure.loss import evenly, held_out, mean_loss, sample_losses, scored_tokens
 from minilora.nn.llama import Llama
 from minilora.nn.parts import common_prefix
@@ -44,15 +45,22 @@ def test_the_loss_of_each_sample_with_a_head_of_its_own_that_has_an_adapter(tiny
     assert losses_without_grad(model, samples) == pytest.approx(expected, rel=2e-6)
 
 
-def test_evaluating_nothing_is_an_error(tiny_model):
+def test_evaluating_nothing_and_what_is_no_sample_is_an_error(tiny_model):
     with pytest.raises(ValueError, match="no samples"):
         mean_loss(tiny_model, [])
+    with pytest.raises(TypeError, match="expected samples, got a Record: call encode_records"):
+        mean_loss(tiny_model, [Record("a", text="b")])
 
 
-def test_samples_are_scored_sixteen_at_a_time_and_leave_no_gradient(tiny_model, rng):
+def test_samples_are_scored_sixteen_at_a_time_the_short_ones_first_and_leave_no_gradient(tiny_model, rng, monkeypatch):
+    lengths, compute = [], loss.loss_without_grad
+    monkeypatch.setattr(
+        loss, "loss_without_grad", lambda m, batch: lengths.extend(len(one.ids) for one in batch) or compute(m, batch)
+    )
     with counts_of("record") as heard:
-        mean_loss(tiny_model, random_samples(rng, [5] * 35))
+        mean_loss(tiny_model, random_samples(rng, [9, 5, 7] * 11 + [6, 8]))
     assert heard == [16, 16, 3] and all(p.grad is None for _, p in tiny_model.named_parameters())
+    assert lengths == sorted(lengths)  # little padding
 
 
 def test_losses_of_records_add_up_to_the_mean_loss_of_the_set(tiny_model, rng):
