@@ -95,8 +95,8 @@ def refusal(path, **settings):
 def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path):
     path = tmp_path / "a.jsonl"
     assert refusal(write(path, ROWS), field={"label": "topic"}).endswith(
-        "a.jsonl:1: field label=topic: no such column; there are text, label: name the right one with --field label=... "
-        "(4 rows: lines 1, 2, 3, 4)"
+        "a.jsonl:1: field label=topic: no such column; there are text, label: name the right one with --field label=..."
+        " (4 rows: lines 1, 2, 3, 4)"
     )
     assert refusal(write(path, ROWS, "body", "topic"), field={"label": "topic"}).startswith(
         f"{path}:1: text/label needs a column text; there are topic, body: name the column with --field text=..."
