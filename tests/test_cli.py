@@ -115,12 +115,12 @@ LIMITS = {"seed": (0, None), "queue": (0, None), "price": (0, None), "weight_dec
           "warmup": (0, 1), "length": (2, None), "context_length": (2, None), "max_length": (8, None)}  # fmt: skip
 
 
-def test_a_count_is_at_least_1_a_measure_above_0_and_other_limits_are_those_named_here():
+def test_a_count_is_at_least_1_a_measure_above_0_a_share_at_most_1_as_well_and_other_limits_are_those_named_here():
     found = [each for name in NAMES for each in vars(import_module(f"minilora.commands.{name}")).values()]
     items = [item for each in filter(is_dataclass, found) for item in fields(each)]
     for item in (item for item in items if item.metadata.keys() & {"least", "most", "above"}):
         limits = tuple(item.metadata.get(name) for name in ("least", "most", "above"))
-        usual = {(1, None, None), (None, None, 0)}
+        usual = {(1, None, None), (None, None, 0), (None, 1, 0)}
         assert limits in ({(*LIMITS[item.name], None)} if item.name in LIMITS else usual), item.name
     assert LIMITS.keys() <= {item.name for item in items}
 
