@@ -209,7 +209,7 @@ claim("accuracy of DPO, in percent", 100 * np.mean(dpo[0] > dpo[1]), 90, 100)
 claim("accuracy of SFT, in percent", 100 * np.mean(moved["SFT"][0] > moved["SFT"][1]), 90, 100)
 with ml.disable_adapter(model):
     claim("adapter off after training: largest change of a log-probability", np.abs(answer_log_p() - base).max(), 0, 0)
-claim("the base has changed", float(ml.sha256_of(ml.base_state(model)) != before), 0, 0)
+claim("the base has changed (0: no)", float(ml.sha256_of(ml.base_state(model)) != before), 0, 0)
 
 # %%
 figure, axes = panels(width=5.5, height=4.2)

@@ -29,6 +29,14 @@ def line(
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def arrow(
+    axes: Any, start: tuple[float, float], end: tuple[float, float], color: str = BLACK, shrink: float = 0
+) -> None:
+    """An arrow between two points; at both ends, `shrink` points are left free."""
+    look = {"arrowstyle": "->", "color": color, "shrinkA": shrink, "shrinkB": shrink}
+    axes.annotate("", end, start, arrowprops=look)
+
+
 def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
     """The path of one token from x (n features) to y (m): through W, and in parallel through A and B, r features wide.
 
@@ -48,13 +56,10 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
         corners = [(middle - below / 2, low), (middle + below / 2, low), (middle + above / 2, high)]
         axes.add_patch(Polygon([*corners, (middle - above / 2, high)], facecolor=color, alpha=PALE, linewidth=0))
 
-    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
-        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": BLACK, "shrinkA": 0, "shrinkB": 0})
-
     middle = apart / 2
     bar(middle, -0.75 * step, n, f"x: {n:,} features")
     for lane in (0, apart):
-        arrow((middle + 0.3 * (lane - middle), -0.75 * step + thin), (lane, 0))
+        arrow(axes, (middle + 0.3 * (lane - middle), -0.75 * step + thin), (lane, 0))
     funnel(0, -thin, top, n, m, BASE)
     axes.text(0, step, "W, frozen", ha="center", va="center", fontsize="large")
     bar(0, top, m, f"x Wᵀ: {m:,}")
@@ -65,7 +70,7 @@ def bottleneck_to_scale(axes: Any, m: int, n: int, r: int) -> None:
     axes.text(apart, 1.72 * step, "B, up", ha="center", va="center", fontsize="large", color=ink(B))
     bar(apart, top, m, f"u Bᵀ: {m:,}")
     for lane in (0, apart):
-        arrow((lane, top + thin), (middle + 0.3 * (lane - middle), 2.75 * step))
+        arrow(axes, (lane, top + thin), (middle + 0.3 * (lane - middle), 2.75 * step))
     axes.text(middle + 0.85 * (apart - middle), 2.5 * step, "times α/r", va="center")
     bar(middle, 2.75 * step, m, f"y: {m:,} features")
     axes.text(middle, 2.55 * step, "+", ha="center", va="center", fontsize="xx-large")
@@ -86,8 +91,7 @@ def llama(axes: Any, blocks: int) -> None:
 
     def path(*corners: tuple[float, float]) -> None:
         axes.plot(*zip(*corners[:-1], strict=True), color=edge, linewidth=1)
-        arrow = {"arrowstyle": "->", "color": edge, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", corners[-1], corners[-2], arrowprops=arrow)
+        arrow(axes, corners[-2], corners[-1], edge)
 
     box(-0.5, 0, 2.5, "embedding")
     path((-1.2, 0), (-0.5, 0))
@@ -128,11 +132,6 @@ def injection(axes: Any) -> None:
         else:
             axes.text(x + 0.15, y + height - 0.12, text, ha="left", va="top", color=ink(BLACK))
 
-    def arrow(y: float, text: str) -> None:
-        arrowprops = {"arrowstyle": "->", "color": ink(BLACK)}
-        axes.annotate("", (6.6, y), (3.4, y), arrowprops=arrowprops)
-        axes.text(5.03, y + 0.1, text, ha="center", va="bottom")
-
     for x, width, layer in ((0, 4, "Linear"), (6, 6.4, "MyLora")):
         box(x, 0, width, 4.6, "self_attn")
         box(x + 0.3, 0.3, 3.4, 1.5, "k_proj: Linear")
@@ -141,8 +140,9 @@ def injection(axes: Any) -> None:
             box(x + 0.6, y, 2.8, 0.7, "W, trainable" if x == 0 else "W, frozen", BASE)
     box(9.6, 2.5, 1.1, 0.7, "A", A)
     box(10.8, 2.5, 1.1, 0.7, "B", B)
-    arrow(2.85, "same array")
-    arrow(0.85, "same array")
+    for y in (2.85, 0.85):
+        arrow(axes, (3.4, y), (6.6, y), ink(BLACK), shrink=2)
+        axes.text(5.03, y + 0.1, "same array", ha="center", va="bottom")
     axes.set(xlim=(-0.1, 12.5), ylim=(-0.1, 4.7))
     axes.set_axis_off()
 
@@ -180,13 +180,12 @@ def four_blocks(axes: Any) -> None:
                 y += 0.8  # the place of a norm that only Gemma 3 has
                 continue
             text, height, changed = box
-            arrow = {"arrowstyle": "->", "color": edge, "shrinkA": 0, "shrinkB": 0}
             if top is not None:
-                axes.annotate("", (middle, y), (middle, top), arrowprops=arrow)
+                arrow(axes, (middle, top), (middle, y), edge)
             if text == "+":
                 around, level = left - 0.15, y + height / 2
                 axes.plot([middle, around, around], [enters, enters, level], color=edge, linewidth=1)
-                axes.annotate("", (middle - 0.15, level), (around, level), arrowprops=arrow)
+                arrow(axes, (around, level), (middle - 0.15, level), edge)
             else:
                 face: dict[str, Any] = {"facecolor": LORA, "alpha": PALE} if changed else {"facecolor": "none"}
                 axes.add_patch(Rectangle((left, y), 3, height, edgecolor=edge, **face))

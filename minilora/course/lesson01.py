@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, distinct_sizes, drawing, exercise, variant
 
 # -- 1.1 measure a whole gradient --------------------------------------------------------------------------------------
 
@@ -20,18 +20,6 @@ def draw_function(rng: np.random.Generator, axes: int) -> Draw:
         return float((a * x**3 + b * x).sum() + np.tanh((c * x).sum()))
 
     return Draw(f=f, x=x, eps=float(rng.uniform(0.05, 0.2)))
-
-
-def no_copies(f: Any, x: Any, eps: float = 1e-5) -> Any:
-    """up and down are x itself."""
-    gradient = np.zeros_like(x)
-    for place in np.ndindex(x.shape):
-        up = x
-        up[place] += eps
-        down = x
-        down[place] -= eps
-        gradient[place] = (f(up) - f(down)) / (2 * eps)
-    return gradient
 
 
 @exercise(
@@ -140,15 +128,13 @@ variant(
 # -- 1.3 a gradient by formula -----------------------------------------------------------------------------------------
 
 
-def draw_layer(rng: np.random.Generator) -> Draw:
-    """W (m, n), x (T, n), t (T, m)."""
-    return arrays(rng, distinct_sizes("Tmn", rng), W="m n", x="T n", t="T m")
+LAYER = {"W": "m n", "x": "T n", "t": "T m"}
 
 
 @exercise(
     "1.3",
-    draw=draw_layer,
-    smallest=lambda rng: arrays(rng, {"T": 1, "m": 2, "n": 3}, W="m n", x="T n", t="T m"),
+    draw=drawing("Tmn", **LAYER),
+    smallest=drawing("Tmn", {"T": 1, "m": 2, "n": 3}, **LAYER),
     returns="dW (m, n)",
     by_hand=True,
 )

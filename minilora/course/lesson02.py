@@ -133,11 +133,6 @@ def inputs_first(edges: Any, last: int) -> Any:
     return in_order(edges, last, TopologicalSorter(graph).static_order())
 
 
-def by_number(edges: Any, last: int) -> Any:
-    """From the largest number down."""
-    return in_order(edges, last, reversed(range(len(edges))))
-
-
 def in_order(edges: Any, last: int, order: Iterable[int]) -> Any:
     """Each node passes on what it has when its turn comes."""
     slopes = np.zeros(len(edges))

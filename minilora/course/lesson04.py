@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, changed, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, changed, distinct_sizes, drawing, exercise, variant
 
 
 def softmax(scores: Any) -> Any:
@@ -113,16 +113,13 @@ variant(
 # -- 4.3 its gradients -------------------------------------------------------------------------------------------------
 
 
-def draw_one_head(rng: np.random.Generator, T: int | None = None) -> Draw:
-    """One head, for which grouping does not matter."""
-    sizes = distinct_sizes("TD", rng) | ({} if T is None else {"T": T})
-    return arrays(rng, sizes, q="T D", k="T D", v="T D", g="T D")
+HEAD = dict.fromkeys("qkvg", "T D")  # one head, for which grouping does not matter
 
 
 @exercise(
     "4.3",
-    draw=draw_one_head,
-    smallest=lambda rng: draw_one_head(rng, T=2),
+    draw=drawing("TD", **HEAD),
+    smallest=drawing("TD", {"T": 2}, **HEAD),
     returns="dq (T, D), dk (T, D), dv (T, D)",
     by_hand=True,
 )

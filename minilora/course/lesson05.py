@@ -5,10 +5,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from ..measure.counts import count_parameters
 from ..nn.llama import Config, Llama
 from .compare import Wrong
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from .exercises import Draw, arrays, distinct_sizes, drawing, exercise, variant
 
 # -- 5.1 counting ------------------------------------------------------------------------------------------------------
 
@@ -37,11 +36,6 @@ def from_the_shape(answer: Callable, drawn: Draw, rng: np.random.Generator) -> N
         answer(**drawn)
     if built.called:
         raise Wrong("right, but it builds a model: write the count as a formula of the sizes in config")
-
-
-def counted(config: Config) -> int:
-    """Right, from a model."""
-    return count_parameters(Llama.empty(config)).total
 
 
 @exercise(
@@ -126,16 +120,13 @@ variant(
 # -- 5.3 the gate ------------------------------------------------------------------------------------------------------
 
 
-def draw_gate(rng: np.random.Generator, N: int | None = None) -> Draw:
-    """Gate and up projections of a few tokens."""
-    sizes = distinct_sizes("NF", rng) | ({} if N is None else {"N": N})
-    return arrays(rng, sizes, gate="N F", up="N F", g="N F")
+GATE = dict.fromkeys(("gate", "up", "g"), "N F")
 
 
 @exercise(
     "5.3",
-    draw=draw_gate,
-    smallest=lambda rng: draw_gate(rng, N=1),
+    draw=drawing("NF", **GATE),
+    smallest=drawing("NF", {"N": 1}, **GATE),
     returns="dgate (N, F), dup (N, F)",
     by_hand=True,
 )

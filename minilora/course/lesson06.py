@@ -108,14 +108,6 @@ def draw_one_turn(rng: np.random.Generator) -> Draw:
     return Draw(turns=[("user", [header], [question]), ("assistant", [header], [answer])], eos_id=eos_id, max_length=99)
 
 
-def end_put_back(turns, eos_id, max_length):  # type: ignore[no-untyped-def]
-    """An end token stands at the end of what is truncated."""
-    input_ids, labels = ids_and_labels(turns, eos_id, 10**6)
-    if len(labels) > max_length:
-        input_ids, labels = ([*row[: max_length - 1], eos_id] for row in (input_ids, labels))
-    return input_ids, labels
-
-
 @exercise(
     "6.2",
     draw=[partial(draw_turns, cut=False), partial(draw_turns, cut=True)],

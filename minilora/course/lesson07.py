@@ -89,6 +89,8 @@ variant(
     },
     "everything is stored in 16 bits",
     lines={
+        "return 2 * -> return 2 *": "return 2 * -> return 4 *",
+        "a float32 takes 4 bytes; 2 is float16's": "a bfloat16 takes 2 bytes; 4 is float32's",
         "a float32 takes 4 bytes": "a bfloat16 takes 2 bytes",
         "a float32 takes 32 bits, which are 4 bytes": "a bfloat16 takes 16 bits, which are 2 bytes",
         "return 32 *": "return 16 *",

@@ -79,6 +79,10 @@ variant(
     },
     "the last key that matches counts",
     draw=[changed(draw, reversed_keys) for draw in SCALES],
+    lines={
+        "[default, *fits][-1] -> [default, *fits][-1]": "[default, *fits][-1] -> next(fits, default)",
+        "where two keys match, the first counts: stop there (break)": "where two keys match, the last one counts",
+    },
 )
 
 

@@ -47,8 +47,10 @@ variant(
     },
     "activations take 16 bits",
     lines={
+        "return 4 * -> return 2 *": "return 2 * -> return 4 *",
         "4 * T * -> 4 *": "2 * T * -> 2 *",
         "return 4 * sum": "return 2 * sum",
+        "a float32 takes 4 bytes, not 2": "a bfloat16 takes 2 bytes, not 4",
         "a float32 takes 4 bytes": "a bfloat16 takes 2 bytes",
     },
 )

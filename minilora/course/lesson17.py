@@ -101,6 +101,10 @@ variant(
     },
     "the share is what must be removed",
     lines={
+        "share is what may remain: for 0.1, the update must remove nine tenths": (
+            "share is what must be removed: for 0.9, a tenth may remain"
+        ),
+        "share * -> (1 - share) *": "(1 - share) * -> share *",
         "share * -> share**2 *": "(1 - share) * -> (1 - share) ** 2 *",
         "that leaves at most the share": "that removes at least the share",
         "with this r more than the share remains": "with this r less than the share is removed",

@@ -134,13 +134,6 @@ def through_the_norm(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alp
     return (unit * G).sum(1), s * B.T @ dV, s * dV @ A.T
 
 
-def forms_gradient(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
-    """Right, by way of the gradient of W."""
-    s, own = alpha / len(A), dora_norm(W, A, B, alpha)
-    G = (g * (magnitude / own)).T @ x
-    return dora_backward(x, W, A, B, magnitude, g, alpha)[0], s * B.T @ G, s * G @ A.T
-
-
 def by_the_engine(x: Any, W: Any, A: Any, B: Any, magnitude: Any, g: Any, alpha: float) -> Any:
     """Right, and found by the engine."""
     a, b, size = (Tensor(value, requires_grad=True) for value in (A, B, magnitude))

@@ -2,18 +2,17 @@
 
 import numpy as np
 
-from .exercises import Draw, arrays, distinct_sizes, exercise, variant
+from . import lesson05
+from .exercises import Draw, exercise, variant
 
 # -- 20.1 LayerNorm ----------------------------------------------------------------------------------------------------
 
 
 def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
     """x, g (N, C) with a mean that is not zero, w (C), and an eps large enough to be seen."""
-    sizes = distinct_sizes("NC", rng) | ({} if N is None else {"N": N})
-    drawn = arrays(rng, sizes, x="N C", w="C", g="N C")
+    drawn = lesson05.draw_norm(rng, N)
     drawn["x"] += rng.uniform(1, 3)
     drawn["g"] += rng.uniform(1, 3)
-    drawn["eps"] = float(rng.uniform(0.2, 0.5))
     return drawn
 
 

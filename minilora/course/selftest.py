@@ -7,7 +7,7 @@ import numpy as np
 
 from .compare import TOLERANCE, Wrong, same
 from .edits import parse
-from .exercises import QUESTIONS, Draw, Drawing, Exercise, Form, arrays, distinct_sizes, parse_returns
+from .exercises import QUESTIONS, Draw, Drawing, Exercise, Form, distinct_sizes, drawing, parse_returns
 
 
 def question(
@@ -34,16 +34,6 @@ def two_shapes(rng: np.random.Generator) -> Draw:
     """The shapes of two matrices that can be multiplied."""
     m, n, k = distinct_sizes("mnk", rng).values()
     return Draw(a=(m, n), b=(n, k))
-
-
-def matrix(rng: np.random.Generator) -> Draw:
-    """A matrix of random numbers."""
-    return arrays(rng, distinct_sizes("TN", rng), X="T N")
-
-
-def layer(rng: np.random.Generator) -> Draw:
-    """The input and the matrix of a linear layer."""
-    return arrays(rng, distinct_sizes("Tnm", rng), x="T n", W="m n")
 
 
 def call(made: Any, *arguments: Any) -> Any:
@@ -81,14 +71,14 @@ def product_shape(a, b):
     return a[0], b[1]
 
 
-@question(draw=layer, returns="y (T, m)", read="NumPy: matmul")
+@question(draw=drawing("Tnm", x="T n", W="m n"), returns="y (T, m)", read="NumPy: matmul")
 def per_token(x, W):
     """x (T, n), W (m, n) -> y (T, m): row t is W times row t of x"""
     return x @ W.T
 
 
 @question(
-    draw=matrix,
+    draw=drawing("TN", X="T N"),
     returns="s (N)",
     read="NumPy: the absolute basics for beginners, section on axis",
     mistakes="""
@@ -104,7 +94,7 @@ def column_sums(X):
 
 
 @question(
-    draw=matrix,
+    draw=drawing("TN", X="T N"),
     returns="Y (T, N)",
     read="NumPy: Broadcasting",
     mistakes="""

@@ -441,6 +441,7 @@ def test_random_numbers_are_judged_by_mean_and_standard_deviation():
         (1.35 * good, "too large"),
         (0.7 * good, "too small"),
         (good + 0.02, "mean"),
+        (rng().uniform(0, 0.1, (9, 500)), "mean"),
         (np.nan * good, "small"),
     ]:
         with pytest.raises(Wrong, match=line):
@@ -562,6 +563,9 @@ UNDRESSED = [
     ("best_rank_r", lambda result: ([[1.0], [2.0, 3.0]], result[1]), "B must be a NumPy array"),
     ("pissa_start", lambda result: ([[1.0], [2.0, 3.0]], *result[1:]), "A must be a NumPy array"),
     ("verdict", lambda result: np.array([1, 2]), "'[1 2]' is no verdict"),
+    ("adamw_step", lambda result: (*result[1:], result[0]), "w, m and v are swapped: `return w, m, v`, in this order"),
+    ("paired_interval", lambda result: sorted(result), "mean and low are swapped"),
+    ("numerical_gradient", lambda gradient: gradient.T, "the gradient is transposed: got ("),
 ]
 
 
@@ -587,6 +591,16 @@ def copied_where_nothing_is_to_be_done(unmerge, layer):
         unmerge(layer)
 
 
+def from_the_inputs(graph_gradients, edges, last):
+    """The derivative of last with respect to each node, by all that use the node, and so on: along every path."""
+
+    def of(node):
+        uses = [(user, slope) for user, pairs in enumerate(edges) for parent, slope in pairs if parent == node]
+        return 1.0 if node == last else sum(slope * of(user) for user, slope in uses)
+
+    return np.array([of(node) for node in range(len(edges))])
+
+
 def with_the_new_layers(add_lora, model, *rest):
     return {name: model.get_submodule(name) for name in add_lora(model, *rest)}
 
@@ -596,6 +610,7 @@ HALF_RIGHT = [  # exercise, variant, an answer made from the solution, the line 
      "each step alone is right, but after ten steps w differs"),
     ("lora_forward", None, lambda forward, *given: y.detach() if isinstance(y := forward(*given), ml.Tensor) else y,
      "y is right, but the gradient of x is missing or wrong"),
+    ("graph_gradients", None, from_the_inputs, "right, but it follows every path"),
     ("inject", None, lambda inject, *given: inject(*given)[:2], "return three tensors"),
     ("merge", None, lambda merge, layer: (merge(layer), layer.update(A=layer["A"] + 1)),
      "A or B was changed: only W and kept change"),

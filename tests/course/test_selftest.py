@@ -13,7 +13,7 @@ from minilora.course.judge import OK, judged
 
 PAGE = (LESSONS / "src" / "exercises" / "00_self_test.py").read_text("utf-8")
 WRONG = {  # an answer, and a part of its line
-    "product_shape": (lambda a, b: (b[1], a[0]), "rows is"),
+    "product_shape": (lambda a, b: (b[1], a[0]), "rows and columns are swapped"),
     "per_token": (lambda x, W: W @ x.T, "y is transposed"),
     "column_sums": (lambda X: X.sum(axis=0, keepdims=True), "must have the shape (N)"),
     "centred": (lambda X: X - X.mean(axis=1), "do not fit"),
