@@ -55,7 +55,7 @@ def arrays(rng: np.random.Generator, sizes: Mapping[str, int], **axes: str) -> D
     return Draw(sizes, **{name: rng.standard_normal(shape) for name, shape in shapes.items()})
 
 
-def drawing(names: str, fixed: Mapping[str, int] | None = None, **axes: str) -> Drawing:
+def drawing(names: str, fixed: Mapping[str, int] | None = None, /, **axes: str) -> Drawing:
     """Such arrays, with new sizes for these names in each draw: `drawing("Tn", x="T n")`. fixed: sizes that stay."""
     return lambda rng: arrays(rng, distinct_sizes(names, rng) | dict(fixed or {}), **axes)
 
