@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.course import check, judge, watch
+from minilora.course import check, exercises, judge, watch
 from minilora.course.compare import Wrong, check_deviation, close, compare, named, number, same
 from minilora.course.exercises import EXERCISES, Draw, arrays, changed, distinct_sizes, exercise, parse_returns
 from minilora.course.judge import Trials, judged, line_of, verdict
@@ -420,6 +420,11 @@ def test_sizes_are_far_from_each_other():
     for seed in range(50):
         sizes = sorted(distinct_sizes("Tnmk", rng(seed)).values())
         assert all(b >= 1.2 * a for a, b in itertools.pairwise(sizes))
+
+
+def test_sizes_that_are_fixed_stay_and_the_others_are_new_in_each_draw():
+    shapes = {exercises.drawing("TD", {"T": 2}, q="T D")(rng(seed))["q"].shape for seed in range(5)}
+    assert {T for T, _ in shapes} == {2} and len(shapes) > 1
 
 
 def test_arrays_have_the_shapes_that_their_axes_say():
