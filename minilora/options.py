@@ -450,7 +450,8 @@ def _kind_of_several(hint: Any) -> dict[str, Any]:
         try:
             return _word_or_truth(word) if bool in kinds else kinds[0](word)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {KINDS[kinds[0]]}, got {word!r}") from error
+            apart = "; values are separated by spaces" if "," in word else ""
+            raise argparse.ArgumentTypeError(f"expected {KINDS[kinds[0]]}, got {word!r}{apart}") from error
 
     return {"type": read, "nargs": "+", "action": "extend"}
 

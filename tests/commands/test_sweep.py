@@ -189,6 +189,7 @@ def test_a_file_that_cannot_be_is_refused_in_one_line(text, reason, tmp_path, ca
     [
         (["--use-dora", "maybe"], "expected true or false, got 'maybe'"),
         (["--lr", "1e-3", "fast"], "--lr: expected a number, got 'fast'"),
+        (["--lr", "1e-3,3e-3"], "--lr: expected a number, got '1e-3,3e-3'; values are separated by spaces"),
         (["--r", "1", "0"], "r must be"),
     ],
 )
