@@ -9,6 +9,7 @@ import pytest
 from modelfiles import TALK
 
 from minilora.data import rows
+from minilora.data.prompts import read_prompts
 from minilora.data.records import BUILT_IN, Record, read_records, sha256_of_data
 from minilora.data.rows import DataError
 from minilora.models.load import load_tokenizer
@@ -51,6 +52,11 @@ def test_everything_that_a_row_says_is_in_its_record(write):
     assert eval(repr(record), {"Record": Record}) == record and "split=None" not in repr(talk)
     assert talk == Record("line-4", tuple(TALK)) and talk.prompt == TALK[:-1]
     assert read_records(write("One.", "Two.", name="novel.txt")) == [Record("novel", (), "One.\nTwo.")]
+
+
+def test_prompts_of_a_text_are_its_lines_with_their_numbers(write):
+    prompts = read_prompts(write("Why?", " ", "How?", name="asked.txt"))
+    assert [(one.line, one.messages[-1]["content"]) for one in prompts] == [(1, "Why?"), (3, "How?")]
 
 
 def test_rows_are_read_as_those_of_a_file(write):
