@@ -56,7 +56,7 @@ def test_everything_that_a_row_says_is_in_its_record(write):
 
 def test_prompts_of_a_text_are_its_lines_with_their_numbers(write):
     prompts = read_prompts(write("Why?", " ", "How?", name="asked.txt"))
-    assert [(one.line, one.messages[-1]["content"]) for one in prompts] == [(1, "Why?"), (3, "How?")]
+    assert [(one.place, one.messages[-1]["content"]) for one in prompts] == [("line 1", "Why?"), ("line 3", "How?")]
 
 
 def test_rows_are_read_as_those_of_a_file(write):
