@@ -51,7 +51,7 @@ MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other question
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _HEADING = re.compile(r"^(#+ .*)\n\s*\n", re.MULTILINE)  # of Markdown, alone in its paragraph
-_VARYING = re.compile(r"got .*|such as .*|'.*'|\d+")  # what differs between messages about the same kind of mistake
+_VARYING = re.compile(r"got .*|such as .*|'.*?'|\d+")  # what differs between messages about the same kind of mistake
 
 
 @dataclass(frozen=True, slots=True, repr=False)

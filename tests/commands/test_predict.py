@@ -241,6 +241,10 @@ def test_rows_with_other_columns_are_not_continued(folder, tmp_path, capsys):
             assert file.read_bytes() == written[file]
             assert "has the columns text, predicted_" in capsys.readouterr().err
     assert len(written) == 6
+    (tmp_path / "prices.md").write_text("It costs 3.")
+    (tmp_path / "answer.csv").write_bytes(written[tmp_path / "answer.csv"])
+    words = ["predict", path, *folder({}), "--out", "answer.csv", "--resume", "--context", "prices.md"]
+    assert main(words) == 1 and "and now they are text, predicted_answer, predicted_passage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])

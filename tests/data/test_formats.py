@@ -173,7 +173,7 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
 )
 def test_the_columns_of_the_advice_have_the_longest_texts_and_can_be_read(tmp_path, heading):
     path = tmp_path / "data.csv"
-    path.write_text(f"{heading}\n7,Where is my parcel?,,Lost\n8,Too late,,Delivery time\n")
+    path.write_text(f"{heading}\n7,Where is my parcel?,,Lost\nThe eighth of today,Too late,,Lost\n")
     said = message_of(path)
     assert "(2 rows: lines 2, 3)" in said and "\n" not in said  # one kind of mistake, whichever columns are longest
     assert ("is there no heading?" in said) == ("How happy" in said)
@@ -181,6 +181,12 @@ def test_the_columns_of_the_advice_have_the_longest_texts_and_can_be_read(tmp_pa
         field = dict(word.split("=") for word in shlex.split(words))
         first, _ = read_records(path, field=field)
         assert first.question.endswith("Where is my parcel?") and first.messages[-1]["content"] == "Lost"
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_one_beside_it(tmp_path):
+    (tmp_path / "mails.csv").write_text("text\nhello\n")
+    assert "mail.csv: no such data file or folder (did you mean mails.csv?)" in message_of(tmp_path / "mail.csv")
+    assert "did you mean" not in message_of(tmp_path / "forms.jsonl")
 
 
 def test_an_optional_column_need_not_be_in_every_row_but_in_one(tmp_path):
