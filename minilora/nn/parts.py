@@ -316,11 +316,8 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
 def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
     """Groups of samples, by index, that begin alike and unlike the others: with the same document, say.
 
-    They have at least `LEAST` unscored tokens more in common than all samples. A pair is a group of its own.
+    They have at least `LEAST` unscored tokens more in common than all samples.
     """
-    check_samples(samples)
-    if not samples or isinstance(samples[0], Pair):
-        return [[i] for i in range(len(samples))]
     shared, groups = common_prefix(samples), list[list[int]]()
     for i in sorted(range(len(samples)), key=lambda i: samples[i].ids):
         if groups and common_prefix([samples[groups[-1][0]], samples[i]]) >= shared + LEAST:

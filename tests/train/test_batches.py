@@ -53,7 +53,7 @@ def test_samples_that_begin_with_the_same_document_follow_one_another_up_to_half
         in_turn = [owner for owner, _ in groupby(owners[n] for n in order)]
         found.append(in_turn.count(0))
         assert batch_size < 8 or in_turn.count(1) == 1
-    assert max(found) == runs or batch_size == 1  # fewer where two runs meet by chance
+    assert (runs if batch_size > 1 else 5) <= max(found) <= runs  # fewer where two runs meet by chance
     alone = [sample(n, n, n, unscored=2) for n in range(len(samples))]  # without documents the order is the generator's
     first = islice(epochs(alone, batch_size, 3), -(-len(alone) // batch_size))
     assert [s.labels[-1] for batch in first for s in batch] == np.random.default_rng(3).permutation(len(alone)).tolist()
