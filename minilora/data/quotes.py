@@ -1,8 +1,8 @@
 """Quotations: answers that are sentences of a passage, word for word.
 
 An adapter that quotes writes no answers. It learned to ask, after a passage, the question that some of its sentences
-answer. The answer to a question is then the run of sentences after which the question is likeliest: the query
-likelihood of Ponte and Croft 1998 (doi 10.1145/290941.291008), with a language model for each run.
+answer. The likelier a question is after sentences, the likelier they answer it: the query likelihood of Ponte and Croft
+1998 (doi 10.1145/290941.291008), with a language model for each run of sentences.
 """
 
 from __future__ import annotations

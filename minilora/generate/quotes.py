@@ -16,6 +16,7 @@ from ..progress import hide_progress
 from .labels import label_logprobs
 
 CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
+RUN = 2  # sentences after which the question is asked: chosen among 1, 2 and 3 (tests/benchmarks/README.md)
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,32 @@ def quote(
     Raises ValueError for a passage and a question that are too long for the model.
     """
     candidates = passages.ranked(question)[:CANDIDATES] if isinstance(passages, Handbook) else passages
-    best, highest = None, -np.inf
     before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    found: list[np.ndarray] = []  # log p(question | run) of each passage
+    run = min(RUN, quoting.sentences)
     for passage in candidates:
-        parts = quoting.parts(passage.text)
+        parts = quoting.parts(passage.text, run)
         talks: list[list[Message]] = [
             [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}] for part in parts
         ]
         with hide_progress():
-            scores = label_logprobs(model, tokenizer, talks, [question], mixed, choice)[:, 0]  # log p(question | part)
-        if best is None or scores.max() > highest:
-            best, highest = Quotation(passage, parts[int(scores.argmax())]), scores.max()
-    assert best is not None  # a handbook has passages
+            found.append(label_logprobs(model, tokenizer, talks, [question], mixed, choice)[:, 0])
+    number, start = window(found, run, quoting.sentences)
+    return Quotation(candidates[number], quoting.parts(candidates[number].text)[start])
+
+
+def window(logprobs: Sequence[np.ndarray], run: int, sentences: int) -> tuple[int, int]:
+    """The passage, and in it the first of `sentences` sentences, which hold the largest expected share of the answer.
+
+    logprobs: of each passage log p(question | run) for its runs of `run` sentences. By Bayes' rule a run is the answer
+    with a probability in proportion to p(question | run), if passages, and runs within each, are equally likely before.
+    """
+    highest = max(each.max() for each in logprobs)
+    best, most = (0, 0), -1.0
+    for number, each in enumerate(logprobs):
+        p = np.exp(each - highest) / len(each)  # (runs,), in proportion to the probability
+        share = np.convolve(p, np.ones(run) / run)  # (run sentences,), of the answer in each sentence
+        expected = np.convolve(share, np.ones(min(sentences, len(share))), "valid")
+        if expected.max() > most:
+            best, most = (number, int(expected.argmax())), expected.max()
     return best

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from threadranks import in_ranks
 
 import minilora as ml
@@ -14,7 +16,7 @@ from minilora.data.records import Record
 from minilora.generate import conversation, quotes
 from minilora.generate.conversation import Talk, without_passages
 from minilora.generate.predict import predict
-from minilora.generate.quotes import Quotation, quote, quoting_of
+from minilora.generate.quotes import Quotation, quote, quoting_of, window
 from minilora.measure.open_book import open_book_report
 from minilora.measure.recall import quote_all
 
@@ -37,17 +39,31 @@ def model(loaded, monkeypatch):
     ml.set_adapter(model, None)
 
 
-def likeliest(model, tokenizer, question, passages, system=None):
-    """What `quote` must find: every part of every passage is asked about alone."""
+def likeliest(model, tokenizer, question, passages, system=None, quoting=QUOTING):
+    """What `quote` must find: every two sentences (or one) of every passage are asked about alone."""
     found = []
     for passage in passages:
-        for part in QUOTING.parts(passage.text):
+        run = min(2, quoting.sentences)
+        runs, own = quoting.parts(passage.text, run), []
+        for part in runs:
             messages = [{"role": "user", "content": f"{passage.text}\n\nAsk a question that is answered here: {part}"}]
             messages = [{"role": "system", "content": system}, *messages] if system else messages
             talk = Record("", (*messages, {"role": "assistant", "content": question}))
             (sample,) = ml.encode_records([talk], tokenizer)
-            found.append((-ml.mean_loss(model, [sample]) * sample.scored, Quotation(passage, part)))
+            own.append(np.exp(-ml.mean_loss(model, [sample]) * sample.scored) / len(runs))
+        found += [
+            (share, Quotation(passage, text))
+            for share, text in zip(shares(own, run, quoting.sentences), quoting.parts(passage.text), strict=True)
+        ]
     return max(found, key=lambda one: one[0])[1]
+
+
+def shares(p, run, sentences):
+    """The expected share of the answer in each window of sentences, if run i is the answer with probability p[i]."""
+    runs = [set(range(i, i + run)) for i in range(len(p))]
+    count = len(p) + run - 1
+    windows = [set(range(i, i + sentences)) for i in range(max(1, count - sentences + 1))]
+    return [sum(x * len(one & window) / run for x, one in zip(p, runs, strict=True)) for window in windows]
 
 
 # -- parts and records -------------------------------------------------------------------------------------------------
@@ -111,9 +127,24 @@ def test_an_entry_that_cannot_be_is_refused(entry):
 # -- who answers with what ---------------------------------------------------------------------------------------------
 
 
+@given(
+    st.lists(st.lists(st.floats(-30, 0), min_size=1, max_size=6), min_size=1, max_size=3),
+    st.integers(1, 2),
+    st.integers(0, 3),
+)
+def test_the_window_has_the_largest_expected_share_of_the_answer(logprobs, run, more):
+    sentences = run + more
+    each = [shares(np.exp(one) / len(one), run, sentences) for one in map(np.array, logprobs)]
+    number, start = window([np.array(one) - 900 for one in logprobs], run, sentences)  # their sum would be zero
+    assert each[number][start] == pytest.approx(max(map(max, each)), rel=1e-6)
+
+
 @pytest.mark.parametrize("question", [QUESTION, "Is a heron silent?", "hello"])
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_the_quotation_is_what_makes_the_question_likeliest(model, tokenizer, question, system):
+    for other in (Quoting(1), Quoting(3)):
+        found = quote(model, tokenizer, other, question, BOOK, system)
+        assert found == likeliest(model, tokenizer, question, BOOK.passages, system, other)
     found = quote(model, tokenizer, QUOTING, question, BOOK, system)
     assert found == likeliest(model, tokenizer, question, BOOK.passages, system)
     ml.set_adapter(model, None)
@@ -154,9 +185,10 @@ def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys, mon
     out = capsys.readouterr().out
     assert out.endswith(f"support, with passage {found.passage.id}:\n{found.text}\n")
     assert out.startswith("base, with passage") and "legal:\n" in out
-    chat.handle("Is a heron grey?")
-    other = likeliest(model, tokenizer, "Is a heron grey?", BOOK.passages, "Be brief.")
-    assert capsys.readouterr().out == f"{other.text}\n" != f"{found.text}\n"
+    ways = {q: likeliest(model, tokenizer, q, BOOK.passages, "Be brief.").text for q in QUESTIONS}
+    other = next(q for q, text in ways.items() if text != found.text)
+    chat.handle(other)
+    assert capsys.readouterr().out == f"{ways[other]}\n"
 
 
 def test_each_version_is_compared_with_its_own_quotation(model, tokenizer, monkeypatch):
