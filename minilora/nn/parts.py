@@ -303,8 +303,8 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     Samples that begin alike are one micro-batch, in which that beginning is computed once.
     """
     groups = begin_alike(samples)
-    rest = [i for group in groups if len(group) == 1 for i in group]
-    parts = [group for group in groups if len(group) > 1]
+    rest = sorted(i for group in groups if len(group) == 1 for i in group)
+    parts = [sorted(group) for group in groups if len(group) > 1]
     if rest:
         others = [samples[i] for i in rest]
         tokens, shared = packed_length(others), common_prefix(others)

@@ -92,7 +92,9 @@ def test_samples_that_begin_with_the_same_document_are_one_micro_batch_and_it_is
     assert {tuple(sorted(group)) for group in begin_alike(found)} == (
         alike if together else {(i,) for i in range(len(found))}
     )
-    parts = [set(part) for part in divided_samples(found, threads)]
+    in_order = divided_samples(found, threads)
+    assert all(part == sorted(part) for part in in_order)
+    parts = [set(part) for part in in_order]
     assert sorted(i for part in parts for i in part) == list(range(len(found)))
     if together:
         assert all(set(group) in parts for group in alike if len(group) > 1)

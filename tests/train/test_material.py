@@ -57,11 +57,15 @@ def test_other_data_get_their_shares_of_an_epoch_and_none_of_the_measuring(home,
     assert turns == len(split_records(read_records(rows))["train"]) + 1  # all of them, and a phrasing
     little = material_of(replace(plain, mix={str(tmp_path / "more.jsonl"): 1e-3}), tokenizer)
     assert list(little.mixed.values()) == [1]
-    (tmp_path / "named.csv").write_text("ask,tell\nWhy is it so?,So.\n")
+    for name in ("named", "also_named"):
+        (tmp_path / f"{name}.csv").write_text("ask,tell\nWhy is it so?,So.\n")
     named = {"data": str(tmp_path / "named.csv"), "field": {"question": "ask", "answer": "tell"}}
     with pytest.raises(ml.DataError, match="named.csv:2: which columns"):
         material_of(replace(plain, mix={named["data"]: 0.5}), tokenizer)
-    shares = {named["data"]: 0.25, str(tmp_path / "more.jsonl"): 0.25}  # one has the same names of columns, one its own
+    shares = {
+        str(tmp_path / "also_named.csv"): 0.25,
+        str(tmp_path / "more.jsonl"): 0.25,
+    }  # one has the same names of columns, one its own
     assert list(material_of(replace(plain, **named, mix=shares), tokenizer).mixed) == list(shares)
     with pytest.raises(ValueError, match="general: there is no record to train on in it: leave it out of mix"):
         material_of(replace(plain, mix={"general": 0.1}), tokenizer)
