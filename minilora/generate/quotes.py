@@ -12,7 +12,7 @@ from ..data.quotes import Quoting
 from ..lora.adapters import Choice, factors_of, same_of_all
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
-from ..progress import hide_progress
+from ..progress import progress
 from .labels import label_logprobs
 
 CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
@@ -58,14 +58,15 @@ def quote(
     candidates = passages.ranked(question)[:CANDIDATES] if isinstance(passages, Handbook) else passages
     before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     found: list[np.ndarray] = []  # log p(question | run) of each passage
-    run = min(RUN, quoting.sentences)
-    for passage in candidates:
-        parts = quoting.parts(passage.text, run)
-        talks: list[list[Message]] = [
-            [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}] for part in parts
-        ]
-        with hide_progress():
+    run, total = min(RUN, quoting.sentences), len(candidates) if len(candidates) > 1 else 0  # a single one has no bar
+    with progress("reading", total, "passage") as bar:
+        for passage in candidates:
+            talks: list[list[Message]] = [
+                [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}]
+                for part in quoting.parts(passage.text, run)
+            ]
             found.append(label_logprobs(model, tokenizer, talks, [question], mixed, choice)[:, 0])
+            bar.update()
     number, start = window(found, run, quoting.sentences)
     return Quotation(candidates[number], quoting.parts(candidates[number].text)[start])
 

@@ -34,7 +34,7 @@ from ..models.tokenizer import Message, Tokenizer
 from ..models.with_adapters import BASE_NAME
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
-from ..progress import log
+from ..progress import hide_progress, log
 from .protocol import ApiError, Piece, Request, Version, refuse_for_task, unknown_model
 
 Result = TypeVar("Result")
@@ -165,7 +165,8 @@ class Engine:
         """The request with the sentences of the handbook that answer it."""
         assert not isinstance(request.messages, str)  # a text to continue is no question
         question, system = request.messages[-1]["content"], system_of(self.model, request.choice)
-        found = quote(self.model, self.tokenizer, quoting, question, handbook, system, True, request.choice)
+        with hide_progress():
+            found = quote(self.model, self.tokenizer, quoting, question, handbook, system, True, request.choice)
         return replace(request, passage=found.passage, answer=found.text)
 
     def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:

@@ -151,6 +151,18 @@ def test_the_quotation_is_what_makes_the_question_likeliest(model, tokenizer, qu
     assert quote(model, tokenizer, QUOTING, question, BOOK, system, True, "support") == found
 
 
+def test_reading_several_passages_is_work_that_one_sees(model, tokenizer, capsys):
+    before = ml.show_progress()
+    try:
+        quote(model, tokenizer, QUOTING, QUESTION, [OWL])
+        assert capsys.readouterr().err == ""
+        quote(model, tokenizer, QUOTING, QUESTION, BOOK)
+        err = capsys.readouterr().err
+        assert "reading" in err and "2/2" in err and "labels" not in err
+    finally:
+        ml.show_progress(before)
+
+
 def test_only_the_best_matches_of_a_handbook_are_read(model, tokenizer, monkeypatch):
     monkeypatch.setattr(quotes, "CANDIDATES", 1)
     assert quote(model, tokenizer, QUOTING, QUESTION, BOOK) == likeliest(model, tokenizer, QUESTION, [OWL])
