@@ -16,7 +16,7 @@ from ..progress import progress
 from .labels import label_logprobs
 
 CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
-RUN = 2  # sentences after which the question is asked: chosen among 1, 2 and 3 (tests/benchmarks/README.md)
+RUN = 2  # sentences after which the question is asked: of 1, 2 and 3 the best (tests/benchmarks/README.md)
 
 
 @dataclass(frozen=True)

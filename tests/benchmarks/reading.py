@@ -86,6 +86,17 @@ def to_measure(wording):
     ]
 
 
+def in_other_words():
+    """The same records, asked as training asks them: their questions, two phrasings and the validation's paraphrase."""
+    measured = {record["id"] for record in to_measure("question")}
+    found = []
+    for record in (record for record in rows("support") if record["id"] in measured):
+        asked = [record["question"], *record["phrasings"][:7:6], record.get("validation_paraphrase")]
+        kept = {"answer": record["answer"], "keywords": record["keywords"]}
+        found += [{"id": record["id"], "question": text, **kept} for text in asked if text]
+    return found
+
+
 def with_questions():
     """The support handbook, with the questions of training that each passage answers."""
     asked = {r["id"]: [r["question"], *r["phrasings"]] for r in rows("support") if r["split"] == "train"}
@@ -105,7 +116,7 @@ def main():
     for domain in ("medical", "finance", "legal"):
         read += to_read(domain, arguments.own_words)
     sets = {"read": read, "ordinary": to_measure("reworded"), "hard": to_measure("paraphrase")}
-    sets["handbook"] = with_questions()
+    sets["other"], sets["handbook"] = in_other_words(), with_questions()
     sets["passages"] = [
         {"id": f"{domain}/{passage['id']}", "text": passage["text"]}
         for domain in ("support", "medical", "finance", "legal")
