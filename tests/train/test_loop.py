@@ -12,6 +12,7 @@ from minilora.data.samples import epochs
 from minilora.nn import step as shared
 from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm
 from minilora.nn.parts import pack
+from minilora.train import loop
 from minilora.train.loop import History, fit
 
 LORA = ml.LoraConfig(r=4, lora_alpha=8)
@@ -246,20 +247,31 @@ def test_the_history_has_one_entry_per_step_and_the_caller_hears_of_each(tiny_co
     assert history.tokens_per_second == pytest.approx(history.tokens / sum(history.seconds))
 
 
-def test_validation_decides_which_weights_are_kept_and_when_to_stop_and_so_may_the_caller(tiny_config):
-    held_out = random_samples(np.random.default_rng(2))  # random tokens: what is learned soon makes this loss rise
-    settings = dict(steps=23, validation=held_out, lr=0.2, schedule="constant")
-    model, history = run(tiny_config, **settings)
-    assert [step for step, _ in history.validation] == [*range(2, 23, 2), 23]  # each epoch: three of six samples a step
-    step, loss = history.best
-    assert step < 18 and ml.mean_loss(model, held_out) == loss < history.validation[-1][1]
-    kept = ml.adapter_state(model, "default")
+def test_validation_decides_which_weights_are_kept_and_when_to_stop_and_so_may_the_caller(tiny_config, monkeypatch):
+    held_out = random_samples(np.random.default_rng(2))
+    settings = dict(steps=23, validation=held_out, lr=0.3)
+    steps = [*range(2, 23, 2), 23]  # each epoch: three of six samples a step
     last, whole = run(tiny_config, **settings, keep="last")
-    assert whole.validation == history.validation and ml.mean_loss(last, held_out) == history.validation[-1][1]
-    stopped, short = run(tiny_config, **settings, patience=3, eval_every=2)
-    assert len(short.losses) == step + 6 and same(ml.adapter_state(stopped, "default"), kept)
-    asked, short = run(tiny_config, **settings, each_step=lambda done: "stop" if done == step else None)
-    assert len(short.losses) == step and same(ml.adapter_state(asked, "default"), kept)
+    assert [step for step, _ in whole.validation] == steps and whole.validation[-1][1] == ml.mean_loss(last, held_out)
+    losses = dict(zip(steps, [5.0, 4.0, 4.5, 3.0, 3.0, 3.5, 3.2, 3.1, 4.0, 3.4, 3.3, 3.6], strict=True))
+
+    def validated(**more):
+        measured = iter(losses.values())
+        monkeypatch.setattr(loop, "mean_loss", lambda *given, **named: next(measured))
+        model, history = run(tiny_config, **settings, **more)
+        return ml.adapter_state(model, "default"), history
+
+    after_eight, _ = run(tiny_config, steps=23, lr=0.3, each_step=lambda done: "stop" if done == 8 else None)
+    kept, history = validated()
+    assert history.best == (8, 3.0) and history.validation == list(losses.items())
+    assert same(kept, ml.adapter_state(after_eight, "default"))
+    assert same(validated(keep="last")[0], ml.adapter_state(last, "default")) and not same(
+        kept, validated(keep="last")[0]
+    )
+    stopped, short = validated(patience=3, eval_every=2)
+    assert len(short.losses) == 8 + 6 and same(stopped, kept)
+    asked, short = validated(each_step=lambda done: "stop" if done == 10 else None)
+    assert len(short.losses) == 10 and same(asked, kept)
 
 
 def test_nothing_trainable_is_an_error(tiny_model, rng):
