@@ -263,7 +263,7 @@ for axes, head, title in zip(
 figure.colorbar(image, ax=panels, label="attention weight", shrink=0.9)
 show(
     figure,
-    alt="Two attention maps, both empty above the diagonal: one dark just below the diagonal, one spread out.",
+    alt="Two attention maps, both empty above the diagonal: one dark just below it, one distributed over more tokens.",
 )
 
 # %% [markdown]

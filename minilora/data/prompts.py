@@ -116,7 +116,7 @@ class Rows:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return _json(value) if isinstance(value, bool | int | float | list | dict) else str(value)  # dates as they are
+    return _json(value) if isinstance(value, int | float | list | dict) else str(value)  # dates as they are
 
 
 def _json(value: Any) -> str:

@@ -18,7 +18,7 @@ from .records import Record
 PART = "{part}"  # where the sentences go in the template
 TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
 _END = re.compile(r"(?<=[.!?;:])\s+")
-_HEADING = re.compile(r"^#+ .*\n\s*", re.MULTILINE)  # a heading alone is all that its passage has
+_HEADING = re.compile(r"^#+ .*\n\s*", re.MULTILINE)  # of Markdown, before a text
 
 
 @dataclass(frozen=True)

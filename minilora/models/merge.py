@@ -324,9 +324,7 @@ def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
         raise ValueError(f"{out} is a folder: choose another name")
     if format == "gguf" and out.exists() and not overwrite:
         raise ValueError(f"{out} exists: choose another name, or --overwrite (overwrite=True)")
-    replaceable = (
-        {*FILES, PROVENANCE_FILE} if overwrite else set()
-    )  # next to an adapter, transformers would apply it a second time
+    replaceable = {*FILES, PROVENANCE_FILE} if overwrite else set()  # an adapter next to it would be applied again
     if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
         only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")

@@ -300,16 +300,17 @@ def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]
 def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]:
     """The samples of each micro-batch that `micro_batches` makes, by index.
 
-    Samples that begin alike are one micro-batch, in which that beginning is computed once.
+    Samples that begin alike are together, so that their beginning is computed once: in one micro-batch, or if there are
+    many of them, in each of a few.
     """
-    groups = begin_alike(samples)
-    rest = sorted(i for group in groups if len(group) == 1 for i in group)
-    parts = [sorted(group) for group in groups if len(group) > 1]
-    if rest:
-        others = [samples[i] for i in rest]
-        tokens, shared = packed_length(others), common_prefix(others)
-        lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in others]
-        parts += [[rest[i] for i in part] for part in divided(lengths, _count(tokens, len(others), threads))]
+    groups, parts = begin_alike(samples), list[list[int]]()
+    alone = sorted(i for group in groups if len(group) == 1 for i in group)
+    for alike, group in [*((True, sorted(group)) for group in groups if len(group) > 1), (False, alone)]:
+        own = [samples[i] for i in group]
+        shared = common_prefix(own)
+        lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in own]
+        count = _count(sum(lengths), len(own), 1) if alike else _count(shared + sum(lengths), len(own), threads)
+        parts += [[group[i] for i in part] for part in divided(lengths, count) if part]
     return parts
 
 

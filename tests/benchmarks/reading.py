@@ -93,7 +93,7 @@ def in_other_words():
     for record in (record for record in rows("support") if record["id"] in measured):
         asked = [record["question"], *record["phrasings"][:7:6], record.get("validation_paraphrase")]
         kept = {"answer": record["answer"], "keywords": record["keywords"]}
-        found += [{"id": record["id"], "question": text, **kept} for text in asked if text]
+        found += [{"id": f"{record['id']}/{i}", "question": text, **kept} for i, text in enumerate(asked) if text]
     return found
 
 

@@ -9,6 +9,7 @@ import minilora as ml
 from minilora.engine.attention import Packing
 from minilora.nn import step
 from minilora.nn.parts import (
+    GOOD,
     LEAST,
     Batch,
     Sample,
@@ -102,6 +103,17 @@ def test_samples_that_begin_with_the_same_document_are_one_micro_batch_and_it_is
     assert sorted(each for batch in batches for each in sequences(batch)) == every(found)
     for part, batch in zip(parts, batches, strict=True):
         assert batch.input_ids.size == packed_length([found[i] for i in part])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [4, 40])
+def test_a_micro_batch_of_one_document_is_no_larger_for_a_large_batch(threads, count):
+    asked = [(document, i) for document in (1, 2) for i in range(count)]
+    found = [Sample((*[doc] * 150, *[3 + i] * 50), (*[-100] * 160, *[3 + i] * 40)) for doc, i in asked]
+    batches = micro_batches(found, threads)
+    assert sorted(each for batch in batches for each in sequences(batch)) == every(found)
+    assert len(batches) == 2 * round(50 * count / GOOD) and max(each.input_ids.size for each in batches) < 2 * GOOD
+    assert all(len({*batch.input_ids[0, :150].tolist()}) == 1 for batch in batches)
 
 
 @given(st.integers(1, 9), st.integers(2, 80), st.sampled_from([1, 2, 3, 16]), st.data())
