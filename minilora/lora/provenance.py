@@ -1,7 +1,7 @@
 """`minilora.json` in an adapter's folder: which base it was made for, and what it was trained on.
 
 In the folder of a model that was merged, or fine-tuned as a whole, there is one, too, which only has what it was
-trained on.
+trained on. A merged GGUF file has this entry, "data", as JSON in its metadata: `DATA_KEY`.
 
     {"format": 1,
      "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for
@@ -26,16 +26,19 @@ valid adapter too; PEFT writes such folders.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files.disk import ModelFileError, read_json
+from ..files.gguf_header import read_header
 from ..nn.module import Module, sha256_of
 from .adapters import base_state
 
 PROVENANCE_FILE = "minilora.json"
+DATA_KEY = "minilora.data"
 FORMAT = 1
 
 _CONTEXT = ("context", "context_path", "context_template")
@@ -60,12 +63,18 @@ _SHAPE = {
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """The contents of `minilora.json` in an adapter's folder; empty if there is none, as for a `.gguf` file.
+    """The contents of `minilora.json` in a folder, or the entry "data" of a GGUF file; empty if there is none.
 
     Raises ModelFileError for another format, or for entries of another type than described above.
     """
     path = folder / PROVENANCE_FILE
     record = read_json(path) if path.is_file() else {}
+    if folder.suffix == ".gguf" and folder.is_file() and (field := read_header(folder).fields.get(DATA_KEY)):
+        path = folder
+        try:
+            record = {"data": json.loads(field.value)}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ModelFileError(f"{path}: {DATA_KEY} is not readable as JSON ({error})") from error
     if record.get("format", FORMAT) != FORMAT:
         raise ModelFileError(
             f"{path}: format is {record['format']!r}, this minilora reads {FORMAT}: install a newer minilora"

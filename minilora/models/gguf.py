@@ -7,6 +7,7 @@ Without reordering, the loss is finite and plausible, and the model is wrong.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..files.gguf import write_gguf
 from ..files.gguf_header import read_header
 from ..files.quant import BLOCK, Packed, dequantize, quantize
 from ..files.stored import stays_packed, values_of
+from ..lora.provenance import DATA_KEY
 from ..nn.families import (
     ARCHITECTURES,
     FAMILIES,
@@ -116,6 +118,7 @@ def save_gguf(
     kind: str = "F16",
     source: GGUF | None = None,
     unchanged: Collection[str] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model as a GGUF file and return the path. The file appears whole or not at all.
 
@@ -125,6 +128,7 @@ def save_gguf(
     source: the file that the model was loaded from; its metadata are copied.
     unchanged: names of tensors that are as in `source`. If `kind` is quantised, their quantised blocks are copied,
         because quantising them again would lose precision.
+    data: what the model was trained on; minilora reads it again.
 
     Raises ModelFileError for a tokenizer that a GGUF file cannot express, ValueError for values too large for `kind`.
     """
@@ -150,10 +154,12 @@ def save_gguf(
     if source is None:
         metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
     else:
-        anew = ("general.architecture", "general.alignment")
+        anew = ("general.architecture", "general.alignment", DATA_KEY)
         metadata = {key: metadata[key] for key in ("general.architecture", "general.type")}
         metadata |= {key: field for key, field in source.fields.items() if key not in anew}
     metadata |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
+    if data:
+        metadata[DATA_KEY] = json.dumps(data)
     write_gguf(path, metadata, tensors)
     return path
 

@@ -7,7 +7,7 @@ Both read the written file back and compare it. For 4-bit bases `merge` also mea
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -45,6 +45,13 @@ from .with_adapters import base_of, load_with_adapters
 
 ADAPTER = "default"
 FOLDER_KINDS = ("F32", "F16")
+_ASKED = {  # what decides how a model is asked, by the key of "data"
+    "labels": "the labels",
+    "schema": "the fields",
+    "quote": "how to quote",
+    "context_template": "the template with a passage",
+    "system": "the system prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class MergeReport:
     largest_logit: for comparison.
     requantised: for a base in 4 bits, or a model written in 4 bits.
     rounded_to: the kind to which the base was quantised in training, such as "nf4".
+    data: what the adapter was trained on, which the model keeps.
     """
 
     path: Path
@@ -95,6 +103,7 @@ class MergeReport:
     largest_logit: float
     requantised: Requantised | None
     rounded_to: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"wrote   {self.path}: {self.kind}, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices merged"]
@@ -104,6 +113,12 @@ class MergeReport:
         lines.append(f"check   read back: {found}")
         if self.path.suffix == ".gguf":
             lines.append(f"ollama  ollama create NAME -f {quote(str(self.path.with_suffix('.Modelfile')))}")
+            if known := [what for key, what in _ASKED.items() if key in self.data]:
+                there = f"write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it"
+                lines += [
+                    f"prompt  the file tells minilora {', '.join(known)}; llama.cpp and ollama do not read that:",
+                    f"        {'they cannot quote' if 'quote' in self.data else there}",
+                ]
         if self.rounded_to not in (None, "bf16"):  # the differences of bfloat16 are small
             lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
@@ -193,14 +208,15 @@ def merge(
         lost = requantised(before, state, changed, config, source)
     elif rounded_to and rounded_to.upper() in LEVELS:
         lost = requantised(before, state, changed, config, kind=rounded_to.upper())
-    _write(out, format, kind, config, state, tokenizer, source, set(before) - changed, _trained_on(Path(adapter), out))
+    data = _trained_on(Path(adapter), out)
+    _write(out, format, kind, config, state, tokenizer, source, set(before) - changed, data)
     written = load_folder(out) if format == "hf" else GGUF(out).load()
     size = sum(file.stat().st_size for file in (out.iterdir() if format == "hf" else [out]))
     if kind == "F32":
         _check_same(out, state if format == "hf" else as_llama_cpp_has_it(config, state)[1], written.state_dict())
     expected, got = _logits(model), _logits(written)
     apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
-    return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to)
+    return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to, data)
 
 
 def save_model(
@@ -361,7 +377,7 @@ def _write(
                 write_json(partial / PROVENANCE_FILE, {"format": FORMAT, "data": data})
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_gguf(out, config, state, tokenizer, kind, source, unchanged)
+        save_gguf(out, config, state, tokenizer, kind, source, unchanged, data)
         write_modelfile(out, tokenizer)
 
 

@@ -1,6 +1,7 @@
 """Merged models as files: they compute the same, appear whole or not at all, and their losses are reported."""
 
 import json
+import os
 import shlex
 
 import gguf
@@ -151,7 +152,9 @@ def test_an_adapter_on_a_tied_embedding_unties_it_and_only_adapted_matrices_are_
 
 
 def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
+    """All but how an adapter was trained that was merged into it before."""
     change = {"general.name": "Small", "llama.vocab_size": 320, "tokenizer.chat_template": CHATML}
+    change["minilora.data"] = json.dumps({"system": "Be kind."})
     file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q8_0", change=change)
     out = merge(file, adapter, tmp_path / "merged.gguf").path
     old, new = (
@@ -159,8 +162,40 @@ def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
         for path in (file, out)
     )
     assert new.pop("general.file_type")[0] == 1 and new.pop("general.quantization_version")[0] == 2
-    assert new.pop("general.type")[0] == "model"
+    assert new.pop("general.type")[0] == "model" and old.pop("minilora.data")
     assert new == old
+
+
+ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context_template": "x", "system": "Be kind."}
+
+
+@pytest.mark.parametrize("data", [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED], ids=str)
+def test_a_merged_model_knows_how_its_adapter_was_trained_and_what_llama_cpp_does_not(data, folder, adapter, tmp_path):
+    data = data | {"name": "mine.csv", "path": "../mine.csv"} if data else data
+    (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
+    for out in (tmp_path / "a" / "merged", tmp_path / "a" / "merged.gguf"):
+        lines = str(merge(folder, adapter, out)).splitlines()
+        stored = zoo.load(out)[0].data
+        assert stored | {"path": ""} == data | {"path": ""}
+        assert not data or os.path.normpath(out / stored["path"]) == str(tmp_path / "mine.csv")
+        told = [i for i, line in enumerate(lines) if "llama.cpp and ollama do not read that" in line]
+        assert bool(told) == (not data.keys().isdisjoint(ASKED) and out.suffix == ".gguf")
+        if told:
+            words = {"labels": "labels", "schema": "fields", "quote": "quote", "context_template": "passage"}
+            words["system"] = "system prompt"
+            assert {key for key, word in words.items() if word in lines[told[0]]} == data.keys() & ASKED.keys()
+            assert ("cannot quote" in lines[told[0] + 1]) == ("quote" in data)
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [("{", "not readable as JSON"), (3, "not readable as JSON"), ("[]", "data is a list, expected an object"),
+     ('{"system": 3}', "system of the data is a int, expected a text")],
+)  # fmt: skip
+def test_a_file_that_says_nonsense_of_its_training_is_refused(stored, words, tmp_path):
+    path = write_gguf(tmp_path / "base.gguf", new_llama(), change={"minilora.data": stored})
+    with pytest.raises(ModelFileError, match=f"base.gguf: .*{words}"):
+        zoo.load(path)
 
 
 def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(tmp_path):
