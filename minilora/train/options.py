@@ -216,6 +216,8 @@ class Options:
         check_mix(self.mix or {})
         if self.data in (self.mix or {}):
             raise ValueError(f"mix is for other data than {self.data}: leave it out there")
+        if "general" in (self.mix or {}):
+            raise ValueError("mix: general measures forgetting and has no training records: leave it out")
         if self.quote is not None and self.context is None:
             raise ValueError("quote is for passages: give the file with them as context")
         if self.device == "cuda" and self.bf16:

@@ -67,8 +67,9 @@ def test_other_data_get_their_shares_of_an_epoch_and_none_of_the_measuring(home,
         str(tmp_path / "more.jsonl"): 0.25,
     }  # one has the same names of columns, one its own
     assert list(material_of(replace(plain, **named, mix=shares), tokenizer).mixed) == list(shares)
-    with pytest.raises(ValueError, match="general: there is no record to train on in it: leave it out of mix"):
-        material_of(replace(plain, mix={"general": 0.1}), tokenizer)
+    (tmp_path / "test.csv").write_text("question,answer,split\nWhy?,So.,test\n")
+    with pytest.raises(ValueError, match="test.csv: there is no record to train on in it: leave it out of mix"):
+        material_of(replace(plain, mix={str(tmp_path / "test.csv"): 0.1}), tokenizer)
 
 
 def sets_of(**sets):
