@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .passages import PASSAGE, fill, terms
+from .passages import HEADING, PASSAGE, fill, terms
 from .records import Record
 
 PART = "{part}"  # where the sentences go in the template
 TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
 _END = re.compile(r"(?<=[.!?;:])\s+")
-_HEADING = re.compile(r"^#+ .*\n\s*", re.MULTILINE)  # of Markdown, before a text
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Quoting:
         >>> Quoting(2).parts("# Numbers\\nOne. Two! Three?")
         ['One. Two!', 'Two! Three?']
         """
-        each, length = _END.split(_HEADING.sub("", passage.strip())), sentences or self.sentences
+        each, length = _END.split(HEADING.sub("", passage.strip()).lstrip()), sentences or self.sentences
         return [" ".join(each[i : i + length]) for i in range(max(1, len(each) - length + 1))]
 
     def prompt(self, passage: str, part: str) -> str:

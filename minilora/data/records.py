@@ -37,7 +37,7 @@ from .formats import (
     with_lists,
 )
 from .labels import task_of
-from .passages import TEMPLATE, Handbook, Passage, fill
+from .passages import HEADING, TEMPLATE, Handbook, Passage, fill
 from .repository import fetched, is_dataset
 from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, files_of, read_rows
 
@@ -50,7 +50,6 @@ BUILT_IN = (
 MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other questions of a record, for measuring only
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
-_HEADING = re.compile(r"^(#+ .*)\n\s*\n", re.MULTILINE)  # of Markdown, alone in its paragraph
 _VARYING = re.compile(r"got .*|such as .*|'.*?'|\d+")  # what differs between messages about the same kind of mistake
 
 
@@ -207,7 +206,7 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
         passages = [
             Passage(of_file.format(whole.id, i), text)
             for whole in passages
-            for i, text in enumerate(re.split(r"\n\s*\n", _HEADING.sub(r"\1\n", whole.text)), 1)
+            for i, text in enumerate(re.split(r"\n\s*\n", HEADING.sub(r"\1", whole.text)), 1)
         ]
     for passage in passages:
         asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]

@@ -116,9 +116,10 @@ def test_the_passage_goes_before_the_last_question_of_a_conversation(tmp_path):
 @pytest.mark.parametrize("name", ["book.txt", "book.md"])
 def test_a_text_file_is_a_passage_for_each_paragraph_with_the_headings_before_it(tmp_path, tokenizer, name):
     path = tmp_path / name
-    path.write_bytes("\ufeffOne\r\nline.\r\n\r\n \r\n# A\r\n\r\n\n## B\n\nTwo.\n\n\nThree. # C\n".encode())
+    path.write_bytes("\ufeffOne\r\nline.\r\n\r\n \r\n# A\r\n\r\n\n## B\n\n  Two.\n\n\nThree. # C\n".encode())
     passages = read_handbook(path, tokenizer, 100).passages
-    assert [" ".join(each.text.split()) for each in passages] == ["One line.", "# A ## B Two.", "Three. # C"]
+    assert [each.text.splitlines() for each in passages[:2]] == [["One", "line."], ["# A", "## B", "  Two."]]
+    assert [each.text for each in passages[2:]] == ["Three. # C"]
     assert [each.id for each in passages] == ["paragraph 1", "paragraph 2", "paragraph 3"]
 
 

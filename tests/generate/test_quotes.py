@@ -71,7 +71,7 @@ def shares(p, run, sentences):
 
 @pytest.mark.parametrize("heading", ["# Birds\n", "## Birds\n\n### Grey ones. And #2\n"])
 def test_headings_are_not_quoted(heading):
-    for text in (HERON.text, "#1 of all. It is grey!", "- a\n- b"):
+    for text in (HERON.text, "#1 of all. It is grey!", "- a\n- b", "  - a\n  - b"):
         assert QUOTING.parts(heading + text) == QUOTING.parts(text)
         assert QUOTING.parts(f"{text}\n{heading.strip()}\n{text}") == QUOTING.parts(f"{text}\n{text}")
     assert QUOTING.parts("# Birds") == ["# Birds"]
