@@ -17,7 +17,15 @@ from .records import Record
 
 PART = "{part}"  # where the sentences go in the template
 TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
-_END = re.compile(r"(?<=[.!?;:])\s+")
+_END = re.compile(  # of a sentence: lookbehinds name what else a full stop can follow
+    r"""(?<=[.!?;:])
+    (?<!\b[A-Z]\.[A-Z]\.)(?<!\b(?:e\.g|i\.e)\.)(?<!\b(?:Dr|Mr|Ms|vs)\.)(?<!\bMrs\.)  # P.O. Box, Dr. Who
+    (?<!\b[a-z]\.[a-z]\.(?=\s+[a-z]))(?<!\b(?:etc|Inc|Ltd)\.(?=\s+[a-z]))  # 9 a.m. and; but: 9 a.m. We
+    (?<!\b(?:No|pp)\.(?=\s+\d))(?<!\b(?:Art|Fig|Sec)\.(?=\s+\d))  # No. 5; but: No. You
+    (?<!^[A-Z]\.)(?<!^\d\.)(?<!^\d\d\.)  # 1. Open the box.
+    \s+""",
+    re.MULTILINE | re.VERBOSE,
+)
 
 
 @dataclass(frozen=True)

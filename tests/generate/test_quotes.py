@@ -77,6 +77,26 @@ def test_headings_are_not_quoted(heading):
     assert QUOTING.parts("# Birds") == ["# Birds"]
 
 
+WHOLE = """\
+Write to P.O. Box 5 in the U.S. Virgin Islands.
+Some tools, e.g. Saws (i.e. hand saws) vs. Drills, fail.
+Ask Dr. Who, Mrs. Ray, Ms. Lee or Mr. Poe.
+From 9 a.m. to 5 p.m. each day.
+Nuts, etc. are from Bo Ltd. now.
+No. 5 of Art. 7 and Sec. 2, pp. 8 and Fig. 1.
+1. Open the box.
+12. Close it.
+A. Pay.""".splitlines()
+OTHERS = "Is it 5 p.m.|No.|Nuts, etc.|Bo Ltd.|It got an A.|It is anybody's.|I ate 12.|it costs:|So;".split("|")
+
+
+@pytest.mark.parametrize("next", ["Then it ends.", "5 do."])
+def test_a_sentence_does_not_end_with_an_abbreviation_or_the_number_of_an_item(next):
+    """Unless a sentence can end there."""
+    for texts in (WHOLE, [*OTHERS, next]):
+        assert Quoting(1).parts("\n".join([*texts, next])) == [*texts, next]
+
+
 @pytest.mark.parametrize("sentences", [1, 2, 3, 9])
 def test_parts_are_all_runs_of_sentences_word_for_word(sentences):
     parts = Quoting(sentences).parts(HERON.text)
