@@ -260,13 +260,10 @@ def common_prefix(samples: Sequence[Example]) -> int:
     sequences = _sequences(samples)
     if len(sequences) < 2:
         return 0
-    scored = (next((i for i, label in enumerate(s.labels) if label != NOT_SCORED), len(s.ids)) for s in sequences)
-    limit = min(scored) - 1
-    first = sequences[0].ids
-    for i in range(max(limit, 0)):
-        if any(sample.ids[i] != first[i] for sample in sequences):
+    for i, token in enumerate(sequences[0].ids):
+        if any(s.labels[i + 1 : i + 2] != (NOT_SCORED,) or s.ids[i] != token for s in sequences):
             return i
-    return max(limit, 0)
+    return 0
 
 
 def _sequences(samples: Sequence[Example]) -> list[Sample]:
@@ -304,8 +301,9 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     many of them, in each of a few.
     """
     groups, parts = begin_alike(samples), list[list[int]]()
-    alone = sorted(i for group in groups if len(group) == 1 for i in group)
-    for alike, group in [*((True, sorted(group)) for group in groups if len(group) > 1), (False, alone)]:
+    together = sorted((group for group in groups if len(group) > 1), key=lambda group: samples[group[0]].ids)
+    alone = [group[0] for group in groups if len(group) == 1]
+    for alike, group in [*((True, group) for group in together), (False, alone)]:
         own = [samples[i] for i in group]
         shared = common_prefix(own)
         lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in own]
@@ -319,13 +317,12 @@ def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
 
     They have at least `LEAST` unscored tokens more in common than all samples.
     """
-    shared, groups = common_prefix(samples), list[list[int]]()
-    for i in sorted(range(len(samples)), key=lambda i: samples[i].ids):
-        if groups and common_prefix([samples[groups[-1][0]], samples[i]]) >= shared + LEAST:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+    length = common_prefix(samples) + LEAST
+    groups, unscored = dict[Any, list[int]](), (NOT_SCORED,) * (length + 1)
+    for i, sample in enumerate(samples):
+        begin = {s.ids[:length] if s.labels[: length + 1] == unscored else i for s in sample.sequences}
+        groups.setdefault(begin.pop() if len(begin) == 1 else i, []).append(i)
+    return list(groups.values())
 
 
 def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:
