@@ -1,5 +1,7 @@
 """Samples, packing, padding and micro-batches: no token and no label is lost, whatever the samples are."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from minilora.nn.parts import (
     GOOD,
     LEAST,
     Batch,
+    Pair,
     Sample,
     begin_alike,
     collate,
@@ -78,6 +81,22 @@ def test_micro_batches_of_samples_and_of_their_packed_row_hold_each_of_them_once
     assert max(own) - min(own) <= lengths[-1]  # about equal: they differ by at most one sequence
 
 
+BEGINNINGS = st.tuples(st.integers(1, 2), st.integers(LEAST, LEAST + 2))  # a document, and its unscored tokens
+
+
+@given(st.lists(BEGINNINGS, min_size=2, max_size=6), st.booleans())
+def test_those_begin_alike_that_have_more_in_common_than_all(begins, pairs):
+    """Of pairs, with both answers."""
+    made = [Sample((*[doc] * (LEAST + 2), i), (*[-100] * count, *[doc] * (LEAST + 2 - count), i))
+            for i, (doc, count) in enumerate(begins)]  # fmt: skip
+    found = [Pair(*both) for both in zip(made[::2], made[1::2], strict=False)] if pairs else made
+    enough, groups = common_prefix(found) + LEAST, begin_alike(found)
+    assert sorted(i for group in groups for i in group) == list(range(len(found)))
+    for i, j in combinations(range(len(found)), 2):
+        together = any({i, j} <= set(group) for group in groups)
+        assert together == (common_prefix([found[i], found[j]]) >= enough)
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(LEAST - 1, LEAST + 1), st.integers(1, 3))
 @settings(max_examples=25)
 def test_samples_that_begin_with_the_same_document_are_one_micro_batch_and_it_is_computed_once(
@@ -90,9 +109,6 @@ def test_samples_that_begin_with_the_same_document_are_one_micro_batch_and_it_is
     ]
     together = more >= LEAST and len(set(documents)) > 1
     alike = {tuple(i for i, other in enumerate(documents) if other == document) for document in documents}
-    assert {tuple(sorted(group)) for group in begin_alike(found)} == (
-        alike if together else {(i,) for i in range(len(found))}
-    )
     in_order = divided_samples(found, threads)
     assert all(part == sorted(part) for part in in_order)
     parts = [set(part) for part in in_order]
