@@ -13,7 +13,8 @@ from .shared import AS_JSON, read_options
 
 HELP = "try options of finetune with several values, in many short runs, and tabulate the results"
 
-SHOWN = {"validation_loss": "validation", "unseen_loss": "unseen", "general_loss": "general"}
+SHOWN = {"validation_loss": "validation", "validation_accuracy": "accuracy", "unseen_loss": "unseen",
+         "general_loss": "general"}  # fmt: skip
 ROWS = 24  # of a table: the best ones
 REASONS = 5  # failed trials whose reasons are printed
 
@@ -53,7 +54,8 @@ def page(result: Mapping[str, Any], width: int) -> str:
     seeds = max((row["validation_loss"]["n"] for row in rows if row["validation_loss"]), default=0)
     over = f"mean and 95 % interval over {seeds} seeds" if seeds > 1 else "of one seed each, so without intervals"
     dpo = "; DPO's are per pair" if rows[0]["loss"] == "dpo" else ""
-    lines = [rule(trials, width), f"losses in nats per token{dpo}, {over}", "", *_table(rows)]
+    accuracy = ", accuracy on the validation set" if any(row["validation_accuracy"] for row in rows) else ""
+    lines = [rule(trials, width), f"losses in nats per token{dpo}{accuracy}, {over}", "", *_table(rows)]
     if len(rows) > ROWS:
         lines.append(f"... and {counted(len(rows) - ROWS, 'more setting')}")
     lines.append("")
@@ -74,20 +76,22 @@ def page(result: Mapping[str, Any], width: int) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = list(rows[0]["varied"])
-    losses = [name for name in SHOWN if any(row[name] for row in rows)]
-    cells = [[*(name.replace("_", "-") for name in names), "parameters", *(SHOWN[name] for name in losses)]]
+    measured = [name for name in SHOWN if any(row[name] for row in rows)]
+    cells = [[*(name.replace("_", "-") for name in names), "parameters", *(SHOWN[name] for name in measured)]]
     for row in rows[:ROWS]:
         count = row["trainable_parameters"]
         cells.append([value or "-" for value in row["varied"].values()])
-        cells[-1] += ["-" if count is None else f"{count:,.0f}", *(_loss(row[name]) for name in losses)]
+        cells[-1] += ["-" if count is None else f"{count:,.0f}", *(_shown(row, name) for name in measured)]
         cells[-1] += [f"{row['failed']} failed"] if row["failed"] else []
     return columns(cells, left=len(names))
 
 
-def _loss(found: Mapping[str, Any] | None) -> str:
-    several = found is not None and found["n"] > 1
-    bounds = (found["low"], found["high"]) if found and several else (None, None)
-    return interval(found["mean"], *bounds) if found else "-"
+def _shown(row: Mapping[str, Any], name: str) -> str:
+    if (found := row[name]) is None:
+        return "-"
+    factor, digits, unit = (100, 1, " %") if name == "validation_accuracy" else (1, 3, "")
+    low, high = (factor * found[key] if found["n"] > 1 else None for key in ("low", "high"))
+    return interval(factor * found["mean"], low, high, digits) + unit
 
 
 def _best(group: str, best: Mapping[str, Any] | None) -> Iterator[str]:
@@ -97,7 +101,7 @@ def _best(group: str, best: Mapping[str, Any] | None) -> Iterator[str]:
         return
     named = _named({name: value for name, value in best["varied"].items() if name != "method"})
     yield f"best of {NAMES[method]}, by validation loss" + (f": {named}" if named else "")
-    yield "  " + ", ".join(f"{SHOWN[name]} {_loss(best[name])}" for name in SHOWN if best[name])
+    yield "  " + ", ".join(f"{SHOWN[name]} {_shown(best, name)}" for name in SHOWN if best[name])
     yield f"  {best['command']}"
     if best["try_lr"] is not None:
         yield f"  Its learning rate is the lowest or the highest that was tried: try {best['try_lr']:g} as well."

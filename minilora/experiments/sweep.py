@@ -44,6 +44,7 @@ FILES = (TABLE_FILE, SWEEP_FILE, "sweep*.png", WORK, LOCK)  # what a sweep's fol
 ALWAYS = ("method", "r", "target_modules", "lr", "seed")  # options that have a column, varied or not
 MEASURED = {  # column -> what it is
     "validation_loss": "the lowest of the run: of the weights that would be kept",
+    "validation_accuracy": "of those weights, on the validation set, if the data have labels",
     "unseen_loss": "of those weights, on records never trained on",
     "paraphrase_loss": "on records that were trained on, with paraphrased questions",
     "general_loss": "on general questions, which shows forgetting",
@@ -52,7 +53,7 @@ MEASURED = {  # column -> what it is
     "trainable_parameters": "how many",
     "seconds": "of training",
 }
-LOSSES = tuple(name for name in MEASURED if name.endswith("_loss"))
+AVERAGED = tuple(name for name in MEASURED if name.endswith(("_loss", "_accuracy")))
 PER_RECORD, PER_BYTE = 0.02, 1.3e-9  # core seconds of a record: for any base, and for each byte of it; a rough guess
 
 
@@ -120,7 +121,10 @@ def trial(setting: Mapping[str, Any], folder: str) -> dict[str, Any]:
     if metrics["kept"]["loss"] is None or not math.isfinite(metrics["kept"]["loss"]):
         raise ValueError("no validation gave a finite loss")
     last = metrics["train_loss"][-math.ceil(metrics["steps"] / 10) :]
-    return {f"{name}_loss": after for name, (_, after) in metrics["loss"].items()} | {
+    found = {f"{name}_loss": after for name, (_, after) in metrics["loss"].items()}
+    if "labels" in metrics:
+        found["validation_accuracy"] = metrics["labels"]["rows"][-1]["accuracy"]["value"]
+    return found | {
         "validation_loss": metrics["kept"]["loss"],
         "train_loss": sum(last) / len(last),
         "steps": metrics["steps"],
@@ -289,7 +293,7 @@ def _summary(
         "command": _command(setting),
         "failed": len(found) - len(whole),
     }
-    for name in LOSSES:
+    for name in AVERAGED:
         values = [one[name] for one in whole if name in one]
         row[name] = asdict(Interval.of(values)) if values else None
     for name in ("trainable_parameters", "seconds"):

@@ -71,7 +71,8 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
     options: what to fine-tune on what, and how.
     measure: False only trains and validates, for a search over hyperparameters: the metrics have no losses, keyword
         recalls and answers from before and after.
-    answers: False measures losses, but asks no questions and makes no card and no picture.
+    answers: False measures losses, and with labels the accuracy on the validation set, but asks no questions and makes
+        no card and no picture.
     ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this with the same options; the first one
         alone writes, and the others get no metrics.
 
@@ -276,13 +277,13 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     )
     if material.task is not None or material.quoting is not None:
         options = options.for_task()
-    material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")
     if not measure:
         material = replace(material, scored={}, asked={}, shown={}, checked=None)
     elif not answers:
-        material = replace(material, asked={}, shown={}, checked=None)
+        material = replace(material, asked={}, shown={}, checked=material.validated)
+    material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     install = _installer(model, options)
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)

@@ -61,6 +61,7 @@ class Material:
     quoting: Quoting | None = None  # how answers are found in `passages`, the right one of each record by its id
     passages: Mapping[str, Passage] = field(default_factory=dict)
     checked: Checked | None = None  # the records whose labels or fields are asked for, if they have any
+    validated: Checked | None = None  # those of validation, if they have labels
     mixed: dict[str, int] = field(default_factory=dict)  # how many samples of the training set are of other data
 
     @property
@@ -186,6 +187,7 @@ def prepare(
     sampled_from: dict[str, int] = {}
     samples: dict[str, list[Example]] = {}
     checked: Checked | None = None
+    choosing: Checked | None = None
     splits: dict[str, list[Record]] = {}
     if beta is not None and (without := [record.id for record in records if record.rejected is None]):
         needed = "DPO needs the columns prompt, chosen and rejected, such as legal-pairs has"
@@ -222,6 +224,8 @@ def prepare(
         elif sets["unseen"]:
             tested = evenly(splits["test"], max(eval_records, ASKED_LABELS))
             checked = checked_of(task, tested, splits["train"])
+        if isinstance(task, LabelTask) and sets["validation"]:
+            choosing = checked_of(task, sets["validation"], ())
     samples = {name: truncate_and_log(name, whole, max_length) for name, whole in samples.items()}
     if not samples["train"]:
         raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
@@ -241,7 +245,7 @@ def prepare(
     sets_of_samples = (samples["train"], samples["validation"], scored)
     template = TEMPLATE if any(record.context for record in records) else None
     given = (*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template)
-    return Material(*given, quoting, passages, checked, mixed=added)
+    return Material(*given, quoting, passages, checked, choosing, added)
 
 
 def _others(
@@ -343,7 +347,7 @@ def evaluate(
         if when == "before":
             who = "old adapter" if model.adapters else "base"
             shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
-            asked = {f"{who}, {n or 'zero'}-shot": n for n in (0, shots)}
+            asked = {f"{who}, {n or 'zero'}-shot": n for n in (0, shots)} if held.examples else {}  # not of a trial
         result.checked = {name: list(held.ask(model, tokenizer, n, ranks)) for name, n in asked.items()}
     return result
 

@@ -407,6 +407,17 @@ def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
     assert [row["seconds"] for row in result["settings"]] == [2, 4]
 
 
+def test_accuracy_has_a_column_where_data_have_labels():
+    plan = SweepOptions(r=[1, 4], seed=[0, 1])
+    found = [{"validation_loss": loss, "validation_accuracy": share, "trainable_parameters": 1, "seconds": 1}
+             for loss, share in ((3.0, 0.5), (3.0, 0.5), (2.0, 0.2), (2.0, 0.4))]  # fmt: skip
+    result = summarise(plan.settings(), found, plan.varied) | {"time": {"made": 0}}
+    heading, best, other = page(result, 80).splitlines()[3:6]
+    assert "accuracy" in heading and "30.0 [-97.1, 157.1] %" in best and "50.0 [50.0, 50.0] %" in other
+    assert result["best"]["lora"]["r"] == 4 and "accuracy 30.0" in page(result, 80)
+    assert "accuracy" not in page(summed([3.0], r=[1]) | {"time": {"made": 0}}, 80)
+
+
 def test_a_setting_of_which_a_seed_failed_is_not_the_best():
     result = summed([3.0, 3.0, 1.0, None], r=[1, 4], seed=[0, 1])
     assert result["best"]["lora"]["r"] == 1 and [one["trial"] for one in result["failed"]] == [3]

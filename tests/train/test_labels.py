@@ -16,6 +16,8 @@ from minilora.cli import main
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
+from minilora.experiments.grid import SweepOptions, as_options
+from minilora.experiments.sweep import trial
 from minilora.generate.conversation import Talk
 from minilora.measure.labels import Labelled, majority
 from minilora.pages.labels import label_lines, labels_figure, verdict
@@ -145,6 +147,19 @@ def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
         found = evaluate_adapters(EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(data)]))
         (report,) = found["labels"].values()
         assert report["subject"] == "mine" and {"z", "mine"} < {row["name"] for row in report["rows"]}
+
+
+def test_a_trial_measures_accuracy_on_the_validation_set(home, run, tmp_path):
+    base, data = str(home / "base"), str(run[1])
+    setting = SweepOptions(base=[base], data=[data], steps=[30], lr=[0.03]).settings()[0]
+    found = trial(setting, str(tmp_path / "trial"))
+    finetune(as_options(setting, out=str(tmp_path / "run")), measure=False)
+    model, tokenizer = ml.load(base)
+    ml.load_adapter(model, tmp_path / "run")
+    reading = read_source(data)
+    held = Labelled(reading.task, ml.split_records(reading.records)["validation"])
+    right = np.argmax(held.ask(model, tokenizer), axis=1) == held.truth
+    assert found["validation_accuracy"] == right.mean() and right.mean() > 0
 
 
 def test_losses_alone_ask_for_no_labels(home, run):

@@ -1,6 +1,7 @@
 """What a job learns from and is measured by."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -180,10 +181,14 @@ def test_where_no_record_has_keywords_a_few_are_asked_all_the_same(
 
 def test_before_training_the_base_is_asked_with_as_many_examples_as_fit_and_without(talker, tokenizer):
     class Held:
+        examples: Sequence[str] = ("some",)
         shots_that_fit, ask = (lambda self, tokenizer, limit: 3), (lambda self, model, tokenizer, shots, ranks: [shots])
 
     before, after = (evaluate(talker, tokenizer, sets_of(checked=Held()), when) for when in ("before", "after"))
     assert before.checked == {"base, zero-shot": [0], "base, 3-shot": [3]} and after.checked == {"after": [0]}
+    Held.examples = ()  # as in a trial of a sweep, of which only the result counts
+    before, after = (evaluate(talker, tokenizer, sets_of(checked=Held()), when) for when in ("before", "after"))
+    assert before.checked == {} and after.checked == {"after": [0]}
 
 
 def test_a_question_that_is_only_shown_and_does_not_fit_is_left_out(tokenizer):
