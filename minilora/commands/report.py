@@ -71,7 +71,8 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     use = "To ask it about one text, or about every row of a file:" if labels else "To talk to it:"
     lines += ["", *wrapped(f"Saved in {options['out']}. {use}", width)]
-    context = f" --context {quote(options['context'])}" if options.get("context") else ""
+    passages = options.get("context") or ("FILE" if options.get("quote") else None)  # records may have their own
+    context = f" --context {quote(passages)}" if passages else ""
     whose = f"--{flag} {quote(options['out'])}{context}"
     return "\n".join([*lines, f"  minilora chat {whose}", *[f"  minilora predict FILE {whose}"] * bool(labels)])
 

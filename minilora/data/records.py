@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -109,13 +109,18 @@ class Record:
     def open_book(self, passage: str, template: str = TEMPLATE) -> Record:
         """The same record with a passage in the prompts of its question and of all other wordings."""
 
-        def asked(question: str) -> str:
-            return fill(passage, question, template)
+        return self._reworded(lambda question: fill(passage, question, template), passage)
 
+    def closed_book(self) -> Record:
+        """The same record without its passage: the inverse of `open_book` with its own template."""
+        beginning = fill(self.context or "", "")
+        return self if self.context is None else self._reworded(lambda prompt: prompt.removeprefix(beginning), None)
+
+    def _reworded(self, change: Callable[[str], str], context: str | None) -> Record:
         *before, question, answer = self.messages
-        messages = (*before, {**question, "content": asked(question["content"])}, answer)
-        others: dict[str, Any] = {key: asked(text) for key in MEASURED if (text := getattr(self, key)) is not None}
-        return replace(self, messages=messages, phrasings=tuple(map(asked, self.phrasings)), context=passage, **others)
+        messages = (*before, {**question, "content": change(question["content"])}, answer)
+        others: dict[str, Any] = {key: change(text) for key in MEASURED if (text := getattr(self, key)) is not None}
+        return replace(self, messages=messages, phrasings=tuple(map(change, self.phrasings)), context=context, **others)
 
     def answered(self, answer: str) -> Record:
         """The same record with another answer."""

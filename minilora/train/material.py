@@ -160,7 +160,8 @@ def prepare(
     field: columns of the data that have other names.
     context: passages, the right one of which goes into the prompts of each record that has none.
     mix: other data to train on, each with its share of the records of an epoch.
-    quote: sentences of the quotations that are learned instead of the records' answers, and that answer questions.
+    quote: sentences of the quotations that are learned instead of the records' answers, and that answer questions. They
+        are of the records' own passages, and of the context for records that have none.
     max_length: the tokens of a record; longer ones are truncated, which is logged.
     eval_records: the most records of each set that are measured.
     stored: the task of the adapter that is trained further, if it has one.
@@ -173,12 +174,17 @@ def prepare(
     records, task = reading.records, reading.task
     quoting = None if quote is None else Quoting(quote)
     passages: dict[str, Passage] = {}
-    if context is not None and quoting is None:
-        records = with_passages(records, context, data, tokenizer, max_length)
+    if quoting is not None:
+        passages = {record.id: Passage(record.id, record.context) for record in records if record.context is not None}
+        if context is not None:
+            passages |= right_passages(records, context, data, tokenizer, max_length)
+        if without := [record.id for record in records if record.id not in passages]:
+            raise ValueError(
+                f"{data}: record {without[0]} has no passage to quote: give the file of passages as context"
+            )
+        records = [record.closed_book() for record in records]
     elif context is not None:
-        passages = right_passages(records, context, data, tokenizer, max_length)
-        if len(passages) < len(records):
-            raise ValueError(f"{data}: with quote, passages come from the context: leave out the column of passages")
+        records = with_passages(records, context, data, tokenizer, max_length)
     for line in warning_of_control_tokens(records, tokenizer):
         log.warning("%s", line)
     general = read_records("general", tokenizer)

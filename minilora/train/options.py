@@ -60,7 +60,8 @@ class Options:
     )
     quote: int | None = option(
         None,
-        "with --context, answer with so many sentences of a passage, word for word: learn to find them (try 3)",
+        "answer with so many sentences of a passage, word for word: learn to find them (try 3); passages are those of "
+        "--context, or of a column context",
         metavar="SENTENCES",
         least=1,
         only={"loss": "sft"},
@@ -218,8 +219,6 @@ class Options:
             raise ValueError(f"mix is for other data than {self.data}: leave it out there")
         if "general" in (self.mix or {}):
             raise ValueError("mix: general measures forgetting and has no training records: leave it out")
-        if self.quote is not None and self.context is None:
-            raise ValueError("quote is for passages: give the file with them as context")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.adapter_scale != 1 and not self._plain:

@@ -50,6 +50,24 @@ def test_an_adapter_that_quotes_learns_to_ask(home, run, tokenizer):
     assert material.template is None and material.quoting == Quoting(1)
 
 
+def test_a_records_own_passage_is_quoted_and_the_context_is_for_the_others(home, run, tokenizer, tmp_path):
+    """The same is learned as from the passages of a file, and no question keeps a passage."""
+    terms = [{**term, "phrasings": [f"{term['question']} Really?"]} for term in TERMS]
+    found = []
+    for name, own, context in (("none", 0, str(run[1])), ("some", 5, str(run[1])), ("all", 12, None)):
+        rows = [{**term, "context": text} for term, text in zip(terms[:own], PASSAGES, strict=False)] + terms[own:]
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        data = str(tmp_path / f"{name}.jsonl")
+        found.append(prepare(data, tokenizer, quote=1, context=context, max_length=512, eval_records=80))
+    plain, *others = found
+    for other in others:
+        assert (other.train, other.validation, other.scored) == (plain.train, plain.validation, plain.scored)
+        assert (other.asked, other.template) == (plain.asked, None)
+        assert {key: each.text for key, each in other.passages.items()} == {
+            key: each.text for key, each in plain.passages.items()
+        }
+
+
 def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting, home):
     folder, metrics = quoting
     data = json.loads((folder / "minilora.json").read_text())["data"]
@@ -71,11 +89,10 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
 
 
 def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
-    with pytest.raises(ValueError, match="quote is for passages: give the file with them as context"):
-        options(home, tmp_path / "run", quote=2)
-    (tmp_path / "own.jsonl").write_text(json.dumps({**TERMS[0], "context": "Own."}) + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="with quote, passages come from the context: leave out the column"):
-        finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), context=str(run[1]), quote=2))
+    rows = [{**TERMS[0], "context": "Own."}, TERMS[1], TERMS[2]]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="own.jsonl: record x/1 has no passage to quote: give the file of passages"):
+        finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), quote=2))
 
 
 def test_every_prompt_that_is_trained_or_measured_has_its_passage(home, run, tokenizer):
@@ -103,6 +120,8 @@ def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_t
     assert report.page(metrics).endswith(f"minilora chat --adapter {folder} --context {book}")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"minilora chat --adapter {folder} --context book.txt" in card and str(book) not in card
+    own = {**metrics, "options": metrics["options"] | {"context": None, "quote": 2}}  # of the records' own passages
+    assert report.page(own).endswith(f"minilora chat --adapter {folder} --context FILE")
 
 
 def test_an_adapter_that_was_trained_without_passages_stores_none_and_is_asked_without_any(home, run, tmp_path, caplog):
