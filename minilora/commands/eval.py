@@ -152,7 +152,8 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
             what = "has keywords, by which answers with passages are measured (general questions are not asked)"
             raise ValueError(f"{', '.join(data)}: no record {what}: {without}add a column keywords")
         if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
-            raise ValueError(f"{own_passages[0]} has its own passage, which predict reads and eval does not: {without}leave out that column")
+            its_own = f"{own_passages[0]} has its own passage, which predict reads and eval does not"
+            raise ValueError(f"{its_own}: {without}leave out that column")
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
             for name, records in asked.items()
