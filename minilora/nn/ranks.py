@@ -73,6 +73,10 @@ class Ranks:
         """Each number, summed over the ranks: the same on all of them."""
         return numbers
 
+    def sum_here(self, number: int) -> int:
+        """A number, summed over the ranks on this machine."""
+        return number
+
     def join(self, items: list[Item]) -> list[Item]:
         """The whole list, on every rank, where each rank has every `size`-th item, beginning with its own number."""
         return items
@@ -140,6 +144,10 @@ class Several(Ranks):
         together = np.array(numbers, np.float64)
         self.comm.Allreduce(self.in_place, together)
         return together.tolist()
+
+    def sum_here(self, number: int) -> int:
+        """Those whose host has the same name."""
+        return sum(each for host, each in self.comm.allgather((self.host, number)) if host == self.host)
 
     def join(self, items: list[Item]) -> list[Item]:
         """Take one item of each rank in turn."""

@@ -48,7 +48,7 @@ from .learn import learn
 from .log import Log
 from .loop import Trainer, TrainingError
 from .material import Material, Measured, evaluate, prepare
-from .metrics import base_bytes, memory_of, metrics_of, sizes_of
+from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
 from .reporting import check_service, reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
@@ -108,8 +108,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         state = State(options.decisive(), job.base, job.material.sha256, before)
     trainer = job.begin(state)
     if not state.trained:
-        if place is not None:
-            _warn_of_memory(job)
+        _warn_of_memory(job)
         _train(job, trainer, state, place)
         job.ended("training")
     elif place is not None:
@@ -414,11 +413,17 @@ def _predicted(job: Job) -> dict[str, Any]:
 
 
 def _warn_of_memory(job: Job) -> None:
-    """Log what helps where a training step is predicted to take more memory than there is."""
-    found = {"options": vars(job.options), "peak_memory_bytes": _predicted(job), "free_memory_bytes": job.free}
-    needed, enough = memory_needed(found)
-    if not enough:
-        log.warning("memory of a step: %s", needed)
+    """Log what helps where a training step is predicted to take more memory than there is for the ranks on the machine
+    of the first one. All ranks must call this.
+    """
+    mapped, program = mapped_bytes(job.model), job.program or 0
+    predicted = job.ranks.sum_here(_predicted(job)["predicted"] - mapped) + mapped
+    others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
+    free = None if job.free is None else job.free + others
+    found = {"options": vars(job.options), "peak_memory_bytes": {"predicted": predicted}, "free_memory_bytes": free}
+    (needed, enough), count = memory_needed(found), job.ranks.sum_here(1)
+    if not enough and job.ranks.first:
+        log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", needed)
 
 
 def _memory(job: Job) -> dict[str, Any]:

@@ -78,6 +78,18 @@ def base_bytes(model: LanguageModel) -> int:
     return sum(array.nbytes for array in base_state(model).values())
 
 
+def mapped_bytes(model: LanguageModel) -> int:
+    """Those of these bytes that are mapped from files, and so exist once for all processes on a machine."""
+
+    def is_mapped(array: Any) -> bool:
+        array = getattr(array, "raw", array)
+        while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+            array = array.base
+        return isinstance(array, np.memmap)
+
+    return sum(array.nbytes for array in base_state(model).values() if is_mapped(array))
+
+
 def memory_of(
     model: LanguageModel, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
 ) -> dict[str, Any]:
@@ -90,7 +102,8 @@ def memory_of(
         return sum(each.input_ids.size for each in alive_at_once(divided(model, samples))[0])
 
     batches = zip(epochs(material.train, batch_size, seed), range(20), strict=False)
-    step = Step.of(model, max((ranks.share(samples) for samples, _ in batches), key=size), program=program or 0)
+    shares = [share for samples, _ in batches if (share := ranks.share(samples))] or [material.train[:1]]
+    step = Step.of(model, max(shares, key=size), program=program or 0)
     mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None, unpacks=False))
     saved = recomputed_activations(step) if step.recompute else kept_activations(step)
     return {

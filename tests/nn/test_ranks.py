@@ -119,6 +119,14 @@ def test_what_is_measured_by_turns_comes_back_in_order():
     assert in_ranks(3, turns)[0] == [list(range(7))] * 3
 
 
+def test_a_number_is_summed_over_the_ranks_of_one_machine():
+    def here(ranks):
+        ranks.host = "ab"[ranks.number == 1]
+        return ranks.sum_here(10**ranks.number)
+
+    assert in_ranks(3, here)[0] == [101, 10, 101] and ALONE.sum_here(7) == 7
+
+
 # -- one step ----------------------------------------------------------------------------------------------------------
 
 

@@ -28,11 +28,12 @@ from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.measure.recall import answer_all
 from minilora.models.load import load
 from minilora.nn.module import sha256_of
-from minilora.nn.ranks import ALONE
+from minilora.nn.ranks import ALONE, Ranks
 from minilora.train import job
 from minilora.train import metrics as measuring
 from minilora.train.job import finetune, rehearse
 from minilora.train.loop import Trainer, TrainingError
+from minilora.train.metrics import mapped_bytes
 
 SHAPE = replace(CONFIG, max_position_embeddings=1024)
 LORA = LoraConfig(r=4, lora_alpha=8)
@@ -140,6 +141,31 @@ def test_a_run_says_before_it_trains_that_memory_is_short_in_the_words_of_a_rehe
         lines = [line.removeprefix(said) for line in heard if line.startswith(said)]
         assert len(lines) == (free == needed - 1)
     assert lines[0] in " ".join(rehearsal(rehearse(chosen)).split())
+
+
+def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(home, tmp_path, monkeypatch, caplog):
+    class Three(Ranks):  # of which each has the whole batch
+        def sum_here(self, number):
+            return 3 * number
+
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 1000)
+    chosen = options(home, tmp_path / "run", steps=1, overwrite=True)
+    found, heard = rehearse(chosen)["peak_memory_bytes"], []
+    mapped = mapped_bytes(load(chosen.base, dtype="auto")[0])
+    assert 0 < mapped <= found["by_owner"]["weights"]
+    enough = 3 * (found["predicted"] - mapped) + mapped - 2000  # which the others held already
+    for free in (None, enough, enough - 1):
+        monkeypatch.setattr(job, "free_memory", lambda free=free: free)
+        caplog.clear()
+        finetune(chosen, measure=False, answers=False, ranks=Three())
+        heard.append(sum(line.startswith("memory of a step of 3 ranks: ") for line in caplog.messages))
+    assert heard == [0, 0, 1]
+
+
+def test_mapped_weights_are_those_that_stay_in_their_file(home):
+    base = home / "base"
+    sizes = [mapped_bytes(load(base, **how)[0]) for how in ({"dtype": "auto"}, {}, {"quantized": "q8_0"})]
+    assert sizes == [sum(p.data.nbytes for _, p in load(base)[0].named_parameters() if p.data.ndim == 2), 0, 0]
 
 
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
