@@ -16,7 +16,7 @@ from ..nn.language_model import LanguageModel
 from ..progress import log
 from .fields import guide_of, task_of_adapters
 from .labels import ranked_labels
-from .prefix_cache import PrefixCache
+from .prefix_cache import PrefixCache, ReadPassages
 from .quotes import Quotation, quote, quoting_of, refuse_without_passages
 from .schema import Guide
 from .streams import Streams, check_settings
@@ -131,7 +131,7 @@ class Talk:
         self.schema = schema
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
-        self.asked, self.known = 0, PrefixCache()
+        self.asked, self.known, self.read = 0, PrefixCache(), ReadPassages()
         self.quoted: tuple[tuple[str, str], Quotation] | None = None  # the last question, who was asked, and the answer
         self.choose(None)
         self.clear()
@@ -142,7 +142,7 @@ class Talk:
             choice = {name: float(factor) for name, factor in choice.items()}
         set_adapter(self.model, choice)
         self.choice = choice
-        self.known.forget()  # what others computed
+        self.known.forget()  # what others computed; passages are kept by who read them
 
     def clear(self) -> None:
         """Forget everything that was said."""
@@ -248,7 +248,9 @@ class Talk:
         asked, active = (question, name_of(choice)), choice == self.choice
         if self.quoted is None or self.quoted[0] != asked:
             system = self.system_for(choice)
-            found = quote(self.model, self.tokenizer, quoting, question, self.handbook, system, not active, choice)
+            found = quote(
+                self.model, self.tokenizer, quoting, question, self.handbook, system, not active, choice, self.read
+            )
             self.quoted = asked, found
         return self.quoted[1]
 

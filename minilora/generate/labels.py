@@ -29,7 +29,7 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
 from ..progress import progress
-from .prefix_cache import same_beginning
+from .prefix_cache import Read, ReadPassages, same_beginning
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 
@@ -63,6 +63,7 @@ def label_logprobs(
     labels: Sequence[str],
     mixed: bool = False,
     choice: Choice = None,
+    known: ReadPassages | None = None,
 ) -> np.ndarray:
     """The log-likelihood of each label as the answer to each conversation: (N, L), in nats.
 
@@ -71,6 +72,7 @@ def label_logprobs(
 
     mixed: compute with `choice`, as in a mixed batch; False for the adapters that are active or merged on the model.
     choice: a name, a weighted combination, or None for the base alone.
+    known: keeps what was computed of the conversations, and gives it when they are asked again with other labels.
 
     Raises ValueError for a conversation that is too long for the model.
     """
@@ -83,41 +85,65 @@ def label_logprobs(
     most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
     found, total = np.empty((len(asked), len(labels))), len(asked) if len(asked) > 1 else 0  # a single one has no bar
+    prompts = [one.prompt for one in asked]
+    read = None if known is None else known.get(choice, prompts)
     with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", total, "record") as bar:
-        prefix = None
-        if shared:
-            prefix = model.new_cache(1, shared)
-            compute([asked[0].prompt[:shared]], prefix, True)
+        prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
+        if prefix is not None and not prefix.length:
+            compute([prompts[0][:shared]], prefix, True)
+        begun = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
 
         def of_batch(batch: list[int]) -> Tensor:
-            logprobs = _of_batch(model, [asked[i] for i in batch], prefix, compute, min(LABELS, most))
+            own, answers = [prompts[i] for i in batch], max(len(a) for i in batch for a in asked[i].answers)
+            cache, first = _begun(model, own, prefix, answers, compute, [begun[i] for i in batch] if read else [])
+            if known is not None and not read:
+                begun.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
+            logprobs = _answered(cache, first, [asked[i] for i in batch], compute, min(LABELS, most))
             bar.update(len(batch))
             return Tensor(logprobs)
 
-        size = min(RECORDS, most)
+        size = min(RECORDS, most, -(-len(asked) // threads))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         functions, threads = [partial(of_batch, batch) for batch in batches], min(threads, len(batches))
         each = values(functions, threads) if threads > 1 else [function().data for function in functions]
+    if known is not None and not read:
+        known.keep(choice, prompts, Read(prefix, [begun[i] for i in range(len(asked))]))
     for batch, logprobs in zip(batches, each, strict=True):
         found[batch] = logprobs
     return found
 
 
-def _of_batch(
-    model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
-) -> np.ndarray:
-    """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels."""
-    prompts, count = [one.prompt[prefix.length if prefix else 0 :] for one in asked], len(asked[0].answers)
-    longest = max(map(len, prompts))
-    padding = np.array([longest - len(prompt) for prompt in prompts])
-    room = longest + max(len(answer) for one in asked for answer in one.answers)
-    cache = model.new_cache(len(asked), room, padding if padding.any() else None, prefix)
-    rows = [[0] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)]
-    first = compute(rows, cache, True)[:, -1]  # (B, V), of the first token after each prompt
-    step = len(asked)
+def _begun(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    prefix: KVCache | None,
+    room: int,
+    compute: Compute,
+    known: Sequence[tuple[KVCache, np.ndarray]],
+) -> tuple[KVCache, np.ndarray]:
+    """A KV cache of prompts, computed or known, with room for more tokens, and the log-probabilities of the token after
+    each prompt, (B, V).
+    """
+    rests = [list(prompt[prefix.length if prefix else 0 :]) for prompt in prompts]
+    longest = max(map(len, rests))
+    padding = np.array([longest - len(rest) for rest in rests])
+    cache = model.new_cache(len(rests), longest + room, padding if padding.any() else None, prefix)
+    if known:
+        cache.begin(longest, [row for row, _ in known])
+        return cache, np.stack([first for _, first in known])
+    rows = [[0] * int(n) + rest for n, rest in zip(padding, rests, strict=True)]
+    return cache, compute(rows, cache, True)[:, -1]
+
+
+def _answered(cache: KVCache, first: np.ndarray, asked: Sequence[_Asked], compute: Compute, at_once: int) -> np.ndarray:
+    """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels.
+
+    cache, first: see `_begun`; the cache is changed.
+    """
+    count, step, longest = len(asked[0].answers), len(asked), cache.length
     if step == 1:
         step = min(at_once, count)
-        cache.reserve(step, room, step)
+        cache.reserve(step, cache.capacity, step)
         cache.keep([0] * step)
     pairs = [(i, j) for j in range(count) for i in range(len(asked))]
     found = np.empty((len(asked), count))

@@ -17,6 +17,7 @@ from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
 from .fields import guide_of, task_of_adapters
 from .labels import label_logprobs, label_probabilities
+from .prefix_cache import ReadPassages
 from .quotes import quote, quoting_of, refuse_without_passages
 from .streams import check_able
 
@@ -72,12 +73,12 @@ def predict(
     if not prompts:
         return []
     if (quoting := quoting_of(model, active)) is not None:
-        found = []
+        found, known = [], ReadPassages()
         with progress("answers", len(last), "answer") as bar:
             for i, question in enumerate(last):
                 source = handbook if (given := own[i]) is None else [Passage("", given)]
                 assert source is not None  # or it was refused
-                quotation = quote(model, tokenizer, quoting, question, source, system)
+                quotation = quote(model, tokenizer, quoting, question, source, system, known=known)
                 found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if given is None else {}))
                 bar.update()
         return found

@@ -2,7 +2,8 @@
 
 The keys and values of the last answers and of their prompts are kept, and a prompt that begins with the same tokens,
 such as the next question or the same system prompt, is computed from there. SGLang (Zheng et al. 2023,
-arXiv 2312.07104) and vLLM keep them in trees and blocks; here each conversation is one row.
+arXiv 2312.07104) and vLLM keep them in trees and blocks; here each conversation is one row, and the prompts that one
+passage is read by are kept together.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..lora.adapters import Choice, factors_of
 from ..nn.cache import KVCache
 
 MOST_BYTES = 2**28
+MOST_BYTES_OF_PASSAGES = 2**29  # 15 to 20 passages of 200 tokens, read by SmolLM2
 Who = tuple[tuple[str, float], ...]  # adapters with their factors, sorted
+Prompts = tuple[tuple[int, ...], ...]  # the tokens of each
 
 
 @dataclass(eq=False)
@@ -63,6 +68,51 @@ class PrefixCache:
         self.kept = [one for one in self.kept if name is not None and name not in dict(one.who)]
 
 
+@dataclass(eq=False)
+class Read:
+    """Prompts that were computed.
+
+    prefix: a row of a KV cache with the tokens that all of them begin with, if there are any. rows: of each prompt a
+    row with the tokens that follow, and the log-probabilities of the next token, (V).
+    """
+
+    prefix: KVCache | None
+    rows: list[tuple[KVCache, np.ndarray]] = field(default_factory=list, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that is kept."""
+        kept = [each for row in self.rows for each in row]
+        return sum(each.nbytes for each in kept) + (self.prefix.nbytes if self.prefix else 0)
+
+
+class ReadPassages:
+    """The prompts by which passages were read last, in `most_bytes` at most, for the next question about them.
+
+    As for a PrefixCache: after a change of the model, call `forget`.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES_OF_PASSAGES):
+        self.most_bytes, self.kept = most_bytes, dict[tuple[Who, Prompts], Read]()
+
+    def keep(self, choice: Choice, prompts: Sequence[Sequence[int]], read: Read) -> None:
+        """Keep what was read; what was not used for longest makes room."""
+        self.kept[_who(choice), _prompts(prompts)] = read
+        while sum(one.nbytes for one in self.kept.values()) > self.most_bytes:
+            del self.kept[next(iter(self.kept))]
+
+    def get(self, choice: Choice, prompts: Sequence[Sequence[int]]) -> Read | None:
+        """What is known of exactly these prompts."""
+        key = _who(choice), _prompts(prompts)
+        if (read := self.kept.pop(key, None)) is not None:
+            self.kept[key] = read  # used last
+        return read
+
+    def forget(self, name: str | None = None) -> None:
+        """Forget what an adapter computed, alone or in a combination; without a name everything."""
+        self.kept = {key: read for key, read in self.kept.items() if name is not None and name not in dict(key[0])}
+
+
 def same_beginning(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with."""
     return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
@@ -74,3 +124,7 @@ def _same(one: Kept, tokens: Sequence[int]) -> int:
 
 def _who(choice: Choice) -> Who:
     return tuple(sorted(factors_of(choice).items()))
+
+
+def _prompts(prompts: Sequence[Sequence[int]]) -> Prompts:
+    return tuple(map(tuple, prompts))

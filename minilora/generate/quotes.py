@@ -14,6 +14,7 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .labels import label_logprobs
+from .prefix_cache import ReadPassages
 
 CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
 RUN = 2  # sentences after which the question is asked: of 1, 2 and 3 the best (tests/benchmarks/README.md)
@@ -48,27 +49,53 @@ def quote(
     system: str | None = None,
     mixed: bool = False,
     choice: Choice = None,
+    known: ReadPassages | None = None,
 ) -> Quotation:
     """The sentences that answer a question, of these passages, or of the `CANDIDATES` of a handbook that match best.
 
     system: the system prompt that the adapters were trained under. mixed, choice: who decides, as for `label_logprobs`.
+    known: the passages that were read before, for the next question about them.
 
     Raises ValueError for a passage and a question that are too long for the model.
     """
-    candidates = passages.ranked(question)[:CANDIDATES] if isinstance(passages, Handbook) else passages
-    before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    found: list[np.ndarray] = []  # log p(question | run) of each passage
-    run, total = min(RUN, quoting.sentences), len(candidates) if len(candidates) > 1 else 0  # a single one has no bar
+    passages = candidates(question, passages)
+    found, total = [], len(passages) if len(passages) > 1 else 0  # a single one has no bar
     with progress("reading", total, "passage") as bar:
-        for passage in candidates:
-            talks: list[list[Message]] = [
-                [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}]
-                for part in quoting.parts(passage.text, run)
-            ]
-            found.append(label_logprobs(model, tokenizer, talks, [question], mixed, choice)[:, 0])
+        for passage in passages:
+            found.append(read(model, tokenizer, quoting, question, passage, system, mixed, choice, known))
             bar.update()
-    number, start = window(found, run, quoting.sentences)
-    return Quotation(candidates[number], quoting.parts(candidates[number].text)[start])
+    return likeliest(quoting, passages, found)
+
+
+def candidates(question: str, passages: Handbook | Sequence[Passage]) -> Sequence[Passage]:
+    """The passages to read for a question: all of a sequence, the best ones of a handbook."""
+    return passages.ranked(question)[:CANDIDATES] if isinstance(passages, Handbook) else passages
+
+
+def read(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    quoting: Quoting,
+    question: str,
+    passage: Passage,
+    system: str | None,
+    mixed: bool,
+    choice: Choice,
+    known: ReadPassages | None,
+) -> np.ndarray:
+    """log p(question | run) for each run of `RUN` sentences of a passage. For what is given see `quote`."""
+    before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    talks: list[list[Message]] = [
+        [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}]
+        for part in quoting.parts(passage.text, min(RUN, quoting.sentences))
+    ]
+    return label_logprobs(model, tokenizer, talks, [question], mixed, choice, known)[:, 0]
+
+
+def likeliest(quoting: Quoting, passages: Sequence[Passage], found: Sequence[np.ndarray]) -> Quotation:
+    """The sentences with the largest expected share of the answer. found: of each passage what `read` returns."""
+    number, start = window(found, min(RUN, quoting.sentences), quoting.sentences)
+    return Quotation(passages[number], quoting.parts(passages[number].text)[start])
 
 
 def window(logprobs: Sequence[np.ndarray], run: int, sentences: int) -> tuple[int, int]:

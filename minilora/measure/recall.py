@@ -12,6 +12,7 @@ from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
 from ..data.records import Record, check_records
 from ..generate.answers import generate_batch
+from ..generate.prefix_cache import ReadPassages
 from ..generate.quotes import quote
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
@@ -54,12 +55,12 @@ def quote_all(
     passages: the right passage of each record, by its id, or a handbook to find it in.
     ranks: the processes that share the work; all of them must call this.
     """
-    found: list[str] = []
+    found, known = list[str](), ReadPassages()
     with progress("answers", len(records), "answer") as bar:
         for record in records[ranks.number :: ranks.size]:
             places = passages if isinstance(passages, Handbook) else [passages[record.id]]
             system = next((each["content"] for each in record.messages[:1] if each["role"] == "system"), None)
-            found.append(quote(model, tokenizer, quoting, record.question, places, system).text)
+            found.append(quote(model, tokenizer, quoting, record.question, places, system, known=known).text)
             bar.update()
         answers = ranks.join(found)
         bar.update(len(records) - len(found))  # those of the other ranks

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
@@ -22,9 +23,10 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from ..data.passages import Handbook
+from ..data.quotes import Quoting
 from ..files.disk import ModelFileError
 from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
-from ..generate.quotes import quoting_of, refuse_without_passages
+from ..generate.quotes import candidates, likeliest, quoting_of, refuse_without_passages
 from .bounds import error_response, json_response
 from .engine import Engine
 from .protocol import ApiError, Piece, Reply, Request, event, read_json_object, read_request, unknown_model
@@ -142,8 +144,7 @@ class App:
                 raise ApiError(400, str(error), "model") from error
             quoting = None if self.handbook is None else quoting_of(model, request.choice)
             if quoting is not None and self.handbook is not None:
-                quoted = partial(self.engine.quoted, request, quoting, self.handbook)
-                request = await self._in_turn(quoted, request.param)
+                request = await _unless_gone(http, self._quoted(request, quoting, self.handbook))
         request = replace(request, limit=await self._limit(request))
         pieces = self._pieces(request)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place
@@ -151,6 +152,21 @@ class App:
         if request.stream:
             return _Events(reply, pieces)
         return json_response(reply.whole(await _unless_gone(http, _gather(pieces))))
+
+    async def _quoted(self, request: Request, quoting: Quoting, handbook: Handbook) -> Request:
+        """The request with the sentences of the handbook that answer it.
+
+        After each passage the answers that are under way have as much time as it took to read.
+        """
+        assert not isinstance(request.messages, str)  # a text to continue is no question
+        found, passages = [], candidates(request.messages[-1]["content"], handbook)
+        for passage in passages:
+            began = time.monotonic()
+            found.append(await self._in_turn(partial(self.engine.read, request, quoting, passage), request.param))
+            if self.engine.state()["running"]:
+                await asyncio.sleep(time.monotonic() - began)
+        quotation = likeliest(quoting, passages, found)
+        return replace(request, passage=quotation.passage, answer=quotation.text)
 
     async def _limit(self, request: Request) -> int:
         """How many tokens the answer may have. Raises ApiError if they do not fit into the context."""

@@ -14,19 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Handbook
+from ..data.passages import Passage
 from ..data.quotes import Quoting
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
 from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
-from ..generate.prefix_cache import PrefixCache
-from ..generate.quotes import quote
+from ..generate.prefix_cache import PrefixCache, ReadPassages
+from ..generate.quotes import read
 from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
@@ -68,6 +70,7 @@ class Engine:
         limit = model.config.max_position_embeddings
         self.context = min(context or limit, limit)
         self.streams = Streams(model, tokenizer, slots, known=PrefixCache())
+        self.passages = ReadPassages()
         self.jobs: dict[Request, Job] = {}
         self.leaving: set[str] = set()  # adapters that are removed when their last answer has ended
         self.seconds = 1.0  # that an answer takes, about
@@ -161,13 +164,14 @@ class Engine:
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
 
-    def quoted(self, request: Request, quoting: Quoting, handbook: Handbook) -> Request:
-        """The request with the sentences of the handbook that answer it."""
+    def read(self, request: Request, quoting: Quoting, passage: Passage) -> np.ndarray:
+        """How likely the request's question is after each run of sentences of a passage, see `quotes.read`."""
         assert not isinstance(request.messages, str)  # a text to continue is no question
         question, system = request.messages[-1]["content"], system_of(self.model, request.choice)
         with hide_progress():
-            found = quote(self.model, self.tokenizer, quoting, question, handbook, system, True, request.choice)
-        return replace(request, passage=found.passage, answer=found.text)
+            return read(
+                self.model, self.tokenizer, quoting, question, passage, system, True, request.choice, self.passages
+            )
 
     def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:
         """Answer with a label at once; the answers that are running wait for it as for a prompt."""
@@ -277,6 +281,7 @@ class Engine:
         for name in self.leaving - needed:
             remove_adapter(self.model, name)
             self.streams.known.forget(name)
+            self.passages.forget(name)
             self.leaving.remove(name)
 
     def _version(self, name: str) -> Version:

@@ -298,3 +298,39 @@ def test_ranks_share_the_questions(model, tokenizer):
     assert alone == [quote(model, tokenizer, QUOTING, r.question, [places[r.id]]).text for r in records]
     shared, _ = in_ranks(2, lambda ranks: quote_all(model, tokenizer, QUOTING, records, places, ranks))
     assert shared == [alone] * 2
+
+
+def test_a_talk_predictions_and_measurements_read_each_passage_once(model, tokenizer, monkeypatch):
+    tokens, forward = [], type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, ids, *a, **k: tokens.append(ids.size) or forward(self, ids, *a, **k)
+    )
+    talk = Talk(model, tokenizer, 12, handbook=BOOK)
+    talk.choose("support")
+
+    def ask(questions):
+        before = len(talk.turns)
+        for question in questions:
+            talk.ask(question, lambda text: None)
+        return [turn.answer for turn in talk.turns[before:]]
+
+    def measure(questions):
+        asked = [
+            Record("x", ({"role": "user", "content": q}, {"role": "assistant", "content": "a"})) for q in questions
+        ]
+        return quote_all(model, tokenizer, QUOTING, asked, BOOK)
+
+    def predicted(questions):
+        return [each["answer"] for each in predict(model, tokenizer, questions, handbook=BOOK)]
+
+    expected = [quote(model, tokenizer, QUOTING, question, BOOK).text for question in QUESTIONS]
+    for answers in (measure, predicted, ask):
+        tokens.clear()
+        answers(QUESTIONS[:1])
+        once = sum(tokens)
+        if answers is ask:
+            talk.choose("legal")
+            talk.choose("support")  # who read it before, and knows it still
+        tokens.clear()
+        assert answers(QUESTIONS) == expected
+        assert sum(tokens) < 1.5 * once

@@ -52,6 +52,11 @@ def trained(array):
     return ml.Tensor(array.copy(), requires_grad=True)
 
 
+@pytest.fixture(autouse=True)
+def own_operations(monkeypatch):
+    monkeypatch.setattr("minilora.engine.tensor.OPS", {})  # or other tests would ask for an example of these
+
+
 # -- what each block is compared with: lessonNN(run, rng) runs it on inputs under the lesson's own names ---------------
 
 

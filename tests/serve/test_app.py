@@ -1,12 +1,16 @@
 """The addresses, asked with OpenAI's own client, and with what it would never send."""
 
+import asyncio
 import concurrent.futures
 import json
 import os
 import re
 import shutil
+import threading
+import time
 from dataclasses import replace
 from enum import Enum
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +116,43 @@ def test_an_adapter_that_quotes_answers_with_sentences_and_says_from_which_passa
     monkeypatch.setattr(server.app, "handbook", None)
     with pytest.raises(openai.BadRequestError, match="legal answers with sentences of passages: give some with"):
         complete(client, max_tokens=8)
+
+
+BIRDS = Handbook([Passage(f"birds/{i}", f"Bird {i} says hello. It eats.") for i in range(5)], "x")
+
+
+@pytest.fixture
+def quoting(server, monkeypatch):
+    """The server of an adapter that quotes from five passages; yields what it has read."""
+    passages, read = [], server.engine.read
+    monkeypatch.setattr(server.app, "handbook", BIRDS)
+    monkeypatch.setitem(server.engine.model.adapters["legal"].data, "quote", Quoting(1).entry()["quote"])
+    monkeypatch.setattr(server.engine, "read", lambda *given: passages.append(given[2].id) or read(*given))
+    return passages
+
+
+def test_other_answers_have_as_much_time_as_the_reading(client, server, quoting, monkeypatch):
+    slept, read = [], server.engine.read
+    waits = {"sleep": lambda seconds: slept.append(seconds) or asyncio.sleep(0)}
+    monkeypatch.setattr(server.engine, "read", lambda *given: time.sleep(0.02) or read(*given))
+    monkeypatch.setattr("minilora.serve.app.asyncio", SimpleNamespace(**vars(asyncio) | waits))
+    complete(client, max_tokens=8)
+    assert len(quoting) == 5 and slept == []  # nobody else was there
+    monkeypatch.setattr(server.engine, "state", lambda: {"running": 1, "waiting": 0})
+    complete(client, max_tokens=8)
+    assert len(quoting) == 10 and len(slept) == 5 and min(slept) >= 0.02
+
+
+def test_nobody_reads_for_a_client_that_has_left(server, quoting, monkeypatch):
+    read, first, left = server.engine.read, threading.Event(), threading.Event()
+    monkeypatch.setattr(server.engine, "read", lambda *given: first.set() or (left.wait(10) and read(*given)))
+    with server.begin({"model": "legal", "messages": QUESTION}):
+        assert first.wait(10)
+    server.send("GET", "/health")  # the server has noticed by then
+    left.set()
+    server.engine.call(lambda: None).result(10)
+    server.send("GET", "/health")
+    assert len(quoting) == 1
 
 
 def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):
