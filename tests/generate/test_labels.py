@@ -103,6 +103,16 @@ def test_what_two_conversations_begin_with_is_computed_once_and_held_once(talker
     assert sizes[0][0] == 1 and sizes[0][1] > 40 and sizes[1][0] == 2 and sizes[1][1] < 40
 
 
+def test_few_conversations_are_divided_among_the_cores(talker, tokenizer, monkeypatch):
+    rows, forward = [], type(talker).forward
+    monkeypatch.setattr(scoring, "cores", lambda: 2)
+    monkeypatch.setattr(
+        type(talker), "forward", lambda self, ids, *a, **k: rows.append(len(ids)) or forward(self, ids, *a, **k)
+    )
+    label_logprobs(talker, tokenizer, TALKS[:3], LABELS[:1])
+    assert sorted(rows) == [1, 1, 1, 2, 2]  # the beginning of all; of one and of two, the prompts and the label
+
+
 def test_little_memory_gives_the_same(talker, tokenizer, monkeypatch):
     usual = label_logprobs(talker, tokenizer, TALKS, LABELS)
     monkeypatch.setattr(cache, "BYTES_AT_ONCE", 1)

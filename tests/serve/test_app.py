@@ -24,8 +24,10 @@ from minilora.data.quotes import Quoting
 from minilora.generate.answers import generate_batch
 from minilora.generate.fields import guide_of
 from minilora.generate.labels import label_logprobs, label_probabilities
+from minilora.generate.prefix_cache import ReadPassages
 from minilora.generate.quotes import quote
 from minilora.models.folder import save_folder
+from minilora.serve import engine as engine_module
 from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
 
@@ -143,6 +145,18 @@ def test_other_answers_have_as_much_time_as_the_reading(client, server, quoting,
     assert len(quoting) == 10 and len(slept) == 5 and min(slept) >= 0.02
 
 
+def test_the_server_keeps_what_an_adapter_has_read_until_it_is_removed(client, server, quoting, monkeypatch):
+    engine = server.engine
+    monkeypatch.setattr(engine, "passages", ReadPassages())
+    complete(client, max_tokens=8)
+    assert [dict(who) for who, _ in engine.passages.kept] == [{"legal": 1.0}] * 5
+    forgotten = []
+    monkeypatch.setattr(engine_module, "remove_adapter", lambda model, name: None)
+    monkeypatch.setattr(engine.streams.known, "forget", forgotten.append)
+    engine.call(lambda: engine.leaving.add("legal") or engine._let_go()).result(10)
+    assert forgotten == ["legal"] and not engine.passages.kept
+
+
 def test_nobody_reads_for_a_client_that_has_left(server, quoting, monkeypatch):
     read, first, left = server.engine.read, threading.Event(), threading.Event()
     monkeypatch.setattr(server.engine, "read", lambda *given: first.set() or (left.wait(10) and read(*given)))
@@ -150,8 +164,9 @@ def test_nobody_reads_for_a_client_that_has_left(server, quoting, monkeypatch):
         assert first.wait(10)
     server.send("GET", "/health")  # the server has noticed by then
     left.set()
-    server.engine.call(lambda: None).result(10)
-    server.send("GET", "/health")
+    for _ in range(6):
+        server.engine.call(lambda: None).result(10)
+        server.send("GET", "/health")
     assert len(quoting) == 1
 
 
