@@ -422,7 +422,7 @@ def _warn_of_memory(job: Job) -> None:
     free = None if job.free is None else job.free + others
     found = {"options": vars(job.options), "peak_memory_bytes": {"predicted": predicted}, "free_memory_bytes": free}
     (needed, enough), count = memory_needed(found), job.ranks.sum_here(1)
-    if not enough and job.ranks.first:
+    if not enough:
         log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", needed)
 
 

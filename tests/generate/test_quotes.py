@@ -79,7 +79,7 @@ def test_headings_are_not_quoted(heading):
 
 WHOLE = """\
 Write to P.O. Box 5 in the U.S. Virgin Islands.
-Some tools, e.g. Saws (i.e. hand saws) vs. Drills, fail.
+Some tools, e.g. Saws (i.e. Hand saws) vs. Drills, fail.
 Ask Dr. Who, Mrs. Ray, Ms. Lee or Mr. Poe.
 From 9 a.m. to 5 p.m. each day.
 Nuts, etc. are from Bo Ltd. now.

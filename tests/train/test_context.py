@@ -1,6 +1,7 @@
 """A job with passages: what is trained on, stored and measured, and how adapters are asked afterwards."""
 
 import json
+import shutil
 
 import pytest
 from jobs import options
@@ -12,6 +13,7 @@ from minilora.data.passages import TEMPLATE, fill
 from minilora.data.quotes import Quoting
 from minilora.generate.conversation import template_of
 from minilora.models.with_adapters import load_with_adapters
+from minilora.pages.card import write_card
 from minilora.train.job import finetune
 from minilora.train.material import prepare
 
@@ -115,13 +117,16 @@ def test_the_adapter_knows_its_template_and_where_the_passages_are(run):
     assert shown and all("[the passage]" in question and "greets" not in question for question in shown)
 
 
-def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_the_author(run):
+def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_the_author(run, quoting, tmp_path):
     folder, book, metrics = run
     assert report.page(metrics).endswith(f"minilora chat --adapter {folder} --context {book}")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"minilora chat --adapter {folder} --context book.txt" in card and str(book) not in card
-    own = {**metrics, "options": metrics["options"] | {"context": None, "quote": 2}}  # of the records' own passages
-    assert report.page(own).endswith(f"minilora chat --adapter {folder} --context FILE")
+    assert "--context" not in report.page({**metrics, "options": metrics["options"] | {"context": None}})
+    own = {**quoting[1], "options": quoting[1]["options"] | {"context": None}}  # it learned from the records' own
+    assert report.page(own).endswith(f"minilora chat --adapter {quoting[0]} --context FILE")
+    shutil.copy(quoting[0] / "minilora.json", tmp_path)
+    assert f"chat --adapter {quoting[0]} --context FILE\n" in write_card(tmp_path, own, {}).read_text(encoding="utf-8")
 
 
 def test_an_adapter_that_was_trained_without_passages_stores_none_and_is_asked_without_any(home, run, tmp_path, caplog):

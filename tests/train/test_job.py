@@ -27,6 +27,7 @@ from minilora.measure.loss import mean_loss
 from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.measure.recall import answer_all
 from minilora.models.load import load
+from minilora.models.merge import save_model
 from minilora.nn.module import sha256_of
 from minilora.nn.ranks import ALONE, Ranks
 from minilora.train import job
@@ -162,10 +163,12 @@ def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(h
     assert heard == [0, 0, 1]
 
 
-def test_mapped_weights_are_those_that_stay_in_their_file(home):
+def test_mapped_weights_are_those_that_stay_in_their_file(home, tmp_path):
     base = home / "base"
+    half = save_model(*load(base), tmp_path / "half", "F16")
     sizes = [mapped_bytes(load(base, **how)[0]) for how in ({"dtype": "auto"}, {}, {"quantized": "q8_0"})]
     assert sizes == [sum(p.data.nbytes for _, p in load(base)[0].named_parameters() if p.data.ndim == 2), 0, 0]
+    assert mapped_bytes(load(half, dtype="auto")[0]) == sizes[0] // 2
 
 
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):

@@ -156,8 +156,8 @@ def test_a_trial_measures_accuracy_on_the_validation_set(home, run, tmp_path):
     finetune(as_options(setting, out=str(tmp_path / "run")), measure=False)
     model, tokenizer = ml.load(base)
     ml.load_adapter(model, tmp_path / "run")
-    reading = read_source(data)
-    held = Labelled(reading.task, ml.split_records(reading.records)["validation"])
+    held = material_of(as_options(setting), tokenizer).validated
+    assert list(held.records) == ml.split_records(read_source(data).records)["validation"]
     right = np.argmax(held.ask(model, tokenizer), axis=1) == held.truth
     assert found["validation_accuracy"] == right.mean() and right.mean() > 0
 
