@@ -1,17 +1,21 @@
-"""What stands on the right of a matmul, `x @ factor(w)`: a matrix itself, or what multiplies faster than NumPy does."""
+"""What multiplies: `x @ factor(w)`, with a matrix itself or what is faster than NumPy; a compiled loop for few rows."""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from . import onednn
 from .backend import Array, is_packed
-from .parallel import has_one_core
+from .parallel import has_one_core, processors
 
 HAS_BLAS = sys.platform != "emscripten"
+COMPILED_ROWS = 16  # of x: for more, BLAS is faster than a compiled loop
+SMALL = 1 << 14  # weights: BLAS multiplies fewer of them faster
+CORES = 2  # with more of them BLAS is faster: the loop uses one
 
 
 def factor(w: Array, start: int = 0, stop: int | None = None) -> Any:
@@ -32,6 +36,32 @@ def fast_factor(w: Array) -> Any:
         return EinsumFactor(w)
     found = onednn.float32_factor(w) if has_one_core.get() else None
     return w if found is None else found
+
+
+@cache
+def compiles() -> bool:
+    """True if loops can be compiled for this processor: see compiled.py."""
+    try:
+        from .compiled import runs_here
+    except ImportError:  # llvmlite is an extra
+        return False
+    return runs_here()
+
+
+def product_of_few(x: Array, w: Array) -> Array | None:
+    """x wᵀ for a few rows of x by a compiled loop, (N, n) and (m, n) -> (N, m); None where BLAS does it."""
+    if (
+        len(x) > COMPILED_ROWS
+        or not isinstance(w, np.ndarray)
+        or not x.dtype == w.dtype == np.float32
+        or w.size < SMALL
+    ):
+        return None
+    if processors() > CORES or not compiles():
+        return None
+    from . import few_rows
+
+    return few_rows.product(x, w)
 
 
 class EinsumFactor:

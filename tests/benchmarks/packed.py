@@ -1,51 +1,68 @@
-"""Generation on a dense and on a packed base: tokens per second, in turns in one process.
+"""Generation by NumPy and by compiled loops, on a dense and on a packed base: tokens per second, in turns.
 
-    python tests/benchmarks/packed.py dense packed nf4
-    python tests/benchmarks/packed.py dense nf4 --base FOLDER/llama3      # the folder that big.py writes
+    python tests/benchmarks/packed.py float32 packed nf4 --streams 1 8
+    python tests/benchmarks/packed.py float32 auto --base FOLDER/llama3    # the folder that big.py writes
 
-dense: the base in float32. packed: as its GGUF file stores it. Another word is a kind for `quantized`. Processor time
-counts the seconds of every core, so it says what a core does even where other programs run; a clock says what is felt.
+float32: the base in this type. auto: in that of its folder. packed: as its GGUF file stores it. Another word is a kind
+for `quantized`.
+Processor time counts the seconds of every core, so it says what a core does even where other programs run; a clock says
+what is felt.
 """
 
 import argparse
 import time
+from unittest.mock import patch
 
 import numpy as np
 
 import minilora as ml
+from minilora.engine import factors
 from minilora.engine.tensor import no_grad
 
 TOKENS, ROUNDS = 8, 5
+TYPES = ("float32", "auto")
 
 
-def tokens_per_second(model):
+def tokens_per_second(model, streams):
     """By the clock, and of processor time."""
     with no_grad():
-        cache = model.new_cache(1, 64)
-        model(np.arange(1, 11)[None], cache, last=True)
+        cache = model.new_cache(streams, 64)
+        model(np.arange(1, 11)[None].repeat(streams, axis=0), cache, last=True)
         start, used = time.perf_counter(), time.process_time()
         for _ in range(TOKENS):
-            model(np.array([[11]]), cache, last=True)
-        return TOKENS / (time.perf_counter() - start), TOKENS / (time.process_time() - used)
+            model(np.full((streams, 1), 11), cache, last=True)
+        tokens = TOKENS * streams
+        return tokens / (time.perf_counter() - start), tokens / (time.process_time() - used)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("kinds", nargs="+")
+    parser.add_argument("--streams", nargs="+", type=int, default=[1])
     parser.add_argument("--base", default="smollm2")
     arguments = parser.parse_args()
-    quantized = {"dense": False, "packed": True}
-    models = {kind: ml.load(arguments.base, quantized.get(kind, kind))[0] for kind in arguments.kinds}
-    found = {kind: [] for kind in models}
-    for _ in range(ROUNDS):
-        for kind, model in models.items():
-            found[kind].append(tokens_per_second(model))
-    print("tokens per second     by the clock: median   best     of processor time: median   best")
-    for kind, each in found.items():
-        clock, processor = np.transpose(each)
-        print(
-            f"{kind:<28}{np.median(clock):12.2f} {max(clock):6.2f} {np.median(processor):27.2f} {max(processor):6.2f}"
-        )
+    models = {
+        kind: ml.load(arguments.base, dtype=kind)[0]
+        if kind in TYPES
+        else ml.load(arguments.base, kind == "packed" or kind)[0]
+        for kind in arguments.kinds
+    }
+    ways = {"NumPy": False, "compiled": True} if factors.compiles() else {"NumPy": False}
+    print("tokens per second                by the clock: median   best     of processor time: median   best")
+    for streams in arguments.streams:
+        found = {(kind, way): [] for kind in models for way in ways}
+        for _ in range(ROUNDS):
+            for kind, way in found:
+                with (
+                    patch("minilora.files.quant.compiles", lambda: ways[way]),  # noqa: B023 - called within
+                    patch("minilora.engine.factors.compiles", lambda: ways[way]),  # noqa: B023
+                ):
+                    found[kind, way].append(tokens_per_second(models[kind], streams))
+        for (kind, way), each in found.items():
+            clock, processor = np.transpose(each)
+            row = f"{streams} streams, {kind}, {way}"
+            print(f"{row:<36}{np.median(clock):10.1f} {max(clock):6.1f}", end="")
+            print(f"{np.median(processor):27.1f} {max(processor):6.1f}")
 
 
 if __name__ == "__main__":
