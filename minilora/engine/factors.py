@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,13 @@ def compiles() -> bool:
     except ImportError:  # llvmlite is an extra
         return False
     return runs_here()
+
+
+def hint() -> str | None:
+    """What to install for compiled loops, in one line; None where they are there, or could not run."""
+    if find_spec("llvmlite") is not None or platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    return "a 4-bit base answers in a fifth of the time with: pip install 'minilora[fast]'"
 
 
 def product_of_few(x: Array, w: Array) -> Array | None:
