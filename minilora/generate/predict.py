@@ -78,7 +78,8 @@ def predict(
             for i, question in enumerate(last):
                 source = handbook if (given := own[i]) is None else [Passage("", given)]
                 assert source is not None  # or it was refused
-                quotation = quote(model, tokenizer, quoting, question, source, system, known=known)
+                again = known if given is None else None  # a row's own passage is rarely that of another row
+                quotation = quote(model, tokenizer, quoting, question, source, system, known=again)
                 found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if given is None else {}))
                 bar.update()
         return found

@@ -16,6 +16,7 @@ from minilora.data.records import Record
 from minilora.generate import conversation, quotes
 from minilora.generate.conversation import Talk, without_passages
 from minilora.generate.predict import predict
+from minilora.generate.prefix_cache import ReadPassages
 from minilora.generate.quotes import Quotation, quote, quoting_of, window
 from minilora.measure.open_book import open_book_report
 from minilora.measure.recall import quote_all
@@ -288,6 +289,12 @@ def test_predictions_and_reports_quote(model, tokenizer, monkeypatch):
         words = [word in texts[row["kind"]] for word in ("mice", "hoots")]
         assert row["name"] == "support" and row["keyword_recall"]["value"] == np.mean(words) and row["seconds"] > 0
     assert [row["kind"] for row in report["rows"]] == ["right", "found", "right", "found"]
+
+
+def test_a_rows_own_passage_is_not_kept(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(ReadPassages, "keep", lambda *given: pytest.fail("kept"))
+    (answer,) = predict(model, tokenizer, [QUESTION], passages=[OWL.text])
+    assert answer["answer"] == likeliest(model, tokenizer, QUESTION, [OWL]).text
 
 
 def test_ranks_share_the_questions(model, tokenizer):

@@ -12,6 +12,7 @@ from minilora.lora.config import LoraConfig
 from minilora.measure import bench
 from minilora.measure.blocks import matrices
 from minilora.measure.counts import count_parameters
+from minilora.measure.environment import versions
 from minilora.measure.predict import base_parameters
 from minilora.nn.llama import Llama
 
@@ -71,3 +72,10 @@ def test_the_floor_counts_every_matrix_there_and_back(file):
 def test_a_mode_can_take_its_step(file, mode):
     own = bench.MODES[mode].setup(bench.Settings(str(file), batch_size=1, length=4))()
     assert own > 0 if mode == "import" else own is None
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_versions_of_a_measurement_name_llvmlite_where_it_is_installed(monkeypatch, there):
+    monkeypatch.setattr("minilora.measure.environment.find_spec", lambda name: there or None)
+    monkeypatch.setattr("minilora.measure.environment.version", {"llvmlite": "1"}.get)
+    assert versions().get("llvmlite") == ("1" if there else None)
