@@ -16,7 +16,7 @@ def modules_with_examples():
             try:
                 module = importlib.import_module(found.name)
             except ModuleNotFoundError as error:
-                if error.name not in ("starlette", "uvicorn"):  # the extra's packages
+                if error.name not in ("starlette", "uvicorn", "llvmlite"):  # the extra's packages
                     raise
                 left_out = pytest.mark.skip(reason=f"needs {error.name}: pip install '.[serve]'")
                 yield pytest.param(None, 0, id=found.name, marks=left_out)
