@@ -10,15 +10,18 @@ import pytest
 import minilora
 
 
+EXTRAS = {"starlette": "serve", "uvicorn": "serve", "llvmlite": "fast"}  # packages, and what installs them
+
+
 def modules_with_examples():
     for found in pkgutil.walk_packages(minilora.__path__, "minilora."):
         if not found.name.endswith("__main__"):
             try:
                 module = importlib.import_module(found.name)
             except ModuleNotFoundError as error:
-                if error.name not in ("starlette", "uvicorn", "llvmlite"):  # the extra's packages
+                if error.name not in EXTRAS:
                     raise
-                left_out = pytest.mark.skip(reason=f"needs {error.name}: pip install '.[serve]'")
+                left_out = pytest.mark.skip(reason=f"needs {error.name}: pip install '.[{EXTRAS[error.name]}]'")
                 yield pytest.param(None, 0, id=found.name, marks=left_out)
                 continue
             if (shown := inspect.getsource(module).count(">>> ")) > 0:
