@@ -9,7 +9,6 @@ import pytest
 
 import minilora
 
-
 EXTRAS = {"starlette": "serve", "uvicorn": "serve", "llvmlite": "fast"}  # packages, and what installs them
 
 
