@@ -16,7 +16,7 @@ from .parallel import has_one_core, processors
 
 HAS_BLAS = sys.platform != "emscripten"
 COMPILED_ROWS = 16  # of x: for more, BLAS is faster than a compiled loop
-SMALL = 1 << 14  # weights: BLAS multiplies fewer of them faster
+SMALL, SHORT = 1 << 16, 256  # weights of a matrix, and of a row: with fewer BLAS is fast enough, and LLVM not loaded
 CORES = 2  # with more of them BLAS is faster: the loop uses one
 
 
@@ -66,7 +66,7 @@ def product_of_few(x: Array, w: Array) -> Array | None:
         or w.size < SMALL
     ):
         return None
-    if processors() > CORES or not compiles():
+    if w.shape[1] < SHORT or processors() > CORES or not compiles():
         return None
     from . import few_rows
 

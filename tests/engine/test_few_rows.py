@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minilora as ml
 from minilora.engine import factors, fused
 from minilora.engine.tensor import no_grad
 
@@ -69,28 +70,35 @@ def used(monkeypatch):
 
 
 def test_generation_uses_it_and_training_does_not(used, rng):
-    w = rng.standard_normal((200, 128)).astype(np.float32)
-    thin = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 200)).astype(np.float32)
-    x = rng.standard_normal((5, 128)).astype(np.float32)
+    w = rng.standard_normal((300, 256)).astype(np.float32)
+    thin = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 300)).astype(np.float32)
+    x = rng.standard_normal((5, 256)).astype(np.float32)
     trained = fused.product(x, w, thin)
     assert used == []
     with no_grad():
         np.testing.assert_allclose(fused.product(x, w, thin), trained, rtol=1e-4, atol=1e-4)
-        assert used == [(5, 128)]
+        assert used == [(5, 256)]
         for rows, dtype in ((factors.COMPILED_ROWS + 1, np.float32), (5, np.float64)):
-            x = rng.standard_normal((rows, 128)).astype(dtype)
+            x = rng.standard_normal((rows, 256)).astype(dtype)
             np.testing.assert_allclose(fused.product(x, w.astype(dtype)), x @ w.T, rtol=1e-4, atol=1e-4)
-        fused.product(np.ones((5, 16), np.float32), np.ones((30, 16), np.float32))  # so few weights
-        assert fused.product(np.ones((5, 128)), w).dtype == np.float64
-        assert used == [(5, 128)]
-        fused.product(np.ones((factors.COMPILED_ROWS, 128), np.float32), w)
-    assert used[1:] == [(factors.COMPILED_ROWS, 128)]
+        for m, n in ((200, 256), (600, 248)):  # few weights, or short rows
+            fused.product(np.ones((5, n), np.float32), np.ones((m, n), np.float32))
+        assert fused.product(np.ones((5, 256)), w).dtype == np.float64
+        assert used == [(5, 256)]
+        fused.product(np.ones((factors.COMPILED_ROWS, 256), np.float32), w)
+    assert used[1:] == [(factors.COMPILED_ROWS, 256)]
 
 
 def test_several_cores_are_left_to_blas(used, monkeypatch):
     monkeypatch.setattr(factors, "processors", lambda: 3)
     with no_grad():
-        fused.product(np.ones((5, 128), np.float32), np.ones((200, 128), np.float32))
+        fused.product(np.ones((5, 256), np.float32), np.ones((300, 256), np.float32))
+    assert used == []
+
+
+def test_the_tiny_base_computes_without_it(used):
+    with no_grad():
+        ml.load("tiny")[0](np.ones((2, 3), int))
     assert used == []
 
 
@@ -106,7 +114,7 @@ def test_without_llvmlite_or_on_another_processor_numpy_computes(monkeypatch, mi
         monkeypatch.setattr(compiled.binding, "get_host_cpu_features", lambda: features | {missing: False})
     assert not factors.compiles()
     with no_grad():
-        assert factors.product_of_few(np.ones((5, 128), np.float32), np.ones((200, 128), np.float32)) is None
+        assert factors.product_of_few(np.ones((5, 256), np.float32), np.ones((300, 256), np.float32)) is None
     monkeypatch.undo()
     factors.compiles.cache_clear()
     assert factors.compiles()
