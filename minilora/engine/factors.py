@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from functools import cache
@@ -16,7 +17,7 @@ from .parallel import has_one_core, processors
 
 HAS_BLAS = sys.platform != "emscripten"
 COMPILED_ROWS = 16  # of x: for more, BLAS is faster than a compiled loop
-SMALL, SHORT = 1 << 16, 256  # weights of a matrix, and of a row: with fewer BLAS is fast enough, and LLVM not loaded
+SMALL, SHORT = 1 << 16, 256  # weights of a matrix, and of a row: with fewer NumPy is fast enough, and LLVM not loaded
 CORES = 2  # with more of them BLAS is faster: the loop uses one
 
 
@@ -57,16 +58,16 @@ def hint() -> str | None:
     return "a 4-bit base answers in a fifth of the time with: pip install 'minilora[fast]'"
 
 
+def is_compiled(rows: int, shape: tuple[int, ...]) -> bool:
+    """True if x wᵀ is computed by a compiled loop, for so many rows of x and a w of this shape (m, n)."""
+    return rows <= COMPILED_ROWS and math.prod(shape) >= SMALL and shape[-1] >= SHORT and compiles()
+
+
 def product_of_few(x: Array, w: Array) -> Array | None:
     """x wᵀ for a few rows of x by a compiled loop, (N, n) and (m, n) -> (N, m); None where BLAS does it."""
-    if (
-        len(x) > COMPILED_ROWS
-        or not isinstance(w, np.ndarray)
-        or not x.dtype == w.dtype == np.float32
-        or w.size < SMALL
-    ):
+    if not isinstance(w, np.ndarray) or not x.dtype == w.dtype == np.float32 or processors() > CORES:
         return None
-    if w.shape[1] < SHORT or processors() > CORES or not compiles():
+    if not is_compiled(len(x), w.shape):
         return None
     from . import few_rows
 

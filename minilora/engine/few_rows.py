@@ -1,7 +1,7 @@
 """x wᵀ for a few rows of x, as in generation: w is read once from memory, and multiplied with four rows at a time.
 
 BLAS is made for large matrices. For 2 to 16 rows of x it reaches half of the memory's speed at best, since it first
-copies one of the factors into an order of its own.
+copies one of the factors into another order.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..engine import bfloat16
 from ..engine.backend import Array, array_module, to_device
-from ..engine.factors import COMPILED_ROWS, compiles
+from ..engine.factors import is_compiled
 from . import levels
 from .blocks import LAYOUTS, half_to_float32, unpack
 
@@ -176,7 +176,7 @@ class Packed:
         on_host = isinstance(x, np.ndarray) and x.dtype == np.float32
         if not on_host or self.multiplied_as_stored:
             return None
-        if len(x) <= COMPILED_ROWS and compiles() and (y := self._by_compiled_loop(x)) is not None:
+        if is_compiled(len(x), self.shape) and (y := self._by_compiled_loop(x)) is not None:
             return y
         if len(x) > FEW:
             return None

@@ -96,10 +96,11 @@ def test_several_cores_are_left_to_blas(used, monkeypatch):
     assert used == []
 
 
-def test_the_tiny_base_computes_without_it(used):
+@pytest.mark.parametrize("quantized", [False, "nf4"])
+def test_the_tiny_base_computes_without_a_loop(monkeypatch, quantized):
+    monkeypatch.setattr(factors, "compiles", lambda: pytest.fail("asked for LLVM"))
     with no_grad():
-        ml.load("tiny")[0](np.ones((2, 3), int))
-    assert used == []
+        ml.load("tiny", quantized)[0](np.ones((2, 3), int))
 
 
 @pytest.mark.parametrize("missing", ["llvmlite", "avx2", "fma", "f16c"])

@@ -328,7 +328,8 @@ def most(request, monkeypatch):
     """The most rows of a product of few, by NumPy and by a compiled loop."""
     if (by_loop := request.param == "compiled") and not factors.compiles():
         pytest.skip("needs pip install '.[fast]', and a processor with AVX2")
-    monkeypatch.setattr("minilora.files.quant.compiles", lambda: by_loop)
+    monkeypatch.setattr(factors, "SMALL", 1)
+    monkeypatch.setattr(factors, "compiles", lambda: by_loop)
     return factors.COMPILED_ROWS if by_loop else FEW
 
 
