@@ -138,7 +138,7 @@ claim("fingerprint of the base unchanged after 60 steps (1: yes)", same, 1, 1)
 # ## 3. Merging
 #
 # Since $x W^\top + s\,(x A^\top) B^\top = x\,(W + s\,BA)^\top$, the update can be added to the weight, once and for
-# all. After that the model is as fast as the base and can be saved as an ordinary model. Earlier methods of
+# all. After that the model is as fast as the base and can be saved as an ordinary model. Two earlier methods of
 # parameter-efficient fine-tuning cannot be merged: adapter layers ([Houlsby et al.
 # 2019](https://arxiv.org/abs/1902.00751)) come after the model's own layers and add latency, and prefix tuning ([Li
 # and Liang 2021](https://arxiv.org/abs/2101.00190)) takes up a part of the context.
@@ -285,9 +285,10 @@ except ml.GradientError as error:
 del layer.forward
 
 # %% [markdown]
-# Two for each A and each B: 112. The loss of this model is right, so it does not show the mistake. But the check names
-# the last parameter whose gradient is wrong, B of up_proj: the mistake is between this layer and down_proj, whose
-# gradients are right. Run this check whenever you have written an operation or a layer.
+# Two for each A and each B: 112. The loss of this model is right, so it does not show the mistake. But the check finds
+# it. The element that it prints is 1 % too large; along the random direction, the error is 1.6 % of the norm of the
+# whole gradient. The check also names the last parameter whose gradient is wrong, B of up_proj: the mistake is between
+# this layer and down_proj, whose gradients are right. Run this check whenever you have written an operation or a layer.
 #
 # <details><summary>The same in PyTorch</summary>
 #

@@ -63,7 +63,8 @@ def gradcheck_model(
             bar.update(1)
     if wrong:
         raise GradientError(
-            f"{check.largest_error(worst[1])} (relative error {worst[0]:.1e}, tolerance {tolerance:.0e}); "
+            f"{check.largest_error(worst[1])}; along a random direction, the error is {worst[0]:.1e} of the gradient's "
+            f"norm (tolerance {tolerance:.0e}); "
             f"{len(wrong)} of {len(check.parameters)} parameters have a wrong gradient, the last of them {wrong[-1]}"
         )
     return GradcheckReport(type(model).__name__, sum(p.size for p in check.parameters.values()), worst[0])

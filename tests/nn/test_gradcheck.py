@@ -49,7 +49,7 @@ def test_one_per_cent_in_one_place_is_found_and_located(seed, slope):
     model.set_submodule(place, wrong)
     names = [name for name, _ in model.named_parameters()]
     last = [name for name in names if name.startswith(f"{place}.inner")][-1]
-    with pytest.raises(ml.GradientError, match="relative error .*, tolerance 1e-06") as raised:
+    with pytest.raises(ml.GradientError, match=r"of the gradient's norm \(tolerance 1e-06\)") as raised:
         ml.gradcheck(model, SAMPLES, seed=seed)
     assert str(raised.value).endswith(f"the last of them {last}")
 
@@ -79,7 +79,7 @@ def test_the_named_element_is_wrong_by_as_much(slope):
     with pytest.raises(ml.GradientError) as raised:
         ml.gradcheck(model, SAMPLES)
     name, got, expected = re.match(
-        r"gradient of (\S+) at \(.*\): got (\S+), expected (\S+) \(", str(raised.value)
+        r"gradient of (\S+) at \(.*\): got (\S+), expected (\S+);", str(raised.value)
     ).groups()
     assert float(got) != pytest.approx(float(expected), rel=1e-3) and name in dict(model.named_parameters())
 
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_is_wrong(gradient, monkeypatch):
 
     model = model_of(2)
     model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, broken)
-    with pytest.raises(ml.GradientError, match=r"relative error inf, .*the last of them model\.layers\.1\.mlp\.inner"):
+    with pytest.raises(ml.GradientError, match=r"error is inf of .*the last of them model\.layers\.1\.mlp\.inner"):
         ml.gradcheck(model, SAMPLES)
 
 
