@@ -262,6 +262,9 @@ print(
 claim("the lower end of this interval", cost.low, 0.001, 0.1)
 
 # %% [markdown]
+# (The 95 % confidence interval is computed from the seeds. Where it excludes 0, the difference is more than chance.
+# [Lesson 11](11_how_do_you_know.ipynb) explains it.)
+#
 # The training loss shows none of these mistakes, because it is computed with the wrong labels.
 #
 # - **Shifted twice.** The model has learned to predict the token after the next one, so its answers contain only every
@@ -328,12 +331,15 @@ wrong = labels.copy()
 for i, sample in enumerate(mixed):
     wrong[i, len(sample.ids) :] = tokenizer.pad_id
 claim("share of padding among the scored tokens, if it is scored", 1 - row.scored / (wrong != -100).sum(), 0.4, 0.5)
-claim("loss with scored padding minus the right loss", model.loss(ids, wrong).item() - padded, 0.5, 3)
+with_padding = model.loss(ids, wrong).item()
+claim("loss with scored padding minus the right loss", with_padding - padded, 0.5, 3)
+records = padded * row.scored / (with_padding * (wrong != -100).sum())
+claim("share of padding in this loss", 1 - records, 0.5, 0.7)
 
 # %% [markdown]
 # Packing computes no useless tokens, so minilora trains with it. (The row is even shorter than all records together:
-# the tokens that all of them begin with are computed once.) If padding is scored, nearly half of this batch's loss is
-# about padding.
+# the tokens that all of them begin with are computed once.) If padding is scored, nearly half of the scored tokens are
+# padding, and they make up most of the loss.
 #
 # <details><summary>The same in PyTorch</summary>
 #
