@@ -189,10 +189,10 @@ show(
 # first steps are as long along the valley as across it.
 #
 # For both forms of Adam the turn matters, since they treat each parameter by itself; for SGD it does not, with or
-# without momentum. Dividing by $\sqrt{\hat v}$ helps much where one parameter is steep and the other flat; how much depends
-# on the start. In the turned valley both are alike, and Adam without momentum is hardly better than plain SGD. SGD with
-# tuned momentum beats Adam in both valleys, and from most starts Adam without momentum, too. **A learning rate for
-# each parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
+# without momentum. Dividing by $\sqrt{\hat v}$ helps much where one parameter is steep and the other flat; how much
+# depends on the start. In the turned valley both are alike, and Adam without momentum is hardly better than plain SGD.
+# SGD with tuned momentum beats Adam in both valleys, and from most starts Adam without momentum, too. **A learning rate
+# for each parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
 #
 # ## 3. Bias correction, and what Adam stores
 #

@@ -329,7 +329,7 @@ print(f"to store: an adapter of {stored / 1e6:.2f} MB, in addition to a base of 
 # - It has r (m + n) trainable parameters instead of m n, and never computes B A.
 # - Each gradient contains the other matrix. B is initialised to zero and A at random. So the first output is the
 #   base's, bit for bit; dA is zero in the first step, and dB is not.
-# - The base never changes. The adapter learns the form of the answers first.
+# - The base never changes. The adapter learns the form of the answers almost completely, and little of their content.
 #
 # To read the code, see [`fused.py`](../minilora/engine/fused.py) (the operation),
 # [`layer.py`](../minilora/lora/layer.py) (the layer), [`adapters.py`](../minilora/lora/adapters.py) (adding an adapter,
