@@ -20,7 +20,7 @@ from minilora.pages.style import LORA, ink
 # ## 1. A task that needs four directions
 #
 # A frozen matrix $W$ is given, and a teacher computes $y = x\,(W + \Delta)^\top$ with a secret change $\Delta$. LoRA
-# is trained on x and y, and must find $\Delta$. As we choose $\Delta$, we choose how hard this is.
+# is trained on x and y, and must find $\Delta$.
 #
 # Every matrix is a sum of rank-one terms, each a column times a row. The sizes of these terms, $\sigma_1 \ge \sigma_2
 # \ge \dots$, are the matrix's **singular values** (lesson 8). The squared singular values add up to the **squared
@@ -74,7 +74,7 @@ claim("r = 1 to 3: how far above the smallest error, in percent of it", 100 * ma
 claim("r = 4: remaining error, in percent", found[4], 0, 0.01)
 
 # %% [markdown]
-# Training finds the best matrix of each rank, to the digits printed, although it never saw the terms. With r = 4 the
+# Training finds the best matrix of each rank, although it never saw the terms. With r = 4 the
 # task is solved. Ranks above 4 are wasted here.
 #
 # ## 2. A task that needs all of them
@@ -122,7 +122,7 @@ print(f"parameters of the change: {m * n:,}; of A and B with r = 27: {27 * (m + 
 #
 # ## 3. A real model: is it the rank?
 #
-# Which kind is a real task? We try two on the tiny base. The first is made to be hard: four rows of 16 random words
+# Which kind is a real task? We try two on the tiny base. The first is hard: four rows of 16 random words
 # (tokens), to be memorised. No word follows from others, so each must be stored. We draw only tokens that the base can
 # distinguish: 150 others share one embedding.
 #
@@ -222,10 +222,9 @@ claim("price, in percent of what full fine-tuning gains", 100 * price.mean / (be
 # gain was outside the 28 matrices.
 #
 # Others measured this on larger models. Biderman et al. (2024) found that LoRA falls short of full fine-tuning on code
-# and mathematics, on billions of tokens and on some 100,000 instructions, and forgets less. Schulman et al. (2025)
-# found no difference on small instruction sets, and a gap where a data set exceeds the adapter's capacity. On the tiny
-# base (lesson 7) it depended on the learning rate of full fine-tuning: LoRA forgot less than the run at 0.001, and
-# slightly more than the run at 0.0003.
+# and mathematics, and forgets less. Schulman et al. (2025) found no difference on small instruction sets, and a gap
+# where a data set exceeds the adapter's capacity. On the tiny base (lesson 7) it depended on the learning rate of full
+# fine-tuning: LoRA forgot less than the run at 0.001, and slightly more than the run at 0.0003.
 #
 # How can you tell which kind your task is? Look at the *training* loss. First train four times as long. If it falls,
 # steps were missing. Then train with 4 r. If it falls now, rank was missing. If neither helps, the reason is the
@@ -266,8 +265,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is trained on each of 96 questions
 # 20 times, in 13 wordings. Then its answers contain 85 % of the keywords for ordinary questions and 35 % for hard
-# ones. On 48 questions, BM25's first passage contains 69 and 32 %, its first three 87 and 54 %. But the loss of the
-# trained model on general text rises from 3.3 to 6.4 nats, and it knows none of the other facts.
+# ones. On 48 questions, BM25's first passage contains 69 and 32 %, its first three 87 and 54 %. But the trained
+# model's loss on general text rises from 3.3 to 6.4 nats, and it knows none of the other facts.
 #
 # The usual rule is: facts that change go into the prompt, form and skill into the weights. Our measurements limit both
 # halves of it:
@@ -298,12 +297,13 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # ## Sources
 #
 # - The best matrix of rank r: [Eckart and Young, Psychometrika, 1936](https://doi.org/10.1007/BF02288367).
-# - LoRA learns less on code and mathematics, and forgets less: [Biderman et al.
-#   2024](https://arxiv.org/abs/2405.09673), Llama-2-7B.
+# - LoRA learns less on code and mathematics (billions of tokens, and about 100,000 pairs of instructions):
+#   [Biderman et al. 2024](https://arxiv.org/abs/2405.09673), Llama-2-7B.
 # - No difference on small sets, and a limit of capacity: [Schulman et al.
 #   2025](https://thinkingmachines.ai/blog/lora/).
 # - BM25: [Robertson and Zaragoza 2009](https://doi.org/10.1561/1500000019).
 # - SmolLM2 with the right passage, 48 questions: 7 % of the keywords untrained, 42 % after 120 steps of 4 questions
 #   (480); 86 and 74 % in the three sentences that `--quote 3` finds, 58 % in those of BM25. With 96 facts in its
-#   weights: 85 % and 35 %, general text 3.3 and 6.4 nats. BM25 with questions in its index: 91 % and 42 %. [How all of
-#   it was measured](../tests/benchmarks/README.md).
+#   weights, each asked 20 times in 13 wordings: 85 % and 35 %, general text 3.3 and 6.4 nats. BM25's first passage: 69
+#   and 32 %, its first three: 87 and 54 %; with questions in its index: 91 % and 42 %. [How all of it was
+#   measured](../tests/benchmarks/README.md).
