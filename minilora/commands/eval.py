@@ -10,7 +10,8 @@ from typing import Any
 
 from ..data.fields import stored_tasks
 from ..data.formats import with_label
-from ..data.records import BUILT_IN, read_handbook, sha256_of_data
+from ..data.passages import Handbook
+from ..data.records import BUILT_IN, Record, read_handbook, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.rows import SPLITS
 from ..generate.conversation import without_passages
@@ -20,7 +21,7 @@ from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
 from ..measure.labels import Labelled
-from ..measure.open_book import open_book_report
+from ..measure.open_book import open_book_report, with_own_passages
 from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
 from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, measure, read_sets, summary
@@ -66,7 +67,8 @@ class EvalOptions(Loading):
     label: str | None = option(None, LABEL, metavar="COLUMN")
     context: str | None = option(
         None,
-        "also ask with a passage in the prompt: with the right one, and with the best match that search finds",
+        "also ask with a passage in the prompt: with the right one (of the column context, or of FILE), "
+        "and with the best match that search finds",
         metavar="FILE",
     )
     schema: str | None = option(None, SCHEMA, metavar="FILE")
@@ -98,8 +100,6 @@ class EvalOptions(Loading):
             raise ValueError("--context measures answers: leave out --no-recall")
         if self.confusion is not None and self.no_recall:
             raise ValueError("--confusion draws answers: leave out --no-recall")
-        if self.passages is not None and self.context is None:
-            raise ValueError("--passages draws what --context FILE measures: give both")
 
 
 def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
@@ -119,8 +119,6 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         for folder in (folders or whole).values():
             _warn_of_other_data(folder)
     model, tokenizer = options.load(folders, base)
-    for name in folders if options.context is None else ():
-        refuse_without_passages(model, name, None)
     sets = read_sets(
         data,
         tokenizer,
@@ -140,25 +138,17 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         material = Material([], [], {each.name: each.samples}, asked, checked=checked)
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
+    choices: list[Choice] = [None, *folders]
+    quoting = [choice for choice in choices if quoting_of(model, choice)]  # these cannot be asked without passages
     open_book = {}
-    if options.context is not None:
-        handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
-        for line in without_passages(model, handbook):
-            log.info(line)
-        quoting = any(quoting_of(model, name) for name in folders)  # these cannot be asked without passages
-        without = "" if quoting else "leave out --context, or "
-        asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
-        if not asked:
-            what = "has keywords, by which answers with passages are measured (general questions are not asked)"
-            raise ValueError(f"{', '.join(data)}: no record {what}: {without}add a column keywords")
-        if own_passages := [r.id for records in asked.values() for r in records if r.context is not None]:
-            its_own = f"{own_passages[0]} has its own passage, which predict reads and eval does not"
-            raise ValueError(f"{its_own}: {without}leave out that column")
+    if options.context is not None or (quoting and not options.no_recall):
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
-            for name, records in asked.items()
+            for name, (records, handbook) in _with_passages(options, model, tokenizer, sets, quoting).items()
         }
-    closed_book = not (options.no_recall or options.context)  # the reports have these answers as well
+    if options.passages and not open_book:
+        raise ValueError("--passages draws what --context FILE measures: give both")
+    closed_book = not (options.no_recall or open_book)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
     reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}, "preferences": {}}
     for each in sets if not options.no_recall else ():
@@ -174,6 +164,34 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         **reports,
         "open_book": open_book,
     }
+
+
+def _with_passages(
+    options: EvalOptions,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    sets: Sequence[MeasuredSet],
+    quoting: Sequence[Choice],
+) -> dict[str, tuple[list[Record], Handbook]]:
+    """The records of each set that are asked with passages, and these: those of --context, and the records' own.
+
+    quoting: the adapters, or None for a whole model, that answer with sentences of passages.
+
+    Raises ValueError where these would have no passages, and for sets without keywords.
+    """
+    asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
+    handbook = None
+    if options.context is not None:
+        handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
+        for line in without_passages(model, handbook):
+            log.info(line)
+    elif any(record.context is None for records in asked.values() for record in records):
+        refuse_without_passages(model, quoting[0], None)
+    if not asked:
+        what = "has keywords, by which answers with passages are measured (general questions are not asked)"
+        without = "" if quoting else "leave out --context, or "
+        raise ValueError(f"{', '.join(each.data for each in sets)}: no record {what}: {without}add a column keywords")
+    return {name: (records, with_own_passages(records, handbook)) for name, records in asked.items()}
 
 
 def _report(

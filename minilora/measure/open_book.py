@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.passages import Handbook
+from ..data.passages import Handbook, Passage
 from ..data.records import Record
 from ..generate.conversation import template_of
 from ..generate.quotes import quoting_of
@@ -24,6 +24,16 @@ ALONE = "the passage alone"  # without a model: the whole passage is the answer
 AT = (1, 3)  # passages in which the right one may be
 
 
+def with_own_passages(records: Sequence[Record], handbook: Handbook | None) -> Handbook:
+    """A handbook of the passages of another, if there is one, and of those that records have themselves, each once."""
+    passages = {} if handbook is None else {passage.text: passage for passage in handbook.passages}
+    for record in records:
+        if record.context is not None:
+            passages.setdefault(record.context, Passage(record.id, record.context))
+    source = "the records' own passages" if handbook is None else handbook.source
+    return Handbook(list(passages.values()), source)
+
+
 def open_book_report(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -35,16 +45,19 @@ def open_book_report(
     """How much of its keywords each record is answered with: by each adapter, and by the passage alone.
 
     adapters: by name. One that was trained without passages is asked without any.
-    records: questions with keywords. Their right passages are those that question and answer find together.
+    records: questions with keywords. The right passage of a record is the one that it has itself, or else the one that
+        question and answer find together.
+    handbook: all passages, see `with_own_passages`.
     seed: of the bootstrap draws behind the intervals.
 
     Returns `hits`, the share of questions whose right passage is among the first ones that BM25 finds, by their number,
     and `rows`: the name, the kind of prompt (CLOSED, RIGHT, FOUND), keyword recall with its interval, tokens of a
     prompt, and seconds for an answer, of which many are computed at a time. The model ends as its base alone.
     """
-    questions = [record.prompt[-1]["content"] for record in records]
-    ranked = [handbook.ranked(question) for question in questions]
-    right = [handbook.right(record.messages) for record in records]
+    by_text = {passage.text: passage for passage in handbook.passages}
+    right = [handbook.right(r.messages) if r.context is None else by_text[r.context] for r in records]
+    records = [record.closed_book() for record in records]
+    ranked = [handbook.ranked(record.question) for record in records]
     places = np.array([order.index(passage) for order, passage in zip(ranked, right, strict=True)])
     passages = {RIGHT: right, FOUND: [order[0] for order in ranked]}
     rows: list[dict[str, Any]] = []

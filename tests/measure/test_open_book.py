@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from figure_check import problems, spans
 
-from minilora.data.passages import Handbook, Passage
+from minilora.data.passages import Handbook, Passage, fill
 from minilora.data.records import Record
 from minilora.lora.adapters import active_factors
 from minilora.measure import open_book
@@ -67,6 +67,23 @@ def test_an_adapter_that_was_trained_without_passages_is_asked_without(report):
     assert rows["closed"]["prompt_tokens"] < rows["right"]["prompt_tokens"] and rows["right"]["seconds"] == 6 / 3
     (reader,) = (row for row in report["rows"] if (row["name"], row["kind"]) == ("reader", "right"))
     assert reader["prompt_tokens"] < rows["right"]["prompt_tokens"]  # its own template has fewer words
+
+
+def test_a_records_own_passage_is_the_right_one_and_its_question_has_none(loaded, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        open_book, "answer_all", lambda m, t, records: [asked.append(r.question) or "" for r in records]
+    )
+    own = [RECORDS[0].open_book("Snow."), RECORDS[1].open_book("Owls sleep in barns."), RECORDS[2].open_book("Snow.")]
+    book = open_book.with_own_passages(own, BOOK)
+    assert [(each.id, each.text) for each in book.passages] == [*TEXTS.items(), ("1", "Snow.")] and book.source == "x"
+    assert [each.id for each in open_book.with_own_passages(own, None).passages] == ["1", "2"]
+    report = open_book.open_book_report(*loaded, {"base": None}, own, book)
+    questions = [each.question for each in RECORDS]
+    right = [fill(text, each) for text, each in zip(("Snow.", "Owls sleep in barns.", "Snow."), questions, strict=True)]
+    assert asked[:6] == questions + right
+    assert recall(report, open_book.ALONE, "right") == pytest.approx((0 + 1 / 2 + 0) / 3)
+    assert report["hits"] == {"1": 0.0, "3": pytest.approx(1 / 3)}
 
 
 def test_the_page_and_the_picture_show_every_row(report):

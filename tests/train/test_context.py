@@ -166,7 +166,6 @@ def test_eval_puts_no_passage_before_general_questions_but_measures_their_loss(h
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"passages": "x.png"}, "give both"),
         ({"context": "x.txt", "no_recall": True}, "leave out --no-recall"),
         ({"context": "x.txt", "passages": "x.pdf"}, "a .png or an .svg file"),
     ],
@@ -176,15 +175,51 @@ def test_eval_refuses_what_means_nothing(change, words):
         EvalOptions(**change)
 
 
-def test_eval_refuses_records_without_keywords_and_with_their_own_passages(home, run, quoting, tmp_path):
+def test_eval_refuses_records_without_keywords(home, run, quoting, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n', encoding="utf-8")
-    (tmp_path / "b.jsonl").write_text(json.dumps({**TERMS[0], "context": "Own."}) + "\n", encoding="utf-8")
-    for name, words in (("a", "no record has keywords"), ("b", "x/0 has its own passage")):
-        for adapters in ([str(run[0])], [str(run[0]), str(quoting[0])]):
-            values = dict(base=str(home / "base"), adapter=adapters, data=[str(tmp_path / f"{name}.jsonl")])
-            with pytest.raises(ValueError, match=words) as caught:
-                evaluate_adapters(EvalOptions(**values, context=str(run[1])))
-            assert ("leave out --context" in str(caught.value)) == (len(adapters) == 1)  # one that quotes needs it
+    for adapters in ([str(run[0])], [str(run[0]), str(quoting[0])]):
+        values = dict(base=str(home / "base"), adapter=adapters, data=[str(tmp_path / "a.jsonl")])
+        with pytest.raises(ValueError, match="no record has keywords") as caught:
+            evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+        assert ("leave out --context" in str(caught.value)) == (len(adapters) == 1)  # one that quotes needs it
+
+
+def with_own(path, own):
+    """The terms with a passage in the rows that are in `own`."""
+    rows = [term | ({"context": PASSAGES[i]} if i in own else {}) for i, term in enumerate(TERMS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_eval_asks_with_the_records_own_passages_as_with_those_of_a_file(home, run, quoting, tmp_path):
+    found = []
+    for own, context in (((), str(run[1])), (range(12), None), (range(0, 12, 2), str(run[1]))):
+        data = with_own(tmp_path / "own.jsonl", own)
+        values = dict(base=str(home / "base"), data=[data], adapter=[str(quoting[0])], split="train")
+        (report,) = evaluate_adapters(EvalOptions(**values, context=context))["open_book"].values()
+        found.append(report)
+        for row in report["rows"]:
+            del row["seconds"]
+    of_file, of_records, of_both = found
+    assert [row["kind"] for row in of_file["rows"]] == ["closed", "right", "found", "right", "found", "right", "found"]
+    assert of_file["rows"] == of_both["rows"] and of_both["passages"] == 12
+    searched = {"passages": 8, "context": "the records' own passages"}  # the file has those of the other splits as well
+    assert of_records == of_file | searched | {"rows": of_records["rows"], "hits": of_records["hits"]}
+    for one, other in zip(of_records["rows"], of_file["rows"], strict=True):
+        assert one == other or one["kind"] == "found"
+
+
+def test_an_adapter_that_quotes_needs_a_passage_for_every_record_or_is_measured_without_answers(
+    home, run, quoting, tmp_path
+):
+    data = with_own(tmp_path / "own.jsonl", range(1, 12))
+    values = dict(base=str(home / "base"), data=[data], adapter=[str(quoting[0])], split="train")
+    with pytest.raises(ValueError, match="quoting answers with sentences of passages: give some with --context FILE"):
+        evaluate_adapters(EvalOptions(**values))
+    assert evaluate_adapters(EvalOptions(**values, no_recall=True))["open_book"] == {}
+    whole = values | {"adapter": [str(run[0])]}
+    with pytest.raises(ValueError, match="--passages draws what --context FILE measures: give both"):
+        evaluate_adapters(EvalOptions(**whole, passages=str(tmp_path / "x.png")))
 
 
 def test_a_passage_that_is_longer_than_a_record_may_be_is_one_line(home, run, tmp_path):
