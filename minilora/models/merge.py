@@ -39,7 +39,7 @@ from ..nn.language_model import LanguageModel, check_language_model
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
-from .modelfile import write_modelfile
+from .modelfile import can_be_written, write_modelfile
 from .tokenizer import Tokenizer, check_tokenizer
 from .with_adapters import base_of, load_with_adapters
 
@@ -119,6 +119,8 @@ class MergeReport:
                     f"prompt  the file tells minilora {', '.join(known)}; llama.cpp and ollama do not read that:",
                     f"        {'they cannot quote' if 'quote' in self.data else there}",
                 ]
+                if can_be_written(self.data.get("system")):
+                    lines.append("        (the Modelfile gives ollama the system prompt)")
         if self.rounded_to not in (None, "bf16"):  # the differences of bfloat16 are small
             lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
@@ -378,7 +380,7 @@ def _write(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged, data)
-        write_modelfile(out, tokenizer)
+        write_modelfile(out, tokenizer, None if data is None else data.get("system"))
 
 
 def _check_same(path: Path, state: Mapping[str, Array], written: Mapping[str, Array]) -> None:

@@ -16,13 +16,20 @@ from .tokenizer import Tokenizer
 _SYSTEM, _PROMPT = "{{ .System }}", "{{ .Prompt }}"
 
 
-def write_modelfile(gguf: Path, tokenizer: Tokenizer) -> Path:
-    """Write `NAME.Modelfile` next to `NAME.gguf` and return its path."""
+def write_modelfile(gguf: Path, tokenizer: Tokenizer, system: str | None = None) -> Path:
+    """Write `NAME.Modelfile` next to `NAME.gguf` and return its path. system: the system prompt, if it has one."""
     lines = [f"FROM ./{basename(gguf)}", f'TEMPLATE """{template_of(tokenizer)}"""']
+    if can_be_written(system):
+        lines.append(f'SYSTEM """{system}"""')
     lines += [f'PARAMETER stop "{end}"' for end in tokenizer.ends]
     path = gguf.with_suffix(".Modelfile")
     write_bytes(path, "\n".join([*lines, ""]).encode())
     return path
+
+
+def can_be_written(system: str | None) -> bool:
+    """True if there is a system prompt, and a Modelfile can hold it: three quotation marks end a text there."""
+    return system is not None and '"""' not in system and not system.endswith('"')
 
 
 def template_of(tokenizer: Tokenizer) -> str:

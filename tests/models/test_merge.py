@@ -185,6 +185,8 @@ def test_a_merged_model_knows_how_its_adapter_was_trained_and_what_llama_cpp_doe
             words["system"] = "system prompt"
             assert {key for key, word in words.items() if word in lines[told[0]]} == data.keys() & ASKED.keys()
             assert ("cannot quote" in lines[told[0] + 1]) == ("quote" in data)
+            assert ("the Modelfile gives ollama the system prompt" in "".join(lines)) == ("system" in data)
+            assert ('SYSTEM """Be kind."""' in out.with_suffix(".Modelfile").read_text()) == ("system" in data)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 import pytest
 from modelfiles import CHATML, new_tokenizer
 
-from minilora.models.modelfile import template_of, write_modelfile
+from minilora.models.modelfile import can_be_written, template_of, write_modelfile
 
 DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 TEMPLATES = {
@@ -47,6 +47,20 @@ def test_the_file_names_the_model_next_to_it_and_every_end_token(tmp_path):
     tokenizer.ends = ["<|im_end|>", "<|endoftext|>"]
     path = write_modelfile(tmp_path / "my model.gguf", tokenizer)
     assert path.name == "my model.Modelfile"
-    first, *_, one, other = path.read_text().splitlines()
+    text = path.read_text()
+    first, *_, one, other = text.splitlines()
     assert first == "FROM ./my model.gguf"
     assert (one, other) == ('PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|endoftext|>"')
+    assert "SYSTEM" not in text.replace(".System", "")
+
+
+@pytest.mark.parametrize("system", ["Be kind.", 'Say "yes".\nThen stop.', ""])
+def test_the_file_has_the_system_prompt_that_the_adapter_was_trained_under(system, tmp_path):
+    text = write_modelfile(tmp_path / "x.gguf", new_tokenizer(), system).read_text()
+    assert re.findall(r'^SYSTEM """(.*?)"""$', text, re.DOTALL | re.MULTILINE) == [system]
+
+
+@pytest.mark.parametrize("system", ['Use """ often.', 'Say "yes"', None])
+def test_a_system_prompt_that_would_end_too_early_is_not_written(system, tmp_path):
+    assert not can_be_written(system)
+    assert "\nSYSTEM" not in write_modelfile(tmp_path / "x.gguf", new_tokenizer(), system).read_text()
