@@ -217,8 +217,9 @@ class Options:
         check_mix(self.mix or {})
         if self.data in (self.mix or {}):
             raise ValueError(f"mix is for other data than {self.data}: leave it out there")
-        if "general" in (self.mix or {}):
-            raise ValueError("mix: general measures forgetting and has no training records: leave it out")
+        for name, sources in (("mix", self.mix or {}), ("data", (self.data,))):
+            if "general" in sources:
+                raise ValueError(f"{name}: general measures forgetting and has no training records: choose other data")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
         if self.adapter_scale != 1 and not self._plain:

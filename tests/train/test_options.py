@@ -72,7 +72,8 @@ REFUSED = [  # options, the one line
         dict(mix={"a.jsonl": 0.5, "b": 0.6}),
         "mix: the shares add up to 1.1, which leaves nothing for the data themselves",
     ),
-    (dict(mix={"general": 0.1}), "mix: general measures forgetting and has no training records: leave it out"),
+    (dict(mix={"general": 0.1}), "mix: general measures forgetting and has no training records: choose other data"),
+    (dict(data="general"), "data: general measures forgetting and has no training records: choose other data"),
     (dict(mix=["a.jsonl"]), "mix must be a dict such as .*, got .'a.jsonl'."),
     (dict(mix={"legal": 0.5, "a.jsonl": 0.2}), "mix is for other data than legal: leave it out there"),
     (
