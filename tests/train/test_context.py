@@ -196,10 +196,12 @@ def test_eval_asks_with_the_records_own_passages_as_with_those_of_a_file(home, r
     for own, context in (((), str(run[1])), (range(12), None), (range(0, 12, 2), str(run[1]))):
         data = with_own(tmp_path / "own.jsonl", own)
         values = dict(base=str(home / "base"), data=[data], adapter=[str(quoting[0])], split="train")
-        (report,) = evaluate_adapters(EvalOptions(**values, context=context))["open_book"].values()
+        result = evaluate_adapters(EvalOptions(**values, context=context))
+        (report,) = result["open_book"].values()
         found.append(report)
         for row in report["rows"]:
             del row["seconds"]
+        assert not any("keyword_recall" in each for each in result["scores"]["own/train"].values())
     of_file, of_records, of_both = found
     assert [row["kind"] for row in of_file["rows"]] == ["closed", "right", "found", "right", "found", "right", "found"]
     assert of_file["rows"] == of_both["rows"] and of_both["passages"] == 12
@@ -217,6 +219,10 @@ def test_an_adapter_that_quotes_needs_a_passage_for_every_record_or_is_measured_
     with pytest.raises(ValueError, match="quoting answers with sentences of passages: give some with --context FILE"):
         evaluate_adapters(EvalOptions(**values))
     assert evaluate_adapters(EvalOptions(**values, no_recall=True))["open_book"] == {}
+    whole = shutil.copytree(home / "base", tmp_path / "whole")  # a model that learned to quote without an adapter
+    shutil.copy(quoting[0] / "minilora.json", whole)
+    with pytest.raises(ValueError, match="this model answers with sentences of passages: give some with --context"):
+        evaluate_adapters(EvalOptions(base=str(whole), data=[data], split="train"))
     whole = values | {"adapter": [str(run[0])]}
     with pytest.raises(ValueError, match="--passages draws what --context FILE measures: give both"):
         evaluate_adapters(EvalOptions(**whole, passages=str(tmp_path / "x.png")))

@@ -17,6 +17,10 @@ RATES = [({}, 2e-3), (dict(method="full"), 2e-4), (dict(lr=0.5), 0.5), (dict(met
          (dict(loss="dpo"), 2e-4), (dict(method="full", loss="dpo"), 2e-5)]  # fmt: skip
 
 
+def test_data_whose_name_begins_like_the_general_questions_are_not_these():
+    assert Options(data="general.csv", mix={"general.jsonl": 0.1}).data == "general.csv"
+
+
 @pytest.mark.parametrize(("change", "rate"), RATES)
 def test_each_method_has_a_learning_rate_of_its_own(change, rate):
     assert Options(**change).learning_rate == rate
