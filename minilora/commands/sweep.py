@@ -100,7 +100,8 @@ def _best(group: str, best: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"{' on '.join([NAMES[method], *data])}: no trial finished"
         return
     named = _named({name: value for name, value in best["varied"].items() if name != "method"})
-    yield f"best of {NAMES[method]}, by validation loss" + (f": {named}" if named else "")
+    by = "accuracy, then validation loss" if best["validation_accuracy"] else "validation loss"
+    yield f"best of {NAMES[method]}, by {by}" + (f": {named}" if named else "")
     yield "  " + ", ".join(f"{SHOWN[name]} {_shown(best, name)}" for name in SHOWN if best[name])
     yield f"  {best['command']}"
     if best["try_lr"] is not None:

@@ -253,14 +253,15 @@ def summarise(
 ) -> dict[str, Any]:
     """The trials by setting, all but the seed, the best first; the best of each method on each data set; what failed.
 
-    found: for each trial its numbers, or {"failed": why}. Every loss is a mean with its 95 % interval over seeds; for
-    one seed it is that number alone. The validation loss decides which is best; the others are reported.
+    found: for each trial its numbers, or {"failed": why}. Every loss and accuracy is a mean with its 95 % interval over
+    seeds, cut where no loss or accuracy can be; for one seed it is that number alone. Settings are sorted by accuracy
+    on the validation set, if the data have labels, and where it is equal by validation loss; the others are reported.
     """
     groups: dict[str, list[int]] = {}
     for i, setting in enumerate(settings):
         groups.setdefault(json.dumps({k: v for k, v in setting.items() if k != "seed"}), []).append(i)
     rows = [_summary([settings[i] for i in group], [found[i] for i in group], varied) for group in groups.values()]
-    rows.sort(key=lambda row: (_data(row), row["validation_loss"]["mean"] if row["validation_loss"] else math.inf))
+    rows.sort(key=lambda row: (_data(row), *_rank(row)))
     failed = [(i, one["failed"]) for i, one in enumerate(found) if "failed" in one]
     return {
         "trials": len(settings),
@@ -276,6 +277,12 @@ def summarise(
 def _data(row: Mapping[str, Any]) -> str:
     """The data of a setting, if there are several: their losses cannot be compared."""
     return row["varied"].get("data", "")
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    """What settings on the same data are sorted by, the best one first."""
+    loss, accuracy = row["validation_loss"], row["validation_accuracy"]
+    return -round(accuracy["mean"], 9) if accuracy else 0.0, loss["mean"] if loss else math.inf
 
 
 def _summary(
@@ -295,7 +302,7 @@ def _summary(
     }
     for name in AVERAGED:
         values = [one[name] for one in whole if name in one]
-        row[name] = asdict(Interval.of(values)) if values else None
+        row[name] = asdict(Interval.of(values).within(0, 1 if "accuracy" in name else math.inf)) if values else None
     for name in ("trainable_parameters", "seconds"):
         row[name] = sum(one[name] for one in whole) / len(whole) if whole else None
     return row
@@ -314,8 +321,8 @@ def _best(method: str, data: str, rows: Sequence[dict[str, Any]]) -> dict[str, A
         return None
     best = next((row for row in own if not row["failed"]), own[0])
     others = {name: value for name, value in best["varied"].items() if name != "lr"}
-    tried = {row["lr"]: row["validation_loss"]["mean"] for row in own[::-1] if others.items() <= row["varied"].items()}
-    return best | {"try_lr": next_rate(tried, nearest=1.5, farthest=HALF_DECADE)}
+    places = {row["lr"]: i for i, row in [*enumerate(own)][::-1] if others.items() <= row["varied"].items()}
+    return best | {"try_lr": next_rate(places, nearest=1.5, farthest=HALF_DECADE)}
 
 
 def _command(setting: Mapping[str, Any]) -> str:

@@ -48,6 +48,10 @@ class Interval:
         half = student(n - 1) * deviation / math.sqrt(n)
         return cls(mean, mean - half, mean + half, n)
 
+    def within(self, least: float, most: float) -> Interval:
+        """The interval without the part below `least` and above `most`, which the numbers cannot have."""
+        return Interval(self.mean, max(self.low, least), min(self.high, most), self.n)
+
     def map(self, f: Callable[[float], float]) -> Interval:
         """The interval of f(mean), for a rising f, which keeps the order of the draws."""
         return Interval(f(self.mean), f(self.low), f(self.high), self.n)

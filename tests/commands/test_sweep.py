@@ -397,25 +397,40 @@ def summed(losses, **options):
     return summarise(plan.settings(), found, plan.varied)
 
 
+def labelled(found, **options):
+    """The summary of a sweep of labels that came to these validation losses and accuracies."""
+    plan = SweepOptions(**options)
+    measured = [{"validation_loss": loss, "validation_accuracy": share, "trainable_parameters": 1, "seconds": 1}
+                for loss, share in found]  # fmt: skip
+    return summarise(plan.settings(), measured, plan.varied)
+
+
 def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
     result = summed([3.0, 4.0, 5.0, 1.0, 2.0, 3.0], r=[1, 4], seed=[0, 1, 2])
     assert [row["varied"] for row in result["settings"]] == [{"r": "4"}, {"r": "1"}]
     assert result["settings"][0]["validation_loss"] == pytest.approx(
-        {"mean": 2.0, "low": -0.484, "high": 4.484, "n": 3}, abs=1e-3
+        {"mean": 2.0, "low": 0, "high": 4.484, "n": 3},
+        abs=1e-3,  # no loss is below 0
     )
     assert result["best"]["lora"]["r"] == 4 and result["best"]["lora"]["try_lr"] is None
     assert [row["seconds"] for row in result["settings"]] == [2, 4]
 
 
 def test_accuracy_has_a_column_where_data_have_labels():
-    plan = SweepOptions(r=[1, 4], seed=[0, 1])
-    found = [{"validation_loss": loss, "validation_accuracy": share, "trainable_parameters": 1, "seconds": 1}
-             for loss, share in ((3.0, 0.5), (3.0, 0.5), (2.0, 0.2), (2.0, 0.4))]  # fmt: skip
-    result = summarise(plan.settings(), found, plan.varied) | {"time": {"made": 0}}
-    heading, best, other = page(result, 80).splitlines()[3:6]
-    assert "accuracy" in heading and "30.0 [-97.1, 157.1] %" in best and "50.0 [50.0, 50.0] %" in other
-    assert result["best"]["lora"]["r"] == 4 and "accuracy 30.0" in page(result, 80)
+    result = labelled([(3.0, 0.5), (3.0, 0.5), (2.0, 0.2), (2.0, 0.4)], r=[1, 4], seed=[0, 1])
+    said = page(result | {"time": {"made": 0}}, 80)
+    heading, best, other = said.splitlines()[3:6]
+    assert "accuracy" in heading and "50.0 [50.0, 50.0] %" in best and "30.0 [0.0, 100.0] %" in other
+    assert "best of LoRA, by accuracy, then validation loss: r 1\n" in said and "accuracy 50.0" in said
     assert "accuracy" not in page(summed([3.0], r=[1]) | {"time": {"made": 0}}, 80)
+
+
+def test_labels_are_ranked_by_accuracy_and_where_it_is_equal_by_the_loss():
+    found = [(3.0, 0.4), (2.0, 0.4), (1.0, 0.1), (9.0, 0.3)]
+    result = labelled(found, lr=[1e-3, 1e-2, 1e-1, 1.0])
+    assert [row["lr"] for row in result["settings"]] == [1e-2, 1e-3, 1.0, 1e-1]
+    assert result["best"]["lora"]["lr"] == 1e-2 and result["best"]["lora"]["try_lr"] is None
+    assert labelled(found, lr=[1e-2, 1e-3, 1e-1, 1.0])["best"]["lora"]["try_lr"] == pytest.approx(3.16e-4, rel=1e-2)
 
 
 def test_a_setting_of_which_a_seed_failed_is_not_the_best():
@@ -492,7 +507,7 @@ def test_the_page_counts_one_trial_as_one():
     assert "-- 1 trial --" in said and "1 trial in 1.50 s" in said and "trials" not in said
     assert "without intervals" in said and "[" not in said  # of one seed
     several = page(summed([3.0, 4.0], seed=[0, 1]) | {"time": {"made": 0}}, 80)
-    assert "interval over 2 seeds" in several and "3.500 [-2.853, 9.853]" in several
+    assert "interval over 2 seeds" in several and "3.500 [0.000, 9.853]" in several
     broken = page(summed([None]) | {"time": {"made": 0}}, 80)
     assert "nats per token, of" in said
     preferences = page(summed([3.0], loss=["dpo"]) | {"time": {"made": 0}}, 80)
