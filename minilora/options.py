@@ -372,7 +372,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         names = ["--adapter", "--data"] if any(path.glob("adapter_*")) else ["--data", "--adapter"]
         known, before = own._option_string_actions, [*takewhile(unknown[0].__ne__, own.words)]
         meant = [f"{name} {quote(unknown[0])}" for name in names if name in known] if path.exists() else []
-        if "--mix" in known and before[-2:-1] == ["--data"]:  # a second data set
+        if "--mix" in known and before[-2:-1] == ["--data"] and not unknown[0].startswith("-"):  # a second data set
             meant = [f"--mix {quote(unknown[0])}=0.5"]
         hint = f" (did you mean {meant[0]}?)" if meant else ""
         own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")

@@ -57,6 +57,7 @@ REFUSED = [  # words, how the one line begins
     ("report a b", "unknown arguments: b; minilora report --help lists all flags"),
     ("chat --ask hello", "unknown arguments: --ask hello (did you mean --prompt?); "),
     ("finetune --data legal more", "unknown arguments: more (did you mean --mix more=0.5?); "),
+    ("finetune --data legal --rank 4", "unknown arguments: --rank 4 (did you mean --r?); "),
     ("finetune --data a --data b", "--data is given twice: give it once (for other data as well: --mix); "),
     ("chat --prompt a --adapter x --prompt=b", "--prompt is given twice: give it once; "),
     (

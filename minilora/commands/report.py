@@ -50,6 +50,11 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     """The metrics of a finished run. Raises ValueError that names the file when it is missing or unusable."""
     path = Path(folder) / METRICS_FILE
     if not path.is_file():
+        from ..experiments.sweep import SWEEP_FILE, TABLE_FILE
+
+        if (path.parent / SWEEP_FILE).is_file():
+            shows = f"its trials are in {TABLE_FILE}, and the same `minilora sweep` command prints its page again"
+            raise ValueError(f"{folder} is the folder of a sweep: {shows}")
         raise ValueError(f"{path}: no such file; `minilora finetune --out {quote(str(folder))}` writes it")
     metrics = read_json(path)
     try:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ TOY = "tiny is a toy model of 1 million parameters: it shows how things work, bu
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer, and what the version that answered is called."""
+    """A question, its answer, what the version that answered is called, and the system prompt that it had, if any."""
 
     question: str
     answer: str
     version: str
+    system: str | None = None
 
     def messages(self) -> list[Message]:
         """The turn as a model reads it."""
@@ -172,11 +174,11 @@ class Talk:
         if isinstance(task := self._task(self.choice), LabelTask):
             label, shown = self._label(task, question, self.choice)
             show(shown)
-            self.turns.append(Turn(question, label, name_of(self.choice)))
+            self._keep(question, label)
             return True
         if (found := self._quotation(question, self.choice)) is not None:
             show(found.text)
-            self.turns.append(Turn(question, found.text, name_of(self.choice)))
+            self._keep(question, found.text)
             return True
         start = self._start_that_fits(question, self.choice)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False, known=self.known)
@@ -194,7 +196,7 @@ class Talk:
         finally:
             self.used = answer.prompt_tokens + answer.tokens
             if answer.text:
-                self.turns.append(Turn(question, answer.text, name_of(self.choice)))
+                self._keep(question, answer.text)
         return answer.finished == "stop"
 
     def compare(self, question: str, versions: Mapping[str, Choice]) -> Iterator[tuple[str, str]]:
@@ -257,6 +259,9 @@ class Talk:
     def save(self, path: Path) -> None:
         """Write what was said: as text, or as {"messages": ...} for `finetune --data` if the name ends in .jsonl.
 
+        In .jsonl each change of the system prompt begins another line: all that was said until the next change, in
+        which the answers under earlier prompts have the weight 0, so that they are read and not learned.
+
         Raises FileExistsError if there is such a file already, ValueError if nothing was said.
         """
         if not self.turns:
@@ -264,8 +269,11 @@ class Talk:
         if path.exists():
             raise FileExistsError(f"{path} is there already: choose another name")
         if path.suffix == ".jsonl":
-            said = with_system(self._said(0), self.system_for(self.choice))
-            text = json.dumps({"messages": said}, ensure_ascii=False) + "\n"
+            text, before = "", list[Message]()
+            for system, turns in groupby(self.turns, key=lambda turn: turn.system):
+                said = [message for turn in turns for message in turn.messages()]
+                text += json.dumps({"messages": with_system([*before, *said], system)}, ensure_ascii=False) + "\n"
+                before += [{**one, "weight": 0} if one["role"] == "assistant" else one for one in said]
         else:
             text = "\n".join(f"you: {turn.question}\n\n{turn.version}: {turn.answer}\n" for turn in self.turns)
         write_bytes(path, text.encode())
@@ -278,6 +286,10 @@ class Talk:
             "top_p": self.top_p,
             "seed": self.seed + self.asked,
         }
+
+    def _keep(self, question: str, answer: str) -> None:
+        """Add a turn to what was said."""
+        self.turns.append(Turn(question, answer, name_of(self.choice), self.system_for(self.choice)))
 
     def _said(self, start: int) -> list[Message]:
         return [message for turn in self.turns[start:] for message in turn.messages()]

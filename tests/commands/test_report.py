@@ -327,6 +327,13 @@ def test_a_folder_without_runs_is_an_error(tmp_path, capsys):
     assert main(["runs", str(tmp_path)]) == 1 and "no finished runs" in capsys.readouterr().err
 
 
+def test_the_folder_of_a_sweep_is_named_as_one(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text("{}")
+    assert main(["report", str(tmp_path)]) == 1
+    told = "its trials are in trials.csv, and the same `minilora sweep` command prints its page again"
+    assert capsys.readouterr().err == f"minilora: {tmp_path} is the folder of a sweep: {told}\n"
+
+
 def test_report_shows_a_run_lists_a_folder_of_runs_and_suggests_one(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "85")
     assert main(["report", str(runs / "legal")]) == 0

@@ -266,6 +266,19 @@ def test_a_talk_saved_as_jsonl_can_be_trained_on(talk, tmp_path, system):
     assert list(record.messages) == (under(system, *turns) if system else said(*turns))
 
 
+def test_answers_are_learned_under_the_system_prompt_that_they_were_given_under(talk, tmp_path):
+    told = []
+    for talk.system in (None, "Be brief.", "Be brief.", "Be kind."):
+        told += ["x", answer(talk, "x")]
+    talk.save(tmp_path / "talk.jsonl")
+    records = read_records(tmp_path / "talk.jsonl")
+    for record, system, first, end in zip(records, (None, "Be brief.", "Be kind."), (0, 1, 3), (1, 3, 4), strict=True):
+        bare = [{"role": one["role"], "content": one["content"]} for one in record.messages]
+        assert bare == (under(system, *told[: 2 * end]) if system else said(*told[: 2 * end]))
+        answers = [one for one in record.messages if one["role"] == "assistant"]
+        assert [i for i, one in enumerate(answers) if one.get("weight") != 0] == [*range(first, end)]
+
+
 def test_nothing_is_overwritten_and_nothing_said_is_no_file(talk, tmp_path):
     with pytest.raises(ValueError, match="nothing was said yet"):
         talk.save(tmp_path / "talk.txt")
