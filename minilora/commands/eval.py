@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,13 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
     )
-    if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
-        raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
-    for each in sets:
+    for i, each in enumerate(sets):
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
         material = Material([], [], {each.name: each.samples}, asked, checked=checked)
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
+        sets[i] = replace(each, checked=material.checked)
+    if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
+        raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
     choices: list[Choice] = [None, *folders]
     quoting = [choice for choice in choices if quoting_of(model, choice)]  # these cannot be asked without passages

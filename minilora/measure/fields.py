@@ -48,6 +48,10 @@ class WithFields(Checked):
         guides = [guide_of(self.task, tokenizer, text) for text in self.texts()[ranks.number :: ranks.size]]
         return ranks.join(generate_batch(model, tokenizer, talks, ANSWER_TOKENS, guides=guides) if talks else [])
 
+    def lengths(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of each prompt, and of the longest answer that is allowed."""
+        return [len(tokenizer.encode_chat(record.prompt, answer_next=True)) + ANSWER_TOKENS for record in self.records]
+
     def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
         """How many examples, up to SHOTS, fit before every record, however long they are."""
 

@@ -19,7 +19,6 @@ from ..data.samples import encode_records
 from ..generate.labels import label_logprobs, label_probabilities
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.parts import Sample
 from ..nn.ranks import ALONE, Ranks
 from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
 
@@ -51,9 +50,9 @@ class Checked:
         """
         raise NotImplementedError
 
-    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """The records with the answers that are right, whole: none may be longer than the model can see."""
-        return encode_records(self.records, tokenizer)
+    def lengths(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of each record with the longest answer: none may have more than the model can see."""
+        raise NotImplementedError
 
     def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
         """How many examples fit before every record in a model that sees `limit` tokens. None where the answers are
@@ -89,6 +88,12 @@ class Labelled(Checked):
         """The log-likelihood of each label for each record, (N, L)."""
         mine = with_examples(self.records, few_shot(self.examples, shots))[ranks.number :: ranks.size]
         return ranks.join(label_logprobs(model, tokenizer, mine, self.task.labels).tolist() if mine else [])
+
+    def lengths(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of each record with the longest label."""
+        longest = max(self.task.labels, key=lambda label: len(tokenizer.encode(label)))
+        samples = encode_records([record.answered(longest) for record in self.records], tokenizer)
+        return [len(sample.ids) for sample in samples]
 
     def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
         """How many examples of `few_shot`, up to SHOTS, fit before every record."""

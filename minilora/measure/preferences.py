@@ -63,9 +63,9 @@ class Preferred(Checked):
 
     key = "preferences"
 
-    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """The prompts with both answers, whole."""
-        return [sample for pair in encode_pairs(self.records, tokenizer) for sample in pair.sequences]
+    def lengths(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of each prompt with the longer one of its answers."""
+        return [max(len(each.ids) for each in pair.sequences) for pair in encode_pairs(self.records, tokenizer)]
 
     def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> list[float]:
         """log π(chosen) - log π(rejected) of each record, (N,)."""

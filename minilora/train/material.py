@@ -102,16 +102,23 @@ class Material:
     def refuse_what_is_longer(self, limit: int, source: str, tokenizer: Tokenizer) -> None:
         """Raise ValueError when a record, or a question and its answer, is longer than a model that sees `limit`.
 
-        A question that would only be shown, and is too long, is left out.
+        A question that would only be shown, and is too long, is left out. So is a record whose answer would be checked,
+        which is logged.
         """
         trained = [wording for sample in self.train for wording in (sample, *sample.others)]
         validation = [*self.validation, *self.validation_paraphrase]
         samples = [*trained, *validation, *(sample for scored in self.scored.values() for sample in scored)]
-        if self.checked is not None:  # these are never cut
-            samples += self.checked.samples(tokenizer)
         longest = max(len(each.ids) for sample in samples for each in sample.sequences)
         if longest > limit:
             raise ValueError(f"a record has {longest} tokens, the model can see {limit}: use --max-length {limit}")
+        if (held := self.checked) is not None:  # these are never truncated
+            lengths = list(zip(held.records, held.lengths(tokenizer), strict=True))
+            fitting = [record for record, length in lengths if length <= limit]
+            if longer := [record.id for record, length in lengths if length > limit]:
+                why = f"with an answer they are longer than the {limit} tokens that the model can see"
+                what = f"{len(longer)} of {len(lengths)} records are not asked, since {why}"
+                log.warning(f"{source}: {what}: {listed(longer, 5)}; shorten them")
+            self.checked = replace(held, records=fitting) if fitting else None
 
         def length(record: Record) -> int:
             return len(tokenizer.encode_chat(record.prompt, answer_next=True))

@@ -1,6 +1,7 @@
 """Fields: what is counted as right, and the numbers against those of plain Python."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
     zero, two = (held(examples).ask(talker, tokenizer, shots) for shots in (0, 2))
     assert two == held([examples[0], examples[5]]).ask(talker, tokenizer, 2)  # of nine, evenly
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
+
+
+def test_a_record_is_as_long_as_its_prompt_with_the_longest_answer(talker, tokenizer, monkeypatch):
+    longest = max(held().lengths(tokenizer))
+    for limit, can in ((longest, True), (longest - 1, False)):
+        monkeypatch.setattr(talker, "config", replace(talker.config, max_position_embeddings=limit))
+        with nullcontext() if can else pytest.raises(ValueError, match="more than the"):
+            held().ask(talker, tokenizer)
 
 
 def test_answers_are_copies_where_the_task_says_so(talker, tokenizer):

@@ -3,6 +3,7 @@
 import builtins
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -158,6 +159,16 @@ def test_only_as_many_examples_are_given_as_fit(talker, tokenizer):
     assert many.shots_that_fit(tokenizer, 10**6) == SHOTS
     n = HELD.shots_that_fit(tokenizer, 700)
     assert np.shape(HELD.ask(talker, tokenizer, n)) == (4, 3)
+
+
+def test_a_record_is_as_long_as_its_prompt_with_the_longest_label(talker, tokenizer, monkeypatch):
+    task = LabelTask.of(["a", "b b b b"])
+    held = Labelled(task, [Record("r", (*records(("x", "a"))[0].messages[:-1], {"role": "assistant", "content": "a"}))])
+    (length,) = held.lengths(tokenizer)
+    for limit, can in ((length, True), (length - 2, False)):  # the newline after the end token is not asked for
+        monkeypatch.setattr(talker, "config", replace(talker.config, max_position_embeddings=limit))
+        with nullcontext() if can else pytest.raises(ValueError, match="a message with its label has"):
+            held.ask(talker, tokenizer)
 
 
 def report_of(*chosen, held=HELD):

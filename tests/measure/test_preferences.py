@@ -102,7 +102,9 @@ def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, quick_job
     assert "8 pairs: which answer is more probable" in text and max(map(len, text.splitlines())) <= 80
 
 
-def test_a_rejected_answer_that_the_model_cannot_see_is_refused_before_anything_is_measured(home, tmp_path):
-    rows = [*ROWS, {"prompt": "Why?", "chosen": "So.", "rejected": "a claim " * 1500, "split": "test"}]
-    with pytest.raises(ValueError, match=r"a record has \d+ tokens, the model can see \d+"):
-        evaluate_adapters(EvalOptions(base=str(home / "base"), data=[write(tmp_path, rows)], max_length=64))
+def test_a_pair_with_an_answer_that_the_model_cannot_see_is_named_and_not_asked(home, tmp_path, caplog):
+    answers = [("So.", "a claim " * 1500), ("a claim " * 1500, "So.")]
+    long = [{"prompt": "Why?", "chosen": yes, "rejected": no, "split": "test"} for yes, no in answers]
+    found = evaluate_adapters(EvalOptions(base=str(home / "base"), data=[write(tmp_path, [*ROWS, *long])]))
+    assert found["preferences"]["pairs/unseen"]["records"] == 8
+    assert caplog.messages[-1].endswith("the model can see: line-25, line-26; shorten them")

@@ -189,11 +189,21 @@ def test_all_labels_are_logged_and_one_that_is_seen_once_is_warned_of(home, tmp_
     assert material.asked == material.shown == {}
 
 
-def test_a_record_that_the_model_cannot_see_whole_is_refused_before_training(home, tmp_path, tokenizer):
+def test_a_record_that_the_model_cannot_see_whole_is_named_and_not_asked(home, run, tmp_path, tokenizer, said):
     data = planted(tmp_path / "own.jsonl")
     data.write_text(data.read_text() + json.dumps({"text": "x" * 1100, "label": "bill", "split": "test"}).join("\n\n"))
-    with pytest.raises(ValueError, match=r"a record has 1\d\d\d tokens, the model can see 1024"):
-        material_of(options(home, "x", data=str(data)), tokenizer).refuse_what_is_longer(1024, "own", tokenizer)
+    material = material_of(options(home, "x", data=str(data)), tokenizer)
+    *others, long = material.checked.records
+    material.refuse_what_is_longer(1024, "own", tokenizer)
+    why = "with an answer they are longer than the 1024 tokens that the model can see"
+    line = f"1 of 7 records are not asked, since {why}: line-49; shorten them"
+    assert said()[-1] == f"own: {line}" and material.checked.records == others and len(others) == 6
+    material.checked = Labelled(LabelTask.of(["bill", "other"]), [long])
+    material.refuse_what_is_longer(1024, "own", tokenizer)
+    assert material.checked is None
+    settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(data)])
+    (report,) = evaluate_adapters(settings)["labels"].values()
+    assert report["records"] == 6 and f"{data}: {line}" in said()
 
 
 def test_the_commands_name_the_column(home, tmp_path, capsys):
