@@ -99,13 +99,13 @@ def draw_graph(rng: np.random.Generator) -> Draw:
 
 def every_path(edges: Any, last: int) -> Any:
     """Right, along every path: fine for small graphs."""
-    slopes = np.zeros(len(edges))
+    derivatives = np.zeros(len(edges))
     todo = [(last, 1.0)]
     while todo:
         node, g = todo.pop()
-        slopes[node] += g
+        derivatives[node] += g
         todo += [(parent, g * slope) for parent, slope in edges[node]]
-    return slopes
+    return derivatives
 
 
 def by_recursion(edges: Any, last: int) -> Any:
@@ -135,12 +135,12 @@ def inputs_first(edges: Any, last: int) -> Any:
 
 def in_order(edges: Any, last: int, order: Iterable[int]) -> Any:
     """Each node passes on what it has when its turn comes."""
-    slopes = np.zeros(len(edges))
-    slopes[last] = 1
+    derivatives = np.zeros(len(edges))
+    derivatives[last] = 1
     for node in order:
         for parent, slope in edges[node]:
-            slopes[parent] += slope * slopes[node]
-    return slopes
+            derivatives[parent] += slope * derivatives[node]
+    return derivatives
 
 
 class Counted(list):
@@ -190,7 +190,7 @@ def judge_large(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     "2.2",
     draw=draw_graph,
     smallest=lambda rng: Draw(edges=[[]], last=0),  # an input alone
-    returns="slopes",
+    returns="derivatives",
     also=judge_large,
 )
 def graph_gradients(edges, last):
@@ -203,17 +203,17 @@ def graph_gradients(edges, last):
             if parent not in seen:
                 seen.add(parent)
                 todo.append(parent)
-    slopes = np.zeros(len(edges))
-    slopes[last] = 1
+    derivatives = np.zeros(len(edges))
+    derivatives[last] = 1
     ready = [last]
     while ready:
         node = ready.pop()
         for parent, slope in edges[node]:
-            slopes[parent] += slope * slopes[node]
+            derivatives[parent] += slope * derivatives[node]
             waiting[parent] -= 1
             if waiting[parent] == 0:
                 ready.append(parent)
-    return slopes
+    return derivatives
 
 
 def judge_large_swapped(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
@@ -299,20 +299,44 @@ def gradients(f: Any, *arrays: Any) -> Any:
             g = g.sum(axis=0)
         return g.sum(axis=tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True)
 
+    def value_of(x: Any) -> Any:
+        return x if isinstance(x, Value) else Value(x)  # a constant
+
     class Value:
+        __array_ufunc__ = None  # so that NumPy leaves `array * value` to __rmul__
+
         def __init__(self, value: Any):
             self.value, self.grad = np.asarray(value, dtype=float), 0.0
 
         def __add__(self, other: Any) -> Any:
+            other = value_of(other)
             return record(self.value + other.value, (self, lambda g: g), (other, lambda g: g))
 
         def __mul__(self, other: Any) -> Any:
+            other = value_of(other)
             a, b = self.value, other.value
             return record(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
 
         def __matmul__(self, other: Any) -> Any:
+            other = value_of(other)
             a, b = self.value, other.value
-            return record(a @ b, (self, lambda g: g @ b.T), (other, lambda g: a.T @ g))
+            if max(a.ndim, b.ndim) > 2:
+                raise ValueError(f"@ takes vectors and matrices, got the shapes {a.shape} and {b.shape}")
+            y = a @ b
+            a, b = np.atleast_2d(a), b.reshape(len(b), -1)  # a vector is a row on the left, a column on the right
+
+            def da(g: Any) -> Any:
+                return (g.reshape(len(a), -1) @ b.T).reshape(self.value.shape)
+
+            def db(g: Any) -> Any:
+                return (a.T @ g.reshape(len(a), -1)).reshape(other.value.shape)
+
+            return record(y, (self, da), (other, db))
+
+        def __rmatmul__(self, other: Any) -> Any:
+            return Value(other) @ self
+
+        __radd__, __rmul__ = __add__, __mul__
 
         def tanh(self) -> Any:
             y = np.tanh(self.value)
@@ -339,7 +363,7 @@ BROKEN_ENGINES = """
     tanh
         1 - y * y -> 1 - self.value**2
     the matrix product
-        lambda g: a.T @ g -> lambda g: (g.T @ a).reshape(b.shape)
+        (a.T @ g.reshape(len(a), -1)) -> (g.reshape(len(a), -1).T @ a)
     the elementwise product
         (other, lambda g: g * a) -> (other, lambda g: g * b)
 """

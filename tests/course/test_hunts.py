@@ -8,6 +8,7 @@ import pytest
 from minilora.course import check, watch
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, judged, readable_output
+from minilora.course.lesson02 import gradients
 
 HUNTS = [e for e in EXERCISES.values() if e.name.startswith("test_")]
 each_hunt = pytest.mark.parametrize("hunt", [pytest.param(e, id=e.number) for e in HUNTS])
@@ -60,6 +61,23 @@ def test_a_test_that_always_fails_is_told_where(hunt):
     right = "your test must pass on the right version, but stops "
     assert said(hunt, always).startswith(f"{right}at `assert version is None`: AssertionError")
     assert said(hunt, stops).startswith(f"{right}at `version.nothing  # noqa: B018`: AttributeError: ")
+
+
+def test_the_engine_of_the_hunt_takes_vectors_and_constants():
+    rng = np.random.default_rng(0)
+    W, v, u = (rng.standard_normal(shape) for shape in [(3, 4), 4, 3])
+    for f, arrays, expected in (
+        (lambda W, v: (W @ v).sum(), (W, v), (np.tile(v, (3, 1)), W.sum(axis=0))),
+        (lambda u, W: (u @ W).sum(), (u, W), (W.sum(axis=1), np.tile(u[:, None], 4))),
+        (lambda v: v @ v, (v,), (2 * v,)),
+        (lambda v: (W @ v).sum(), (v,), (W.sum(axis=0),)),
+        (lambda v: (W * v).sum() + 2.0, (v,), (W.sum(axis=0),)),
+        (lambda v: (1.0 + 3.0 * v + v * W).sum(), (v,), (9 + W.sum(axis=0),)),
+    ):
+        got = gradients(f, *arrays)
+        assert all(a.shape == b.shape and np.allclose(a, b) for a, b in zip(got, expected, strict=True))
+    with pytest.raises(ValueError, match="@ takes vectors and matrices, got the shapes"):
+        gradients(lambda x, W: (x @ W).sum(), np.ones((2, 2, 3)), W)
 
 
 @each_hunt

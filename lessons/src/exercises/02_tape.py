@@ -70,15 +70,15 @@ def linear_backward(x, W, b, g):
 # ## 2.4 A bug hunt: a test for an engine
 #
 # Now you write a **test** instead of the code. It is called with an engine, a function `gradients(f, *arrays)`, which
-# returns a list: the gradient of the number `f(*values)` with respect to each array. `f` computes with `+`, `*` (elementwise),
-# `@`, `.tanh()` and `.sum()` of the engine's values; `+` and `*` broadcast as in NumPy. For example,
-# `gradients(lambda x, y: (x * y + y).tanh().sum(), x, y)` returns two arrays, of the shapes of x and y.
+# returns a list: the gradient of the number `f(*values)` with respect to each array. `f` computes with `+`, `*`
+# (elementwise), `@` (of vectors and matrices), `.tanh()` and `.sum()` of the engine's values; `+` and `*` broadcast as
+# in NumPy. Other numbers and arrays in `f` are constants. For example, `gradients(lambda x, y: (x * y + y).tanh().sum(),
+# x, y)` returns two arrays, of the shapes of x and y.
 #
 # A test calls the engine on small cases whose gradients you know, and compares: `assert np.allclose(got, expected)`.
 #
-# The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
-# real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
-# all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
+# The check runs your test on the right version and on six broken ones. Each broken version has one mistake. Your test
+# must pass on the right one, and should fail (with an `AssertionError`, or any other error) on all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
 # think of what must hold, and assert it.
 
 
