@@ -68,7 +68,7 @@ variant(
     "choose_config",
     {
         "but at most 256;": "but at most 128;",
-        "the scale alpha / r is 2. Our": "the scale alpha / r is 4. Our",
+        "the scale alpha / r is 2; 0": "the scale alpha / r is 4; 0",
         "min(256, ": "min(128, ",
         "return r, 2 * r, quantized": "return r, 4 * r, quantized",
     },
@@ -87,7 +87,7 @@ variant(
 
 
 def draw_run(rng: np.random.Generator, method: str) -> Draw:
-    """What a run of a small model wrote down, how many versions are kept, and a price."""
+    """What a run of a small model wrote down, how many results are kept, and a price."""
     P = int(rng.integers(100, 400)) * 1_000_000
     a = int(P * rng.uniform(0.01, 0.04))
     lora = method == "lora"
@@ -98,13 +98,13 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
         "trained_parameters": a if lora else P,
         "peak_bytes": int(P * rng.uniform(6, 9) if lora else P * rng.uniform(18, 22)),
         "base_bytes": 4 * P,
-        "version_bytes": 4 * a + 53_000 if lora else 4 * P,
+        "result_bytes": 4 * a + 53_000 if lora else 4 * P,
         "search_seconds": float(rng.uniform(100, 900)),
         "seconds": float(rng.uniform(200, 2000)),
         "cores": int(rng.integers(2, 9)),
         "loss": [before, before * float(rng.uniform(0.7, 0.9))],
     }
-    return Draw(run=run, versions=int(rng.integers(3, 30)), price=float(rng.uniform(0.02, 0.2)))
+    return Draw(run=run, count=int(rng.integers(3, 30)), price=float(rng.uniform(0.02, 0.2)))
 
 
 @exercise(
@@ -112,14 +112,14 @@ def draw_run(rng: np.random.Generator, method: str) -> Draw:
     draw=[partial(draw_run, method="lora"), partial(draw_run, method="full")],
     returns="updated, memory, disk, dollars, change",
 )
-def table_from_metrics(run, versions, price):
-    """run: a dictionary; versions: how many are kept; price: dollars per core and hour
+def table_from_metrics(run, count, price):
+    """run: a dictionary; count: how many results are kept; price: dollars per core and hour
     -> updated, memory, disk, dollars, change"""
     lora = run["method"] == "lora"
     total = run["base_parameters"] + (run["trained_parameters"] if lora else 0)
     updated = 100 * run["trained_parameters"] / total
     memory = run["peak_bytes"] / 1e9
-    disk = (versions * run["version_bytes"] + (run["base_bytes"] if lora else 0)) / 1e9
+    disk = (count * run["result_bytes"] + (run["base_bytes"] if lora else 0)) / 1e9
     hours = (run["search_seconds"] + run["seconds"]) / 3600
     dollars = price * run["cores"] * hours
     before, after = run["loss"]

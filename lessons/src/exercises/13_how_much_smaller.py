@@ -16,7 +16,7 @@
 import math
 
 shapes = {
-    "model.embed_tokens.weight": (120, 32),  # the embedding: one row of 32 numbers for each of 120 tokens
+    "model.embed_tokens.weight": (120, 32),  # the embedding: one row of 32 values for each of 120 tokens
     "model.layers.0.input_layernorm.weight": (32,),
     "model.layers.0.self_attn.q_proj.weight": (32, 32),  # attention: four matrices, (outputs, inputs)
     "model.layers.0.self_attn.k_proj.weight": (16, 32),
@@ -58,7 +58,7 @@ def adapter_parameters(shapes, r):
 #   SGD with momentum 1, AMSGrad 3.
 #
 # `r` is the rank of an adapter on *all linear layers*; with `r=None` there is no adapter, nothing is frozen and the
-# whole model is trained. Your prediction must be within 1 %. Call your `adapter_parameters`; `math.prod(shape)` is how
+# whole model is trained. The result must be exact. Call your `adapter_parameters`; `math.prod(shape)` is how
 # many numbers a shape holds.
 #
 # Activations come on top. They depend on the number of tokens: that is lesson 14.

@@ -33,7 +33,7 @@ from minilora.course.mine import add_lora, inject, lora_forward  # your own, fro
 # Return three values:
 #
 # - `r`: the largest rank that fits, but at most 256; 0 if none does.
-# - `alpha`: the value for which the scale alpha / r is 2. Our learning rate was tuned for this scale.
+# - `alpha`: the value for which the scale alpha / r is 2; 0 if r is 0. Our learning rate was tuned for this scale.
 # - `quantized`: `False` if r = 8 or more fits with a base in float32, because dequantising takes time; otherwise
 #   `True`.
 
@@ -55,7 +55,7 @@ def choose_config(shapes, tied, gib, activations):
 # | `base_parameters` | parameters of the base |
 # | `trained_parameters` | trainable parameters: with LoRA those of the adapter, otherwise those of the base |
 # | `peak_bytes` | the peak memory of its process |
-# | `base_bytes`, `version_bytes` | on disk: the base; and one result, an adapter or a whole copy |
+# | `base_bytes`, `result_bytes` | on disk: the base; and one result, an adapter or a whole copy |
 # | `search_seconds`, `seconds` | to find the learning rate; and for the run itself |
 # | `cores` | cores in use all the time |
 # | `loss` | `[before, after]`, on the test set |
@@ -64,15 +64,15 @@ def choose_config(shapes, tied, gib, activations):
 #
 # - `updated`: the percentage of all parameters in the model during training, the adapter included, that were trained.
 # - `memory`: the peak in GB, of 10⁹ bytes.
-# - `disk`: the GB of disk space for `versions` such results, with everything that is needed to use them. An adapter is
+# - `disk`: the GB of disk space for `count` such results, with everything that is needed to use them. An adapter is
 #   useless without its base.
 # - `dollars`: the cost at `price` dollars per core and hour. The search for a learning rate costs money, too.
 # - `change`: of the loss, in percent of the loss before; negative if it fell.
 
 
 # %% points=4
-def table_from_metrics(run, versions, price):
-    """run: a dictionary; versions: how many are kept; price: dollars per core and hour
+def table_from_metrics(run, count, price):
+    """run: a dictionary; count: how many results are kept; price: dollars per core and hour
     -> updated, memory, disk, dollars, change"""
 
 
