@@ -15,7 +15,7 @@
 # 4. count what measuring costs.
 #
 # You need Python (functions within functions, decorators), NumPy arrays, matrix multiplication, sums written with Σ,
-# and from school the derivative of a polynomial and of a function of a function.
+# and derivatives: of polynomials, of $e^x$ and $\ln x$, of products and quotients, and of a function of a function.
 #
 # In [the exercises](exercises/01_gradient.ipynb) you write your own gradient check. Later lessons use it.
 

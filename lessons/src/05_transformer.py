@@ -42,6 +42,11 @@ show(figure, alt="Token IDs, embedding, a block with two branches, attention and
 # **norm** (RMSNorm) scales every row to the same length, and then multiplies each column by a trained parameter. The
 # dot products of the final rows with all rows of the embedding are the logits.
 #
+# In attention, each token computes from its row a **query**, a **key** and a **value**, with the matrices q_proj,
+# k_proj and v_proj. The dot product of its query with the key of an earlier token determines how much it takes of that
+# token's value. Several **heads** do this at the same time, each on D columns. Several query heads may share one key
+# and value head.
+#
 # Two functions are taken from minilora: `rope`, which rotates queries and keys by their position, and `attention`,
 # which gives each token a weighted mean of rows of v: its own and those of earlier tokens. Lesson 4 builds both.
 

@@ -146,9 +146,9 @@ claim("control, both at B's rate: mean gain", large.mean(), 0.22, 0.45)
 #
 # ## 5. A tuned baseline
 #
-# Now each method gets its own best learning rate out of several, about half a decade apart. We choose the rate on the
-# *validation set* and measure the gain on the *test set*, because on the set where it was chosen, the best of several
-# looks better than it is.
+# Now each method gets its own best learning rate out of four, half a decade to a decade apart. We choose the rate on
+# the *validation set* and measure the gain on the *test set*, because on the set where it was chosen, the best of
+# several looks better than it is.
 #
 # > **Predict.** What is left of the gain?
 

@@ -29,7 +29,7 @@ from minilora.pages.style import FULL, LORA, ink, panels
 #
 # dW needs x. If W is frozen, dW is not needed, and the engine does not save x. So far, so good.
 #
-# > **Predict.** x has 32 numbers per token. How many numbers per token does a layer with a trainable W save? One with
+# > **Predict.** x has 32 values per token. How many values per token does a layer with a trainable W save? One with
 # > a frozen W? And one with a frozen W and LoRA of rank 4?
 
 # %%
@@ -55,11 +55,11 @@ for name, y in layers.items():
     shapes = ", ".join(str(array.shape) for array in kept.values()) or "nothing"
     expected = {"W trainable": n, "W frozen, no adapter": 0, "W frozen, with A and B": n + r}.get(name, r)
     print(f"{name}: saves {shapes}")
-    claim("   numbers for each token", sum(array.size for array in kept.values()) // T, expected, expected)
+    claim("   values for each token", sum(array.size for array in kept.values()) // T, expected, expected)
 
 # %% [markdown]
 # **Freezing W makes x unnecessary; training A makes it necessary again**, because $dA = s\,(g B)^\top x$. In addition,
-# $u = x A^\top$ is saved for dB: r numbers per token. So LoRA has *more* activations here than full fine-tuning.
+# $u = x A^\top$ is saved for dB: r values per token. So LoRA has *more* activations here than full fine-tuning.
 #
 # The last row is **LoRA-FA**: A stays as it was initialised, only B is trained, and x is not needed. In minilora it is
 # `LoraConfig(freeze_A=True)`. The paper reports up to 1.4 times less memory in all, at an accuracy close to LoRA's.
@@ -317,8 +317,8 @@ for width in WIDTHS:
     )
 
 # %% [markdown]
-# Your times will differ. In the narrowest model times vary most from run to run. Such a step consists of many small
-# operations, and the adapter starts six more for each W. So "r = 8 is faster from C = 6 r = 48 on" is right by
+# Your times will differ. A step of the narrowest model consists of many small operations, and the adapter starts six
+# more for each W. So "r = 8 is faster from C = 6 r = 48 on" is right by
 # counting, but a clock does not show it reliably. In the widest model, LoRA gained *more* than the 1.5 times of the
 # matmuls. The reason is Adam, which updates every trainable parameter and skips the frozen ones: without Adam, every
 # row of this run is below 1.5.
@@ -334,7 +334,7 @@ for width in WIDTHS:
 # import torch
 # from torch.utils.checkpoint import checkpoint
 #
-# def saved(f):  # numbers per token that the graph of f(x) saves
+# def saved(f):  # values per token that the graph of f(x) saves
 #     kept = []
 #     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
 #         f(x)
@@ -349,7 +349,7 @@ for width in WIDTHS:
 #
 # ## What to remember
 #
-# - A frozen linear layer does not save its input x. With LoRA it saves x again, and r more numbers per token.
+# - A frozen linear layer does not save its input x. With LoRA it saves x again, and r more values per token.
 # - With LoRA on all linear layers, activations take as much memory as in full fine-tuning. They grow with the number
 #   of tokens; weights do not.
 # - So LoRA's saving depends on the length of the text: a factor near 4 for short texts, near 1 for long ones.

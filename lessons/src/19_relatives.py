@@ -175,8 +175,8 @@ for (optimizer, scale), low, high in zip(
 # %% [markdown]
 # *How to read it.* If the marks are level, the first step is equally large at all ranks. Dashed lines are the
 # predictions that are derived below. With SGD, rsLoRA's **α / √r** is level, and with α / r the step shrinks in
-# proportion to 1 / r. With Adam, which nearly everyone uses, **α / r** is the level one. With α alone, a mistake that
-# released programs have made, the step grows with the rank under both.
+# proportion to 1 / r. With Adam, which nearly everyone uses, **α / r** is the level one. With α alone, the step
+# grows with the rank under both.
 #
 # After one step A is still at its random initialisation, and B is minus η times what the optimizer makes of dB:
 #

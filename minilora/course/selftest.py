@@ -109,10 +109,22 @@ def centred(X):
     return X - X.mean(axis=1, keepdims=True)
 
 
-@question(draw=one_number, returns="the derivative", read="OpenStax Calculus 1, section 3.3")
+@question(
+    draw=one_number,
+    returns="the derivative",
+    read="OpenStax Calculus 1, sections 3.3 and 3.9",
+    mistakes="""
+        the derivative of a product has two terms: u' v + u v'
+            np.log(1 + np.exp(x)) + ->
+        the derivative of a product has two terms: u' v + u v'
+            + x * np.exp(x) / (1 + np.exp(x)) ->
+        the derivative of ln u is u' / u: here u' is missing
+            x * np.exp(x) / -> x /
+    """,
+)
 def slope(x):
-    """x, a number -> the derivative of 3 x**2 + 2 x"""
-    return 6 * x + 2
+    """x, a number -> the derivative of x ln(1 + e**x)"""
+    return np.log(1 + np.exp(x)) + x * np.exp(x) / (1 + np.exp(x))
 
 
 @question(

@@ -17,7 +17,7 @@ WRONG = {  # an answer, and a part of its line
     "per_token": (lambda x, W: W @ x.T, "y is transposed"),
     "column_sums": (lambda X: X.sum(axis=0, keepdims=True), "must have the shape (N)"),
     "centred": (lambda X: X - X.mean(axis=1), "do not fit"),
-    "slope": (lambda x: 6 * x, "the derivative is"),
+    "slope": (lambda x: np.exp(x) / (1 + np.exp(x)), "the derivative is"),
     "slope_of_power": (lambda x: 3 * (x**2 + 1) ** 2, "2 x, is missing"),
     "slope_of_tanh": (lambda x: 1 - x**2, "the derivative is"),
     "surprise": (lambda p: -sum(map(float, np.log2(p))), "to the base 2"),

@@ -48,6 +48,8 @@ def test_a_term_of_the_glossary_occurs_in_the_lesson_that_it_names():
     texts = {int(name[:2]): words(path) for name, path in SOURCES.items()}
     for term, meaning, lesson, *_ in GLOSSARY:
         assert meaning and re.search(rf"(?<!\w){re.escape(term)}", texts[int(lesson)], re.IGNORECASE), term
+        bold = [n for n, text in texts.items() if re.search(rf"\*\*{re.escape(term)}s?\*\*", text, re.IGNORECASE)]
+        assert min(bold, default=int(lesson)) >= int(lesson) or term == "merge", (term, bold)  # 6: tokens are merged
 
 
 def test_a_lesson_uses_the_words_of_the_field():

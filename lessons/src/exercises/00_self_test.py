@@ -72,12 +72,12 @@ check(centred)
 # %% [markdown]
 # ## Derivatives and logarithms
 #
-# **5.** What is the derivative of $3x^2 + 2x$ at x?
+# **5.** What is the derivative of $x \ln(1 + e^x)$ at x? Use `np.log` and `np.exp`.
 
 
 # %%
 def slope(x):
-    """x, a number -> the derivative of 3 x**2 + 2 x"""
+    """x, a number -> the derivative of x ln(1 + e**x)"""
     raise NotImplementedError
 
 

@@ -83,9 +83,8 @@ def step_in_parts(model, parts, optimizer):
 # - `run.save()` returns what a run needs to continue later. Call `new.resume(saved)` on a new run, which was started
 #   with the same arguments: it then continues exactly where the saved run was.
 #
-# The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
-# real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
-# all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
+# The check runs your test on the right version and on six broken ones. Each broken version has one mistake. Your test
+# must pass on the right one, and should fail (with an `AssertionError`, or any other error) on all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
 # think of what must hold, and assert it.
 
 

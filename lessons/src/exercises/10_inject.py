@@ -75,9 +75,8 @@ def add_lora(model, targets, make_layer):
 # - `layer.save()`, which returns the adapter, and `layer.resume(saved)`, after which a new layer around the same W computes
 #   what the saved one did, and can be trained further as before.
 #
-# The check runs your test on the right version and on six broken ones. Each broken version has one mistake, of a kind that
-# real projects had. Your test must pass on the right one, and should fail (with an `AssertionError`, or any other error) on
-# all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
+# The check runs your test on the right version and on six broken ones. Each broken version has one mistake. Your test
+# must pass on the right one, and should fail (with an `AssertionError`, or any other error) on all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
 # think of what must hold, and assert it.
 
 

@@ -61,5 +61,4 @@ def best_rate(rates, losses):
 
 
 # %% [markdown]
-# Three times `ok`? `scale_of` is what [`LoraConfig.scale_of`](../../minilora/lora/config.py) computes. Programs with
-# thousands of users had each of these mistakes: α instead of α/r, rsLoRA's flag not read, patterns ignored.
+# Three times `ok`? `scale_of` is what [`LoraConfig.scale_of`](../../minilora/lora/config.py) computes.
