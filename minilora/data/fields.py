@@ -120,6 +120,18 @@ class Field:
         found |= {"items": self.items.rule()} if self.items else {}
         return found | ({"pattern": self.pattern} if self.pattern else {})
 
+    def read(self, cell: Any) -> Any:
+        """The value in a cell of a table, where numbers, booleans and lists are texts and an empty one is None."""
+        if cell is None and self.kinds == ("array",):
+            return []
+        if not isinstance(cell, str) or "string" in self.kinds:
+            return cell
+        if self.items is not None and not cell.lstrip().startswith("["):
+            return [self.items.read(one.strip()) for one in cell.split(";" if ";" in cell else ",")]
+        with suppress(ValueError, RecursionError):
+            return json.loads(cell if self.items else cell.lower())  # Excel writes TRUE
+        return cell
+
     def fits(self, value: Any) -> bool:
         """May the field have this value?"""
         kind = kind_of(value)
@@ -191,6 +203,17 @@ class FieldTask(Asking):
         rules = {field.name: field.rule() for field in self.fields}
         return {"type": "object", "properties": rules, "required": list(rules), "additionalProperties": False}
 
+    def gathered(self, row: Any) -> Any:
+        """A row that has a column for each field that may not be missing, with all fields in one column `fields`; any
+        other row, and one with such a column, as it is.
+        """
+        if not isinstance(row, dict) or "fields" in row or row.keys().isdisjoint(field.name for field in self.fields):
+            return row
+        if any(field.name not in row and not {"null", "array"}.intersection(field.kinds) for field in self.fields):
+            return row
+        own = {field.name: field.read(row[field.name]) for field in self.fields if field.name in row}
+        return {name: value for name, value in row.items() if name not in own} | {"fields": own}
+
     def answer(self, values: Mapping[str, Any]) -> str:
         """The fields of a text as JSON, in the order of the schema; one that is left out is null, or an empty list.
 
@@ -210,6 +233,11 @@ class FieldTask(Asking):
                 raise ValueError(f"{field.name} is {found}, the schema has {allowed}{like}{where}")
             whole.append(f"{as_json(field.name)}:{as_json(value)}")
         return f"{{{','.join(whole)}}}"
+
+    def example(self) -> str:
+        """An answer as JSON, which shows the form."""
+        usual = {"string": "...", "number": 1.5, "integer": 1, "boolean": True, "array": [], "null": None}
+        return json.dumps({f.name: json.loads(f.choices[0]) if f.choices else usual[f.kinds[0]] for f in self.fields})
 
     def copying(self, pairs: Sequence[tuple[str, Mapping[str, Any]]]) -> FieldTask:
         """The task in which those fields are copied of which all values in these texts and their fields are copies."""
@@ -347,8 +375,10 @@ def field_task_of(
     without = [name for name, _, fields, _ in texts if fields is None]
     if len(without) == len(texts):
         if schema is not None:
-            like = f'a column fields with a JSON object, {{"{schema.fields[0].name}": ...}}'
-            raise DataError(f"{source}: a schema is for rows with a text and its fields, and no row has {like}")
+            like = f'{{"text": "...", "fields": {schema.example()}}}, or a column for each field'
+            raise DataError(
+                f"{source}: a schema is for rows with a text and its fields, and no row has them: write {like}"
+            )
         return None
     if without:
         bare = f"no fields for {len(without):,} of {len(texts):,} records ({listed(without, 5)})"

@@ -196,6 +196,7 @@ FORMATS = (  # the first one whose columns a row has
     *(Format((text, "fields"), ("system", "id", "split"), _with_fields, fields=True) for text in _TEXTS),
     TEXT,
 )
+_OPENAI = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # TRL's columns of preferences -> OpenAI's
 _LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
 OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
 PROMPTS = ("messages", "conversations", "question", "q", "instruction", *_TEXTS[::-1])  # columns that may be asked
@@ -236,6 +237,11 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
         if column not in taken:
             plain = column.strip().lower()
             named.setdefault(plain if plain in NAMES and plain not in row else column, value)
+    if isinstance(asked := named.get("input"), dict) and "preferred_output" in named:
+        del named["input"]
+        named |= {"prompt": asked.get("messages")} | {
+            one: named.pop(key) for one, key in _OPENAI.items() if key in named
+        }
     if isinstance(chosen := named.get("chosen"), list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named

@@ -168,7 +168,7 @@ def read_records(
     if not isinstance(source, Iterable) or isinstance(source, Mapping) or hasattr(source, "iterrows"):
         of_frame = ': of a DataFrame, frame.to_dict("records")' if hasattr(source, "iterrows") else ""
         raise TypeError(f"expected the name of a file, or rows as dicts, got a {type(source).__name__}{of_frame}")
-    reader = _Reader(tokenizer, field or {}, None)
+    reader = _Reader(tokenizer, field or {}, None, ())
     reader.read(Path("rows"), None, None, source)
     return reader.finish("rows", ()).records
 
@@ -187,7 +187,7 @@ def read_source(
     """
     places = _files(source)
     found = schema_beside(next(iter(places))) if schema is None else schema
-    reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found))
+    reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found), stored)
     splits = Counter(places.values())
     for file, split in places.items():
         reader.read(file, split, split if splits[split] == 1 else file.stem)
@@ -256,9 +256,18 @@ def path_of(source: str | Path) -> Path:
 class _Reader:
     """Reads files into one Reading, and collects every bad row."""
 
-    def __init__(self, tokenizer: Tokenizer | None, field: Mapping[str, str], schema: FieldTask | None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        field: Mapping[str, str],
+        schema: FieldTask | None,
+        stored: Sequence[Task],
+    ):
         check_field(field)
         self.tokenizer, self.field, self.schema = tokenizer, field, schema
+        known = stored if schema is None else [schema]
+        elsewhere = {"fields", "label"}.intersection(field)  # where the answer is, if not in a column for each field
+        self.tasks = [task for task in known if isinstance(task, FieldTask) and not elsewhere]
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
@@ -282,6 +291,8 @@ class _Reader:
             try:
                 if isinstance(raw, ValueError):
                     raise raw
+                for task in self.tasks:
+                    raw = task.gathered(raw)
                 row = rename(raw, field)
                 with_schema = self.schema is not None and "fields" in row  # which a column of labels is not
                 kind = format_of(row, {"fields": "fields", **field} if with_schema else field)

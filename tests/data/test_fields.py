@@ -53,6 +53,41 @@ def test_the_schema_may_be_given_and_the_fields_be_json_in_a_table(tmp_path):
     assert reading.task.copied == ()  # one value is no evidence
 
 
+def test_fields_in_columns_of_their_own_are_the_same_records(tmp_path):
+    whole = read_source(data(tmp_path / "whole.jsonl"))
+    rows = [{"text": row["text"], **row["fields"]} for row in ROWS]
+    apart = read_source(data(tmp_path / "own.jsonl", rows))
+    assert (apart.records, apart.task, apart.unread) == (whole.records, whole.task, {})
+    (tmp_path / "own.schema.json").unlink()
+    for stored in ([], [whole.task]):  # an adapter knows the columns that it was trained on
+        reading = read_source(tmp_path / "own.jsonl", stored=stored)
+        assert reading.task == (stored or [None])[0] and (reading.records == whole.records) == bool(stored)
+
+
+def test_cells_of_a_table_are_what_the_schema_says(tmp_path):
+    kinds = {
+        "a": "string",
+        "b": "integer",
+        "c": ["number", "null"],
+        "d": "boolean",
+        "e": "array",
+        "f": ["null", "string"],
+    }
+    rules = {name: {"type": kind} for name, kind in kinds.items()} | {"g": {"type": "array", "items": {"enum": [1, 2]}}}
+    (tmp_path / "own.schema.json").write_text(json.dumps({"properties": rules}))
+    (tmp_path / "own.csv").write_text(
+        'text,a,b,c,d,e,f,g\nx,5,5,,TRUE,red; a b,,"1,2"\ny,1e3,-6,.5,0,"[""A""]",null,\n'
+    )
+    with pytest.raises(DataError, match=r':3: c is "\.5", the schema has number or null'):
+        read_source(tmp_path / "own.csv")
+    (tmp_path / "own.csv").write_text((tmp_path / "own.csv").read_text().replace(".5,0", "0.5,false"))
+    found = [json.loads(record.messages[-1]["content"]) for record in read_source(tmp_path / "own.csv").records]
+    assert found == [
+        {"a": "5", "b": 5, "c": None, "d": True, "e": ["red", "a b"], "f": None, "g": [1, 2]},
+        {"a": "1e3", "b": -6, "c": 0.5, "d": False, "e": ["A"], "f": "null", "g": []},
+    ]
+
+
 def test_only_training_records_decide_what_is_copied(tmp_path):
     rows = [row | {"split": "train"} for row in ROWS]
     rows += [{"text": "x", "split": "test", "fields": {"item": "not there", "price": 7, "kind": "new"}}]
@@ -233,7 +268,11 @@ def test_no_pattern_makes_python_warn(inside):
         ([{"text": "a", "fields": {}}], ":1: fields must be a JSON object with the fields of the text, got {}"),
         ([{"text": "", "fields": {"price": 5, "kind": "new"}}], ":1: text must be a non-empty text"),
         ([*ROWS, {"text": "no fields here"}], "no fields for 1 of 21 records (line-21)"),
-        ([{"text": "a"}], "a schema is for rows with a text and its fields, and no row has a column fields with"),
+        (
+            [{"text": "a", "item": "b"}],
+            'no row has them: write {"text": "...", "fields": {"item": "...", "price": 1.5, "kind": "new"}}, or a c',
+        ),
+        ([{"text": "a", "price": 5, "kind": "big"}], ':1: kind is "big", the schema has one of "new"'),
     ],
 )
 def test_rows_that_contradict_the_schema_are_refused_with_their_line(rows, said, tmp_path):
@@ -252,9 +291,7 @@ def test_with_a_schema_the_fields_are_read_and_rows_that_have_labels_alone_are_r
     assert reading.unread["label"] == len(ROWS)
     labels = [{"text": one["text"], "label": one["label"]} for one in both]
     for rows, field in ((labels, None), (both, {"label": "label"})):  # who names the labels wants them
-        with pytest.raises(
-            DataError, match="a schema is for rows with a text and its fields, and no row has a column fields with"
-        ):
+        with pytest.raises(DataError, match="a schema is for rows with a text and its fields, and no row has them"):
             read_source(data(tmp_path / "own.jsonl", rows), field=field)
 
 

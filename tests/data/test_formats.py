@@ -361,6 +361,8 @@ BROKEN = [  # a file, its content, part of the message
     ("a.jsonl", '{"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}', "chosen must be a"),
     ("a.jsonl", json.dumps({"chosen": [*ASKED], "rejected": [SYSTEM, *ASKED]}), "the same up to the last message"),
     ("a.jsonl", json.dumps({"chosen": ASKED, "rejected": [ASKED[0] | {"content": "x"}, ASKED[1]]}), "both answer one"),
+    ("a.jsonl", json.dumps({"input": {"messages": ASKED[:1]}, "preferred_output": ASKED[1:]}), "a column rejected"),
+    ("a.jsonl", json.dumps({"input": {}, "preferred_output": "y", "non_preferred_output": "z"}), "prompt must be a"),
     ("a.jsonl", '{"prompt": "x", "completion": []}', "completion must be a text, or a list that ends with the assis"),
     ("a.jsonl", '{"prompt": "x", "completion": 5}', "completion must be a non-empty text, got 5"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got nothing (an empty cell, or null): fill it, or del"),
@@ -485,6 +487,11 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
         {"prompt": prompt, "chosen": chosen, "rejected": rejected},
         whole,
         whole | {"prompt": asked[-1], "messages": prompt + one},  # as in UltraFeedback
+        {
+            "input": {"messages": prompt, "tools": []},
+            "preferred_output": one,
+            "non_preferred_output": other,
+        },  # OpenAI's
         {"prompt": prompt, "completion": one},
         {"prompt": prompt, "completion": chosen},
         {"messages": [turn | {"tool_calls": None} for turn in prompt + one]},  # as datasets writes it
@@ -492,7 +499,7 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
     jsonl(tmp_path / "data.jsonl", forms)
     records = read_records(tmp_path / "data.jsonl")
     assert [record.messages for record in records] == [(*prompt, *one)] * len(forms)
-    assert [record.rejected for record in records] == [rejected] * 4 + [None] * 3
+    assert [record.rejected for record in records] == [rejected] * 5 + [None] * 3
     jsonl(tmp_path / "data.jsonl", [{"good": whole["chosen"], "bad": whole["rejected"]}])
     (renamed,) = read_records(tmp_path / "data.jsonl", field={"chosen": "good", "rejected": "bad"})
     assert (renamed.messages, renamed.rejected) == (records[0].messages, rejected)

@@ -124,7 +124,7 @@ def test_the_commands_take_the_schema(home, tmp_path, capsys):
     assert "-- 3 fields, records in which each is filled ---" in out and "name     12           4     8" in out
     assert f"--schema {schema}" in " ".join(out.split())
     assert main([*job(home, "--data", home / "data.jsonl", "--schema", schema, "--out", tmp_path / "run")]) == 1
-    assert "a schema is for rows with a text and its fields, and no row has a column fields with" in complaint(capsys)
+    assert "a schema is for rows with a text and its fields, and no row has them" in complaint(capsys)
     words = ["eval", "--base", "tiny", "--schema", str(schema), "--limit", "1", "--no-recall", "--data", "general"]
     assert main([*words, str(data)]) == 0 and main(words) == 1  # general has no fields, and is measured without
 
