@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.fields import stored_tasks
-from ..data.formats import with_label
+from ..data.formats import listed, with_label
 from ..data.passages import Handbook
 from ..data.records import BUILT_IN, Record, read_handbook, sha256_of_data
 from ..data.repository import is_dataset
@@ -294,6 +294,12 @@ def page(result: Mapping[str, Any]) -> str:
         if name in result.get("open_book", {}):
             lines += ["", *open_book_lines(result["open_book"][name])]
         lines.append("")
+    checked = {*result.get("labels", ()), *result.get("fields", ()), *result.get("preferences", ())}
+    bare = [Path(about["data"]).name for name, about in result["sets"].items()
+            if not about["asked"] and name not in checked]  # fmt: skip
+    if bare:
+        which = listed([*dict.fromkeys(bare)])
+        lines += wrapped(f"{NOTHING}: no record of {which} has keywords, which recall needs: add a column keywords.")
     if any(about["records"] > 1 for about in result["sets"].values()):  # one record has no interval
         lines += wrapped(of_intervals(result))
     return "\n".join(lines).rstrip()

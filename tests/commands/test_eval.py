@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -242,7 +243,9 @@ def scores(nats, recall=()):
     return Scores(np.array(nats, float), np.array([2, 2, 4]), np.array(recall, float))
 
 
-SETS = [MeasuredSet("own/unseen", "data/own.jsonl", "unseen", [ml.Sample((0,) * 3, (-100, 1, 1))] * 3, [])]
+SETS = [
+    MeasuredSet("own/unseen", "data/own.jsonl", "unseen", [ml.Sample((0,) * 3, (-100, 1, 1))] * 3, [ml.Record("x")] * 2)
+]
 FOUND = {"own/unseen": {"base": scores([4, 6, 14], [0, 0.5]), "a-name-of-24-letters-long": scores([2, 4, 2], [0.5, 1])}}
 PAGE = """\
 -- own.jsonl: questions not in the training data, 3 records --------------------
@@ -259,6 +262,14 @@ differences are paired. A difference is significant if its interval excludes 0."
 
 def test_the_page_of_known_scores():
     assert page(summary(FOUND, SETS)) == PAGE
+
+
+def test_the_page_says_why_there_is_no_recall():
+    bare = [replace(SETS[0], name=f"own/{kind}", asked=[]) for kind in ("unseen", "paraphrase")]
+    found = {each.name: {"base": scores([4, 6, 14])} for each in bare}
+    told = "-: no record of own.jsonl has keywords, which recall needs: add a column keywords."
+    assert " ".join(page(summary(found, bare)).split()).count(told) == 1
+    assert "no record" not in page(summary({"own/unseen": found["own/unseen"]}, SETS))  # asked, but for --no-recall
 
 
 def test_the_page_says_what_is_not_finite():

@@ -217,7 +217,8 @@ def test_the_commands_name_the_column(home, tmp_path, capsys):
     assert f"minilora finetune --data {data} --field label=queue --base tiny" in " ".join(out.split())
     words = ["eval", "--base", home / "base", "--data", data, "--label", "queue", "--confusion", tmp_path / "c.svg"]
     assert main([str(word) for word in words]) == 0
-    assert (tmp_path / "c.svg").is_file() and "confusion matrix of base, 8-shot" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (tmp_path / "c.svg").is_file() and "confusion matrix of base, 8-shot" in out and "has keywords" not in out
     words[words.index(data)] = home / "data.jsonl"
     assert main([str(word) for word in words if word not in ("--label", "queue")]) == 1
     assert complaint(capsys) == "--confusion needs labelled data: name the column of the labels with --label"
