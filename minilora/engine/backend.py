@@ -63,6 +63,12 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
+def owned(x: Array) -> Array:
+    """`x` in C order and writable: itself, or a copy of a transposed view, or of zeros that take no memory."""
+    x = array_module(x).asarray(x, order="C")
+    return x if getattr(x.flags, "writeable", True) else x.copy()
+
+
 def to_floats(*numbers: Array) -> list[float]:
     """Scalars as Python floats: zero-dimensional arrays of a GPU are copied to the host all at once.
 

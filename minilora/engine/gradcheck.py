@@ -8,7 +8,7 @@ a wrong gradient contains no random weights: it names one element of the result 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -40,7 +40,7 @@ class GradcheckReport:
 def gradcheck(f: F, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0) -> GradcheckReport:
     """Check f's gradient with respect to every element of every array. Returns a GradcheckReport.
 
-    Of a model, `ml.gradcheck(model, samples)`, see nn/gradcheck.py.
+    Of a model, `ml.gradcheck(model, samples)`, of another module, `ml.gradcheck(module, *arrays)`: see nn/gradcheck.py.
 
     f: takes as many tensors as there are arrays, and returns a tensor of any shape.
     arrays: the inputs, of any float dtype; they are copied to float64.
@@ -56,7 +56,13 @@ def gradcheck(f: F, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, 
     2
     """
     name: str = getattr(getattr(f, "func", f), "__name__", "function")  # func: of a partial
-    inputs = [Tensor(np.array(a, dtype=np.float64), requires_grad=True) for a in arrays]
+    inputs = {f"input {i}": Tensor(np.array(a, dtype=np.float64), requires_grad=True) for i, a in enumerate(arrays)}
+    return compare(f, name, inputs, eps, tolerance, seed)
+
+
+def compare(f: F, name: str, of: Mapping[str, Tensor], eps: float, tolerance: float, seed: int = 0) -> GradcheckReport:
+    """`gradcheck` of a function called `name`, whose float64 inputs have names."""
+    inputs = list(of.values())
     if not inputs:
         raise ValueError("gradcheck needs at least one array to differentiate with respect to")
     y = f(*inputs)
@@ -66,7 +72,7 @@ def gradcheck(f: F, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, 
     y.backward(weights)
 
     worst, count = 0.0, 0
-    for number, x in enumerate(inputs):
+    for called, x in of.items():
         got = np.zeros(x.shape) if x.grad is None else x.grad
         slopes_at = [np.sum(weights * _slopes(f, inputs, x, index, eps)) for index in np.ndindex(x.shape)]
         expected = np.array(slopes_at).reshape(x.shape)
@@ -76,7 +82,7 @@ def gradcheck(f: F, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, 
             index = tuple(int(i) for i in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), x.shape))
             slopes = _slopes(f, inputs, x, index, eps)
             difference = _difference(f, inputs, x, index, slopes, weights, tolerance)
-            raise GradientError(f"{name}: gradient of input {number} at index {index}{difference}")
+            raise GradientError(f"{name}: gradient of {called} at index {index}{difference}")
         worst = max(worst, float(error.max(initial=0.0)))
     return GradcheckReport(name, count, worst)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_module
-from .tensor import Operation, Tensor, Vjp, op, refuse_numpy
+from .backend import Array, array_module, owned
+from .tensor import Operation, Tensor, Vjp, is_recording, op, refuse_numpy
 
 
 def sum_to(x: Any) -> Vjp:
@@ -71,7 +71,9 @@ def neg(a):
 
 @op
 def pow(a, exponent: float):
-    """a ** exponent, for a constant exponent."""
+    """a ** exponent, for a constant number as the exponent."""
+    if np.shape(exponent):
+        raise TypeError(f"pow: the exponent must be a number, got shape {np.shape(exponent)}: use (x.log() * y).exp()")
     less = exponent - 1 if exponent else 0  # a ** 0 is constant, also at 0
     return a**exponent, lambda g: g * exponent * a**less
 
@@ -245,14 +247,35 @@ def _swapped(operation: Operation) -> Operation:
     return lambda self, other: operation(other, self)
 
 
+def _in_place(operation: Operation) -> Callable[[Tensor, Any], Any]:
+    """x -= y and the like: it changes the array of a leaf or a parameter, as in PyTorch; of others it is x = x - y."""
+
+    def change(self: Tensor, other: Any) -> Any:
+        leaf = self.node is not None and self.node.edges == []
+        if not (leaf or self.changes_in_place):
+            return NotImplemented
+        if leaf and is_recording():
+            raise TypeError("a tensor that requires a gradient is changed in place: do it inside ml.no_grad()")
+        changed = operation(self, other).data
+        if changed.shape != self.shape:
+            raise ValueError(f"a tensor of shape {self.shape} cannot take values of shape {changed.shape}")
+        self.data = owned(self.data)
+        self.data[...] = changed
+        return self
+
+    return change
+
+
 def _reshape(self: Tensor, *shape: Any) -> Tensor:  # x.reshape(2, 3) and x.reshape((2, 3))
-    return reshape(self, shape if isinstance(shape[0], int) else shape[0])
+    return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape)
 
 
 Tensor.__add__, Tensor.__radd__ = add, _swapped(add)
 Tensor.__sub__, Tensor.__rsub__ = sub, _swapped(sub)
 Tensor.__mul__, Tensor.__rmul__ = mul, _swapped(mul)
 Tensor.__truediv__, Tensor.__rtruediv__ = div, _swapped(div)
+Tensor.__iadd__, Tensor.__isub__ = _in_place(add), _in_place(sub)
+Tensor.__imul__, Tensor.__itruediv__ = _in_place(mul), _in_place(div)
 Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _swapped(matmul)
 Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, pow, getitem
 Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh = exp, log, sqrt, tanh

@@ -166,13 +166,22 @@ class Tensor:
     def grad(self, value: Array | None) -> None:
         if self.node is None:
             raise RuntimeError("the gradient of a tensor that requires no gradient cannot be set")
-        self.node.grad = value
+        self.node.grad = None if value is None else self._gradient(value)
         self.node.owned = False
 
-    def backward(self, grad: Array | None = None) -> None:
+    def _gradient(self, grad: Any) -> Array:
+        """What is given as a gradient of this tensor, as an array of its shape."""
+        grad = grad.data if isinstance(grad, Tensor) else grad
+        grad = array_module(self.data).asarray(grad, None if hasattr(grad, "dtype") else self.dtype)
+        if grad.shape != self.shape:
+            raise ValueError(f"the gradient has shape {grad.shape}, the tensor {self.shape}")
+        return grad
+
+    def backward(self, grad: Any = None) -> None:
         """Compute dL/dx for every leaf x that this tensor depends on, and add it to `x.grad`.
 
-        grad: dL/d(this), of this tensor's shape; 1 if left out, which only a tensor with a single element may do.
+        grad: dL/d(this), an array or a tensor of this tensor's shape; 1 if left out, which only a tensor with a single
+            element may do.
         The graph is consumed: saved arrays are freed during the pass, and a second call raises RuntimeError.
         """
         for leaf, leaf_grad in backward_pass(self, grad):
@@ -180,7 +189,9 @@ class Tensor:
 
     # -- operators and methods: set in ops.py, next to their operations ----------------------------------------------
     __array_ufunc__: ClassVar[Any]
+    changes_in_place: ClassVar[bool] = False  # by x -= y and the like: True for a module's parameters
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _in_ops
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_ops
     __matmul__ = __rmatmul__ = __neg__ = __pow__ = __getitem__ = reshape = transpose = sum = mean = max = _in_ops
     exp = log = sqrt = tanh = relu = sigmoid = softmax = _in_ops
     T: ClassVar[property]
@@ -188,7 +199,8 @@ class Tensor:
 
 def refuse_numpy(name: str) -> NoReturn:
     """Raise TypeError: this function of NumPy does not take a tensor. The message names what to use instead."""
-    own = f"minilora.engine.ops.{name}" if name in OPS else "the tensor's own methods and operators"
+    there = name in OPS and OPS[name].__module__ == "minilora.engine.ops"  # not an operation of the user's
+    own = f"minilora.engine.ops.{name}" if there else "the tensor's own methods and operators"
     own = f"tensor.{name}()" if hasattr(Tensor, name) else own
     raise TypeError(f"np.{name} cannot follow the gradient of a Tensor: use {own}, or pass tensor.numpy() without one")
 
@@ -209,8 +221,7 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
         if y.data.size != 1:
             raise ValueError(f"backward() needs a gradient for a tensor of shape {y.shape}; reduce it to a scalar")
         grad = array_module(y.data).ones(y.shape, y.dtype)
-    elif grad.shape != y.shape:
-        raise ValueError(f"the gradient has shape {grad.shape}, the tensor {y.shape}")
+    grad = y._gradient(grad)
     nodes = _reachable(y.node)
     if not y.node.edges:
         yield y.node, array_module(grad).array(grad)
@@ -300,9 +311,11 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
             raise TypeError(f"{name}: an @op must return its value and one VJP for each array input, as a tuple")
         edges: list[Edge] = []
         if _recording.get():
-            for x, vjp in zip(inputs, result[1:], strict=False):
+            for i, x in enumerate(inputs):
                 if isinstance(x, Tensor) and x.node is not None:
-                    edges.append((x.node, vjp, x.data.shape))
+                    if i + 1 >= len(result):
+                        raise TypeError(f"{name}: there is no VJP for input {i}, a tensor that requires a gradient")
+                    edges.append((x.node, result[i + 1], x.data.shape))
         if not edges:
             return Tensor(result[0])
         node = Node(edges, name)

@@ -334,6 +334,8 @@ class Streams:
                 continue
             try:
                 scores, allowed = logits[row], None
+                if not math.isfinite(scores[likeliest[row]]):  # the largest, or NaN
+                    raise ValueError("the model predicts NaN or infinity instead of a next token: look at its weights")
                 if answer.guide is not None:
                     allowed = answer.guide.allowed(answer.max_new_tokens - answer.tokens)
                     scores = scores[allowed]

@@ -14,6 +14,7 @@ import numpy as np
 from ..engine.backend import Array, to_numpy
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, check_module
+from ..progress import log
 from .config import ALL_LINEAR, LoraConfig, find_targets
 from .layer import Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
@@ -77,6 +78,8 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
         raise ValueError(f"{type(model).__name__} has no layer that can be adapted: {needed}")
     targets = find_targets(list(candidates), config)
     _refuse_other_biases(config, modules, targets)
+    for pattern in config.unused_patterns(targets, list(modules)):
+        log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)
     rng = np.random.default_rng(seed)
     return {path: new_weights(path, candidates[path], config, rng) for path in targets}
 
@@ -406,9 +409,9 @@ def _refuse_other_biases(config: LoraConfig, modules: Mapping[str, Module], targ
     """An adapter trains a copy of a bias, so that the base never changes, and only adapted modules can hold one."""
     others = [path for path, own in modules.items() if getattr(own, "bias", None) is not None and path not in targets]
     if config.bias == "all" and others:
+        add = "add it to target_modules, or " if isinstance(modules[others[0]], Linear) else ""
         raise ValueError(
-            f"bias='all' would train the bias of {others[0]}, which gets no adapter: add it to target_modules, or use "
-            "bias='lora_only'"
+            f"bias='all' would train the bias of {others[0]}, which gets no adapter: {add}use bias='lora_only'"
         )
 
 

@@ -58,7 +58,7 @@ def combine_adapters(
         "svd" is the best approximation of the sum with this `rank`, in the Frobenius norm (Eckart & Young 1936).
         "linear" adds the A's and the B's: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2) with each scale folded in. This is NOT
         the sum of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1). It needs equal ranks and positive
-        weights, as in PEFT.
+        weights (PEFT gives A the sign of a negative one).
     rank: for "svd"; if left out, the largest rank among the adapters.
 
     Returns the ranks and the errors against the exact sum. The new adapter is a plain LoRA without dropout. Raises

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..options import as_python
@@ -131,6 +131,19 @@ class LoraConfig:
             rank_pattern=others,
             alpha_pattern={} if alpha else {module: float(rank) for module, rank in others.items()},
         )
+
+    def in_any_order(self, adapted: Collection[str]) -> LoraConfig:
+        """The same config for these modules, with patterns that mean the same in any order. Files have them sorted,
+        in PEFT as well, and of patterns that match the same module the first one counts.
+        """
+        named: dict[str, Any] = {}
+        for name in ("rank_pattern", "alpha_pattern"):
+            patterns = getattr(self, name)
+            values = {module: _by_pattern(patterns, module, None) for module in adapted}
+            in_order = dict(sorted(patterns.items()))
+            if any(_by_pattern(in_order, module, None) != value for module, value in values.items()):
+                named[name] = {re.escape(module): value for module, value in values.items() if value is not None}
+        return replace(self, **named)
 
     def unused_patterns(self, adapted: Collection[str], modules: Sequence[str]) -> list[str]:
         """What is named here and does not exist, such as "rank_pattern 'q_prj'": patterns that match none of the

@@ -100,14 +100,16 @@ def save_adapter(
     frozen and the state of dropout, so that training can continue. Options in a loaded adapter's file that minilora
     does not use are written again.
 
-    Raises ValueError for an unknown name, or a folder with another adapter.
+    Raises ValueError for an unknown name, a folder with another adapter, or weights that are not finite.
     """
     weights, known = adapter_weights(model, name), model.adapters[name]
-    folder = Path(folder)
+    folder, state = Path(folder), saved_state(model, name)
+    if broken := [key for key, array in state.items() if not array_module(array).isfinite(array).all()]:
+        raise ValueError(f"{broken[0]} of adapter {name!r} holds NaN or infinity: nothing is saved")
     _refuse_replacing(folder, known.folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, saved_state(model, name))
-    config = config_with_initial(known.config)
+    write_tensors(folder / WEIGHTS_FILE, state)
+    config = config_with_initial(known.config).in_any_order(weights)
     record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
     record |= {"base_model_name_or_path": None, **known.record}
     record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _OURS}

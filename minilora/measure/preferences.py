@@ -9,7 +9,7 @@ import numpy as np
 from ..data.samples import encode_pairs
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel, check_language_model
-from ..nn.parts import Pair, Sample
+from ..nn.parts import Pair, Sample, references
 from ..nn.ranks import ALONE, Ranks
 from .labels import Checked
 from .loss import sample_losses
@@ -48,7 +48,7 @@ def preferences(model: LanguageModel, pairs: Sequence[Pair]) -> dict[str, float]
     ratios = log_ratios(model, pairs)
     if not pairs:
         raise ValueError("no pairs to evaluate")
-    margins = np.array([pair.beta for pair in pairs]) * (ratios - np.array([pair.reference for pair in pairs]))
+    margins = np.array([pair.beta for pair in pairs]) * (ratios - references(pairs))
     return {
         "loss": float(np.logaddexp(0, -margins).mean()),
         "chosen": float((ratios > 0).mean()),

@@ -13,16 +13,42 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..engine.backend import dense, to_numpy
-from ..engine.gradcheck import GradcheckReport, GradientError, gradcheck
+from ..engine.backend import Array, dense, to_numpy
+from ..engine.gradcheck import GradcheckReport, GradientError, compare, gradcheck
+from ..engine.tensor import Tensor
 from ..progress import progress
 from .language_model import LanguageModel
+from .module import Module
 from .parts import Batch, Example
 from .step import add_gradients, loss_without_grad
 
 __all__ = ["gradcheck", "gradcheck_model"]  # the first takes functions as well as models
 
 SEARCHED = 32  # elements of a wrong gradient that are measured one by one, to name one
+
+
+@gradcheck.register(Module)
+def gradcheck_module(
+    module: Module, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, seed: int = 0
+) -> GradcheckReport:
+    """Check the gradient of every element of a module's trainable parameters and inputs, as `gradcheck` of a function.
+
+    arrays: the inputs. Arrays of integers, such as token ids, are passed as they are. The module itself is not changed.
+    """
+    own = copy.deepcopy(module).eval()
+    for _, parameter in own.named_parameters():
+        parameter.data = to_numpy(dense(parameter.data)).astype(np.float64)
+    floats = {f"input {i}": Tensor(np.array(x, np.float64)) for i, x in enumerate(arrays) if _is_float(x)}
+    of = own.trainable_parameters() | floats
+    for x in of.values():
+        x.requires_grad = True
+        x.grad = None
+    inputs = [floats.get(f"input {i}", x) for i, x in enumerate(arrays)]
+    return compare(lambda *_: own(*inputs), type(module).__name__, of, eps, tolerance, seed)
+
+
+def _is_float(x: Array) -> bool:
+    return np.asarray(x).dtype.kind == "f"
 
 
 @gradcheck.register(LanguageModel)
@@ -52,6 +78,8 @@ def gradcheck_model(
     is wrong: the mistake lies in an operation between that one and the next. Raises RuntimeError if nothing is
     trainable.
     """
+    if not isinstance(batch, Batch) and not batch:
+        raise ValueError("no samples to check the gradient on: give some")
     check = _Check(model, batch, eps, seed)
     worst, wrong = (0.0, ""), []
     with progress("gradients", len(check.parameters), "parameter") as bar:

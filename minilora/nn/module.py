@@ -30,6 +30,7 @@ class Parameter(Tensor):
     """
 
     __slots__ = ()
+    changes_in_place = True
 
     def __init__(self, data: Array, requires_grad: bool = True):
         super().__init__(data, requires_grad=requires_grad)

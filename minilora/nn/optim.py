@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from ..engine.backend import Array, array_module
+from ..engine.backend import Array, array_module, owned
 from ..engine.fused import blocks
 from ..engine.tensor import Tensor
 
@@ -66,6 +66,7 @@ class SGD(Optimizer):
             if self.momentum:
                 before = self.velocity[i]
                 step = self.velocity[i] = step.copy() if before is None else before * self.momentum + step
+            p.data = owned(p.data)
             p.data -= self.lr * step
 
 
@@ -114,7 +115,7 @@ class AdamW(Optimizer):
                 continue
             lr = self.lr * scale
             xp = array_module(p.data)
-            p.data = xp.asarray(p.data, order="C")  # itself, unless it is a transposed view, which has no flat view
+            p.data = owned(p.data)  # a transposed view, say, has no flat view
             flat = [x.reshape(-1) for x in (p.data, p.grad, m_all, v_all)]
             for i, j in blocks(p.size, _BLOCK):
                 w, g, m, v = (x[i:j] for x in flat)

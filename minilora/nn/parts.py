@@ -82,18 +82,19 @@ class Pair:
     """A chosen and a rejected answer to the same prompt, for preference optimisation (DPO).
 
     chosen, rejected: the prompt with each answer; the tokens of the answers are scored.
-    reference: log π(chosen) - log π(rejected) of the model before training (see `with_reference`).
+    reference: log π(chosen) - log π(rejected) of the model before training, from `with_reference`; None at first.
     beta: DPO's β: the higher, the closer training keeps the model to that one.
     """
 
     chosen: Sample
     rejected: Sample
-    reference: float = 0.0
+    reference: float | None = None
     beta: float = 0.1
     others: ClassVar[tuple[Sample, ...]] = ()
 
     def __repr__(self) -> str:
-        return f"Pair({self.chosen}, {self.rejected}, reference {self.reference:.3g}, beta {self.beta:g})"
+        reference = "none" if self.reference is None else f"{self.reference:.3g}"
+        return f"Pair({self.chosen}, {self.rejected}, reference {reference}, beta {self.beta:g})"
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -191,8 +192,16 @@ class PairBatch(Batch):
         losses = model.loss_of_each(self.input_ids, self.labels, self.packing)
         counts = [sample.scored for pair in self.pairs for sample in pair.sequences]
         log_p = [loss * -float(count) for loss, count in zip(losses, counts, strict=True)]
-        reference, beta = (np.array([getattr(pair, name) for pair in self.pairs]) for name in ("reference", "beta"))
-        return preference_loss(*log_p, reference=reference, beta=beta)
+        beta = np.array([pair.beta for pair in self.pairs])
+        return preference_loss(*log_p, reference=references(self.pairs), beta=beta)
+
+
+def references(pairs: Sequence[Pair]) -> np.ndarray:
+    """The references of pairs, (N). Raises ValueError if one has none."""
+    found = [pair.reference for pair in pairs]
+    if None in found:
+        raise ValueError("a pair has no reference: call with_reference(model, pairs) before training")
+    return np.array(found, float)
 
 
 # -- batches of samples ------------------------------------------------------------------------------------------------
@@ -279,7 +288,8 @@ def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]
     A micro-batch in which no token is scored is left out. If there is no other, the batch is returned whole.
     """
     if not isinstance(batch, Batch):
-        return [pack([batch[i] for i in part]) for part in divided_samples(batch, threads)]
+        packed = [pack([batch[i] for i in part]) for part in divided_samples(batch, threads)]
+        return [part for part in packed if part.scored] or packed[:1]
     if isinstance(batch, PairBatch):
         return micro_batches(batch.pairs, threads)
     ids, labels, packing = batch.input_ids, batch.labels, batch.packing

@@ -299,8 +299,6 @@ def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:
         return lambda: None
     config = options.lora_config()
     planned = plan_adapter(model, config, ADAPTER, options.seed)
-    for pattern in config.unused_patterns(planned, [name for name, _ in model.named_modules()]):
-        log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)
     return lambda: install_adapter(model, config, ADAPTER, planned)
 
 

@@ -114,7 +114,8 @@ def fit(
     patience: end after this number of measurements without a lower loss.
     keep: which weights the model ends with: those of the lowest validation loss ("best"), or the "last".
 
-    The model ends in eval mode, without dropout. The same seed gives the same result, bit for bit, on the same machine.
+    The model ends in eval mode, without dropout. The same seed gives the same result, bit for bit, on the same machine,
+    unless other threads of the process compute meanwhile.
     Raises TrainingError when the loss or the gradient is not finite; an adapter then has the weights that gave the last
     finite loss. Raises ValueError when nothing is trainable, or when there are no samples, and TypeError for a module
     that is no language model.
@@ -187,6 +188,8 @@ class Trainer:
         if not samples:
             raise ValueError("no samples to train on")
         check_samples(samples)
+        if (empty := next((i for i, sample in enumerate(samples) if not sample.scored), None)) is not None:
+            raise ValueError(f"sample {empty} has no token that is scored: every label is -100; leave it out")
         given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}
         for name, value in (given | {"schedule": schedule, "seed": seed}).items():
             check_value(Options, name, value)

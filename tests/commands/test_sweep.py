@@ -441,14 +441,14 @@ def test_a_setting_of_which_a_seed_failed_is_not_the_best():
 
 def test_losses_on_different_data_are_not_compared():
     result = summed(
-        [3.0, 2.5, 2.0, 1.0, 1.5, 9.0, None, None], data=["legal", "general", "a on b", "gone"], lr=[1e-3, 1e-2]
+        [3.0, 2.5, 2.0, 1.0, 1.5, 9.0, None, None], data=["legal", "finance", "a on b", "gone"], lr=[1e-3, 1e-2]
     )
     named = [(key, best and best["varied"]["data"], best and best["lr"]) for key, best in result["best"].items()]
     assert sorted(named) == [
-        ("lora on a on b", "a on b", 1e-3), ("lora on general", "general", 1e-2), ("lora on gone", None, None),
+        ("lora on a on b", "a on b", 1e-3), ("lora on finance", "finance", 1e-2), ("lora on gone", None, None),
         ("lora on legal", "legal", 1e-2),
     ]  # fmt: skip
-    assert [row["varied"]["data"] for row in result["settings"]][::2] == ["a on b", "general", "gone", "legal"]
+    assert [row["varied"]["data"] for row in result["settings"]][::2] == ["a on b", "finance", "gone", "legal"]
     said = page(result | {"time": {"made": 0}}, 80)
     assert "by validation loss: data legal, lr 0.01" in said and "LoRA on gone: no trial finished" in said
     assert "Losses on different data cannot be compared" in said and sweep_figure(result) is None

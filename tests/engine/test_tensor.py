@@ -295,6 +295,70 @@ def test_python_numbers_become_float32_and_arrays_stay_what_they_are():
 # -- the rest of Tensor ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("given", [[3.0, 3.0], Tensor([3.0, 3.0]), np.full(2, 3)], ids=["list", "tensor", "array"])
+def test_a_gradient_is_given_as_anything_that_has_the_tensors_shape(given):
+    x = leaf(2)
+    (x * x).backward(given)
+    np.testing.assert_array_equal(x.grad, [6, 12])
+    x.grad = given
+    (x * 2).backward(given)
+    np.testing.assert_array_equal(x.grad, [9, 9])
+    x.grad = None
+    x.sum().backward(2)
+    np.testing.assert_array_equal(x.grad, [2, 2])
+    for wrong in (np.ones((2, 1)), 1.0, [1.0]):
+        with pytest.raises(ValueError, match=r"the gradient has shape .*, the tensor \(2,\)"):
+            x.grad = wrong
+        with pytest.raises(ValueError, match=r"the gradient has shape .*, the tensor \(2,\)"):
+            (x * x).backward(wrong)
+
+
+IN_PLACE = [operator.iadd, operator.isub, operator.imul, operator.itruediv]
+
+
+@pytest.mark.parametrize("change", IN_PLACE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("other", [2.0, np.array([2.0, 4.0]), Tensor([2.0, 4.0])], ids=["number", "array", "tensor"])
+def test_a_leaf_is_changed_in_place_without_a_graph_and_anything_else_is_a_new_tensor(change, other):
+    x, frozen = leaf(2), Parameter(np.array([1.0, 2.0]), requires_grad=False)
+    array, expected = x.data, change(np.array([1.0, 2.0]), getattr(other, "data", other))
+    y = x * 1
+    z = change(y, other)
+    assert z is not y and z.requires_grad
+    np.testing.assert_array_equal(y.data, [1, 2])
+    with pytest.raises(TypeError, match="changed in place: do it inside ml.no_grad"):
+        change(x, other)
+    with no_grad():
+        constant = Tensor(np.array([1.0, 2.0]))
+        for tensor_ in (x, frozen, constant):
+            changed = change(tensor_, other)
+            assert (changed is tensor_) == (tensor_ is not constant)
+            np.testing.assert_array_equal(changed.data, expected)
+        assert x.data is array and x.dtype == np.float64 and x.requires_grad
+        np.testing.assert_array_equal(constant.data, [1, 2])
+        with pytest.raises(ValueError, match=r"of shape \(2,\) cannot take values of shape \(3, 2\)"):
+            change(x, np.ones((3, 2)))
+    assert change(frozen, other) is frozen
+    x.backward(np.ones(2))
+    np.testing.assert_array_equal(x.grad, [1, 1])
+
+
+def test_a_tensor_for_which_an_operation_has_no_vjp_is_refused_if_it_wants_a_gradient(own_registry):
+    @tensor.op
+    def shifted(x, by):
+        return x + by, lambda g: g
+
+    x, by = leaf(2), leaf(2)
+    with pytest.raises(TypeError, match="shifted: there is no VJP for input 1, a tensor that requires a gradient"):
+        shifted(x, by)
+    with pytest.raises(TypeError, match=r"pow: the exponent must be a number, got shape \(2,\)"):
+        x**by
+    with pytest.raises(TypeError, match="pow: there is no VJP for input 1"):
+        x ** by.sum()
+    assert shifted(x, by.detach()).requires_grad
+    with no_grad():
+        assert not shifted(x, by).requires_grad
+
+
 def test_a_tensor_given_by_name_is_refused_since_its_gradient_would_be_lost():
     x, w, bias = leaf(2, 3), leaf(4, 3), leaf(4)
     with pytest.raises(TypeError, match="'bias' by position"):
@@ -409,6 +473,15 @@ def test_functions_of_numpy_refuse_a_tensor_and_name_what_to_use(requires_grad):
         own = f"tensor.{name}()" if hasattr(Tensor, name) else f"minilora.engine.ops.{name}"
         assert f"use {own}" in str(caught.value) or name not in tensor.OPS or name == "pow", name
         assert "\n" not in str(caught.value)
+
+
+def test_an_operation_of_the_users_is_not_called_one_of_minilora(own_registry):
+    @tensor.op
+    def sin(x):
+        return np.sin(x), lambda g: g * np.cos(x)
+
+    with pytest.raises(TypeError, match="use the tensor's own methods and operators, or pass"):
+        np.sin(leaf(2))
 
 
 @pytest.mark.parametrize(

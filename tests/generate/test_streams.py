@@ -316,6 +316,26 @@ def test_an_error_in_one_answers_guide_ends_that_answer_alone(model, tokenizer, 
     assert [answer.new_text() for answer in answers] == expected and not any(answer.error for answer in answers)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_adapter_that_predicts_no_number_ends_its_answer_alone(
+    model, tokenizer, streams, monkeypatch, temperature, value
+):
+    compute = streams._compute
+
+    def broken(answers, tokens, cache):
+        logits = compute(answers, tokens, cache).copy()
+        logits[[answer is bad for answer in answers], 7] = value
+        return logits
+
+    monkeypatch.setattr(streams, "_compute", broken)
+    good, bad = streams.add(QUESTIONS[0], None, 5), streams.add(QUESTIONS[1], None, 5, temperature=temperature)
+    finish(streams)
+    assert bad.finished == "error" and good.text == alone(model, tokenizer, QUESTIONS[0], None, 5)
+    with pytest.raises(ValueError, match="the model predicts NaN or infinity instead of a next token"):
+        bad.new_text()
+
+
 def test_an_error_in_one_answers_decoding_ends_that_answer_alone(model, tokenizer, streams, monkeypatch):
     good, bad = (streams.add(question, None, 5) for question in QUESTIONS[:2])
     monkeypatch.setattr(bad, "take", lambda token: 1 / 0)

@@ -26,7 +26,7 @@ from minilora.lora.adapters import (
     unmerge_adapter,
 )
 from minilora.lora.layer import LoraWeights
-from minilora.nn.layers import Linear
+from minilora.nn.layers import LayerNorm, Linear
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Module, sha256_of
 from minilora.nn.optim import SGD, AdamW
@@ -386,6 +386,24 @@ def test_biases_that_are_not_there_or_that_no_adapter_could_own(tiny_model, tiny
     with pytest.raises(ValueError, match=r"bias of model\.layers\.0\.mlp\.down_proj"):
         add_adapter(model, config(bias="all", target_modules=["q_proj"]))
     assert not lora_modules(model)
+
+
+def test_a_bias_that_no_adapter_could_own_is_not_to_be_added_to_the_targets(rng):
+    module = Module()
+    module.norm, module.proj = LayerNorm(4), Linear(4, 4, rng=rng)
+    with pytest.raises(ValueError, match="bias of norm, which gets no adapter: use bias='lora_only'"):
+        add_adapter(module, config(bias="all", target_modules=["proj"]))
+
+
+UNUSED = {"exclude_modules": ["q_prj"], "rank_pattern": {"q_prj": 2}, "alpha_pattern": {"q_prj": 2.0}}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_pattern_that_matches_nothing_is_said(name, tiny_model, caplog):
+    add_adapter(tiny_model, config(**{name: UNUSED[name]}))
+    assert [record.message for record in caplog.records] == [
+        f"{name} 'q_prj' matches no module that gets an adapter, and changes nothing"
+    ]
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------------

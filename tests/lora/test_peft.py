@@ -183,6 +183,34 @@ def test_target_modules_are_written_so_that_peft_selects_the_same(base, tmp_path
     assert record["target_modules"] == written and not isinstance(record["exclude_modules"], str)
 
 
+OVERLAPPING = [
+    {"alpha_pattern": {"q_proj": 64.0, r"layers\.0\..*": 1.0}},
+    {"rank_pattern": {"q_proj": 2, r"layers\.0\..*": 3}, "alpha_pattern": {r"layers\.0\..*": 3, "up_proj": 7}},
+    {"rank_pattern": {"q_proj": 2, r"layers\.0\..*": 3}, "init_lora_weights": "pissa"},
+]
+
+
+@pytest.mark.parametrize("settings", OVERLAPPING, ids=str)
+def test_patterns_that_match_the_same_module_mean_the_same_in_a_file_that_sorts_them(base, tmp_path, settings):
+    model, other = adapted(base(), **settings), base()
+    load_adapter(other, save_adapter(model, tmp_path))
+    np.testing.assert_allclose(logits(other), logits(model), rtol=1e-5, atol=1e-6)
+
+
+def test_patterns_that_are_in_order_are_written_as_they_are(base, tmp_path):
+    ordered = {"alpha_pattern": {r"layers\.0\..*": 1.0, "q_proj": 64.0}}
+    assert record_of(save_adapter(adapted(base(), **ordered), tmp_path))["alpha_pattern"] == ordered["alpha_pattern"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_saved(base, tmp_path, value):
+    model = adapted(base())
+    next(iter(model.trainable_parameters().values())).data[0, 0] = value
+    with pytest.raises(ValueError, match=r"q_proj.lora_A.weight of adapter 'default' holds NaN or infinity: nothing"):
+        save_adapter(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
 def test_adapters_in_other_float_types_are_read_as_the_models_own(base, folder, dtype):
     stored = read_tensors(folder / WEIGHTS)

@@ -153,6 +153,41 @@ def test_more_directions_find_a_larger_error():
     assert one < many
 
 
+class Layer(Module):
+    """x wᵀ, scaled, of the rows with these ids; the gradient of w is `factor` times the right one."""
+
+    def __init__(self, rng, factor):
+        self.weight = ml.Parameter(rng.standard_normal((2, 3)).astype(np.float32))
+        self.scale = ml.Parameter(np.array([2.0], np.float32), requires_grad=False)
+        self.factor = factor
+
+    def forward(self, x, ids):
+        @tensor.op
+        def product(x, w):
+            return x @ w.T, lambda g: g @ w, lambda g: self.factor * (g.T @ x)
+
+        return product(x[ids], self.weight) * self.scale
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_of_another_module_the_parameters_are_checked_as_well_as_the_inputs(factor, rng, monkeypatch):
+    monkeypatch.setattr(tensor, "OPS", {})
+    layer, x, ids = Layer(rng, factor), rng.standard_normal((4, 3)).astype(np.float32), np.array([0, 2, 2])
+    layer.weight.grad = before = np.ones((2, 3), np.float32)
+    if factor == 1:
+        report = ml.gradcheck(layer, x, ids)
+        assert (report.name, report.elements) == ("Layer", 6 + 12) and report.max_relative_error < 1e-8
+    else:
+        with pytest.raises(ml.GradientError, match=r"^Layer: gradient of weight at index .* got .*, expected"):
+            ml.gradcheck(layer, x, ids)
+    assert layer.weight.dtype == np.float32 and layer.weight.grad is before
+
+
+def test_without_samples_there_is_nothing_to_check():
+    with pytest.raises(ValueError, match="no samples to check the gradient on"):
+        ml.gradcheck(model_of(0), [])
+
+
 def test_nothing_trainable_is_an_error():
     with pytest.raises(RuntimeError, match="nothing is trainable"):
         ml.gradcheck(new_model(SMALL).requires_grad_(False), SAMPLES)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+import minilora as ml
 from minilora.engine.tensor import Tensor
 from minilora.nn.module import Parameter
 from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm
@@ -145,6 +146,15 @@ class TestAnyOptimizer:
     def test_refuses_to_train_nothing(self, make, nothing):
         with pytest.raises(ValueError, match="nothing to train"):
             make(nothing)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+@pytest.mark.parametrize("shape", [(3, 4), (1, 1)])
+def test_zeros_that_take_no_memory_are_trained_as_any_others(optimizer, shape):
+    layer = ml.Linear(*shape, rng=None)
+    layer.weight.grad = np.ones(layer.weight.shape, np.float32)
+    optimizer(layer.trainable_parameters(), lr=0.5).step()
+    assert np.abs(layer.weight.data + 0.5).max() < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])

@@ -99,6 +99,15 @@ def test_micro_batches_hold_each_pair_whole_and_have_about_as_many_tokens(rng):
     assert sorted(map(len, parts)) == [1, 9]
 
 
+def test_pairs_without_a_reference_are_not_trained_and_not_measured(tiny_config, pairs):
+    model = adapted(replace(tiny_config, vocab_size=64))
+    without = [pairs[0], replace(pairs[1], reference=None)]
+    assert repr(without[1]).endswith(f"reference none, beta {pairs[1].beta:g})")
+    for measure in (mean_loss, preferences):
+        with pytest.raises(ValueError, match="a pair has no reference: call with_reference"):
+            measure(model, without)
+
+
 def test_the_reference_is_the_model_before_training_and_its_loss_is_log_2(tiny_config, pairs):
     model = adapted(replace(tiny_config, vocab_size=64))
     ratios = [log_p(model, pair.chosen) - log_p(model, pair.rejected) for pair in pairs]

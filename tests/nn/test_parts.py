@@ -192,6 +192,21 @@ def test_a_sample_in_which_nothing_is_scored_changes_no_loss(tiny_model):
     assert loss_without_grad(tiny_model, more) == pytest.approx(loss_without_grad(tiny_model, found), rel=1e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_micro_batch_of_samples_in_which_nothing_is_scored_is_left_out(threads, monkeypatch):
+    scored, not_scored = Sample(range(100), range(100)), Sample(range(100), [-100] * 100)
+    found = micro_batches([scored, not_scored, not_scored], threads)
+    assert all(part.scored for part in found) and sum(part.scored for part in found) == 99
+    assert len(micro_batches([not_scored, not_scored], threads)) == 1
+
+
+def test_fit_names_a_sample_in_which_nothing_is_scored(tiny_model):
+    tiny_model.requires_grad_()
+    samples = [Sample((5, 6), (-100, 6)), Sample((5, 6), (-100, -100))]
+    with pytest.raises(ValueError, match="sample 1 has no token that is scored: every label is -100"):
+        ml.fit(tiny_model, samples, steps=1)
+
+
 def test_a_sample_prints_in_one_line_and_its_wordings_take_turns():
     sample = Sample(tuple(range(500)), (-100,) * 400 + (1,) * 100)
     assert repr(sample) == "Sample(500 tokens, 100 scored)"
