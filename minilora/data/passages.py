@@ -73,6 +73,10 @@ class Handbook:
                 scores[i] += gain
         return [self.passages[i] for i in sorted(range(len(scores)), key=lambda i: -scores[i])]
 
+    def has_words_of(self, messages: Sequence[Message]) -> bool:
+        """Whether any passage has a word of the last question or answer."""
+        return any(term in self.gains for message in messages[-2:] for term in terms(message["content"]))
+
     def right(self, messages: Sequence[Message]) -> Passage:
         """The passage with the answer of a conversation: the best match of the last question and answer together."""
         return self.ranked(" ".join(message["content"] for message in messages[-2:]))[0]

@@ -187,7 +187,7 @@ def prepare(
             passages |= right_passages(records, context, data, tokenizer, max_length)
         if without := [record.id for record in records if record.id not in passages]:
             raise ValueError(
-                f"{data}: record {without[0]} has no passage to quote: give the file of passages as context"
+                f"{data}: record {without[0]} has no passage to quote: name their file with --context FILE"
             )
         records = [record.closed_book() for record in records]
     elif context is not None:
@@ -300,12 +300,19 @@ def right_passages(
 ) -> dict[str, Passage]:
     """The right passage of a context for each record that has none already, by its id.
 
-    limit: the most tokens of a prompt with one. Raises ValueError for records that ask nothing, or for a label.
+    limit: the most tokens of a prompt with one. Raises ValueError for records that ask nothing, or for a label, and if
+    no record shares a word with a passage.
     """
     if any(record.text or record.label is not None for record in records):
         raise ValueError(f"{data}: a context is for questions with answers, not for texts or labels: leave it out")
     handbook = read_handbook(context, tokenizer, limit)
-    return {record.id: handbook.right(record.messages) for record in records if not record.context}
+    asked = [record for record in records if not record.context]
+    if strange := [record.id for record in asked if not handbook.has_words_of(record.messages)]:
+        share = f"{len(strange):,} of {len(asked):,} records share no word with any passage of {context}"
+        if len(strange) == len(asked):
+            raise ValueError(f"{data}: {share}: give the passages that have their answers")
+        log.warning(f"{data}: {share}, such as {strange[0]}: each is trained with a passage that is not about it")
+    return {record.id: handbook.right(record.messages) for record in asked}
 
 
 def _turned(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -104,6 +105,26 @@ def test_a_rows_own_passage_goes_before_that_of_the_context_and_an_empty_cell_is
     handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
     filled = with_passages(records, handbook, "a", tokenizer, 500)
     assert [record.context for record in filled[:2]] == ["Own.", TEXTS[0]] and filled[0] is records[0]
+
+
+def test_records_without_a_word_of_any_passage_are_named_and_refused_if_all_are(tmp_path, tokenizer, caplog):
+    rows = [
+        ROW,
+        {"q": "Why?", "a": "A heron."},
+        {"q": "Reeds?", "a": "So."},
+        {"q": "What is a zebra?", "a": "Striped."},
+    ]
+    handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
+    filled = with_passages(read_records(write(tmp_path / "a.jsonl", *rows)), handbook, "a", tokenizer, 500)
+    share = f"share no word with any passage of {handbook}"
+    assert f"a: 1 of 4 records {share}, such as line-4: each is trained" in caplog.text and len(filled) == 4
+    own = {**ROW, "context": "Own."}  # needs no passage
+    with pytest.raises(ValueError, match=f"b: 1 of 1 records {re.escape(share)}: give the passages"):
+        with_passages(read_records(write(tmp_path / "b.jsonl", own, rows[3])), handbook, "b", tokenizer, 500)
+    caplog.clear()
+    with_passages(read_records(write(tmp_path / "b.jsonl", own)), handbook, "b", tokenizer, 500)
+    with_passages(read_records(write(tmp_path / "b.jsonl", *rows[:3])), handbook, "b", tokenizer, 500)
+    assert not caplog.text
 
 
 def test_the_passage_goes_before_the_last_question_of_a_conversation(tmp_path):
