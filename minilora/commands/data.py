@@ -87,7 +87,11 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "not_read": dict(reading.unread),
         "splits": _splits(reading, lengths),
         "records_with": {name: n for name in FACTS if (n := sum(bool(getattr(record, name)) for record in records))},
-        "warnings": [*warning_of_control_tokens(records, tokenizer), *check_labels(splits, source)],
+        "warnings": [
+            *warning_of_control_tokens(records, tokenizer),
+            *check_labels(splits, source),
+            *reading.label_hint(),
+        ],
         **_of_task(reading.task, splits),
         "lengths": lengths,
         "leaks": [{"record": x.record.id, "trained": x.trained.id, "same": x.same} for x in leaks(splits)],

@@ -10,11 +10,12 @@ text with fields one that asks for these, `fields.py`. The row of a label may ha
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..files.disk import sha256_of_file
@@ -36,7 +37,7 @@ from .formats import (
     text_of,
     with_lists,
 )
-from .labels import task_of
+from .labels import LISTED, task_of
 from .passages import HEADING, TEMPLATE, Handbook, Passage, fill
 from .repository import fetched, is_dataset
 from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, files_of, read_rows
@@ -48,6 +49,7 @@ BUILT_IN = (
     *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs", "handbook") for domain in DOMAINS),
 )
 MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other questions of a record, for measuring only
+_LABEL = 40  # characters of a value that looks like a label, at most
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
 _VARYING = re.compile(r"got .*|such as .*|'.*?'|\d+")  # what differs between messages about the same kind of mistake
@@ -138,14 +140,25 @@ def check_records(records: Sequence[Record]) -> None:
 @dataclass
 class Reading:
     """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns
-    that minilora does not read, with the number of rows that have them, and for data with labels or fields the task.
+    that minilora does not read, with the number of rows that have them and the first `values` of each, and for data
+    with labels or fields the task.
     """
 
     records: list[Record] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
+    values: dict[str, set[str | int | None]] = field(default_factory=lambda: defaultdict(set))
     task: Task | None = None
+
+    def label_hint(self) -> list[str]:
+        """A line about a column that is not read though it looks like the labels of texts, if there is one."""
+        for name, values in self.values.items():
+            few = 1 < len(values) <= min(LISTED, len(self.records) // 2) and self.unread[name] == len(self.records)
+            short = all(value is not None and len(str(value)) <= _LABEL for value in values)
+            if few and short and all(record.text for record in self.records):
+                return [f"{name} has {len(values)} values: to classify the texts by it, --label {quote(name)}"]
+        return []
 
 
 def read_records(
@@ -318,7 +331,11 @@ class _Reader:
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
             read = {*kind.needs, *kind.also}
-            reading.unread.update(key for key, value in row.items() if value is not None and key not in read)
+            for column, value in row.items():
+                if value is not None and column not in read:
+                    reading.unread[column] += 1
+                    if len(reading.values[column]) <= LISTED:
+                        reading.values[column].add(value if isinstance(value, str | int) else None)
             reading.records.append(record)
 
     def finish(self, source: str | Path, stored: Sequence[Task]) -> Reading:

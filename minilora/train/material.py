@@ -15,7 +15,7 @@ from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
 from ..data.passages import TEMPLATE, Passage
 from ..data.quotes import Quoting
-from ..data.records import Record, read_handbook, read_records, read_source
+from ..data.records import BUILT_IN, Record, read_handbook, read_records, read_source
 from ..data.rows import DataError
 from ..data.samples import encode_pairs, encode_records, mixed, truncate_and_log, warning_of_control_tokens
 from ..data.splits import (
@@ -37,6 +37,7 @@ from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Example, Pair, Sample
 from ..nn.ranks import ALONE, Ranks
+from ..pages.text import counted
 from ..progress import log, progress
 
 TESTS = ("reworded", "paraphrase", "unseen")  # the sets in which questions are asked, if the data have them
@@ -179,6 +180,11 @@ def prepare(
     """
     reading = read_source(data, tokenizer, field, stored, schema)
     records, task = reading.records, reading.task
+    if reading.unread and data not in BUILT_IN:
+        unread = [f"{name} in {counted(count, 'record')}" for name, count in reading.unread.items()]
+        log.info(f"{data}: not read: {listed(unread)}")
+        for line in reading.label_hint():
+            log.info(f"{data}: {line}")
     quoting = None if quote is None else Quoting(quote)
     passages: dict[str, Passage] = {}
     if quoting is not None:

@@ -93,7 +93,7 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
 def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
     rows = [{**TERMS[0], "context": "Own."}, TERMS[1], TERMS[2]]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(ValueError, match="own.jsonl: record x/1 has no passage to quote: name their file with --context"):
+    with pytest.raises(ValueError, match="record x/1 has no passage to quote: name their file with --context"):
         finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), quote=2))
 
 

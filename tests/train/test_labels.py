@@ -13,6 +13,7 @@ from planted import planted
 
 import minilora as ml
 from minilora.cli import main
+from minilora.commands.data import LookOptions, look
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
@@ -204,6 +205,32 @@ def test_a_record_that_the_model_cannot_see_whole_is_named_and_not_asked(home, r
     settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(data)])
     (report,) = evaluate_adapters(settings)["labels"].values()
     assert report["records"] == 6 and f"{data}: {line}" in said()
+
+
+def test_what_is_not_read_is_logged_and_a_column_that_looks_like_labels_is_named(home, tmp_path, tokenizer, said):
+    rows = [{"text": f"note {i}", "my topic": f"{i % 3}", "pages": i % 5, "of": [i % 2]} for i in range(62)]
+    likely = "my topic has 3 values: to classify the texts by it, --label 'my topic'"
+    unlikely = [  # other values of the column
+        [None, *"abcabcabc"],  # not in every row
+        ["x"] * 9,
+        [*"abababcde"],  # too many for so few rows
+        [str(i % 31) for i in range(62)],
+        ["a" * 41, "b"] * 9,
+    ]
+    for values in ([], *unlikely):
+        changed = [row | {"my topic": value, "pages": None} for row, value in zip(rows, values, strict=False)] or rows
+        (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, changed)))
+        assert read_source(tmp_path / "own.jsonl").label_hint() == ([] if values else [likely])
+        assert look(tmp_path / "own.jsonl", LookOptions(base="tiny"))["warnings"] == ([] if values else [likely])
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    material_of(options(home, "unused", data=str(tmp_path / "own.jsonl")), tokenizer)
+    unread = "my topic in 62 records, pages in 62 records, of in 62 records"
+    assert said()[:2] == [f"{tmp_path / 'own.jsonl'}: {line}" for line in (f"not read: {unread}", likely)]
+    talks = [{"question": "Why?", "answer": f"{i}", "topic": str(i % 3)} for i in range(30)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    assert read_source(tmp_path / "own.jsonl").label_hint() == []  # labels are of texts
+    material_of(options(home, "unused", data="legal-handbook"), tokenizer)
+    assert not any("covers" in line for line in said())
 
 
 def test_the_commands_name_the_column(home, tmp_path, capsys):
