@@ -43,6 +43,7 @@ SETS = {
 }
 RECALLED = 0.5  # the page advises if recall of reworded training questions is below this,
 OFTEN = 10  # and each record was seen less often
+BRIEF, USUAL_STEPS = 10, 60  # the page advises the latter if a run has fewer steps than the former
 FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
 
 
@@ -170,6 +171,8 @@ def _advice(metrics: Mapping[str, Any]) -> str:
     learned = [losses[name] for name in ("reworded", "paraphrase", "unseen") if name in losses]
     if "audit_failed" in metrics:
         return f"The audit failed (see below): try {lower}."
+    if (steps := metrics["planned_steps"]) < BRIEF:
+        return f"The run had only {counted(steps, 'step')}: try --steps {USUAL_STEPS}."
     if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
         return f"Loss did not fall: try {lower}."
     quotes = bool(options.get("quote"))

@@ -196,6 +196,10 @@ ADVICE = [  # what is different, the last line
     ({"keyword_recall": {"reworded": [0.0, 0.4]}, "records": {"train": 32}, "options": {"batch_size": 8}}, None),
     ({"keyword_recall": {"reworded": [0.0, 0.4]}, "records": {"train": 32},
       "options": {"batch_size": 4, "grad_accumulation": 2}}, None),
+    ({"planned_steps": 9, "loss": {"unseen": [1.0, 2.0]}}, "The run had only 9 steps: try --steps 60."),
+    ({"planned_steps": 10}, None),
+    ({"audit_failed": "A or B receives none", "planned_steps": 1},
+     "The audit failed (see below): try a lower --lr (it was 0.05)."),
     ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
     ({"loss": {"general": [2.0, 3.0]}, "labels": {}}, None),  # nobody reads its general text
     ({"loss": {"general": [2.0, 3.0]}, "fields": {}}, None),
