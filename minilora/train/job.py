@@ -138,12 +138,16 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
 
 def rehearse(options: Options) -> dict[str, Any]:
     """Set a job up, take its first steps, and return what the whole job would take: the first entries of its metrics,
-    with the seconds of a step and the memory that is free. Nothing is written.
+    with the seconds of a step and the memory that is free. Nothing is written: if the job could not write its results,
+    a line says so.
 
-    Raises the errors of `finetune`.
+    Raises the other errors of `finetune`.
     """
     options = options.on_its_base()
-    RunFolder(options.folder, options.overwrite, options.resume).refuse()
+    try:
+        RunFolder(options.folder, options.overwrite, options.resume).refuse()
+    except ValueError as error:
+        log.warning("%s", error)
     job = _set_up(options, True, True, ALONE)
     trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
     with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:

@@ -113,7 +113,7 @@ def test_the_metrics_count_what_was_there(finished, home):
     assert [step for step, _ in metrics["validation_loss"]] == [2, 4, 6]
 
 
-def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, tmp_path):
+def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, tmp_path, caplog):
     chosen, metrics = finished
     found = rehearse(replace(chosen, out=str(tmp_path / "there" / "x")))
     same_there = ("records", "sampled_from", "planned_steps", "trainable_parameters", "total_parameters")
@@ -121,8 +121,10 @@ def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, t
     owners = [dict(each["peak_memory_bytes"]["by_owner"], program=0) for each in (found, metrics)]
     assert owners[0] == owners[1]
     assert found["seconds_per_step"] > 0 and os.listdir(tmp_path) == []
-    with pytest.raises(ValueError, match="holds a finished run"):
-        rehearse(chosen)
+    before = {path: path.read_bytes() for path in chosen.folder.rglob("*") if path.is_file()}
+    assert rehearse(chosen)["planned_steps"] == 6
+    assert caplog.messages[-1].startswith(f"{chosen.folder} holds a finished run: --overwrite")
+    assert {path: path.read_bytes() for path in chosen.folder.rglob("*") if path.is_file()} == before
     for free, words in ((None, []), (10**12, ["1,000,000 MB free"]), (1, ["too much; try a smaller", "--recompute"])):
         text = rehearsal(found | {"free_memory_bytes": free})
         assert all(word in " ".join(text.split()) for word in words) and ("free" in text) == bool(words)
