@@ -21,6 +21,7 @@ from typing import Any
 from ..files.disk import sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
+from ..progress import log
 from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
 from .formats import (
     CONTEXT,
@@ -40,7 +41,7 @@ from .formats import (
 from .labels import LISTED, task_of
 from .passages import HEADING, TEMPLATE, Handbook, Passage, fill
 from .repository import fetched, is_dataset
-from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, files_of, read_rows
+from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, EmptyFileError, files_of, read_rows
 
 DOMAINS = ("legal", "medical", "support", "finance")
 BUILT_IN = (
@@ -203,7 +204,13 @@ def read_source(
     reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found), stored)
     splits = Counter(places.values())
     for file, split in places.items():
-        reader.read(file, split, split if splits[split] == 1 else file.stem)
+        alone = splits[split] == 1
+        try:
+            reader.read(file, split, split if alone else file.stem)
+        except EmptyFileError as error:
+            if alone:
+                raise
+            log.warning("%s, and is left out", error)
     return reader.finish(source if is_dataset(source) else path_of(source), stored)
 
 

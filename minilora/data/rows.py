@@ -44,6 +44,10 @@ class DataError(ValueError):
     """A data file cannot be used. The message has a line for each kind of mistake: `file:line: reason`."""
 
 
+class EmptyFileError(DataError):
+    """A data file has no text."""
+
+
 def files_of(path: Path) -> dict[Path, str | None]:
     """The files of a source, each with its split: a folder has a train, valid and test file. None for a single file,
     and for each file of a folder of texts.
@@ -75,7 +79,7 @@ def files_of(path: Path) -> dict[Path, str | None]:
 def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     """The kind of a file, and its rows with their line numbers. A ValueError takes the place of an unreadable row.
 
-    A text file is one row, {"text": ...}. Raises DataError for a file that is not text.
+    A text file is one row, {"text": ...}. Raises DataError for a file that is not text, and EmptyFileError.
     """
     head = _head(path)
     if head.startswith(b"PAR1"):
@@ -87,7 +91,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         file.seek(0)
         start = _WRAPPED.match(file.read(_FIRST))
     if not first:
-        raise DataError(f"{path}: the file is empty")
+        raise EmptyFileError(f"{path}: the file is empty")
 
     def reading(rows: Callable[[TextIO], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
         with _opened(path, encoding) as file:

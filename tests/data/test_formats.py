@@ -448,6 +448,18 @@ def test_a_folder_of_texts_has_a_record_for_each_and_other_folders_have_none(tmp
     assert ", or has .txt and .md files alone, a text each; there are mail.eml, mail0" in message_of(tmp_path)
 
 
+def test_an_empty_file_of_a_folder_of_texts_is_left_out_and_one_that_is_a_split_is_refused(tmp_path, caplog):
+    (tmp_path / "b.md").write_text(" \n")
+    assert "b.md: the file is empty" in message_of(tmp_path)
+    for name, text in (("a.md", "One."), ("c.txt", "Two."), ("d.txt", "")):
+        (tmp_path / name).write_text(text)
+    assert [record.id for record in read_records(tmp_path)] == ["a", "c"]
+    assert caplog.messages == [f"{tmp_path / name}: the file is empty, and is left out" for name in ("b.md", "d.txt")]
+    (tmp_path / "train.txt").write_text("One.")
+    (tmp_path / "valid.txt").write_text("")
+    assert "valid.txt: the file is empty" in message_of(tmp_path)
+
+
 def test_columns_that_are_not_read_are_named_in_their_order_unless_they_are_empty(tmp_path):
     names = [f"column-{i}" for i in range(9)]
     table(tmp_path / "data.csv", [QA | dict.fromkeys(names, "x") | {"empty": ""}])
