@@ -303,6 +303,9 @@ def test_a_gradient_is_given_as_anything_that_has_the_tensors_shape(given):
     x.grad = given
     (x * 2).backward(given)
     np.testing.assert_array_equal(x.grad, [9, 9])
+    single = leaf(2, dtype=np.float32)
+    (single * single).backward([3.0, 3.0])
+    assert single.grad.dtype == np.float32
     x.grad = None
     x.sum().backward(2)
     np.testing.assert_array_equal(x.grad, [2, 2])

@@ -155,6 +155,10 @@ def test_zeros_that_take_no_memory_are_trained_as_any_others(optimizer, shape):
     layer.weight.grad = np.ones(layer.weight.shape, np.float32)
     optimizer(layer.trainable_parameters(), lr=0.5).step()
     assert np.abs(layer.weight.data + 0.5).max() < 1e-6
+    layer = ml.Linear(*shape, rng=None)
+    with ml.no_grad():
+        layer.weight -= 0.5
+    assert list(layer.trainable_parameters()) == ["weight"] and (layer.weight.data == -0.5).all()
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
