@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
     """A wheel, built from a copy of what it is made of. setuptools must be installed: nothing is downloaded."""
     pytest.importorskip("setuptools", "77", reason="needs setuptools 77 to build the wheel")
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "minilora_main.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in ("minilora", "lessons"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
@@ -49,21 +49,6 @@ def test_the_wheel_holds_every_file_that_the_package_reads(wheel):
     files = [path for path in (ROOT / "minilora").rglob("*") if path.suffix in kinds and "claims" not in path.parts]
     named = {path.relative_to(ROOT).as_posix() for path in files}
     assert "minilora/data/legal.jsonl" in named and named <= set(zipfile.ZipFile(wheel).namelist())
-
-
-def test_ctrl_c_while_the_package_is_imported_is_one_line(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    (script,) = [path.read_text("utf-8") for path in site.glob("*.dist-info/entry_points.txt")]
-    module, function = script.split("minilora = ")[1].split()[0].split(":")
-    start = f"import {module}, sys; sys.argv[1:] = ['--version']; sys.exit({module}.{function}())"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, site)))}
-    for status, said in ((0, ""), (130, "\nminilora: interrupted\n")):
-        done = subprocess.run(
-            [sys.executable, "-c", start], env=environment, capture_output=True, text=True, timeout=60
-        )
-        assert (done.returncode, done.stderr) == (status, said)
-        (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")  # as if Ctrl-C had come while it is imported
 
 
 def test_the_wheel_is_small_enough_for_a_browser(wheel):
