@@ -400,6 +400,8 @@ UNUSED = {"exclude_modules": ["q_prj"], "rank_pattern": {"q_prj": 2}, "alpha_pat
 
 @pytest.mark.parametrize("name", UNUSED)
 def test_a_pattern_that_matches_nothing_is_said(name, tiny_model, caplog):
+    unadapted = config(target_modules=["q_proj"], exclude_modules=["v_proj", "mlp"])  # these exist: nothing to say
+    assert plan_adapter(tiny_model, unadapted, "other") and not caplog.records
     add_adapter(tiny_model, config(**{name: UNUSED[name]}))
     assert [record.message for record in caplog.records] == [
         f"{name} 'q_prj' matches no module that gets an adapter, and changes nothing"
