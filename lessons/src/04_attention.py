@@ -287,8 +287,8 @@ equal = np.mean([1 / (t + 1) for t in range(1, 128)])
 print(f"with uniform weights it would be {equal:.3f}")
 
 # %% [markdown]
-# Nobody programmed a head to look at the token before. Training found this, because it lowers the loss. Of the
-# matrices that compute queries, keys and values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts those of
+# Nobody programmed a head to look at the token before. Training found this. Of the matrices that compute queries, keys
+# and values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts those of
 # queries and values in most of its experiments: `q_proj` and `v_proj`. Lesson 12 compares the choices.
 #
 # <details><summary>The same in PyTorch</summary>

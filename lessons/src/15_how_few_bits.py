@@ -162,10 +162,20 @@ for name, W in original.items():
     noise = rng.standard_normal(x.shape, np.float32)
     shares.append([error(W, change), error(noise @ W.T, noise @ change.T), error(x @ W.T, x @ change.T)])
 in_weights, with_noise, in_outputs = np.mean(shares, axis=0)
+fresh = ml.Llama(model.config, seed=0)
+of_fresh = watched(fresh)
+with ml.no_grad():
+    fresh(ids)
+untrained = [
+    error(of_fresh[name] @ p.data.T, of_fresh[name] @ rounded(p.data, LEVELS["NF4"], 64).T)
+    for name, p in fresh.named_parameters()
+    if name in original
+]
 centred = [z - z.mean(axis=-1, keepdims=True) for z in (logits, rough)]
 claim("error of the weights, in percent", 100 * in_weights, 0.8, 0.9)
 claim("error of a layer's outputs, random inputs, in percent", 100 * with_noise, 0.8, 0.9)
 claim("error of a layer's outputs, real inputs, in percent", 100 * in_outputs, 0.4, 0.55)
+claim("the same of a model that was not trained, in percent", 100 * np.mean(untrained), 0.8, 0.9)
 claim("error of the logits, in percent", 100 * error(*centred), 0.4, 1)
 claim(
     "most probable next tokens that stay the same, in percent",
@@ -177,8 +187,9 @@ claim(
 # %% [markdown]
 # On random inputs the share is the same. On real ones it is about half: training has made W respond strongly to the
 # inputs that occur, and the rounding error, which does not depend on these inputs, does not respond more strongly to
-# them. Through four blocks, the errors of all layers add up to about one percent of the logits. At a tenth of the
-# positions, another token becomes the most probable next one.
+# them. (The control: without training, the share on real inputs is that of the weights.) Through four blocks, the
+# errors of all layers add up to about one percent of the logits. At a tenth of the positions, another token becomes the
+# most probable next one.
 #
 # ## 4. How many bits before the loss breaks?
 #

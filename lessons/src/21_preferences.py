@@ -250,9 +250,9 @@ claim("general text: rise with beta 0.03, minus that with 1", forgot["DPO, beta 
 claim("general text: rise with DPO, beta 0.1, minus that with SFT", forgot["DPO, beta 0.1"] - forgot["SFT"], 0.3, 1.5)
 
 # %% [markdown]
-# With a small beta the model moves further from its reference, and forgets more. DPO forgets much more than SFT here,
-# because nothing tells it which text is good: it only knows what to avoid. We chose a high learning rate to see this
-# in 20 steps. In practice DPO follows SFT, and its rate is a tenth of SFT's or less.
+# With a small beta the model moves further from its reference, and forgets more. DPO forgets much more than SFT here. A
+# likely reason, which we have not tested: nothing tells it which text is good, it only knows what to avoid. We chose a
+# high learning rate to see this in 20 steps. In practice DPO follows SFT, and its rate is a tenth of SFT's or less.
 #
 # ## 7. What goes wrong
 #
