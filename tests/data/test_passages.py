@@ -108,12 +108,9 @@ def test_a_rows_own_passage_goes_before_that_of_the_context_and_an_empty_cell_is
 
 
 def test_records_without_a_word_of_any_passage_are_named_and_refused_if_all_are(tmp_path, tokenizer, caplog):
-    rows = [
-        ROW,
-        {"q": "Why?", "a": "A heron."},
-        {"q": "Reeds?", "a": "So."},
-        {"q": "What is a zebra?", "a": "Striped."},
-    ]
+    rows = [ROW, {"q": "Why?", "a": "A heron."}, {"q": "Reeds?", "a": "So."}]
+    said = zip(("user", "assistant") * 2, ("A heron?", "Yes.", "What is a zebra?", "Striped."), strict=True)
+    rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
     handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
     filled = with_passages(read_records(write(tmp_path / "a.jsonl", *rows)), handbook, "a", tokenizer, 500)
     share = f"share no word with any passage of {handbook}"

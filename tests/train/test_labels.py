@@ -200,8 +200,10 @@ def test_a_record_that_the_model_cannot_see_whole_is_named_and_not_asked(home, r
     line = f"1 of 7 records are not asked, since {why}: line-49; shorten them"
     assert said()[-1] == f"own: {line}" and material.checked.records == others and len(others) == 6
     material.checked = Labelled(LabelTask.of(["bill", "other"]), [long])
-    material.refuse_what_is_longer(1024, "own", tokenizer)
-    assert material.checked is None
+    (length,) = material.checked.lengths(tokenizer)
+    for limit in (length, length - 1):
+        material.refuse_what_is_longer(limit, "own", tokenizer)
+        assert (material.checked is None) == (limit < length)
     settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(data)])
     (report,) = evaluate_adapters(settings)["labels"].values()
     assert report["records"] == 6 and f"{data}: {line}" in said()
