@@ -286,8 +286,7 @@ class _Reader:
         check_field(field)
         self.tokenizer, self.field, self.schema = tokenizer, field, schema
         known = stored if schema is None else [schema]
-        elsewhere = {"fields", "label"}.intersection(field)  # where the answer is, if not in a column for each field
-        self.tasks = [task for task in known if isinstance(task, FieldTask) and not elsewhere]
+        self.tasks = [task for task in known if isinstance(task, FieldTask) and "label" not in field]
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows

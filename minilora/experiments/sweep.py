@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.formats import with_label
-from ..data.records import read_records, sha256_of_data
+from ..data.records import Record, read_source, sha256_of_data
 from ..data.splits import has_validation, split_records
 from ..engine.parallel import processors
 from ..files.disk import read_json, remove_folder, write_bytes, write_json
@@ -140,8 +140,7 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     bases = dict.fromkeys(one["base"] for one in settings)
     data = {one["data"]: one for one in settings}
     for name, one in data.items():
-        records = read_records(name, field=with_label(one["field"], one["label"]))
-        if not has_validation(records, partial(load_tokenizer, one["base"]), one["max_length"]):
+        if not has_validation(_records(one), partial(load_tokenizer, one["base"]), one["max_length"]):
             advice = 'use 10 records or more, or name some with "split": "validation"'
             raise ValueError(f"{name} has nothing for validation, by which trials are compared: {advice}")
     sources = dict.fromkeys([*data, *(name for one in settings for name in one.get("mix") or ())])
@@ -149,6 +148,12 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
         "base_sha256": {name: sha256_of_base(name) for name in bases},
         "data_sha256": {name: sha256_of_data(name) for name in sources},
     }
+
+
+def _records(setting: Mapping[str, Any]) -> list[Record]:
+    """The records of a setting's data."""
+    field = with_label(setting["field"], setting["label"])
+    return read_source(setting["data"], field=field, schema=setting["schema"]).records
 
 
 def _refuse_too_many(options: Sweep, settings: Sequence[Mapping[str, Any]]) -> None:
@@ -168,8 +173,7 @@ def _guess(setting: Mapping[str, Any]) -> float:
     if (steps := setting.get("steps")) is not None:
         seen = steps * setting["batch_size"] * setting["grad_accumulation"]
     else:
-        records = read_records(setting["data"], field=with_label(setting["field"], setting["label"]))
-        seen = setting["epochs"] * len(split_records(records)["train"])
+        seen = setting["epochs"] * len(split_records(_records(setting))["train"])
     return seen * (PER_RECORD + PER_BYTE * size)
 
 

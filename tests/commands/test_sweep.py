@@ -217,6 +217,15 @@ def test_inputs_that_are_not_there_are_one_line_and_nothing_is_written(flag, val
     assert value in refused(capsys, *quick(tiny_folder, flag, value)) and not sweeping.Path("s").exists()
 
 
+def test_fields_are_read_by_the_schema_that_is_given(tiny_folder, no_training, tmp_path):
+    rows = [json.dumps({"text": f"part {i}", "fields": {"part": str(i)}}) for i in range(10)]
+    (tmp_path / "forms.jsonl").write_text("\n".join(rows))
+    (tmp_path / "s.json").write_text('{"properties": {"part": {"type": "string"}}}')
+    command = quick(tiny_folder, "--data", "forms.jsonl", "--schema", "s.json")
+    assert status(*command) == 0 and len(no_training) == 1
+    assert sweeping._guess(no_training[0] | {"steps": None, "epochs": 1}) > 0  # by the records of an epoch
+
+
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 

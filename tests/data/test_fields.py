@@ -47,7 +47,7 @@ def test_rows_become_prompts_that_name_the_fields_and_json_in_the_order_of_the_s
 def test_the_schema_may_be_given_and_the_fields_be_json_in_a_table(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
     table = tmp_path / "own.csv"
-    table.write_text('body,json\n"a new one, 5","{""kind"": ""new"", ""price"": 5}"\n')
+    table.write_text('body,json,price,kind\n"a new one, 5","{""kind"": ""new"", ""price"": 5}",6,old\n')
     reading = read_source(table, field={"text": "body", "fields": "json"}, schema=tmp_path / "s.json")
     assert reading.records[0].messages[-1]["content"] == '{"item":null,"price":5,"kind":"new"}'
     assert reading.task.copied == ()  # one value is no evidence
@@ -58,10 +58,14 @@ def test_fields_in_columns_of_their_own_are_the_same_records(tmp_path):
     rows = [{"text": row["text"], **row["fields"]} for row in ROWS]
     apart = read_source(data(tmp_path / "own.jsonl", rows))
     assert (apart.records, apart.task, apart.unread) == (whole.records, whole.task, {})
+    both = [row | {"price": 0, "kind": "old"} for row in ROWS]
+    assert read_source(data(tmp_path / "both.jsonl", both)).records == whole.records
     (tmp_path / "own.schema.json").unlink()
     for stored in ([], [whole.task]):  # an adapter knows the columns that it was trained on
         reading = read_source(tmp_path / "own.jsonl", stored=stored)
         assert reading.task == (stored or [None])[0] and (reading.records == whole.records) == bool(stored)
+    labels = read_source(tmp_path / "own.jsonl", field={"label": "kind"}, stored=[whole.task])
+    assert labels.task.labels == ("new", "old")
 
 
 def test_cells_of_a_table_are_what_the_schema_says(tmp_path):

@@ -363,6 +363,7 @@ BROKEN = [  # a file, its content, part of the message
     ("a.jsonl", json.dumps({"chosen": ASKED, "rejected": [ASKED[0] | {"content": "x"}, ASKED[1]]}), "both answer one"),
     ("a.jsonl", json.dumps({"input": {"messages": ASKED[:1]}, "preferred_output": ASKED[1:]}), "a column rejected"),
     ("a.jsonl", json.dumps({"input": {}, "preferred_output": "y", "non_preferred_output": "z"}), "prompt must be a"),
+    ("a.jsonl", '{"instruction": "x", "input": {"messages": []}, "output": "y"}', "input must be a non-empty text"),
     ("a.jsonl", '{"prompt": "x", "completion": []}', "completion must be a text, or a list that ends with the assis"),
     ("a.jsonl", '{"prompt": "x", "completion": 5}', "completion must be a non-empty text, got 5"),
     ("a.csv", "q,a\nx\n", ":2: a must be a non-empty text, got nothing (an empty cell, or null): fill it, or del"),
@@ -509,7 +510,9 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
         {"messages": [turn | {"tool_calls": None} for turn in prompt + one]},  # as datasets writes it
     ]
     jsonl(tmp_path / "data.jsonl", forms)
-    records = read_records(tmp_path / "data.jsonl")
+    reading = read_source(tmp_path / "data.jsonl")
+    records = reading.records
+    assert "input" not in reading.unread
     assert [record.messages for record in records] == [(*prompt, *one)] * len(forms)
     assert [record.rejected for record in records] == [rejected] * 5 + [None] * 3
     jsonl(tmp_path / "data.jsonl", [{"good": whole["chosen"], "bad": whole["rejected"]}])

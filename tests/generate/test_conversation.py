@@ -266,10 +266,13 @@ def test_a_talk_saved_as_jsonl_can_be_trained_on(talk, tmp_path, system):
     assert list(record.messages) == (under(system, *turns) if system else said(*turns))
 
 
-def test_answers_are_learned_under_the_system_prompt_that_they_were_given_under(talk, tmp_path):
+def test_answers_are_learned_under_the_system_prompt_that_they_were_given_under(talk, model, tmp_path, monkeypatch):
     told = []
-    for talk.system in (None, "Be brief.", "Be brief.", "Be kind."):
+    monkeypatch.setattr(model.adapters["legal"], "data", {"system": "Be kind."})
+    for talk.system, choice in ((None, None), ("Be brief.", None), ("Be brief.", "legal"), (None, "legal")):
+        talk.choose(choice)
         told += ["x", answer(talk, "x")]
+    talk.choose(None)
     talk.save(tmp_path / "talk.jsonl")
     records = read_records(tmp_path / "talk.jsonl")
     for record, system, first, end in zip(records, (None, "Be brief.", "Be kind."), (0, 1, 3), (1, 3, 4), strict=True):
