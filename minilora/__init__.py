@@ -3,6 +3,7 @@
     import minilora as ml
     model, tokenizer = ml.load("smollm2")
     ml.add_adapter(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="legal", seed=0)
+    input_ids, labels = ml.collate(ml.encode_records(ml.read_records("legal")[:4], tokenizer))
     loss = ml.loss_and_grad(model, input_ids, labels)
 
 Models
@@ -46,7 +47,7 @@ Gradients
   GradientError      raised for the first gradient that is wrong: where, got, expected
 
 Data
-  read_records       the records of a file or folder (JSONL, JSON, CSV, TSV, text), of dicts, or of "legal" and its like
+  read_records       the records of a file or folder (JSONL, CSV, Parquet, text), of dicts, or of "legal" and its like
   split_records      records by split: train, validation, test
   encode_record      one conversation as a sample: token ids, and labels for the answers alone
   encode_records     the same for many records

@@ -62,7 +62,9 @@ class EvalOptions(Loading):
     )
     split: str | None = option(None, "measure this split alone (default: what finetune holds out)", choices=SPLITS)
     field: Mapping[str, str] | None = option(
-        None, "names of your columns, such as question=q (default: those of the adapter's training)"
+        None,
+        "names of your columns, such as question=q (default: those of the adapter's training)",
+        metavar="NAME=COLUMN",
     )
     label: str | None = option(None, LABEL, metavar="COLUMN")
     context: str | None = option(

@@ -46,7 +46,9 @@ class PredictOptions(Asking):
     )
     resume: bool = option(False, "continue the file of --out after the rows that it has")
     field: Mapping[str, str] | None = option(
-        None, "names of your columns, such as text=body (default: those of the adapter's training)"
+        None,
+        "names of your columns, such as text=body (default: those of the adapter's training)",
+        metavar="NAME=COLUMN",
     )
 
     def __post_init__(self):

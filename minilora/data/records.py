@@ -169,8 +169,8 @@ def read_records(
 ) -> list[Record]:
     """Read the records of a data set.
 
-    source: a file; a folder of train, valid and test files, or of texts; a name on huggingface.co (repository.py) or in
-        BUILT_IN; or rows as dicts, such as a list, a split of Hugging Face's `datasets`, or
+    source: a file; a folder of train, valid and test files, or of texts; a name on huggingface.co, or of data that come
+        with minilora, such as "legal"; or rows as dicts, such as a list, a split of Hugging Face's `datasets`, or
         `frame.to_dict("records")` of a DataFrame.
     tokenizer: if given, text that it cannot encode is reported too.
     field: names of columns: `{"question": "q"}` reads the column q as the question.

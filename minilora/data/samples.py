@@ -40,7 +40,7 @@ def encode_records(
     """Records as samples, in their order: `encode_record` of each, on all cores.
 
     phrasings: add the records' further phrasings, one of which each epoch takes.
-    max_length: texts are divided into samples of at most this many tokens; conversations stay whole, see `truncate`.
+    max_length: texts are divided into samples of at most this many tokens; conversations stay whole.
     """
     check_records(records)
     samples: list[Sample] = []

@@ -20,7 +20,8 @@ TEXT_RULE = "the last tenth of the text is for the test, the tenth before it for
 
 
 def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by split: "train", "validation", "test". Where none names a split, RULE decides.
+    """Records by split: "train", "validation", "test". Where none names a split, the fifth of every ten
+    is for validation and the tenth for the test.
 
     Raises DataError when nothing is left to train on.
     """

@@ -26,7 +26,7 @@ SHOTS = 8  # examples in the prompt of the base, at most
 BINS = 10  # of confidence
 KINDS = 5  # of texts, at most, whose accuracy is reported apart
 MAJORITY, CLASSIC = "majority class", "TF-IDF + logistic regression"
-MISSING = "needs pip install 'minilora[benchmarks]'"
+MISSING = "needs pip install scikit-learn"
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,10 @@ def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
 def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
     """The mean cross-entropy per scored token over all samples, in nats; of pairs DPO's loss per pair.
 
-    Raises ValueError for no samples, TypeError for a module that is no language model.
-
+    batch_size: samples computed at a time; it does not change the result, up to rounding.
     ranks: the processes that share the work; all of them must call this.
+
+    Raises ValueError for no samples, TypeError for a module that is no language model.
     """
     check_language_model(model, "mean_loss")
     if not samples:

@@ -31,6 +31,7 @@ def answer_all(
 ) -> list[str]:
     """The model's own answer to each record's question, by greedy decoding.
 
+    max_new_tokens: where an answer is cut off.
     ranks: the processes that share the work; all of them must call this.
     """
     check_records(records)

@@ -43,8 +43,8 @@ class Options:
     data: str = option(
         "legal",
         "legal, medical, support, finance, or one of these with -labels, -fields or -pairs; a .jsonl, .json, .csv, "
-        ".parquet, .txt or .md file; a folder of train, valid and test files, or of texts; a name on huggingface.co, "
-        "org/set or org/set:train",
+        ".tsv, .parquet, .txt or .md file; a folder of train, valid and test files, or of texts; a name on "
+        "huggingface.co, org/set or org/set:train",
         path=True,
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
@@ -137,7 +137,7 @@ class Options:
     strength: float | None = option(
         None,
         "adapter scale: after training, the update is multiplied by it; a lower one forgets less and recalls less "
-        "(default: 0.65; for labels and fields, with --adapter, DPO, DoRA or PiSSA 1)",
+        "(default: 0.65; for labels, fields and quotations, with --adapter, DPO, DoRA or PiSSA 1)",
         above=0,
         follows=("method", "adapter", "loss", "use_dora", "init_lora_weights"),
         **_LORA,

@@ -11,10 +11,10 @@ r (m + n) parameters per matrix of each adapter. Mapped adapters stay in their f
 
 from __future__ import annotations
 
+import argparse
 import gc
 import itertools
 import statistics
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -360,8 +360,10 @@ def _drawn_many(series: Mapping[tuple[str, bool], Sequence[Many]]) -> Any:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
     show_progress()
-    place = Path(sys.argv[1])
+    place = parser.parse_args().folder
     place.mkdir(parents=True, exist_ok=True)
     for path in itertools.chain(draw_growth(place), draw_many(place)):
         print(path)

@@ -130,7 +130,7 @@ def test_without_scikit_learn_the_row_says_how_to_get_it(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     report = HELD.report({"it": np.zeros((4, 3))})
-    assert report["rows"][1] == {"name": CLASSIC, "missing": MISSING} and "benchmarks" in MISSING
+    assert report["rows"][1] == {"name": CLASSIC, "missing": MISSING} and "scikit-learn" in MISSING
 
 
 def test_examples_are_of_every_label_in_turn():
