@@ -54,7 +54,7 @@ def adapter_parameters(shapes, r):
 # - **weights**: a trainable parameter takes 4 bytes, a frozen one takes `frozen_bytes`: 4 in float32, 2 in 16 bits, less
 #   if it is quantised;
 # - **gradients**: 4 bytes for each *trainable* parameter;
-# - **optimizer state**: the optimizer stores `moments` numbers of 4 bytes for each trainable parameter. Adam stores 2,
+# - **optimizer state**: the optimizer stores `moments` values of 4 bytes for each trainable parameter. Adam stores 2,
 #   SGD with momentum 1, AMSGrad 3.
 #
 # `r` is the rank of an adapter on *all linear layers*; with `r=None` there is no adapter, nothing is frozen and the
