@@ -17,7 +17,7 @@ from typing import Any
 
 from ..models.tokenizer import Message
 from .formats import check_field, listed, passage_of, prompt_of, rename
-from .rows import PARQUET, TABLES, TEXT_FILE, DataError, dialect_of, read_rows
+from .rows import PARQUET, TABLES, TEXT_FILE, DataError, EmptyFileError, dialect_of, read_rows
 
 JSON_LINES = ".jsonl"
 
@@ -92,11 +92,15 @@ class Rows:
         return self._line([_cell(row.get(name)) for name in self.columns])
 
     def done(self, path: Path, prompts: Sequence[Prompt]) -> int:
-        """How many rows a file has that was written before. Raises DataError unless they are the first of `prompts`,
-        with the same columns.
+        """How many rows a file has that was written before: none if it is empty, as a full disk leaves it. Raises
+        DataError unless they are the first of `prompts`, with the same columns.
         """
         count = 0
-        for count, (line, row) in enumerate(read_rows(path)[1], 1):
+        try:
+            rows = read_rows(path)[1]
+        except EmptyFileError:
+            return count
+        for count, (line, row) in enumerate(rows, 1):
             own = prompts[count - 1].row if count <= len(prompts) else {}
             if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
                 what = f"not row {count} of the file to predict for"
@@ -109,8 +113,8 @@ class Rows:
 
     def _line(self, cells: Sequence[str]) -> str:
         line = io.StringIO()
-        csv.writer(line, delimiter=self.comma or ",", lineterminator="\n").writerow(cells)
-        return line.getvalue()
+        csv.writer(line, delimiter=self.comma or ",").writerow(cells)  # it quotes what has a character of its "\r\n"
+        return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -107,19 +107,19 @@ class Labelled(Checked):
     def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """Accuracy, macro-F1, confusion, calibration, mistakes and baselines."""
         truth, labels = self.truth, self.task.labels
-        contenders: dict[str, np.ndarray | None] = {}
+        contenders: dict[str, np.ndarray | str] = {}
         if self.examples:
             contenders = {MAJORITY: majority(self), CLASSIC: classic(self)}
         contenders |= {name: label_probabilities(np.asarray(logprobs)) for name, logprobs in answers.items()}
-        known = {name: p for name, p in contenders.items() if p is not None}
+        known = {name: p for name, p in contenders.items() if not isinstance(p, str)}
         *_, subject = known
         chosen = {name: p.argmax(axis=1) for name, p in known.items()}
         kinds = _kinds(self.records)
         right = Resampled(np.array([each == truth for each in chosen.values()], float), np.ones(len(truth)), seed)
         rows: list[dict[str, Any]] = []
-        for name in contenders:
-            if name not in known:
-                rows.append({"name": name, "missing": MISSING})
+        for name, found in contenders.items():
+            if isinstance(found, str):
+                rows.append({"name": name, "missing": found})
                 continue
             k, hits = list(known).index(name), chosen[name] == truth
             bins = reliability(known[name].max(axis=1), hits)
@@ -175,21 +175,25 @@ def majority(held: Labelled) -> np.ndarray:
     return np.tile(counts / counts.sum(), (len(held.records), 1))
 
 
-def classic(held: Labelled) -> np.ndarray | None:
-    """TF-IDF of words and pairs of words, and logistic regression: (N, L). None without scikit-learn."""
+def classic(held: Labelled) -> np.ndarray | str:
+    """TF-IDF of words and pairs of words, and logistic regression: (N, L). Why there are none, where that is so."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
     except ImportError:
-        return None
-    known = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
-    )
+        return MISSING
+    truth = numbers(held.examples, held.task)
+    if len(np.unique(truth)) < 2:
+        return "the training records have one label"
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    known = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
     texts, tested = (
         [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)
     )
-    known.fit(texts, numbers(held.examples, held.task))
+    if not any(map(words.build_analyzer(), texts)):
+        return "the training texts have no words of two letters"
+    known.fit(texts, truth)
     p = np.zeros((len(held.records), len(held.task.labels)))
     p[:, known.classes_] = known.predict_proba(tested)
     return p

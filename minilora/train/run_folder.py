@@ -64,7 +64,14 @@ class RunFolder:
             )
             way = further if self.resume else "--overwrite replaces it; or choose another --out"
             raise ValueError(f"{self.path} holds a finished run: {way}")
-        if self.learned() and not self.resume:
+        if (learned := self.learned()) is None:
+            return
+        if not self._has_checkpoint():
+            raise ValueError(
+                f"{learned} holds the weights of a run that broke off and cannot be resumed: {_flag(learned)} "
+                f"{quote(str(learned))} trains them further, into another --out; --overwrite discards them"
+            )
+        if not self.resume:
             raise ValueError(
                 f"{self.partial} holds the weights of an interrupted run: --resume continues it, --overwrite discards "
                 "it; or choose another --out"
@@ -118,13 +125,15 @@ class RunFolder:
         if learned is None:
             remove_folder(self.partial)
         elif self.began:
-            way = "--adapter" if (learned / WEIGHTS_FILE).is_file() else "--base"
-            chat = f"minilora chat {way} {quote(str(learned))}"
+            chat = f"minilora chat {_flag(learned)} {quote(str(learned))}"
             log.info(f"the trained weights are in {learned}; talk to the model with: {chat}")
-            if (self.partial / CHECKPOINT / STATE_FILE).is_file():
+            if self._has_checkpoint():
                 flags = "--resume --overwrite" if self.overwrite else "--resume"
                 log.info(f"resume with: minilora finetune {flags} --out {quote(str(self.path))}")
         self._leave()
+
+    def _has_checkpoint(self) -> bool:
+        return (self.partial / CHECKPOINT / STATE_FILE).is_file()
 
     def _leave(self) -> None:
         with suppress(OSError):  # Windows does that in the next line
@@ -133,6 +142,11 @@ class RunFolder:
         with suppress(OSError):  # one of them holds something
             for path in self.made:
                 path.rmdir()
+
+
+def _flag(learned: Path) -> str:
+    """The flag that loads what a folder holds: an adapter or a whole model."""
+    return "--adapter" if (learned / WEIGHTS_FILE).is_file() else "--base"
 
 
 def _names(folder: Path) -> list[str]:

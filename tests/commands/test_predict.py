@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import minilora as ml
 from minilora.cli import main
@@ -16,7 +18,7 @@ from minilora.commands import predict as command
 from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
-from minilora.data.prompts import Rows, read_prompts
+from minilora.data.prompts import Prompt, Rows, read_prompts
 from minilora.data.quotes import Quoting
 from minilora.generate import labels
 from minilora.generate.answers import generate
@@ -294,6 +296,9 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     assert main([*out, "--resume"]) == 1 and "not row 1 of the file to predict for" in capsys.readouterr().err
     assert (tmp_path / f"part{suffix}").read_bytes() == whole
     assert main([*out, "--overwrite"]) == 0 and len(read(tmp_path / f"part{suffix}")) == 6
+    whole = (tmp_path / f"part{suffix}").read_bytes()
+    (tmp_path / f"part{suffix}").write_bytes(b"")  # as a full disk leaves it
+    assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
 
 
 def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsys):
@@ -456,6 +461,18 @@ def test_a_file_without_a_prompt_is_refused(tmp_path, content, said):
     (tmp_path / "in.jsonl").write_text(content)
     with pytest.raises(ml.DataError, match=said):
         read_prompts(tmp_path / "in.jsonl")
+
+
+@given(
+    st.lists(st.text('ab\r\n",;\t ', max_size=5), min_size=1, max_size=3), st.sampled_from([".csv", ".tsv", ".jsonl"])
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_rows_that_were_written_are_read_again_whatever_is_in_a_cell(tmp_path, cells, suffix):
+    rows, out = Rows(suffix, ["text", "b"]), tmp_path / f"out{suffix}"
+    prompts = [Prompt("", {"text": cell, "b": "x"}) for cell in cells]
+    text = rows.heading() + "".join(rows.text(prompt.row) for prompt in prompts)
+    out.write_text(text, encoding="utf-8", newline="")
+    assert rows.done(out, prompts) == len(prompts) and not text.endswith("\r\n")
 
 
 def test_a_table_holds_lists_as_json_and_nothing_as_an_empty_cell():

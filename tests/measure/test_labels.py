@@ -133,6 +133,20 @@ def test_without_scikit_learn_the_row_says_how_to_get_it(monkeypatch):
     assert report["rows"][1] == {"name": CLASSIC, "missing": MISSING} and "scikit-learn" in MISSING
 
 
+@pytest.mark.parametrize(
+    ("train", "why"),
+    [
+        ([("red one", "a"), ("blue", "a")], "the training records have one label"),
+        ([("1", "a"), ("2", "b"), ("\U0001f600", "c")], "the training texts have no words of two letters"),
+    ],
+)
+def test_a_baseline_that_cannot_be_trained_says_why_in_its_row(train, why):
+    pytest.importorskip("sklearn", reason="needs pip install '.[benchmarks]'")
+    report = Labelled(TASK, HELD.records, records(*train)).report({"it": np.zeros((4, 3))})
+    assert report["rows"][1] == {"name": CLASSIC, "missing": why} and [*report["rows"][2:]] != []
+    assert why in "\n".join(label_lines(report))
+
+
 def test_examples_are_of_every_label_in_turn():
     assert [r.id for r in few_shot(TRAIN, 5)] == ["r0", "r2", "r4", "r1", "r5"]
     assert few_shot(TRAIN, 0) == [] and len(few_shot(TRAIN, 99)) == len(TRAIN)

@@ -1,6 +1,7 @@
 """A run's folder is one unit: it appears whole or not at all, and nothing that stands there is lost unasked."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -130,6 +131,8 @@ def test_where_nothing_was_learned_nothing_stays(tmp_path, said):
 def interrupted(tmp_path):
     with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "x") as place:
         fill(place, "half")
+        (place.partial / "checkpoint").mkdir()
+        (place.partial / "checkpoint" / "state.json").write_text("{}")
         raise KeyboardInterrupt
     return tmp_path / "x"
 
@@ -141,13 +144,28 @@ def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
         assert list(place.partial.iterdir()) == []
 
 
+@pytest.mark.parametrize(("file", "flag"), [("adapter_model.safetensors", "adapter"), ("model.safetensors", "base")])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_a_checkpoint_is_not_said_to_be_resumable(interrupted, file, flag, resume):
+    partial = interrupted.with_name("x.partial")
+    (partial / "checkpoint" / "state.json").unlink()
+    (partial / "adapter_model.safetensors").rename(partial / file)
+    before = tree(partial)
+    way = f"--{flag} {partial} trains them further, into another --out; --overwrite discards them"
+    why = f"broke off and cannot be resumed: {re.escape(way)}$"
+    with pytest.raises(ValueError, match=why), RunFolder(interrupted, resume=resume):
+        pytest.fail("it began")
+    assert tree(partial) == before
+
+
 def test_what_a_killed_job_was_writing_is_removed_and_the_rest_is_not(interrupted):
     partial = interrupted.with_name("x.partial")
     for name in (".metrics.json.12345678.partial", ".checkpoint.12345678.partial/state.json"):
         (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_text("half")
     with RunFolder(interrupted, resume=True) as place:
-        assert set(tree(place.partial)) == {"adapter_model.safetensors", "metrics.json"}
+        left = {"adapter_model.safetensors", "metrics.json", "checkpoint", "checkpoint/state.json"}
+        assert set(tree(place.partial)) == left
 
 
 def test_a_second_job_is_refused_and_the_first_is_not_disturbed(tmp_path):
