@@ -134,7 +134,7 @@ class Talk:
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
         self.asked, self.known, self.read = 0, PrefixCache(), ReadPassages()
-        self.quoted: tuple[tuple[str, str], Quotation] | None = None  # the last question, who was asked, and the answer
+        self.quoted: tuple[tuple[str, Choice, str | None], Quotation] | None = None  # what was asked last, the answer
         self.choose(None)
         self.clear()
 
@@ -247,9 +247,8 @@ class Talk:
         quoting = quoting_of(self.model, choice)
         if self.handbook is None or quoting is None:
             return None
-        asked, active = (question, name_of(choice)), choice == self.choice
+        asked, active = (question, choice, system := self.system_for(choice)), choice == self.choice
         if self.quoted is None or self.quoted[0] != asked:
-            system = self.system_for(choice)
             found = quote(
                 self.model, self.tokenizer, quoting, question, self.handbook, system, not active, choice, self.read
             )

@@ -337,6 +337,13 @@ def test_borders_and_numbers_are_those_of_the_text(text):
     assert all(part and part == part.strip() for part in parts if is_copy(part, text))
 
 
+@given(st.from_regex(re.compile(r"[1-9]\d{0,20}(\.\d{1,9})?", re.ASCII), fullmatch=True))
+def test_a_number_is_found_whole_or_not_at_all(number):
+    before, _, after = number.partition(".")
+    found = [float(number)] if len(before) <= 15 and len(after) <= 6 else []
+    assert numbers_in(f"order {number}, paid on 2.3.24") == [*found, 2.3, 24]
+
+
 def test_kinds_are_those_of_json_schema():
     kinds = {None: "null", True: "boolean", 0: "integer", 5.0: "integer", 0.5: "number", "x": "string"}
     assert {value: kind_of(value) for value in kinds} == kinds and kind_of([]) == "array" and kind_of({}) == "object"
