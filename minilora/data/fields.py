@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ _PIECE = re.compile(  # of a pattern; `re` warns of [[ and of doubled signs with
 )
 _TIMES = re.compile(r"\{(\d{1,3})\}")
 LONGEST = 1000  # characters that a pattern may ask for
+LARGEST = 1 << 15  # size of a schema, as `Field.size` counts it
 _CLASSES = {"d": "0-9", "w": "0-9A-Za-z_"}
 
 
@@ -120,6 +122,21 @@ class Field:
         found |= {"items": self.items.rule()} if self.items else {}
         return found | ({"pattern": self.pattern} if self.pattern else {})
 
+    def size(self) -> int:
+        """About the nodes of an automaton for the values: a byte of a choice counts once, a character of a pattern
+        twice, any other type as 30, and a list's members twice.
+        """
+        if self.choices:
+            return sum(len(choice.encode()) for choice in self.choices)
+        members = 2 * self.items.size() if self.items else 0
+        return 30 * len(self.kinds) + 2 * len(characters_of(self.pattern)) + members
+
+    def least(self) -> int:
+        """The bytes that a value has at least, as JSON."""
+        of_kind = {"null": 4, "boolean": 4, "array": 2, "string": 2 + len(characters_of(self.pattern))}
+        choices = [len(choice.encode()) for choice in self.choices]
+        return min(choices or [of_kind.get(kind, 1) for kind in self.kinds])
+
     def read(self, cell: Any) -> Any:
         """The value in a cell of a table, where numbers, booleans and lists are texts and an empty one is None."""
         if cell is None and self.kinds == ("array",):
@@ -171,7 +188,14 @@ class FieldTask(Asking):
             raise ValueError("the schema needs properties: an object with at least one field")
         if not isinstance(definitions := schema.get("$defs", {}), dict):
             raise ValueError(f"$defs must be an object of rules, got {definitions!r:.80}")
-        fields = tuple(Field.of(name, rule, definitions) for name, rule in rules.items())
+        fields, size = [], 0
+        for name, rule in rules.items():
+            fields.append(Field.of(name, rule, definitions))
+            if (size := size + len(name.encode()) + fields[-1].size()) > LARGEST:
+                counted = (
+                    f"{LARGEST:,} characters of names, choices and patterns (those of a pattern or list count twice)"
+                )
+                raise ValueError(f"the schema is too large: it allows more than {counted}: use fewer or shorter ones")
         if not isinstance(required := schema.get("required", []), list):
             raise ValueError(f"required must be a list of names, got {required!r}")
         if unknown := [name for name in required if name not in [*rules]]:
@@ -182,7 +206,7 @@ class FieldTask(Asking):
             else field.name
             for field in fields
         ]
-        return cls(fields, f"Extract these fields as JSON: {', '.join(named)}.\n\nMessage: {TEXT}")
+        return cls(tuple(fields), f"Extract these fields as JSON: {', '.join(named)}.\n\nMessage: {TEXT}")
 
     @classmethod
     def stored(cls, data: Mapping[str, Any]) -> FieldTask | None:
@@ -202,6 +226,10 @@ class FieldTask(Asking):
         """The JSON Schema."""
         rules = {field.name: field.rule() for field in self.fields}
         return {"type": "object", "properties": rules, "required": list(rules), "additionalProperties": False}
+
+    def least(self) -> int:
+        """The bytes that an answer has at least."""
+        return 1 + sum(len(as_json(field.name).encode()) + 2 + field.least() for field in self.fields)
 
     def gathered(self, row: Any) -> Any:
         """A row that has a column for each field that may not be missing, with all fields in one column `fields`; any
@@ -325,9 +353,7 @@ def characters_of(pattern: Any, name: str = "pattern") -> list[frozenset[str]]:
         group, escaped, plain = piece.groups()
         if group or escaped in _CLASSES:
             group = re.sub(r"\\([dw])", lambda found: _CLASSES[found[1]], group or f"\\{escaped}")
-            allowed: frozenset[str] = frozenset()
-            with suppress(re.error):  # such as [z-a], which allows nothing
-                allowed = frozenset(c for c in map(chr, range(32, 127)) if re.fullmatch(f"[{group}]", c))
+            allowed = _class(group)
         else:
             allowed = frozenset(escaped or plain)
         at = piece.end()
@@ -338,6 +364,14 @@ def characters_of(pattern: Any, name: str = "pattern") -> list[frozenset[str]]:
         like = f"up to {LONGEST} characters and classes such as [A-Z] and \\d, each with {{n}} or not, between ^ and $"
         raise ValueError(f"{name}: the pattern {pattern!r:.80} is not supported; supported: {like}")
     return places
+
+
+@lru_cache(maxsize=LONGEST)
+def _class(group: str) -> frozenset[str]:
+    """The printable characters of ASCII that a class allows; none for one such as [z-a]."""
+    with suppress(re.error):
+        return frozenset(re.findall(f"[{group}]", "".join(map(chr, range(32, 127)))))
+    return frozenset()
 
 
 def read_schema(path: str | Path) -> FieldTask:

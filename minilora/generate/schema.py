@@ -40,6 +40,9 @@ _WIDE = (  # the first bytes of a character of two bytes and more, and those tha
     (range(0xF4, 0xF5), [frozenset(range(0x80, 0x90)), _AFTER, _AFTER]),
 )
 
+_ONE = [frozenset([byte]) for byte in range(256)]  # shared by all edges
+KEPT = 1 << 22  # ids of allowed tokens that a language keeps, at most: 32 MiB
+
 State = frozenset[int]  # the nodes at which one may be
 Way = Callable[[int], int]  # adds a part of the language after a node, and returns the node at its end
 
@@ -87,7 +90,7 @@ class Language:
     def literal(self, text: str, start: int) -> int:
         """Exactly this text."""
         for byte in text.encode():
-            start = self.one_of([byte], start)
+            start = self.one_of(_ONE[byte], start)
         return start
 
     def either(self, ways: Iterable[Way], start: int) -> int:
@@ -160,12 +163,22 @@ class Language:
         start = self.one_of(b'"', start)
         if pattern:
             for allowed in characters_of(pattern):
-                start = self.either([partial(self.literal, as_json(one)[1:-1]) for one in sorted(allowed)], start)
+                start = self._one_character(allowed, start)
         elif text is not None and text.strip():
             start = self._copy(text.rstrip(), start)  # no word follows the last
         else:
             start = self.many(self._character, start)
         return self.one_of(b'"', start)
+
+    def _one_character(self, allowed: frozenset[str], start: int) -> int:
+        """One of these characters, of which several are a class: ASCII from the space to `~`."""
+        if len(allowed) == 1:
+            return self.literal(as_json(*allowed)[1:-1], start)
+        plain, escaped = _bytes_of(allowed)
+        end = self.one_of(plain, start)
+        if escaped:
+            self.edges[self.one_of(b"\\", start)].append((escaped, end))
+        return end
 
     def _character(self, start: int) -> int:
         """One character of a JSON string: itself, or a backslash and what stands for it."""
@@ -237,6 +250,21 @@ class Language:
         return min(self.distance[node] for node in state)
 
 
+@lru_cache(maxsize=256)
+def _bytes_of(allowed: frozenset[str]) -> tuple[frozenset[int], frozenset[int]]:
+    """The bytes of a class that stand for themselves in a JSON string, and those after a backslash: shared by edges."""
+    found = frozenset(map(ord, allowed))
+    return found & _PLAIN, found - _PLAIN
+
+
+def check_room(least: int, tokens: int) -> None:
+    """Raise ValueError if the shortest answer, of `least` bytes, may need more than these tokens."""
+    if least > tokens:
+        raise ValueError(
+            f"an answer under this schema may need {least:,} tokens, one for each byte, and has {tokens:,}: allow more"
+        )
+
+
 class Vocabulary:
     """The bytes of a model's tokens, sorted so that those with the same beginning are next to each other.
 
@@ -249,7 +277,7 @@ class Vocabulary:
         pairs = sorted((word, i) for i, word in self.bytes_of.items())
         self.words, self.ids = [word for word, _ in pairs], [i for _, i in pairs]
         plain = [_PLAIN.issuperset(word) for word in self.words]
-        self.plain = np.array([i for i, is_plain in zip(self.ids, plain, strict=True) if is_plain], int)
+        self.plain = np.array([i for i, is_plain in zip(self.ids, plain, strict=True) if is_plain], np.int32)
         self.others = [word for word, is_plain in zip(self.words, plain, strict=True) if not is_plain]
         self.other_ids = [i for i, is_plain in zip(self.ids, plain, strict=True) if not is_plain]
 
@@ -272,7 +300,7 @@ class Guide:
 
     @property
     def least(self) -> int:
-        """The tokens that are enough for what is left of the shortest answer."""
+        """The bytes that are left of the shortest answer: as many tokens are enough for it."""
         return int(self.language.to_end(self.place))
 
     def take(self, token: int) -> None:
@@ -283,9 +311,12 @@ class Guide:
 
     def allowed(self, left: int) -> np.ndarray:
         """The ids of the tokens that may come next, if `left` tokens may come, and the end token after them."""
-        if self.place not in self.language.tokens:
-            self.language.tokens[self.place] = self._tokens()
-        ids, to_end = self.language.tokens[self.place]
+        known = self.language.tokens
+        if self.place not in known:
+            if sum(len(ids) for ids, _ in known.values()) > KEPT:
+                known.clear()
+            known[self.place] = self._tokens()
+        ids, to_end = known[self.place]
         in_time = to_end < left
         self.hurried |= not in_time.all()
         return ids[in_time] if self.hurried else ids
@@ -294,7 +325,7 @@ class Guide:
         """The tokens that lead on from this state, and for each the distance from there to the end."""
         language, vocabulary = self.language, self.vocabulary
         if language.end in self.place:
-            return np.array([vocabulary.eos]), np.zeros(1)
+            return np.array([vocabulary.eos], np.int32), np.zeros(1, np.float32)
         ids: list[int] = []
         to_end: list[float] = []
         words, numbers, inside = vocabulary.words, vocabulary.ids, language.after(self.place).get(ord("a"), self.place)
@@ -317,6 +348,6 @@ class Guide:
                     if start < stop:
                         found.append((moves[byte], longer, start, stop))
         if not loops:
-            return np.array(ids, int), np.array(to_end)
+            return np.array(ids, np.int32), np.array(to_end, np.float32)
         same = np.full(len(vocabulary.plain), language.to_end(inside))
-        return np.concatenate([vocabulary.plain, np.array(ids, int)]), np.concatenate([same, to_end])
+        return np.append(vocabulary.plain, np.array(ids, np.int32)), np.append(same, to_end).astype(np.float32)

@@ -27,7 +27,7 @@ from ..models.tokenizer import Message, Tokenizer, check_tokenizer
 from ..nn.cache import STEP, KVCache
 from ..nn.language_model import LanguageModel, check_language_model
 from .prefix_cache import PrefixCache
-from .schema import Guide
+from .schema import Guide, check_room
 
 LogProb = tuple[int, float]  # a token's id, and its log-probability
 
@@ -242,9 +242,8 @@ class Streams:
         if length + max_new_tokens > limit:
             both = f"{length} tokens and an answer of {max_new_tokens}"
             raise ValueError(f"{both} are more than the {limit} the model can see")
-        if guide is not None and guide.least > max_new_tokens:
-            needed = f"an answer under this schema may need {guide.least} tokens"
-            raise ValueError(f"{needed}, and has {max_new_tokens}: allow more")
+        if guide is not None:
+            check_room(guide.least, max_new_tokens)
         rng = np.random.default_rng(seed)
         answer = Answer(
             self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide,

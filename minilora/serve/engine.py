@@ -29,6 +29,7 @@ from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
 from ..generate.prefix_cache import PrefixCache, ReadPassages
 from ..generate.quotes import read
+from ..generate.schema import check_room
 from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
@@ -155,10 +156,12 @@ class Engine:
         if isinstance(task, LabelTask):
             return self._label(request, task, tell)
         text = "" if isinstance(messages, str) else messages[-1]["content"]
-        schema = task or request.schema
+        schema, limit = task or request.schema, request.limit or MAX_NEW_TOKENS
+        if schema is not None:
+            check_room(schema.least(), limit)  # before an automaton is built
         guide = None if schema is None else guide_of(schema, self.tokenizer, text)
         answer = self.streams.add(
-            self.asked(request), request.choice, request.limit or MAX_NEW_TOKENS, request.temperature, request.top_p,
+            self.asked(request), request.choice, limit, request.temperature, request.top_p,
             request.seed, request.stop, raw=isinstance(messages, str), guide=guide, top_logprobs=request.top_logprobs,
         )  # fmt: skip
         self.jobs[request] = Job(answer, tell)

@@ -46,7 +46,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 MAX_ANSWERS = 16
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 200
-MAX_SCHEMA = 1 << 16  # characters, which the engine reads in half a second
+MAX_SCHEMA = 1 << 16  # characters; `FieldTask.of` limits what they stand for
 
 
 class ApiError(Exception):

@@ -228,6 +228,19 @@ def test_what_is_stored_is_checked():
                 0,
             )
         ),
+        *(
+            ({"properties": {f"a{i}": {"$ref": "#/$defs/A"} for i in range(40)}, "$defs": {"A": rule}}, "is too large")
+            for rule in (
+                {"enum": ["x" * 99, "y" * 999]},
+                {"type": ["string", "null"], "pattern": "^[ -~]{999}$"},
+                {"type": "array", "items": {"type": "string", "pattern": "^a{400}$"}},
+            )
+        ),
+        (
+            {"properties": {f"a{i}": {"type": ["string", "number", "integer", "boolean"]} for i in range(400)}},
+            "the schema is too large: it allows more than 32,768 characters of names, choices and patterns",
+        ),
+        ({"properties": {"a" * 32768: {"type": "string"}}}, "is too large"),
         ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, "'b' is required and is none of the properties"),
         ({"properties": {"a": {"type": "string"}}, "required": [["a"]]}, "is required and is none of the properties"),
         ({"properties": {"a": {"type": "string"}}, "required": True}, "required must be a list of names, got True"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from functools import cache
 
 import numpy as np
@@ -102,6 +103,48 @@ def test_every_string_can_be_answered_letter_by_letter(text, copied):
     assert guide.allowed(1).tolist() == [tiny().eos_id] and not guide.hurried
 
 
+@pytest.mark.parametrize("pattern", ["^[ -~]{2}$", '^[a"]$', r'^["\\\\]$', "^[b-d]$", "^\u00e9$", '^"$', r"^[\w.]$"])
+def test_a_pattern_allows_the_characters_of_its_class_and_no_others(pattern):
+    language = Language.of(FieldTask.of({"properties": {"x": {"type": "string", "pattern": pattern}}}))
+    for character in [*map(chr, range(32, 127)), "\u00e9", "\u20ac"]:
+        value, state = character * (1 + ("{2}" in pattern)), language.state([0])
+        for byte in json.dumps({"x": value}, ensure_ascii=False, separators=(",", ":")).encode():
+            state = language.after(state).get(byte, frozenset())
+        assert (language.end in state) == (re.fullmatch(pattern, value, re.ASCII) is not None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shortest"),
+    [
+        ({"type": "string"}, '""'), ({"type": ["string", "null"], "pattern": "^[a-c]{9}$"}, "null"),
+        ({"type": "string", "pattern": "^[ -~]{400}x$"}, f'"{"a" * 400}x"'), ({"type": "boolean"}, "true"),
+        ({"type": ["boolean", "number"]}, "1"), ({"type": "integer"}, "1"), ({"enum": ["abc", "\u00e9"]}, '"\u00e9"'),
+        ({"type": "array", "items": {"type": "string", "pattern": "^a{99}$"}}, "[]"),
+    ],
+)  # fmt: skip
+def test_size_and_shortest_answer_are_known_before_the_automaton_is_built(rule, shortest):
+    task = FieldTask.of({"properties": {"x\u00e9": rule, "y": {"type": "string"}}})
+    language = Language.of(task)
+    least = len(f'{{"x\u00e9":{shortest},"y":""}}'.encode())
+    assert task.least() == Guide(language, vocabulary_of(tiny())).least == least
+    assert len(language.edges) < 2 * sum(len(field.name) + field.size() for field in task.fields)
+
+
+def test_few_of_the_tokens_that_states_allow_are_kept(monkeypatch):
+    task = FieldTask.of({"properties": {"x": {"type": "string", "pattern": "^[a-z]{300}$"}}})
+    ids, kept = tiny().encode(task.answer({"x": "ab" * 150})), []
+    for limit in (10**9, 5000):
+        monkeypatch.setattr(sys.modules[Guide.__module__], "KEPT", limit)
+        guide = Guide(Language.of(task), vocabulary_of(tiny()))
+        allowed = []
+        for token in ids:
+            allowed.append(guide.allowed(1000).tolist())
+            guide.take(token)
+            kept.append(sum(len(found) for found, _ in guide.language.tokens.values()))
+        assert all(token in some for token, some in zip(ids, allowed, strict=True))
+    assert max(kept[len(ids) :]) <= 5000 + max(map(len, allowed)) < max(kept)
+
+
 @pytest.mark.parametrize("value", [0, -1, 12.5, 1200, -0.001, 999999999999999, True, False, None])
 def test_numbers_and_truths_are_those_of_json(value):
     task = FieldTask.of({"properties": {"x": {"type": ["number", "boolean", "null"]}}})
@@ -156,7 +199,7 @@ def test_a_batch_of_a_model_gives_objects_that_fit(talker, tokenizer, copied):
         assert not copied or values["x"] is None or values["x"] in text
     least = len('{"x":"","n":1,"k":[]}' if not copied else '{"x":"7","n":7,"k":[]}')
     streams, guide = ml.Streams(talker, tokenizer), guide_of(task, tokenizer, "7")
-    with pytest.raises(ValueError, match=f"may need {least} tokens, and has {least - 1}: allow more$"):
+    with pytest.raises(ValueError, match=f"may need {least} tokens, one for each byte, and has {least - 1}: allow"):
         streams.add("x", max_new_tokens=least - 1, guide=guide)
     assert streams.add("x", max_new_tokens=least, guide=guide)
 

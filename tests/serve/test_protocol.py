@@ -121,6 +121,22 @@ def test_who_answers(model, choice):
             "response_format",
             "a schema of at most 65,536 characters",
         ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {
+                        "schema": {
+                            "properties": {
+                                f"{i}": {"type": ["string", "null"], "pattern": "^[ -~]{999}$"} for i in range(20)
+                            }
+                        }
+                    },
+                }
+            },
+            "response_format",
+            "response_format: the schema is too large",
+        ),
         ({"temprature": 0.5}, "temprature", "did you mean temperature?"),
         ({"x" * 99_999: 1}, "x" * 77 + "...", "unknown field 'xxx"),
         (
