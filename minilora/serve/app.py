@@ -75,9 +75,9 @@ class App:
         return json_response({"status": "ok", "models": len(self.engine.versions), **self.engine.state()})
 
     async def get_models(self, request: HttpRequest) -> Response:
-        """Everything that can answer, the base first."""
+        """Everything that can answer, the base first; an addition is `max_tokens`, of an answer by default."""
         entries = [version.entry() for version in self.engine.versions.values()]
-        return json_response({"object": "list", "data": entries})
+        return json_response({"object": "list", "data": entries, "max_tokens": self.default_limit})
 
     async def get_model(self, request: HttpRequest) -> Response:
         """One of them."""

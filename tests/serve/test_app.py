@@ -513,8 +513,9 @@ def test_the_page_asks_no_other_host_and_runs_nothing_else(server):
 
 
 def test_models_are_listed_with_their_size(client, loaded):
-    models = {entry.id: entry for entry in client.models.list()}
-    assert list(models) == ["base", "legal", "support"]
+    found = client.models.list()
+    models = {entry.id: entry for entry in found}
+    assert list(models) == ["base", "legal", "support"] and found.max_tokens == 16
     assert client.models.retrieve("legal") == models["legal"]
     assert models["legal"].size_bytes == sum(a.nbytes for a in ml.adapter_state(loaded[0], "legal").values())
     assert models["base"].size_bytes > models["legal"].size_bytes

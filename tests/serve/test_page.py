@@ -241,6 +241,7 @@ def test_the_next_question_continues_the_conversation_until_a_new_one_begins(pag
         said = bodies[name]["messages"]
         assert [message["content"] for message in said if message["role"] == "user"] == questions
         assert said[1]["role"] == "assistant" and said[1]["content"].split() == first[name].split()
+        assert bodies[name]["max_tokens"] == 64  # the server's default: that much is free for the answer
     page.get_by_role("button", name="New conversation").click()
     assert not page.locator("article").count()
     ask(page, "hello")
