@@ -82,6 +82,7 @@ class Answer:
     top_logprobs: int | None = None
     logprobs: list[tuple[LogProb, list[LogProb]]] = field(default_factory=list, repr=False)
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
+    settled: tuple[int, str] = field(default=(0, ""), repr=False)  # tokens whose text no later one changes, and it
 
     @property
     def prompt_tokens(self) -> int:
@@ -113,7 +114,10 @@ class Answer:
             self.finish("length" if self.guide is not None and self.guide.hurried else "stop")
             return
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
+        start, text = self.settled
+        text += self.tokenizer.decode(self.ids[start:])
+        if self.tokenizer.byte_level and not text.endswith(UNFINISHED):
+            self.settled = len(self.ids), text
         text = text if self.raw else text.lstrip()
         if self.stop and (ends := [at for stop in self.stop if (at := text.find(stop)) >= 0]):
             text = text[: min(ends)]

@@ -61,7 +61,8 @@ class Tokenizer:
         if not isinstance(template, str | None):
             raise ModelFileError(f"the model's chat template is a {type(template).__name__}, expected a text")
         self.template = template or _PLAIN_TEMPLATE
-        symbols = SYMBOLS if _is_byte_level(core) else {}
+        self.byte_level = isinstance(core, BytePairs) or type(core.decoder).__name__ == "ByteLevel"
+        symbols = SYMBOLS if self.byte_level else {}
         self.unknown_bytes = {byte for byte, symbol in symbols.items() if core.token_to_id(symbol) is None}
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
@@ -123,12 +124,11 @@ class Tokenizer:
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes of every token that is text, by its id: those in the middle of a text, space and all."""
         vocabulary = self.core.get_vocab(with_added_tokens=False)
-        byte_level = _is_byte_level(self.core)
         found = {}
         for token, i in vocabulary.items():
             if i in self.control_ids or not token:
                 continue
-            if byte_level:
+            if self.byte_level:
                 found[i] = bytes_of(token)
             else:  # SentencePiece: a space is a separate symbol, and a single byte is written <0x0A>
                 byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
@@ -207,10 +207,6 @@ def check_tokenizer(tokenizer: Any) -> None:
     """Raise TypeError for anything but a `Tokenizer`, such as one of transformers."""
     if not isinstance(tokenizer, Tokenizer):
         raise TypeError(f"expected the tokenizer that ml.load returns, got a {type(tokenizer).__name__}")
-
-
-def _is_byte_level(core: Any) -> bool:
-    return isinstance(core, BytePairs) or type(core.decoder).__name__ == "ByteLevel"
 
 
 # -- Hugging Face folders ----------------------------------------------------------------------------------------------

@@ -6,14 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jobs import asked
 from modelfiles import CONFIG
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Core
 
 import minilora as ml
 from minilora.generate import streams as streams_module
 from minilora.generate.answers import generate, generate_batch
 from minilora.generate.streams import Streams, draw
 from minilora.lora.adapters import adapter_state
+from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Llama
 
 QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
@@ -227,6 +232,48 @@ def ended(model, tokenizer, ids, **settings):
         if answer.finished:
             break
     return answer, pieces
+
+
+def sentencepiece():
+    """A tokenizer whose tokens mean other text after others: spaces at the beginning, single bytes."""
+    tokens = [
+        "<end>",
+        "<unk>",
+        "\u2581",
+        "\u2581a",
+        "b",
+        "\ufffd",
+        *(f"<0x{byte:02X}>" for byte in b"\n\xc3\xa9\xe2\x82\xac\xff"),
+    ]
+    core = Core(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(steps)
+    core.add_special_tokens([AddedToken("<end>", special=True)])
+    return Tokenizer(core, eos="<end>")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+@given(data=st.data())
+def test_the_text_of_an_answer_is_that_of_all_its_tokens_after_each(tokenizer, kind, data):
+    own = tokenizer if kind == "bytes" else sentencepiece()
+    some = st.text("a \n\u00e9\u20ac\ufffd\U0001f600").map(own.encode) if kind == "bytes" else st.just([])
+    tokens = st.lists(st.integers(0, len(own) - 1).filter(lambda i: i not in own.end_ids), max_size=12)
+    ids = [token for part in data.draw(st.lists(some | tokens, max_size=4)) for token in part]
+    answer = streams_module.Answer(own, [], None, 999, 0, 1, np.random.default_rng(0), raw=True)
+    shown = ""
+    for n, token in enumerate(ids, 1):
+        answer.take(token)
+        shown = max(shown, own.decode(ids[:n]).rstrip("\ufffd").rstrip(), key=len)
+        assert answer.text == shown
+    answer.finish("stop")
+    assert answer.text == own.decode(ids)
+
+
+def test_of_a_long_answer_each_token_is_decoded_with_few_others(model, tokenizer, monkeypatch):
+    counts, decode = [], Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: counts.append(len(ids)) or decode(self, ids))
+    ended(model, tokenizer, tokenizer.encode("€ and é" * 5), max_new_tokens=999)
+    assert max(counts) == 3  # the bytes of a character
 
 
 def test_an_answer_says_how_it_ended_and_the_end_mark_is_no_part_of_it(model, tokenizer):

@@ -245,10 +245,10 @@ def test_a_text_is_continued_without_the_chat_template(client, loaded):
 
 
 def test_a_continued_text_keeps_its_white_space_and_an_answer_does_not(client, server, monkeypatch):
-    monkeypatch.setattr(server.engine.tokenizer, "decode", lambda ids: "  x \n" if ids else "")
+    monkeypatch.setattr(server.engine.tokenizer, "decode", lambda ids: "  x \n" * len(ids))
     for tokens in (1, 3):
-        assert continued(client, "a", max_tokens=tokens).choices[0].text == "  x \n"
-        assert complete(client, max_tokens=tokens).choices[0].message.content == "x"
+        assert continued(client, "a", max_tokens=tokens).choices[0].text == "  x \n" * tokens
+        assert complete(client, max_tokens=tokens).choices[0].message.content == ("  x \n" * tokens).strip()
     assert continued(client, "a", stop=["x"]).choices[0].text == "  "
 
 

@@ -186,10 +186,10 @@ def test_what_goes_wrong_stands_where_the_answer_would(page):
 
 def test_an_answer_is_text_and_never_markup(page, served, monkeypatch):
     evil = "<img src=x onerror=alert(1)><b>bold</b>"
-    decode = served.engine.tokenizer.decode
-    monkeypatch.setattr(served.engine.tokenizer, "decode", lambda ids: evil if ids else decode(ids))
+    monkeypatch.setattr(served.engine.tokenizer, "decode", lambda ids: evil * len(ids))
     ask(page, "<i>question</i>")
-    assert set(texts(page).values()) == {evil} and not page.locator("main img, main b, main i").count()
+    assert {text.replace(evil, "") for text in texts(page).values()} == {""} and evil in texts(page)["base"]
+    assert not page.locator("main img, main b, main i").count()
     assert page.get_by_role("heading", name="<i>question</i>").is_visible()
 
 
