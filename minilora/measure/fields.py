@@ -27,7 +27,7 @@ from .preferences import Preferred
 from .statistics import Resampled, interval_as_json, wilson
 
 SHOTS = 4  # examples in the prompt of the base, at most
-ANSWER_TOKENS = 160  # of an answer, at most; the longest of the data that come along has 104 of tiny's tokens
+ANSWER_TOKENS = 160  # of an answer, at most, unless the schema has many fields; those that come along need 104
 USUAL = "most frequent values"
 
 
@@ -38,6 +38,11 @@ class WithFields(Checked):
     task: FieldTask
     key = "fields"
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of an answer, at most: half as many again as the bytes of the shortest, if those are many."""
+        return max(ANSWER_TOKENS, self.task.least() * 3 // 2)
+
     def texts(self) -> list[str]:
         """The texts without the question for their fields."""
         return [self.task.text(record.question) for record in self.records]
@@ -46,11 +51,11 @@ class WithFields(Checked):
         """The answer to each record, as JSON."""
         talks = with_examples(self.records, evenly(self.examples, shots)[:shots])[ranks.number :: ranks.size]
         guides = [guide_of(self.task, tokenizer, text) for text in self.texts()[ranks.number :: ranks.size]]
-        return ranks.join(generate_batch(model, tokenizer, talks, ANSWER_TOKENS, guides=guides) if talks else [])
+        return ranks.join(generate_batch(model, tokenizer, talks, self.tokens, guides=guides) if talks else [])
 
     def lengths(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens of each prompt, and of the longest answer that is allowed."""
-        return [len(tokenizer.encode_chat(record.prompt, answer_next=True)) + ANSWER_TOKENS for record in self.records]
+        return [len(tokenizer.encode_chat(record.prompt, answer_next=True)) + self.tokens for record in self.records]
 
     def shots_that_fit(self, tokenizer: Tokenizer, limit: int) -> int:
         """How many examples, up to SHOTS, fit before every record, however long they are."""
@@ -60,7 +65,7 @@ class WithFields(Checked):
 
         if not self.examples:
             return 0
-        fitting = (limit - ANSWER_TOKENS - longest(self.records)) // longest(self.examples)
+        fitting = (limit - self.tokens - longest(self.records)) // longest(self.examples)
         return max(0, min(SHOTS, len(self.examples), fitting))
 
     def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:

@@ -9,10 +9,14 @@ import pytest
 
 from minilora.data.fields import FieldTask
 from minilora.data.records import Record
+from minilora.generate.fields import guide_of
 from minilora.measure.fields import ANSWER_TOKENS, SHOTS, USUAL, WithFields, same, usual
 
 TASK = FieldTask.of(
     {"properties": {"a": {"type": ["string", "null"]}, "n": {"type": ["number", "null"]}, "l": {"type": "array"}}}
+)
+LARGE = FieldTask.of(  # whose shortest answer has more bytes than ANSWER_TOKENS
+    {"properties": TASK.schema()["properties"] | {f"another_{i}": {"type": ["string", "null"]} for i in range(12)}}
 )
 
 
@@ -25,8 +29,8 @@ def record(i, a=None, n=None, members=()):
 RECORDS = [record(0, "x", 1, ["p", "q"]), record(1, None, 2.5), record(2, "y", None, ["p"]), record(3, "x", 1)]
 
 
-def held(examples=()):
-    return WithFields(TASK, RECORDS, examples)
+def held(examples=(), task=TASK):
+    return WithFields(task, RECORDS, examples)
 
 
 @pytest.mark.parametrize(
@@ -68,23 +72,38 @@ def test_the_most_frequent_values_are_those_of_the_training_records():
     assert report["rows"][0]["fields"]["l"]["value"] == 0.5 and report["rows"][0]["fields"]["n"]["value"] == 0
 
 
-def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
+@pytest.mark.parametrize("task", [TASK, LARGE])
+def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer, task):
     examples = [record(i, "x" * 50) for i in range(9)]
     asked, one = (max(len(tokenizer.encode_chat(each.messages)) for each in some) for some in (RECORDS, examples))
     for room, fitting in ((one - 1, 0), (2 * one - 1, 1), (2 * one, 2), (10**6, SHOTS)):
-        assert held(examples).shots_that_fit(tokenizer, ANSWER_TOKENS + asked + room) == fitting
+        limit = held(examples, task).tokens + asked + room
+        assert held(examples, task).shots_that_fit(tokenizer, limit) == fitting
     assert held().shots_that_fit(tokenizer, 10**6) == 0 and held(examples[:2]).shots_that_fit(tokenizer, 10**6) == 2
     zero, two = (held(examples).ask(talker, tokenizer, shots) for shots in (0, 2))
     assert two == held([examples[0], examples[5]]).ask(talker, tokenizer, 2)  # of nine, evenly
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
 
 
-def test_a_record_is_as_long_as_its_prompt_with_the_longest_answer(talker, tokenizer, monkeypatch):
-    longest = max(held().lengths(tokenizer))
+def test_every_field_can_be_filled_however_many_there_are(tokenizer):
+    """The tokenizer has a token per byte."""
+    assert held().tokens == ANSWER_TOKENS < LARGE.least()
+    answer = LARGE.answer({field.name: [] if field.name == "l" else None for field in LARGE.fields})
+    guide, left = guide_of(LARGE, tokenizer, ""), held(task=LARGE).tokens
+    for token in tokenizer.encode(answer.replace("null", '"abc def"').replace('"n":"abc def"', '"n":12.5')):
+        assert token in guide.allowed(left)
+        guide.take(token)
+        left -= 1
+    assert not guide.hurried
+
+
+@pytest.mark.parametrize("task", [TASK, LARGE])
+def test_a_record_is_as_long_as_its_prompt_with_the_longest_answer(talker, tokenizer, monkeypatch, task):
+    longest = max(held(task=task).lengths(tokenizer))
     for limit, can in ((longest, True), (longest - 1, False)):
         monkeypatch.setattr(talker, "config", replace(talker.config, max_position_embeddings=limit))
         with nullcontext() if can else pytest.raises(ValueError, match="more than the"):
-            held().ask(talker, tokenizer)
+            held(task=task).ask(talker, tokenizer)
 
 
 def test_answers_are_copies_where_the_task_says_so(talker, tokenizer):
