@@ -5,6 +5,7 @@ import re
 import warnings
 from contextlib import suppress
 from enum import Enum
+from itertools import product
 from typing import Literal
 
 import pytest
@@ -350,11 +351,11 @@ def test_borders_and_numbers_are_those_of_the_text(text):
     assert all(part and part == part.strip() for part in parts if is_copy(part, text))
 
 
-@given(st.from_regex(re.compile(r"[1-9]\d{0,20}(\.\d{1,9})?", re.ASCII), fullmatch=True))
-def test_a_number_is_found_whole_or_not_at_all(number):
-    before, _, after = number.partition(".")
-    found = [float(number)] if len(before) <= 15 and len(after) <= 6 else []
-    assert numbers_in(f"order {number}, paid on 2.3.24") == [*found, 2.3, 24]
+def test_a_number_is_found_whole_or_not_at_all():
+    for before, after in product(range(1, 18), range(9)):
+        number = before * "7" + "." * (after > 0) + after * "7"
+        found = [float(number)] if before <= 15 and after <= 6 else []
+        assert numbers_in(f"order {number} of A51, paid on 2.3.24") == [*found, 2.3, 24]
 
 
 def test_kinds_are_those_of_json_schema():

@@ -237,11 +237,12 @@ def test_a_talk_quotes_and_says_from_which_passage(model, tokenizer, capsys, mon
 def test_a_repeated_question_is_read_again_only_by_others_or_under_another_system_prompt(model, tokenizer, monkeypatch):
     asked = []
     monkeypatch.setattr(conversation, "quote", lambda *given: asked.append((given[7], given[5])) or quote(*given))
+    monkeypatch.setattr(model.adapters["support"], "data", QUOTING.entry() | {"system": "Sell."})
     talk, expected = Talk(model, tokenizer, 12, handbook=BOOK), []
     for factor, system in ((0.5, None), (0.5, "Be brief."), (0.5000001, "Be brief."), (0.5000001, None)):
         talk.choose({"support": factor})
         talk.system = system
-        expected.append(({"support": factor}, system))
+        expected.append(({"support": factor}, system or "Sell."))
         for _ in range(2):
             talk.ask(QUESTION, lambda piece: None)
         assert asked == expected
