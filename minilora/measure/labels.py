@@ -192,7 +192,7 @@ def classic(held: Labelled) -> np.ndarray | str:
         [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)
     )
     if not any(map(words.build_analyzer(), texts)):
-        return "the training texts have no words of two letters"
+        return "the training texts have no words of two or more characters"
     known.fit(texts, truth)
     p = np.zeros((len(held.records), len(held.task.labels)))
     p[:, known.classes_] = known.predict_proba(tested)

@@ -137,7 +137,7 @@ def test_without_scikit_learn_the_row_says_how_to_get_it(monkeypatch):
     ("train", "why"),
     [
         ([("red one", "a"), ("blue", "a")], "the training records have one label"),
-        ([("1", "a"), ("2", "b"), ("\U0001f600", "c")], "the training texts have no words of two letters"),
+        ([("1", "a"), ("2", "b"), ("\U0001f600", "c")], "the training texts have no words of two or more characters"),
     ],
 )
 def test_a_baseline_that_cannot_be_trained_says_why_in_its_row(train, why):
