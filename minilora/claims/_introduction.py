@@ -5,7 +5,6 @@ from typing import Any
 from ..experiments.claim import Setting
 from ..experiments.followed import FULL, LORA_8, followed_on_smollm2
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
 from .planted_rank import train as train_matrix
 
 SOURCE = "The usual introduction to LoRA"
@@ -20,7 +19,7 @@ def best_runs(setting: Setting, shuffled: bool = False, frozen: bool = False) ->
     frozen: also full fine-tuning of all but the embedding, which LoRA does not train either; not on SmolLM2.
     """
     if setting.on_smollm2:
-        found = followed_on_smollm2(setting.attempt, setting.seeds, setting.small, {"lora": LORA_8, "full": FULL})
+        found = followed_on_smollm2(setting, {"lora": LORA_8, "full": FULL})
     else:
         found = _tuned_on_tiny(setting, shuffled, frozen)
     return {name: [run | {"lr": one["lr"]} for run in one["runs"]] for name, one in found.items()}
@@ -35,8 +34,7 @@ def _tuned_on_tiny(setting: Setting, shuffled: bool, frozen: bool) -> dict[str, 
     }
     if frozen:
         contenders[FROZEN] = contenders["full"] | {"frozen": ["embed_tokens"]}
-    walk = not setting.small
-    return tuned(setting.attempt, tiny_run, contenders, setting.seeds, setting.seeds, per_decade=3, walk=walk)
+    return setting.tuned(tiny_run, contenders, search=setting.seeds, per_decade=3)
 
 
 def shares(runs: dict[str, list[dict[str, Any]]]) -> list[float]:

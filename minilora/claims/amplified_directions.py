@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, Setting
-from ..experiments.tuned import tuned
 from ..experiments.updates import RATES, base_matrices, read_update, train_update
 from ..lora.spectra import amplification, svd
 
@@ -54,7 +53,7 @@ def run(setting: Setting) -> dict[str, Any]:
     ranks, steps, lr = ([4, 16], 16, RATES["tiny"]["lora"]) if setting.small else ([4, 64], 240, BEGIN)
     common = {"base": "tiny", "data": "legal", "method": "lora", "steps": steps, "lr": lr, "batch_size": 4}
     contenders = {str(r): common | {"r": r, "folder": setting.updates} for r in ranks}
-    runs = tuned(setting.attempt, train_update, contenders, setting.seeds, walk=not setting.small)
+    runs = setting.tuned(train_update, contenders)
     trials = [{"file": one["file"], "emphasised": setting.switched} for r in runs for one in runs[r]["runs"]]
     found = setting.each(look, trials)
     few, many = found[: len(setting.seeds)], found[len(setting.seeds) :]

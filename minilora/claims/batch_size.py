@@ -5,7 +5,6 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
 
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret, Thinking Machines",
@@ -41,7 +40,7 @@ def run(setting: Setting) -> dict[str, Any]:
         for name, method in (("LoRA", "full" if setting.switched else "lora"), ("full", "full"))
         for batch, lr in zip(batches, start[method], strict=True)
     }
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, per_decade=4, walk=not setting.small)
+    found = setting.tuned(tiny_run, contenders, per_decade=4)
     loss = {name: [each["test"] for each in one["runs"]] for name, one in found.items()}
     small, large = ([a - b for a, b in zip(loss[f"LoRA, {n}"], loss[f"full, {n}"], strict=True)] for n in batches)
     return {

@@ -9,7 +9,6 @@ from ..engine.fused import cross_entropy, linear, lora_linear
 from ..engine.tensor import Tensor
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.recall import bits_stored, random_pairs
-from ..experiments.tuned import tuned
 from ..nn.optim import SCHEDULES, AdamW
 
 CLAIM = Claim(
@@ -67,7 +66,7 @@ def run(setting: Setting) -> dict[str, Any]:
     steps, lrs = 100 if setting.small else 400, (1e-2, 3e-2)
     contenders = {f"{name}: {pairs}": {"pairs": pairs, "r": r, "lr": lrs[r == 0], "steps": steps}
                   for name, r in ranks.items() for pairs in sizes}  # fmt: skip
-    found = tuned(setting.attempt, learn, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(learn, contenders)
     share = {name: [run["share"] for run in one["runs"]] for name, one in found.items()}
     stored = {name: [share[f"{name}: {pairs}"] for pairs in sizes] for name in ranks}
     gaps = [[f - a for f, a in zip(*both, strict=True)] for both in zip(stored["full"], stored["LoRA"], strict=True)]

@@ -47,7 +47,7 @@ def run(setting: Setting) -> dict[str, Any]:
     """The correlations of the three methods."""
     methods = METHODS[::-1] if setting.switched else METHODS
     contenders = {name: {"method": method} for name, method in zip(METHODS, methods, strict=True)}
-    runs = shared_runs(setting.attempt, contenders, setting.seeds, setting.small, setting.updates)
+    runs = shared_runs(setting, contenders)
     found = {name: [correlate(run["changes"]) for run in one["runs"]] for name, one in runs.items()}
     tables = [{name: found[name][i]["correlation"] for name in METHODS} for i in range(len(setting.seeds))]
     return {

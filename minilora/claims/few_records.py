@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import FULL, tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..pages import style
 from ..pages.rates import losses_figure
 
@@ -43,7 +43,7 @@ def run(setting: Setting) -> dict[str, Any]:
     contenders = {
         name: {"lr": rates[method], "method": method, "records": RECORDS, **sizes} for name, method in methods.items()
     }
-    numbers = as_numbers(tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small))
+    numbers = as_numbers(setting.tuned(tiny_run, contenders))
     pairs = zip(*(numbers["loss on the test"][name] for name in methods), strict=True)
     return {"measured": [100 * (full / lora - 1) for lora, full in pairs], **numbers}
 

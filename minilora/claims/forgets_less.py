@@ -7,7 +7,7 @@ import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, OnSmolLM2, Setting
 from ..experiments.followed import FULL, LORA_8, followed_on_smollm2, followed_run
-from ..experiments.tuned import first_step, tuned
+from ..experiments.tuned import first_step
 from ..pages import style
 
 CLAIM = Claim(
@@ -49,7 +49,8 @@ BEGIN = {"lora": 1e-2, "full": 2.15e-3}
 
 def run(setting: Setting) -> dict[str, Any]:
     """The paths of both methods at their best rates, and what each has forgotten: at the end, and at the same loss."""
-    found = _on_smollm2(setting) if setting.on_smollm2 else _on_tiny(setting)
+    names = {"LoRA": LORA_8, "full": FULL}
+    found = followed_on_smollm2(setting, names) if setting.on_smollm2 else _on_tiny(setting)
     pairs = list(zip(found["LoRA"]["runs"], found["full"]["runs"], strict=True))
     change = lambda losses: losses[-1] - losses[0]
     less = {of: [1 - change(lora[of]) / change(full[of]) for lora, full in pairs] for of in ("new", "old")}
@@ -68,13 +69,7 @@ def _on_tiny(setting: Setting) -> dict[str, Any]:
     same = {"base": "tiny", "alpha": 32, "schedule": "constant", **size}
     methods = {"LoRA": "full" if setting.switched else "lora", "full": "full"}
     contenders = {name: {"lr": BEGIN[method], "method": method, **same} for name, method in methods.items()}
-    walk = not setting.small
-    return tuned(setting.attempt, followed_run, contenders, setting.seeds, setting.seeds, per_decade=3, walk=walk)
-
-
-def _on_smollm2(setting: Setting) -> dict[str, Any]:
-    names = {"LoRA": LORA_8, "full": FULL}
-    return followed_on_smollm2(setting.attempt, setting.seeds, setting.small, names)
+    return setting.tuned(followed_run, contenders, search=setting.seeds, per_decade=3)
 
 
 def _lost(path: dict[str, Any], other: dict[str, Any]) -> float:

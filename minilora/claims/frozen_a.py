@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..pages.rates import losses_figure
 
 CLAIM = Claim(
@@ -31,8 +31,7 @@ def run(setting: Setting) -> dict[str, Any]:
     few = {"steps": 8, "batch_size": 2, "held_out": 4} if setting.small else {}
     rates = {"lora": 1e-2, "lora-fa": ONE_RATE if setting.switched else 1e-2}
     contenders = {NAMES[variant]: {"lr": lr, "variant": variant, **few} for variant, lr in rates.items()}
-    walk = not (setting.small or setting.switched)
-    numbers = as_numbers(tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=walk))
+    numbers = as_numbers(setting.tuned(tiny_run, contenders, not setting.switched))
     losses = numbers["loss on the test"]
     pairs = zip(losses["LoRA-FA"], losses["LoRA"], strict=True)
     return {"measured": [100 * (frozen / lora - 1) for frozen, lora in pairs], **numbers}

@@ -43,7 +43,7 @@ def run(setting: Setting) -> dict[str, Any]:
         "full": {"method": "lora" if setting.switched else "full", "r": r},
         "lora": {"method": "lora", "r": r},
     }
-    runs = shared_runs(setting.attempt, contenders, setting.seeds, setting.small, setting.updates)
+    runs = shared_runs(setting, contenders)
     trials = [
         {"base": base, "file": one["file"], "seed": seed}
         for name in contenders

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, Setting
-from ..experiments.tuned import tuned
 from ..experiments.updates import RATES, base_matrices, read_update, train_update
 from ..lora.spectra import intruder_dimensions, svd
 
@@ -70,7 +69,7 @@ def run(setting: Setting) -> dict[str, Any]:
     begin, steps = (RATES["tiny"], 16) if setting.small else (BEGIN, 60)
     common = {"base": "tiny", "data": "legal", "steps": steps, "batch_size": 4, "folder": setting.updates}
     contenders = {method: common | {"method": method, "lr": begin[method]} for method in BEGIN}
-    runs = tuned(setting.attempt, train_update, contenders, setting.seeds, walk=not setting.small)
+    runs = setting.tuned(train_update, contenders)
     files = zip(*([run["file"] for run in runs[method]["runs"]] for method in BEGIN), strict=True)
     more: dict[str, Any] = {"times": 3} if setting.switched else {}
     trials = [more | {"lora": a, "full": b, "seed": seed} for seed, (a, b) in zip(setting.seeds, files, strict=True)]

@@ -7,7 +7,6 @@ import numpy as np
 from ..data.samples import encode_text
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import lora_config, reset, samples_of, tiny_base
-from ..experiments.tuned import tuned
 from ..lora.adapters import add_adapter, delta_weight, lora_modules
 from ..lora.spectra import closest_cosines, svd
 from ..measure.loss import evenly, mean_loss
@@ -70,7 +69,7 @@ def directions(w: np.ndarray, tuned: np.ndarray, k: int = 10) -> dict[str, Any]:
 def run(setting: Setting) -> dict[str, Any]:
     """What halving the intruders undoes and costs at the best rate, and one seed's paths over all factors."""
     few: dict[str, Any] = {"lr": 1.5e-2, "steps": 20, "held_out": 6, "factors": [1.0, 0.5]} if setting.small else {}
-    found = tuned(setting.attempt, train, {"LoRA": {"lr": 1e-2} | few}, setting.seeds, walk=not setting.small)["LoRA"]
+    found = setting.tuned(train, {"LoRA": {"lr": 1e-2} | few})["LoRA"]
     kind, half = "others" if setting.switched else "intruders", few.get("factors", FACTORS).index(0.5)
     undone, lost = zip(*(_shares(one, kind)[half] for one in found["runs"]), strict=True)
     numbers = {"measured": [own - cost for own, cost in zip(undone, lost, strict=True)], "undone": undone, "lost": lost}

@@ -6,7 +6,7 @@ from typing import Any
 from ..experiments import followed
 from ..experiments.claim import Band, Claim, Effect, OnSmolLM2, Setting
 from ..experiments.tiny import FULL, tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..pages import style
 from ..pages.rates import losses_figure
 
@@ -45,7 +45,8 @@ BEGIN = {"lora": 1e-2, FULL: 1e-3}
 
 def run(setting: Setting) -> dict[str, Any]:
     """Tune every rank and full fine-tuning, and compare their gains on the test set."""
-    found = _on_smollm2(setting) if setting.on_smollm2 else _on_tiny(setting)
+    names = {name: name for name in (followed.LORA_8, FULL_NAME)}
+    found = followed.followed_on_smollm2(setting, names) if setting.on_smollm2 else _on_tiny(setting)
     gains = {name: [run["before"]["test"] - run["test"] for run in one["runs"]] for name, one in found.items()}
     lowest = followed.LORA_8 if setting.on_smollm2 else LOW
     less = [1 - lora / full for lora, full in zip(gains[lowest], gains[FULL_NAME], strict=True)]
@@ -60,12 +61,7 @@ def _on_tiny(setting: Setting) -> dict[str, Any]:
     contenders[FULL_NAME] = {"lr": BEGIN[FULL], "method": FULL, **few}
     if setting.switched:
         contenders[LOW] = contenders[FULL_NAME]
-    return tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
-
-
-def _on_smollm2(setting: Setting) -> dict[str, Any]:
-    names = {name: name for name in (followed.LORA_8, FULL_NAME)}
-    return followed.followed_on_smollm2(setting.attempt, setting.seeds, setting.small, names)
+    return setting.tuned(tiny_run, contenders)
 
 
 def picture(numbers: dict[str, Any]) -> Any:

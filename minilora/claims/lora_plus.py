@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import first_step, tuned, without_defaults
+from ..experiments.tuned import first_step, without_defaults
 from ..pages.rates import draw_rates
 from ..pages.style import LORA, A, name_lines, panels
 
@@ -43,7 +43,7 @@ def run(setting: Setting) -> dict[str, Any]:
     begin: dict[str, dict[str, Any]] = {name: {"lr": BEST[name], **kind, **few} for name, kind in KINDS.items()}
     found, rates = dict[str, Any](), dict.fromkeys(KINDS, TOO_LOW)
     if not setting.switched:
-        found = tuned(setting.attempt, tiny_run, begin, setting.seeds, walk=not setting.small)
+        found = setting.tuned(tiny_run, begin)
         rates = {name: found[name]["lr"] for name in KINDS}
     every = 2 if setting.small else 3
     trials = [dict(begin[name], lr=rates[name], every=every, seed=s) for s in setting.seeds for name in KINDS]

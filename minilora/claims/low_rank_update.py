@@ -5,7 +5,6 @@ from typing import Any
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.cut import cut_update
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
 from ..pages.style import FULL, GREY, name_lines, panels
 
 CLAIM = Claim(
@@ -39,7 +38,7 @@ def run(setting: Setting) -> dict[str, Any]:
     """Train every weight, and cut the update to a rank."""
     few = {"steps": 20, "batch_size": 2, "held_out": 6} if setting.small else {}
     begin = {"full": {"lr": BEGIN, "method": "full", **few}}
-    lr = BEGIN if setting.small else tuned(setting.attempt, tiny_run, begin, setting.seeds)["full"]["lr"]
+    lr = BEGIN if setting.small else setting.tuned(tiny_run, begin)["full"]["lr"]
     ranks = [MEASURED] if setting.small else list(RANKS)
     trials = [{"lr": lr, "seed": s, "ranks": ranks, "at_random": setting.switched, **few} for s in setting.seeds]
     found = setting.each(cut_update, trials)

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..lora.config import ALL_LINEAR
 from ..pages.rates import losses_figure
 
@@ -34,7 +34,7 @@ def run(setting: Setting) -> dict[str, Any]:
         "MLP": {"lr": BEGIN, "targets": ATTENTION if setting.switched else MLP, **few},
         "MLP and attention": {"lr": BEGIN, "targets": ALL_LINEAR, **few},
     }
-    numbers = as_numbers(tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small))
+    numbers = as_numbers(setting.tuned(tiny_run, contenders))
     pairs = zip(*(numbers["loss on the test"][name] for name in contenders), strict=True)
     return {"measured": [100 * (one / both - 1) for one, both in pairs], **numbers}
 

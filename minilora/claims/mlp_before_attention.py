@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..pages.rates import losses_figure
 from ..pages.style import A, B
 
@@ -37,7 +37,7 @@ def run(setting: Setting) -> dict[str, Any]:
     }
     if setting.switched:
         contenders["attention, r = 12"]["targets"] = MLP
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(tiny_run, contenders)
     numbers = as_numbers(found)
     losses = numbers["loss on the test"]
     if setting.switched:

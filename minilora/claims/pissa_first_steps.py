@@ -4,7 +4,6 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
 
 CLAIM = Claim(
     source="PiSSA (Meng et al. 2024, arXiv 2404.02948)",
@@ -40,8 +39,7 @@ def run(setting: Setting) -> dict[str, Any]:
     contenders = {way: {"lr": lr, "alpha": 8, "variant": way, **few} for way, lr in BEGIN.items()}
     if setting.switched:
         contenders["pissa"]["lr"] = TOO_LOW
-    walk = not (setting.small or setting.switched)
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, per_decade=4, walk=walk)
+    found = setting.tuned(tiny_run, contenders, not setting.switched, per_decade=4)
     pissa, lora = ([one["train"] for one in found[way]["runs"]] for way in contenders)
     return {
         "measured": [(sum(own) - sum(other)) / len(own) for own, other in zip(pissa, lora, strict=True)],

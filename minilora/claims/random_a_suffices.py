@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..pages import style
 from ..pages.rates import losses_figure
 
@@ -36,7 +36,7 @@ def run(setting: Setting) -> dict[str, Any]:
     few: dict[str, Any] = {"steps": 6, "batch_size": 2, "held_out": 4} if setting.small else {"steps": 30}
     trained = TRAINED | ({B_ALONE: TRAINED[A_ALONE]} if setting.switched else {})
     contenders = {name: one | few for name, one in trained.items()}
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(tiny_run, contenders)
     gains = {name: [run["before"]["test"] - run["test"] for run in one["runs"]] for name, one in found.items()}
     shares = {
         name: [gain / both for gain, both in zip(gains[name], gains[BOTH], strict=True)] for name in (B_ALONE, A_ALONE)

@@ -5,7 +5,6 @@ from typing import Any
 
 from ..experiments.claim import SLIGHT, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned
 
 CLAIM = Claim(
     source="Hu et al. 2021, LoRA, arXiv 2106.09685",
@@ -38,8 +37,7 @@ def run(setting: Setting) -> dict[str, Any]:
         str(r): {"r": r, "targets": ["q_proj", "v_proj"], "lr": 1e-2 * (4 / r if setting.switched else 1), **size}
         for r in ranks
     }
-    walk = not (setting.small or setting.switched)
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=walk)
+    found = setting.tuned(tiny_run, contenders, not setting.switched)
     loss = {name: [each["test"] for each in one["runs"]] for name, one in found.items()}
     before = found[str(ranks[0])]["runs"][0]["before"]["test"]
     gains = [[before - each for each in losses] for losses in zip(*loss.values(), strict=True)]

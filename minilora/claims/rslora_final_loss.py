@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import tuned, without_defaults
+from ..experiments.tuned import without_defaults
 
 CLAIM = Claim(
     source="Kalajdzievski 2023, rsLoRA (arXiv 2312.03732)",
@@ -45,7 +45,7 @@ def run(setting: Setting) -> dict[str, Any]:
     contenders = {name: {"lr": lr, "root": "sqrt" in name, **few} for name, lr in BEGIN.items()}
     if setting.switched:
         contenders["alpha / r"]["slow"] = 10
-    found = tuned(setting.attempt, train, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(train, contenders)
     tests = {name: [run["by rank"]["test"] for run in each["runs"]] for name, each in found.items()}
     root, plain = ([losses[0] - losses[-1] for losses in each] for each in tests.values())
     asked = [(name, lr) for name, each in found.items() for lr, loss in each["tried"] if loss is not None]

@@ -1,5 +1,6 @@
 """LoRA, section 7.2: the first directions of an adapter with r = 8 are those of one with r = 64."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,9 @@ def compare(few: str, many: str, seed: int, random: bool) -> dict[str, Any]:
 def run(setting: Setting) -> dict[str, Any]:
     """φ(1, 1) of A, and of the whole updates for comparison."""
     ranks, runs = ([8, 16] if setting.small else [8, 64]), []
-    for r, seeds in zip(ranks, (setting.seeds, [OTHER_START + seed for seed in setting.seeds]), strict=True):
+    for r, seeds in zip(ranks, (setting.seeds, tuple(OTHER_START + seed for seed in setting.seeds)), strict=True):
         contender = {"A": {"method": "lora", "r": r}}
-        runs.append(shared_runs(setting.attempt, contender, seeds, setting.small, setting.updates)["A"])
+        runs.append(shared_runs(replace(setting, seeds=seeds), contender)["A"])
     files = zip(*([run["file"] for run in one["runs"]] for one in runs), strict=True)
     trials = zip(setting.seeds, files, strict=True)
     random = setting.switched

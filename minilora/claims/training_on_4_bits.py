@@ -4,7 +4,6 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import lora_config, samples_of
-from ..experiments.tuned import tuned
 from ..lora.adapters import add_adapter
 from ..lora.config import ALL_LINEAR
 from ..measure.loss import evenly, mean_loss
@@ -52,7 +51,7 @@ def run(setting: Setting) -> dict[str, Any]:
     steps, held_out = (6, 10) if setting.small else (60, 60)
     common: dict[str, Any] = {"lr": 1e-2, "steps": steps, "held_out": held_out}
     contenders = {"32 bits": common | {"quantized": False}, "NF4": common | {"quantized": "nf4"}}
-    found = tuned(setting.attempt, train, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(train, contenders)
     whole, nf4 = (one["runs"] for one in found.values())
     costs = [[own[at] - one[at] for own, one in zip(nf4, whole, strict=True)] for at in ("before", "after")]
     left = [0.0] * len(nf4) if setting.switched else costs[1]

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..pages.rates import losses_figure
 
 CLAIM = Claim(
@@ -35,8 +35,7 @@ def run(setting: Setting) -> dict[str, Any]:
         NAMES[variant]: {"lr": ONE_RATE if setting.switched else lr, "variant": variant, **few}
         for variant, lr in BEGIN.items()
     }
-    walk = not (setting.small or setting.switched)
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=walk)
+    found = setting.tuned(tiny_run, contenders, not setting.switched)
     numbers = as_numbers(found)
     losses = numbers["loss on the test"]
     return {

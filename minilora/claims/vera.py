@@ -6,7 +6,7 @@ import numpy as np
 
 from ..experiments.claim import SLIGHT, Claim, Effect, Setting
 from ..experiments.tiny import lora_config, reset, samples_of, tiny_base, tiny_run
-from ..experiments.tuned import as_numbers, tuned
+from ..experiments.tuned import as_numbers
 from ..lora.adapters import add_adapter, lora_modules
 from ..lora.layer import LoraWeights
 from ..measure.loss import evenly, mean_loss
@@ -86,7 +86,7 @@ def run(setting: Setting) -> dict[str, Any]:
         "LoRA, r = 8": lora,
         "LoRA, r = 1": lora | {"lr": 3.16e-3, "r": 1},
     }
-    found = tuned(setting.attempt, train, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(train, contenders)
     numbers, before = as_numbers(found), found["LoRA, r = 8"]["runs"][0]["before"]["test"]
     vera, plain, _ = numbers["loss on the test"].values()
     return {"measured": [(before - own) / (before - other) for own, other in zip(vera, plain, strict=True)], **numbers}

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..experiments.claim import Band, Claim, Effect, Setting
 from ..experiments.tiny import tiny_run
-from ..experiments.tuned import as_numbers, tuned, vertex
+from ..experiments.tuned import as_numbers, vertex
 from ..pages import style
 from ..pages.rates import losses_figure
 
@@ -33,7 +33,7 @@ def run(setting: Setting) -> dict[str, Any]:
     few: dict[str, Any] = {"steps": 6, "batch_size": 2, "held_out": 4} if setting.small else {"steps": 30}
     variants = {B_ZERO: "lora", A_ZERO: "lora" if setting.switched else "zero-a"}
     contenders = {name: {"lr": BEGIN[variant], "variant": variant, **few} for name, variant in variants.items()}
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds, walk=not setting.small)
+    found = setting.tuned(tiny_run, contenders)
     rates = {name: vertex(one["tried"]) for name, one in found.items()}
     numbers = as_numbers(found)
     losses = numbers["loss on the test"]

@@ -27,6 +27,7 @@ from ..measure.statistics import Interval, student
 from ..pages.template import TEMPLATES
 from ..pages.text import counted
 from .trials import has_failed, run_trials
+from .tuned import tuned
 
 CLAIMS = "minilora.claims"  # the package whose files are the claims; they are found by listing it
 
@@ -182,6 +183,12 @@ class Setting:
                 words = ", ".join(f"{key}={value}" for key, value in trial.items())
                 raise RuntimeError(f"{function.__name__}({words}): {result['failed']}")
         return results
+
+    def tuned(
+        self, function: Callable[..., Any], contenders: Mapping[str, Mapping[str, Any]], walk: bool = True, **more: Any
+    ) -> dict[str, dict[str, Any]]:
+        """`tuned` of the contenders, each run with all seeds; a small run takes each where its search would begin."""
+        return tuned(self.attempt, function, contenders, self.seeds, walk=walk and not self.small, **more)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Claims about pretrained models have a second form on SmolLM2. All of them take t
 that a run that one claim has kept serves the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..data.records import read_records
@@ -20,7 +20,7 @@ from ..lora.config import LoraConfig
 from ..measure.loss import evenly, mean_loss
 from ..models.load import TINY, load
 from ..train.loop import fit
-from .tuned import Each, tuned
+from .claim import Setting
 
 LORA_8, FULL = "LoRA, r = 8", "full fine-tuning"
 CONTENDERS: dict[str, dict[str, Any]] = {LORA_8: {"lr": 2e-3}, FULL: {"lr": 2e-4, "method": "full"}}
@@ -73,11 +73,10 @@ def followed_run(
     return found | after | {"before": before, "trained": sum(p.size for p in model.trainable_parameters().values())}
 
 
-def followed_on_smollm2(each: Each, seeds: Sequence[int], small: bool, names: Mapping[str, str]) -> dict[str, Any]:
+def followed_on_smollm2(setting: Setting, names: Mapping[str, str]) -> dict[str, Any]:
     """`tuned` of the runs that claims share, each method at its best learning rate for the first seed.
 
-    each, seeds, small: those of the claim's `Setting`. The smallest form takes a few steps of the tiny base.
-    names: by a claim's own name, LORA_8 or FULL.
+    names: by a claim's own name, LORA_8 or FULL. The smallest form takes a few steps of the tiny base.
     """
-    contenders = {own: CONTENDERS[name] | (FEW if small else {}) for own, name in names.items()}
-    return tuned(each, followed_run, contenders, seeds, walk=not small)
+    contenders = {own: CONTENDERS[name] | (FEW if setting.small else {}) for own, name in names.items()}
+    return setting.tuned(followed_run, contenders)

@@ -1,7 +1,7 @@
 """The best learning rate: of a few runs, of each contender of a comparison, and between the rates that were tried.
 
     contenders = {"LoRA": {"lr": 1e-2}, "full": {"lr": 1e-3, "method": "full"}}
-    found = tuned(setting.attempt, tiny_run, contenders, setting.seeds)
+    found = setting.tuned(tiny_run, contenders)      # in a claim; `tuned` itself elsewhere
     found["LoRA"]["lr"], [run["test"] for run in found["LoRA"]["runs"]]
 
 A comparison at one rate for all favours the contender which that rate suits. The validation loss chooses the rate, so

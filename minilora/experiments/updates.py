@@ -10,7 +10,7 @@ The same settings find the same file again, as long as the code that decides the
 import atexit
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from ..measure.loss import evenly, mean_loss
 from ..models.load import load
 from ..nn.language_model import LanguageModel
 from ..train.loop import fit
+from .claim import Setting
 from .memo import code_sha256, keep, path_of, recall
-from .tuned import Each, tuned
 
 METHODS = ("lora", "dora", "full")
 ALPHA = 16.0
@@ -91,18 +91,15 @@ def train_update(
     return {"file": str(path)} | record["result"]
 
 
-def shared_runs(
-    each: Each, contenders: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], small: bool, folder: str | None
-) -> dict[str, dict[str, Any]]:
+def shared_runs(setting: Setting, contenders: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`tuned` of the runs that claims share: SmolLM2 on legal terms, each at its best rate for the first seed.
 
-    contenders: by name, {"method": ...} of `train_update`, and r. The others are of the claim's `Setting`: each runs
-        trials, small takes a few steps of the tiny base, folder keeps the updates.
+    contenders: by name, {"method": ...} of `train_update`, and r. A small run takes a few steps of the tiny base.
     """
-    base = "tiny" if small else "smollm2"
-    same = {"base": base, "folder": folder, **SHARED[base]}
+    base = "tiny" if setting.small else "smollm2"
+    same = {"base": base, "folder": setting.updates, **SHARED[base]}
     given = {name: same | {"lr": RATES[base][one["method"]], **one} for name, one in contenders.items()}
-    return tuned(each, train_update, given, seeds, walk=not small)
+    return setting.tuned(train_update, given)
 
 
 def read_update(file: str | Path) -> dict[str, Update]:

@@ -8,6 +8,7 @@ import pytest
 import minilora as ml
 from minilora.data.samples import encode_text
 from minilora.experiments import followed
+from minilora.experiments.claim import Setting
 from minilora.experiments.followed import CONTENDERS, FULL, LORA_8, followed_on_smollm2, followed_run
 from minilora.measure.loss import evenly, mean_loss
 from minilora.models.load import TINY
@@ -58,7 +59,11 @@ def test_the_shared_runs_have_their_own_best_rates_for_the_first_seed():
         return [{"validation": abs(trial["lr"] / best(trial) - 1)} for trial in trials]
 
     best = lambda trial: 1e-3 if trial.get("method") == "full" else 3.16e-3
-    found = followed_on_smollm2(each, [0, 1], False, {"lora": LORA_8, "full": FULL})
+
+    class Asked(Setting):
+        attempt = lambda self, function, trials: each(function, trials)
+
+    found = followed_on_smollm2(Asked(seeds=(0, 1)), {"lora": LORA_8, "full": FULL})
     assert {name: one["lr"] for name, one in found.items()} == {"lora": 3.16e-3, "full": 1e-3}
     assert all(len(one["runs"]) == 2 and len(one["tried"]) in (3, 4) for one in found.values())
     searched = [trial for trial in asked if trial.get("seed") != 1]
@@ -68,5 +73,5 @@ def test_the_shared_runs_have_their_own_best_rates_for_the_first_seed():
     stated = {"base": "smollm2", "r": 8, "steps": 40, "every": 10, "schedule": "cosine"}
     assert sizes.items() >= stated.items(), "what the claims say is run"
     asked.clear()
-    followed_on_smollm2(each, [0], True, {"lora": LORA_8})
+    followed_on_smollm2(Asked(small=True, seeds=(0,)), {"lora": LORA_8})
     assert asked == [{"lr": CONTENDERS[LORA_8]["lr"], **followed.FEW}] and followed.FEW["base"] == "tiny"

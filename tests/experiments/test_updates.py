@@ -7,6 +7,7 @@ import pytest
 
 import minilora as ml
 from minilora.experiments import updates
+from minilora.experiments.claim import Setting
 from minilora.experiments.updates import base_matrices, read_update, shared_runs, train_update
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import write_tensors
@@ -105,8 +106,12 @@ def test_claims_share_runs_at_each_ones_best_rate_for_the_first_seed(small, size
         return [{"validation": loss, "trial": trial} for loss, trial in zip(losses, trials, strict=True)]
 
     contenders = {"A": {"method": "lora", "r": 4}, "all": {"method": "full"}}
-    found = shared_runs(each, contenders, (5, 6), small, "here")
-    same = {"data": "legal", "folder": "here", **size}
+
+    class Asked(Setting):
+        attempt = lambda self, function, trials: each(function, trials)
+
+    found = shared_runs(Asked(small, seeds=(5, 6), folder=Path("here")), contenders)
+    same = {"data": "legal", "folder": str(Path("here", "updates")), **size}
     assert all(trial.items() >= same.items() for trial in asked)
     assert [one["trial"]["seed"] for one in found["A"]["runs"]] == [5, 6] and found["A"]["runs"][0]["trial"]["r"] == 4
     assert {name: one["lr"] for name, one in found.items()} == (
