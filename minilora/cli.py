@@ -17,7 +17,7 @@ from io import StringIO, TextIOWrapper
 from .commands import NAMES
 from .nn.ranks import ALONE, Ranks, Several, world
 from .options import Parser, UsageError, parse, suggestion
-from .progress import show_progress
+from .progress import printable, show_progress
 from .version import __version__
 
 SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
-        return ranks.fail(f"minilora: {_line(error)}", 2 if isinstance(error, UsageError) else 1)
+        return ranks.fail(f"minilora: {printable(_line(error))}", 2 if isinstance(error, UsageError) else 1)
     return 0
 
 

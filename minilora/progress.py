@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ WITH_TEXT = "{desc:<14}  {text}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [
 WITH_SPEED = "{desc:<14}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 log = logging.getLogger("minilora")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but the tab and the end of a line
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _innermost: ContextVar[Bar | None] = ContextVar("innermost", default=None)
 
@@ -99,11 +101,20 @@ def hide_progress(hide: bool = True) -> Iterator[None]:
         _hidden.reset(token)
 
 
+def printable(text: str) -> str:
+    """The text with U+FFFD for each control character: data, files and models may hold any, and some steer a terminal.
+
+    >>> printable("a\\x1b[2Jb\\n")
+    'a�[2Jb\\n'
+    """
+    return _CONTROL.sub("\ufffd", text)
+
+
 class _ToStderr(logging.Handler):
     """Prints each message alone, above the bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = printable(self.format(record))
         if (bar := _innermost.get()) is not None and bar.shown is not None:
             bar.shown.write(line, file=sys.stderr)
         else:

@@ -298,6 +298,7 @@ def test_where_bfloat16_would_be_faster_a_large_base_says_so(tmp_path, monkeypat
         OSError("full"),
         OSError(28, "full"),
         OSError(30, "Read-only", "a/b"),
+        ValueError("a\x1b[2J"),
     ],
 )
 def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, monkeypatch):
@@ -306,7 +307,8 @@ def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, mon
 
     monkeypatch.setattr(finetune, "load", stop)
     assert status(*job(tiny_folder)) == 1
-    assert complaint(capsys) == ("a/b: Read-only" if "a/b" in str(error) else str(error) or "MemoryError")
+    line = "a/b: Read-only" if "a/b" in str(error) else str(error) or "MemoryError"
+    assert complaint(capsys) == line.replace("\x1b", "\ufffd")
 
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])

@@ -51,8 +51,8 @@ def test_a_library_shows_nothing_and_logs_its_lines(capsys, caplog):
 
 def test_lines_are_printed_alone_and_once(shown, capsys):
     assert show_progress() is True  # a second time changes nothing
-    log.info("a line about %s", "it")
-    assert printed(capsys) == "a line about it\n"
+    log.info("a line about %s", "it\x1b")
+    assert printed(capsys) == "a line about it\ufffd\n"
     assert show_progress(False) is True and show_progress(False) is False
     work()
     assert "line" not in printed(capsys)

@@ -19,6 +19,7 @@ from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
 from ..pages.text import shortened
+from ..progress import printable
 from .asking import Asking, read_context
 from .shared import Instead, adapters
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 HELP = "talk to a model, with or without adapters"
 LAST_WORDS = ("exit", "quit", "/quit", "/exit")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could steer a terminal; a model may write anything
 _FOREIGN = re.compile(r"[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is not in the encoding
 
 
@@ -350,7 +350,7 @@ class Output:
 
     def note(self, line: str) -> None:
         """A line that is no answer."""
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
     def hint(self, line: str) -> None:
         """A line for a person at a terminal: a pipe does not get it."""
@@ -369,7 +369,7 @@ class Screen(Output):
 
     def piece(self, text: str) -> None:
         """The next piece of an answer: its whole words, and the white space between them."""
-        for part in re.findall(r"\n|[^\S\n]+|\S+", CONTROL.sub("\ufffd", text)):
+        for part in re.findall(r"\n|[^\S\n]+|\S+", printable(text)):
             if not part.isspace():
                 self.word += part
                 continue
@@ -388,7 +388,7 @@ class Screen(Output):
 
     def note(self, line: str) -> None:
         """A line that is no answer, between the answers."""
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
     hint = note
 

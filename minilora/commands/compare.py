@@ -25,7 +25,7 @@ from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
 from ..options import BASE, UsageError, add_flags, check, flag, flag_fields, from_flags, option, refuse_other_settings
 from ..pages.text import counted, listed, plain
-from ..progress import log
+from ..progress import log, printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
 from ..train.options import FIELD, Options
@@ -339,4 +339,4 @@ def run(arguments: argparse.Namespace) -> None:
         options = from_flags(CompareOptions, arguments)
         result, show = compare(options), page
         save_themes(lambda: compare_figure(result), options.folder / "picture.png")
-    print(json.dumps(result, indent=2) if arguments.json else show(result, terminal_width()))
+    print(json.dumps(result, indent=2) if arguments.json else printable(show(result, terminal_width())))

@@ -31,6 +31,7 @@ from ..models.with_adapters import DEFAULT_BASE
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
+from ..progress import printable
 from ..train.options import FIELD, LABEL, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
@@ -208,6 +209,7 @@ def page(seen: Mapping[str, Any], width: int = WIDTH, marks: tuple[str, str] = B
             names = list(next(iter(found.values())))
             rows = [[shortened(one, 40), *map(str, counts.values())] for one, counts in found.items()]
             lines += ["", rule(f"{counted(len(found), kind)}{more}", width), *columns([["", *names], *rows])]
+    lines = [*map(printable, lines)]
     invisible = sum(map(len, marks)) if marks == UNDERLINED else 0  # they take no column
     lines += ["", rule(f"as the model sees them, {marks[0]}scored{marks[1]}", width + invisible)]
     lines += _examples(seen, width, marks)
@@ -280,7 +282,7 @@ def _notes(seen: Mapping[str, Any]) -> Iterator[str]:
 
 def _examples(seen: Mapping[str, Any], width: int, marks: tuple[str, str]) -> Iterator[str]:
     for example in seen["examples"]:
-        yield f"{example['id']} ({example['split']}, {example['tokens']:,} tokens)"
+        yield f"{printable(example['id'])} ({example['split']}, {example['tokens']:,} tokens)"
         lines = list(_broken(example["runs"], width - 2 - sum(map(len, BRACKETS))))
         while lines and not lines[-1]:  # of a text that begins with much white space, all are empty
             lines.pop()

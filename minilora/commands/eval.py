@@ -36,7 +36,7 @@ from ..pages.open_book import open_book_lines
 from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
-from ..progress import log
+from ..progress import log, printable
 from ..train.material import Material
 from ..train.options import LABEL, SCHEMA, Options
 from .shared import AS_JSON, Loading
@@ -361,4 +361,4 @@ def run(arguments: argparse.Namespace) -> None:
         save(labels_figure(next(iter(result["labels"].values()))), Path(options.confusion))
     if options.passages:
         save(open_book_figure(next(iter(result["open_book"].values()))), Path(options.passages))
-    print(json.dumps(result, indent=2) if arguments.json else page(result))
+    print(json.dumps(result, indent=2) if arguments.json else printable(page(result)))

@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the job and print its page."""
     from ..pages.text import terminal_width
+    from ..progress import printable
     from ..train.job import finetune, rehearse
     from .report import page, rehearsal
 
@@ -44,6 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
         if options.resume and (begun := options.begun()):  # the options that the run began with
             options = read_options(Options, arguments, begun)
     if arguments.dry_run:
-        print(rehearsal(rehearse(cast(Options, options)), terminal_width()))
+        print(printable(rehearsal(rehearse(cast(Options, options)), terminal_width())))
     elif metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
-        print(page(metrics, terminal_width()))
+        print(printable(page(metrics, terminal_width())))

@@ -24,7 +24,7 @@ from ..lora.adapters import set_adapter
 from ..lora.provenance import read_provenance
 from ..options import add_flags, from_flags, option
 from ..pages.text import counted
-from ..progress import hide_progress, log, progress
+from ..progress import hide_progress, log, printable, progress
 from .asking import Asking, read_context
 from .shared import OVERWRITE, Instead, adapters
 
@@ -180,7 +180,7 @@ def _added(task: Task | None, passages: bool) -> list[str]:
 def _write(out: Path | None, encoding: str, text: str, more: bool) -> None:
     """Write rows to a file, after those that it has, or print them."""
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
         return
     with out.open("a" if more else "w", encoding=encoding, newline="") as file:

@@ -30,6 +30,7 @@ from ..pages.text import (
     terminal_width,
     wrapped,
 )
+from ..progress import printable
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON, Instead
 
@@ -305,7 +306,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.picture and arguments.json:
         raise UsageError("--picture draws and --json prints: leave out one of the two")
     if not arguments.picture and not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
-        print(json.dumps(found, indent=2) if arguments.json else listing(found))
+        print(json.dumps(found, indent=2) if arguments.json else printable(listing(found)))
         return
     if not folder.is_dir() and (
         near := nearest(folder.name, [Path(each["folder"]).name for each in find_runs(folder.parent)])
@@ -321,4 +322,4 @@ def run(arguments: argparse.Namespace) -> None:
         for name, draw in task_figures(metrics).items():
             print(*save_themes(draw, path.with_stem(f"{path.stem}-{name}")), sep="\n")
         return
-    print(json.dumps(metrics, indent=2) if arguments.json else page(metrics, terminal_width()))
+    print(json.dumps(metrics, indent=2) if arguments.json else printable(page(metrics, terminal_width())))

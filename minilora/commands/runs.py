@@ -10,6 +10,7 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json
 from ..pages.labels import subject_and_others
 from ..pages.text import NOTHING, columns, counted, megabytes, percent, plain
+from ..progress import printable
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON
 
@@ -93,4 +94,4 @@ def run(arguments: argparse.Namespace) -> None:
     runs = find_runs(folder)
     if not runs:
         raise ValueError(f"{folder}: no finished runs; minilora finetune makes one in {USUAL}")
-    print(json.dumps(runs, indent=2) if arguments.json else listing(runs))
+    print(json.dumps(runs, indent=2) if arguments.json else printable(listing(runs)))

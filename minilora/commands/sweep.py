@@ -8,6 +8,7 @@ from typing import Any
 from ..experiments.grid import Sweep, SweepOptions
 from ..options import add_flags, usage_errors
 from ..pages.text import columns, counted, duration, interval, rule, terminal_width, wrapped
+from ..progress import printable
 from .compare_table import NAMES
 from .shared import AS_JSON, read_options
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     with usage_errors():
         options.settings()
     result = sweep(options)
-    print(json.dumps(result, indent=2) if arguments.json else page(result, terminal_width()))
+    print(json.dumps(result, indent=2) if arguments.json else printable(page(result, terminal_width())))
     if sweep_figure(result) is not None:
         save_themes(lambda: sweep_figure(result), options.folder / PICTURE_FILE)
     if len(result["failed"]) == result["trials"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.fields import as_json
 from .labels import mistakes, shown, subject_and_others, table, verdict
-from .style import GREY, LORA, panels
+from .style import GREY, LORA, literal, panels
 from .text import WIDTH, counted, rule, shortened, wrapped
 
 
@@ -60,8 +60,8 @@ def fields_figure(report: Mapping[str, Any]) -> Any:
         at, low, high = ([100 * (share[key] or 0) for share in shares] for key in ("value", "low", "high"))
         places = [place + aside for place in range(len(names))]
         axes.hlines(places, low, high, color=color, linewidth=1.5)
-        axes.plot(at, places, color=color, marker=marker, linestyle="", label=row["name"], clip_on=False)
-    axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names])
+        axes.plot(at, places, color=color, marker=marker, linestyle="", label=literal(row["name"]), clip_on=False)
+    axes.set_yticks(range(len(names)), [literal(shortened(name, 24)) for name in names])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="right, %", title=f"Fields of {counted(report['records'], 'record')}")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

@@ -11,7 +11,22 @@ import numpy as np
 
 from .fields import fields_figure
 from .labels import labels_figure
-from .style import BLACK, BLUE, FULL, LORA, ORANGE, PARAPHRASE, VALIDATION, blend, ink, name_lines, panels, ring, save
+from .style import (
+    BLACK,
+    BLUE,
+    FULL,
+    LORA,
+    ORANGE,
+    PARAPHRASE,
+    VALIDATION,
+    blend,
+    ink,
+    literal,
+    name_lines,
+    panels,
+    ring,
+    save,
+)
 from .text import megabytes, percent
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -232,8 +247,8 @@ def _matrix_panel(figure: Any, axes: Any, result: Mapping[str, Any], adapters: l
                 axes.add_patch(
                     Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor=ink(BLACK), linewidth=1.8)
                 )
-    axes.set_xticks(range(len(sets)), [_matrix_name(name, one) for name, one in sets.items()])
-    axes.set_yticks(range(len(adapters)), adapters)
+    axes.set_xticks(range(len(sets)), [literal(_matrix_name(name, one)) for name, one in sets.items()])
+    axes.set_yticks(range(len(adapters)), [*map(literal, adapters)])
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
     axes.set_title(title)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import BLUE, GREY, LORA, blend, ink, panels
+from .style import BLUE, GREY, LORA, blend, ink, literal, panels
 from .text import WIDTH, columns, counted, interval, percent, plain, rule, shortened, wrapped
 
 MATRIX = 12  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
@@ -151,12 +151,14 @@ def _draw_matrix(axes: Any, report: Mapping[str, Any]) -> None:
         axes.text(
             j, i, f"{counts[i, j]}", ha="center", va="center", fontweight="bold" if i == j else "normal", fontsize=9
         )
-    names = [shortened(label, 24) for label in labels]
+    names = [literal(shortened(label, 24)) for label in labels]
     axes.set_xticks(range(len(labels)), names, rotation=90)
     axes.set_yticks(range(len(labels)), names)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel=f"label given by {report['subject']}", ylabel="true label", title="Confusion matrix, records")
+    axes.set(
+        xlabel=f"label given by {literal(report['subject'])}", ylabel="true label", title="Confusion matrix, records"
+    )
 
 
 def _draw_reliability(axes: Any, report: Mapping[str, Any]) -> None:

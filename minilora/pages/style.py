@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import replacing
+from ..progress import printable
 
 # Okabe and Ito, Color Universal Design (2008): colours that the colour-blind can tell apart, too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -68,6 +69,11 @@ def panels(
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(rows, columns, width_ratios=ratios)
+
+
+def literal(text: str) -> str:
+    """A text of a user as matplotlib shows it letter by letter: what is between two `$` would be read as a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def check_picture(path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from commandline import complaint, job
 from figure_check import problems
 from jobs import material_of, options
 from planted import planted
+from planted_fields import planted_fields
 
 import minilora as ml
 from minilora.cli import main
@@ -251,6 +253,29 @@ def test_the_commands_name_the_column(home, tmp_path, capsys):
     words[words.index(data)] = home / "data.jsonl"
     assert main([str(word) for word in words if word not in ("--label", "queue")]) == 1
     assert complaint(capsys) == "--confusion needs labelled data: name the column of the labels with --label"
+
+
+@pytest.mark.parametrize("task", ["labels", "fields"])
+def test_no_page_or_picture_is_steered_by_what_data_say(task, home, tmp_path, capsys, monkeypatch):
+    bad = "$\\x{$\x1b[2J\x9b"  # no formula, and what clears a terminal
+    data = planted(tmp_path / "own.jsonl") if task == "labels" else planted_fields(tmp_path / "own.jsonl")
+    for file in tmp_path.iterdir():
+        for word in ("bill", "kind", "please", "hello"):
+            file.write_text(file.read_text().replace(word, json.dumps(bad + word)[1:-1]))
+    monkeypatch.chdir(tmp_path)
+    words = ["--adapter", "run", "--max-new-tokens", "70"]
+    commands = [
+        ["data", data, "--base", "tiny"], job(home, "--data", data, "--out", "run"), ["report", "run"], ["runs", "."],
+        ["eval", "--adapter", "run", "--data", data, "--limit", "3"], ["predict", data, *words],
+        ["chat", *words, "--prompt", "hello"],
+    ]  # fmt: skip
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    for command in commands:
+        assert main([*map(str, command)]) == 0
+        out, err = capsys.readouterr()
+        assert out and not {*out, *err} & {"\x1b", "\x9b"}, command
+    assert list((tmp_path / "run").glob(f"*-{task}.png"))
 
 
 # -- the page and the picture ------------------------------------------------------------------------------------------
