@@ -62,8 +62,13 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
     return list(weights)
 
 
-def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) -> dict[str, LoraWeights]:
-    """The new weights that `add_adapter` would install, by module name. The model is not changed."""
+def plan_adapter(
+    model: Module, config: LoraConfig, name: str, seed: int = 0, any_rank: bool = False
+) -> dict[str, LoraWeights]:
+    """The new weights that `add_adapter` would install, by module name. The model is not changed.
+
+    any_rank: allow a rank above that of a matrix, which adapters in files may have: PiSSA's is doubled there.
+    """
     refuse_new(model, name)
     if not isinstance(config, LoraConfig):
         raise TypeError(f"expected a minilora.LoraConfig, got {type(config).__module__}.{type(config).__qualname__}")
@@ -81,7 +86,7 @@ def plan_adapter(model: Module, config: LoraConfig, name: str, seed: int = 0) ->
     for pattern in config.unused_patterns(targets, list(modules)):
         log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)
     rng = np.random.default_rng(seed)
-    return {path: new_weights(path, candidates[path], config, rng) for path in targets}
+    return {path: new_weights(path, candidates[path], config, rng, any_rank) for path in targets}
 
 
 def install_adapter(

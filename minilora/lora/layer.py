@@ -290,15 +290,18 @@ def _of_each_row(factor: Factor) -> float | Array:
     return factor.each if isinstance(factor, RowFactors) else factor
 
 
-def new_weights(name: str, base: Linear | Embedding, config: LoraConfig, rng: np.random.Generator) -> LoraWeights:
+def new_weights(
+    name: str, base: Linear | Embedding, config: LoraConfig, rng: np.random.Generator, any_rank: bool = False
+) -> LoraWeights:
     """Initialise the weights of a new adapter in one module, whose name decides rank and scale.
 
-    Raises ValueError if the rank is larger than the matrix allows, or for PiSSA or a frozen A on an embedding.
+    Raises ValueError if the rank is larger than the matrix's, unless `any_rank`; for PiSSA or a frozen A on an
+    embedding.
     """
     like, init = base.weight.data, config.init_lora_weights
     embeds = isinstance(base, Embedding)
     (m, n), r, scale = like.shape[:: -1 if embeds else 1], config.rank_of(name), config.scale_of(name)
-    if r > min(m, n):
+    if r > min(m, n) and not any_rank:
         raise ValueError(f"r={r} is too large for {name} ({m} x {n}), whose rank is at most {min(m, n)}: lower r")
     if embeds and init in FROM_BASE:
         raise ValueError(f"init_lora_weights={init!r} is for linear layers: leave {name} out of target_modules")

@@ -96,7 +96,7 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
         raise ModelFileError(f"{path}: an adapter without any tensor")
     try:
         config = LoraConfig.of_ranks({module: pair["lora_b"].shape[1] for module, pair in pairs.items()}, alpha)
-        weights = plan_adapter(model, config, name)
+        weights = plan_adapter(model, config, name, any_rank=True)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
     places = {}

@@ -193,7 +193,7 @@ def load_adapter(
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path, mapped)
     _refuse_another_width(model, tensors, path)
-    weights = plan_adapter(model, config, name)
+    weights = plan_adapter(model, config, name, any_rank=True)
     parameters = {
         peft_name(f"{module}.{key}"): parameter
         for module, own in weights.items()

@@ -11,6 +11,7 @@ from smallmodels import IDS, as_float64, every_variant, logits, shaken
 
 from minilora.files.tensors import read_tensors
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
+from minilora.lora.llamacpp import save_gguf_adapter
 from minilora.lora.peft import _UNSUPPORTED, load_adapter, peft_name, save_adapter
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
@@ -84,6 +85,16 @@ def test_pissa_is_saved_as_a_plain_adapter_of_twice_the_rank_on_the_unchanged_ba
         scale = lora_modules(other)[path].adapters["default"].scale
         assert scale == pytest.approx(module.adapters["default"].scale, rel=1e-15)
     assert np.abs(logits(model) - logits(base())).max() > 1e-3
+
+
+def test_pissa_of_the_full_rank_comes_back_from_its_files_though_twice_the_rank_is_more(base, tmp_path):
+    model = shaken(adapted(base(), init_lora_weights="pissa", r=16))  # all that k_proj and v_proj have
+    files = save_adapter(model, tmp_path / "a"), save_gguf_adapter(model, tmp_path / "a.gguf")
+    for file in files:
+        load_adapter(other := base(), file)
+        np.testing.assert_allclose(logits(other), logits(model), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="r=17 is too large for .*k_proj"):
+        adapted(base(), r=17)
 
 
 # -- overwriting -------------------------------------------------------------------------------------------------------
