@@ -38,7 +38,7 @@ SWITCHES = {  # of Llama's config, by family
     "llama": {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 24)},
     "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4,
                 "logits_scaling": 2.0},
-    "granitemoehybrid": {"shared_mlp": True, "residual_multiplier": 0.4},
+    "granitemoehybrid": {"shared_mlp": True, "attention_multiplier": 0.3, "residual_multiplier": 0.4},
 }  # fmt: skip
 
 

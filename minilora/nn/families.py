@@ -327,15 +327,22 @@ _QWEN3 = replace(
     only=_SILU | _NO_WINDOW | {"attention_bias": (False,)}, tensors=_TENSORS | _QK_NORMS,
     assumed={"num_key_value_heads": 32, "head_dim": 128},
 )  # fmt: skip
+
+
+def _stored_granite(config: Config) -> dict[str, Any]:
+    return {"attention_multiplier": config.attention_multiplier or config.head_dim**-0.5}  # 0 is 0 in transformers
+
+
 _GRANITE = replace(
     _LLAMA, model_type="granite", class_name="GraniteForCausalLM", gguf="granite", only=_SILU | _NO_BIAS,
-    fields=_shape(_WIDTH, *_MULTIPLIERS), gguf_only={"rope.scaling.finetuned": (True,)},
+    fields=_shape(_WIDTH, *_MULTIPLIERS), gguf_only={"rope.scaling.finetuned": (True,)}, stored=_stored_granite,
 )  # fmt: skip
 
 
 def _stored_granite_hybrid(config: Config) -> dict[str, Any]:
     layers = ["attention"] * config.num_hidden_layers
-    return {"layer_types": layers, "num_experts_per_tok": 0, "mamba_n_heads": 1}  # Mamba is not used, but checked
+    unused = {"num_experts_per_tok": 0, "mamba_n_heads": 1}  # Mamba is not used, but checked
+    return {"layer_types": layers, **unused, **_stored_granite(config)}
 
 
 _GRANITE_HYBRID = replace(
@@ -456,7 +463,7 @@ _GEMMA3 = Family(
         Field("rope_local_base_freq", "rope_local_base_freq", "rope.freq_base_swa", 1e4, 1e4),
         Field("sliding_window", "sliding_window", "attention.sliding_window", 4096),
         Field("layer_types", "layer_types", default=()),
-        Field("query_pre_attn_scalar", "query_pre_attn_scalar", default=256.0),
+        Field("query_pre_attn_scalar", "query_pre_attn_scalar", default=256),  # transformers refuses 256.0
     ),
     _TENSORS | _QK_NORMS | {
         "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",

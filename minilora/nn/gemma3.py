@@ -75,7 +75,7 @@ class Gemma3Config:
         check_positive(self, int, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                        "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
                        "sliding_window")  # fmt: skip
-        object.__setattr__(self, "query_pre_attn_scalar", self.query_pre_attn_scalar or float(self.head_dim))
+        object.__setattr__(self, "query_pre_attn_scalar", self.query_pre_attn_scalar or self.head_dim)
         check_positive(self, float, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
         check_heads(self)
         types = tuple(self.layer_types or every_nth(self.num_hidden_layers))

@@ -315,6 +315,17 @@ def test_the_forms_of_gemmas_config_say_the_same():
         config_from_json(GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
 
 
+def test_a_scale_that_follows_from_the_width_of_heads_is_stored_as_transformers_reads_it():
+    for family in ("granite", "granitemoehybrid"):  # 0 would be 0 there
+        stored = config_to_json(replace(PLAIN, model_type=family, head_dim=16))
+        assert stored["attention_multiplier"] == 0.25
+    gemma = config_from_json(GEMMA | {"num_hidden_layers": 6, "head_dim": 10, "query_pre_attn_scalar": 10})
+    from_gguf = config_from_gguf(config_to_gguf(gemma)[0], {"token_embd.weight": (11, 6)})
+    for config in (config_from_json(GEMMA), from_gguf):  # a float is refused there
+        stored = config_to_json(config)["query_pre_attn_scalar"]
+        assert (type(stored), stored) == (int, config.head_dim)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"num_hidden_layers": 10**9}, {"num_hidden_layers": "4"}, {"num_hidden_layers": None}, {"layer_types": 5},
