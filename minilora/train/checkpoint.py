@@ -22,6 +22,7 @@ from ..files.disk import ModelFileError, read_json, replacing_folder, write_json
 from ..files.tensors import each_tensor, write_tensors
 from ..lora.adapters import adapter_weights
 from ..lora.peft import WEIGHTS_FILE, peft_name
+from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter
 from ..nn.optim import AdamW
@@ -170,7 +171,8 @@ def read_weights(folder: Path, model: LanguageModel, adapter: str) -> None:
         parts = [(f"{path}.{name}", p) for path, weights in own for name, p in weights.named_parameters()]
         _fill(folder / WEIGHTS_FILE, {peft_name(name): p.data for name, p in parts})
     else:
-        _fill(folder / MODEL_FILE, {name: p.data for name, p in model.trainable_parameters().items()})
+        trained = {name: p.data for name, p in model.trainable_parameters().items()}
+        _fill(folder / MODEL_FILE, FAMILIES[model.config.model_type].to_hugging_face(trained))  # views
 
 
 def _fill(path: Path, places: dict[str, Array]) -> None:

@@ -15,6 +15,8 @@ from jobs import foresee, options, trained
 
 import minilora as ml
 from minilora.files import tensors
+from minilora.models.folder import save_folder
+from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.train import checkpoint, job
 from minilora.train.job import finetune
 from minilora.train.log import read_log
@@ -68,12 +70,20 @@ WAYS = {
     "embedding, epochs": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True, steps=None, epochs=3.5,
                               batch_size=3, save_every=4),
     "full, best is not last": dict(method="full", lr=1e-2, eval_every=1),
+    "full, GPT-2": dict(method="full", lr=1e-2, eval_every=1, weight_decay=0.1),
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def gpt2(home, tokenizer, tmp_path_factory):
+    """A base of a family whose files have other shapes than the model."""
+    config = GPT2Config(len(tokenizer), 32, 1, 4, max_position_embeddings=1024)
+    return save_folder(tmp_path_factory.mktemp("gpt2"), config, GPT2(config).state_dict(), tokenizer)
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, tmp_path, stop_at, monkeypatch):
-    change = dict(lr=2e-2) | WAYS[way]
+def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, gpt2, tmp_path, stop_at, monkeypatch):
+    change = dict(lr=2e-2) | WAYS[way] | ({"base": str(gpt2)} if "GPT-2" in way else {})
     if "eval_every" in change:
         foresee([5, 4, 3, 4, 5, 6], monkeypatch)
     straight = run(options(home, tmp_path / "straight", **change))
