@@ -5,15 +5,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..data.fields import stored_tasks
 from ..data.formats import listed, with_label
-from ..data.passages import Handbook
+from ..data.passages import Handbook, Passage
+from ..data.quotes import Quoting
 from ..data.records import BUILT_IN, Record, read_handbook, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.rows import SPLITS
+from ..data.samples import encode_records
 from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
 from ..generate.quotes import quoting_of, refuse_without_passages
@@ -24,10 +27,11 @@ from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report, with_own_passages
 from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
-from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, measure, read_sets, summary
+from ..measure.scores import LOSS, RECALL, AsTrained, Encode, MeasuredSet, Scores, measure, read_sets, summary
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, named_folders
 from ..nn.language_model import LanguageModel
+from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.fields import field_lines
@@ -37,7 +41,7 @@ from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
 from ..progress import log, printable
-from ..train.material import Material
+from ..train.material import Material, turned, with_passages
 from ..train.options import LABEL, SCHEMA, Options
 from .shared import AS_JSON, Loading
 
@@ -132,6 +136,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         split=options.split,
         stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
+        as_trained=_as_trained(options, own, trained, tokenizer),
     )
     for i, each in enumerate(sets):
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
@@ -167,6 +172,44 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         **reports,
         "open_book": open_book,
     }
+
+
+def _as_trained(
+    options: EvalOptions, own: Mapping[str, str | None], trained: Mapping[str, Path], tokenizer: Tokenizer
+) -> dict[str, AsTrained]:
+    """For `read_sets`: by data set, how records are read by the adapters that learned it from passages.
+
+    own, trained: the data set and the folder of each adapter. If adapters learned the same data differently, none is
+    measured as it was trained.
+    """
+    ways: dict[str, set[tuple[Quoting | None, bool]]] = {}
+    for name, source in own.items():
+        data = read_provenance(trained[name]).get("data", {})
+        ways.setdefault(str(source), set()).add((Quoting.stored(data), "context_template" in data))
+    found: dict[str, AsTrained] = {}
+    for source, ((quoting, reads), *others) in ways.items():
+        if not others and (quoting or reads):
+            found[source] = partial(_given_passages, options, quoting, source, tokenizer)
+    return found
+
+
+def _given_passages(
+    options: EvalOptions, quoting: Quoting | None, source: str, tokenizer: Tokenizer, records: list[Record]
+) -> tuple[list[Record], Encode]:
+    """Records with their right passages in the prompts, and how `finetune` encodes them."""
+    encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=options.max_length)
+    if options.context is not None:
+        records = with_passages(records, options.context, source, tokenizer, options.max_length)
+    if any(record.context is None for record in records):
+        if quoting is None or options.no_recall:  # otherwise it is refused
+            log.warning(f"{source}: the loss is without passages, unlike in training: give them with --context FILE")
+    elif quoting is not None:
+
+        def encode(records: Sequence[Record]) -> Sequence[Sample]:
+            passages = {record.id: Passage(record.id, record.context or "") for record in records}
+            return turned(quoting, [record.closed_book() for record in records], passages, tokenizer, False)
+
+    return records, encode
 
 
 def _with_passages(

@@ -32,6 +32,8 @@ from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
 LOSS, RECALL = "loss", "keyword_recall"
 
 Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray]
+Encode = Callable[[Sequence[Record]], Sequence[Sample]]
+AsTrained = Callable[[list[Record]], tuple[list[Record], Encode]]  # see `read_sets`
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def read_sets(
     split: str | None = None,
     stored: Sequence[Task] = (),
     schema: str | None = None,
+    as_trained: Mapping[str, AsTrained] | None = None,
 ) -> list[MeasuredSet]:
     """The sets of each data set: what `finetune` holds out of it, or all of it.
 
@@ -88,6 +91,7 @@ def read_sets(
     split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
     stored: the tasks that the adapters were trained on.
     schema: the file with the JSON Schema of data with fields. Built-in sets next to other data have their own, or none.
+    as_trained: by data set, a function that gives its records passages, and returns how such records are encoded.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
@@ -101,6 +105,9 @@ def read_sets(
         own_schema = schema if source in of_schema else None
         reading = read_source(source, tokenizer, (field or {}).get(source), stored, own_schema)
         records, task = reading.records, reading.task
+        encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
+        if as_trained and source in as_trained:
+            records, encode = as_trained[source](records)
         chosen: list[tuple[str, list[Sample], list[Record]]]
         divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}
         if divided and (split or (source in trained and divided["test"])):
@@ -108,8 +115,7 @@ def read_sets(
             chosen = [(split or "unseen", evenly(sequences, limit), [])] if sequences else []
         else:
             parts = _chosen(records, source, limit, paraphrases, source in trained, split)
-            chosen = [(kind, evenly(encode_records(part, tokenizer, max_length=max_length), limit), part)
-                      for kind, part in parts]  # fmt: skip
+            chosen = [(kind, evenly(encode(part), limit), part) for kind, part in parts]
         if not chosen:
             raise ValueError(f"{source}: no record of the split {split!r}: leave out --split to measure all")
         for kind, whole, own in chosen:

@@ -233,7 +233,7 @@ def prepare(
         sets = _sets(records, splits, eval_records, validated, sampled_from)
         for name, chosen in sets.items():
             if quoting is not None:
-                samples[name] = _turned(quoting, chosen, passages, tokenizer, name == "train")
+                samples[name] = list(turned(quoting, chosen, passages, tokenizer, name == "train"))
             elif beta is None:
                 samples[name] = list(encode_records(chosen, tokenizer, name == "train", max_length))
             else:
@@ -321,14 +321,14 @@ def right_passages(
     return {record.id: handbook.right(record.messages) for record in asked}
 
 
-def _turned(
+def turned(
     quoting: Quoting, records: Sequence[Record], passages: Mapping[str, Passage], tokenizer: Tokenizer, phrasings: bool
-) -> list[Example]:
+) -> list[Sample]:
     """The samples of an adapter that quotes: of each record, and if `phrasings`, of its other wordings in turn."""
-    turned = [quoting.turned(r, passages[r.id].text, r.phrasings if phrasings else ()) for r in records]
-    encoded = iter(encode_records([wording for each in turned for wording in each], tokenizer))
-    samples: list[Example] = []
-    for each in turned:  # encoded all at once, on all cores
+    wordings = [quoting.turned(r, passages[r.id].text, r.phrasings if phrasings else ()) for r in records]
+    encoded = iter(encode_records([wording for each in wordings for wording in each], tokenizer))
+    samples: list[Sample] = []
+    for each in wordings:  # encoded all at once, on all cores
         first, *others = (next(encoded) for _ in each)
         samples.append(replace(first, others=tuple(others)))
     return samples

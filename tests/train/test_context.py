@@ -90,6 +90,24 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
     assert rows.keys() == {"right", "found"} and rows["right"]["keyword_recall"]["value"] == 1.0
 
 
+@pytest.mark.parametrize("kind", ["reading", "quoting"])
+def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_path, caplog):
+    folder, metrics = quoting if kind == "quoting" else (run[0], run[2])
+    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)])
+    scores = evaluate_adapters(EvalOptions(**values, context=str(run[1])))["scores"]
+    assert scores.keys() == {"data/paraphrase", "data/unseen"}
+    for name, each in scores.items():
+        found = [each[who]["loss"]["value"] for who in ("base", folder.name)]
+        assert found == pytest.approx(metrics["loss"][name.removeprefix("data/")], rel=1e-5)
+    assert not caplog.records
+    closed = evaluate_adapters(EvalOptions(**values, no_recall=True))["scores"]
+    assert "the loss is without passages, unlike in training: give them with --context FILE" in caplog.text
+    both = [f"a={run[0]}", f"b={quoting[0]}"]  # which learned the same data in two ways
+    scores = evaluate_adapters(EvalOptions(**values | {"adapter": both}, context=str(run[1])))["scores"]
+    for name, each in scores.items():
+        assert each["base"]["loss"] == closed[name]["base"]["loss"]
+
+
 def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
     rows = [{**TERMS[0], "context": "Own."}, TERMS[1], TERMS[2]]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
