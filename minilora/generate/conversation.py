@@ -19,8 +19,7 @@ from .fields import guide_of, task_of_adapters
 from .labels import ranked_labels
 from .prefix_cache import PrefixCache, ReadPassages
 from .quotes import Quotation, quote, quoting_of, refuse_without_passages
-from .schema import Guide
-from .streams import Streams, check_settings
+from .streams import Answer, Streams, check_settings
 
 MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
 TOY = "tiny is a toy model of 1 million parameters: it shows how things work, but it knows nothing"
@@ -171,19 +170,14 @@ class Talk:
         An answer that an exception stops, such as Ctrl-C, is kept as far as it came. Raises ValueError for a question
         that the model cannot read, or that is too long even alone; nothing has changed then.
         """
-        if isinstance(task := self._task(self.choice), LabelTask):
-            label, shown = self._label(task, question, self.choice)
+        if (found := self._at_once(question, self.choice)) is not None:
+            text, shown = found
             show(shown)
-            self._keep(question, label)
-            return True
-        if (found := self._quotation(question, self.choice)) is not None:
-            show(found.text)
-            self._keep(question, found.text)
+            self._keep(question, text)
             return True
         start = self._start_that_fits(question, self.choice)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False, known=self.known)
-        messages, guide = self._messages(start, question, self.choice), self._guide(question, self.choice)
-        answer = streams.add(messages, **self._settings(), guide=guide)
+        answer = self._add(streams, start, question, self.choice)
         if start > self.seen_from and not self.told:
             self.told = True
             log.info(f"the oldest turns are left out from here on: {self.limit} tokens are all that the model can see")
@@ -206,23 +200,15 @@ class Talk:
         shown when the first has ended. The conversation stays as it was. Raises ValueError as `ask` does.
         """
         alone = len(self.turns)
-        at_once: dict[str, str] = {}  # what those show that do not write an answer token by token
-        for name, choice in versions.items():
-            if isinstance(task := self._task(choice), LabelTask):
-                at_once[name] = self._label(task, question, choice)[1]
-            elif (found := self._quotation(question, choice)) is not None:
-                at_once[name] = found.text
-            else:
-                self._start_that_fits(question, choice, alone)
+        at_once = {name: self._at_once(question, choice) for name, choice in versions.items()}
+        written = {name: choice for name, choice in versions.items() if at_once[name] is None}
+        for choice in written.values():
+            self._start_that_fits(question, choice, alone)
         streams = Streams(self.model, self.tokenizer, slots=len(versions))
-        answers = {}
-        for name, choice in versions.items():
-            if name not in at_once:
-                messages, guide = self._messages(alone, question, choice), self._guide(question, choice)
-                answers[name] = streams.add(messages, choice, **self._settings(), guide=guide)
-        for name in versions:
-            if name in at_once:
-                yield name, at_once[name]
+        answers = {name: self._add(streams, alone, question, choice) for name, choice in written.items()}
+        for name, found in at_once.items():
+            if found is not None:
+                yield name, found[1]
                 continue
             answer = answers[name]
             yield name, answer.new_text()
@@ -234,8 +220,13 @@ class Talk:
         """What the adapters of a choice were trained to do; else to find the fields of the schema, if there is one."""
         return task_of_adapters(self.model, choice) or self.schema
 
-    def _label(self, task: LabelTask, question: str, choice: Choice) -> tuple[str, str]:
-        """The label of a question, and what is shown: with its probability, and the next two."""
+    def _at_once(self, question: str, choice: Choice) -> tuple[str, str] | None:
+        """An answer that is not written token by token, and what is shown: a quotation, or a label with its probability
+        and the next two.
+        """
+        if not isinstance(task := self._task(choice), LabelTask):
+            found = self._quotation(question, choice)
+            return None if found is None else (found.text, found.text)
         messages = with_system([{"role": "user", "content": question}], self.system_for(choice))
         (label, p), *others = ranked_labels(self.model, self.tokenizer, task, messages, choice)
         rest = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
@@ -277,32 +268,24 @@ class Talk:
             text = "\n".join(f"you: {turn.question}\n\n{turn.version}: {turn.answer}\n" for turn in self.turns)
         write_bytes(path, text.encode())
 
-    def _settings(self) -> dict[str, Any]:
-        """How the next answer is drawn. Each question has its own seed, so that its answer can differ when repeated."""
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": self.seed + self.asked,
-        }
+    def _add(self, streams: Streams, start: int, question: str, choice: Choice) -> Answer:
+        """Queue the next answer. Each question has its own seed, so that its answer can differ when repeated."""
+        task, seed = self._task(choice), self.seed + self.asked
+        guide = guide_of(task, self.tokenizer, question) if isinstance(task, FieldTask) else None
+        settings = (self.max_new_tokens, self.temperature, self.top_p, seed)
+        messages = self._messages(start, question, choice)
+        return streams.add(messages, choice if streams.mixed else None, *settings, guide=guide)
 
     def _keep(self, question: str, answer: str) -> None:
         """Add a turn to what was said."""
         self.turns.append(Turn(question, answer, name_of(self.choice), self.system_for(self.choice)))
 
-    def _said(self, start: int) -> list[Message]:
-        return [message for turn in self.turns[start:] for message in turn.messages()]
-
     def _messages(self, start: int, question: str, choice: Choice) -> list[Message]:
         """What a choice of adapters is asked: the question, after what was said from a turn on; for fields it alone."""
-        said = [*self._said(start), {"role": "user", "content": question}]
-        asked, _ = open_book(self.model, choice, self.handbook, said)
+        said = [message for turn in self.turns[start:] for message in turn.messages()]
+        asked, _ = open_book(self.model, choice, self.handbook, [*said, {"role": "user", "content": question}])
         messages = with_system(asked, self.system_for(choice))
         return task.asked(messages) if isinstance(task := self._task(choice), FieldTask) else messages
-
-    def _guide(self, question: str, choice: Choice) -> Guide | None:
-        """What keeps the answer within a schema, where a choice of adapters is asked for fields."""
-        return guide_of(task, self.tokenizer, question) if isinstance(task := self._task(choice), FieldTask) else None
 
     def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
         """The first turn from which everything fits, with the question and its answer."""

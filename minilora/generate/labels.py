@@ -177,8 +177,7 @@ class _Asked:
         for sample in encode_records(records, tokenizer):
             scored = np.array(sample.labels) != NOT_SCORED
             end = int(np.flatnonzero(scored)[-1]) + 1
-            before = np.flatnonzero(~scored[:end])  # earlier answers are scored as well
-            starts.append(int(before[-1]) + 1)
+            starts.append(int(np.flatnonzero(~scored[:end])[-1]) + 1)  # earlier answers are scored as well
             wholes.append(list(sample.ids[:end]))
         same = min(*starts, same_beginning([ids[:-1] for ids in wholes]))
         return cls(wholes[0][:same], [ids[same:] for ids in wholes], [start - same for start in starts])
