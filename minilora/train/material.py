@@ -200,25 +200,21 @@ def prepare(
         records = with_passages(records, context, data, tokenizer, max_length)
     for line in warning_of_control_tokens(records, tokenizer):
         log.warning("%s", line)
-    general = read_records("general", tokenizer)
-    asked: dict[str, list[Record]] = {}
-    shown: dict[str, list[Record]] = {}
-    sampled_from: dict[str, int] = {}
-    samples: dict[str, list[Example]] = {}
-    checked: Checked | None = None
-    choosing: Checked | None = None
-    splits: dict[str, list[Record]] = {}
     if beta is not None and (without := [record.id for record in records if record.rejected is None]):
         needed = "DPO needs the columns prompt, chosen and rejected, such as legal-pairs has"
         raise ValueError(f"{data}: record {without[0]} has no rejected answer: {needed}")
     if beta is None and any(record.rejected is not None for record in records):
         log.info(f"{data}: only the chosen answers are learned; --loss dpo learns from the rejected ones as well")
+    made = Material([], [], {}, {}, system=common_system(records), task=task, quoting=quoting, passages=passages)
+    made.template = TEMPLATE if any(record.context for record in records) else None
+    samples: dict[str, list[Example]] = {}
+    splits: dict[str, list[Record]] = {}
     if is_one_text(records):
         parts = split_text(records[0].text, tokenizer, max_length)
         log.info(describe_splits({name: len(part) for name, part in parts.items()}, text=True))
         samples = {"train": list(parts["train"])}
         for name, part in (("validation", parts["validation"]), ("unseen", parts["test"])):
-            samples[name] = _sampled(part, name, eval_records, sampled_from)
+            samples[name] = _sampled(part, name, eval_records, made.sampled_from)
     else:
         splits = split_records(records)
         columns = ", ".join(reading.formats)
@@ -230,7 +226,7 @@ def prepare(
             for line in check_labels(splits, data):
                 log.warning(line)
         validated = max(eval_records, ASKED_LABELS) if isinstance(task, LabelTask) else eval_records
-        sets = _sets(records, splits, eval_records, validated, sampled_from)
+        sets = _sets(records, splits, eval_records, validated, made.sampled_from)
         for name, chosen in sets.items():
             if quoting is not None:
                 samples[name] = list(turned(quoting, chosen, passages, tokenizer, name == "train"))
@@ -239,32 +235,31 @@ def prepare(
             else:
                 samples[name] = list(encode_pairs(chosen, tokenizer, beta))
         if task is None:
-            asked, shown = _questions(sets)
+            made.asked, made.shown = _questions(sets)
         elif sets["unseen"]:
             tested = evenly(splits["test"], max(eval_records, ASKED_LABELS))
-            checked = checked_of(task, tested, splits["train"])
+            made.checked = checked_of(task, tested, splits["train"])
         if isinstance(task, LabelTask) and sets["validation"]:
-            choosing = checked_of(task, sets["validation"], ())
+            made.validated = checked_of(task, sets["validation"], ())
+    if follows_rule(records):
+        made.split = RULE if splits else TEXT_RULE
     samples = {name: truncate_and_log(name, whole, max_length) for name, whole in samples.items()}
     if not samples["train"]:
         raise ValueError(f"{data}: nothing is left to train on within --max-length {max_length}")
-    mix, added = mix or {}, {}
+    mix = mix or {}
     whole = len(samples["train"]) / (1 - sum(mix.values()))
     for source, share in mix.items():
         others = _others(source, tokenizer, max_length, splits, field)
         more = mixed(others, round(whole * share) or 1)
         samples["train"] += more
-        added[source] = len(more)
+        made.mixed[source] = len(more)
         log.info(f"{source}: each epoch has {len(more):,} of its {len(others):,} training records")
+    general = read_records("general", tokenizer)
     samples["general"] = list(encode_records(general, tokenizer))  # never cut: the same measure for every run
-    scored: dict[str, Sequence[Example]] = {name: samples[name] for name in (*TESTS, "general") if samples.get(name)}
-    paraphrased = samples.get("validation_paraphrase", [])
-    system = common_system(records)
-    rule = None if not follows_rule(records) else TEXT_RULE if is_one_text(records) else RULE
-    sets_of_samples = (samples["train"], samples["validation"], scored)
-    template = TEMPLATE if any(record.context for record in records) else None
-    given = (*sets_of_samples, asked, shown, paraphrased, system, rule, sampled_from, task, template)
-    return Material(*given, quoting, passages, checked, choosing, added)
+    made.train, made.validation = samples["train"], samples["validation"]
+    made.validation_paraphrase = samples.get("validation_paraphrase", [])
+    made.scored = {name: samples[name] for name in (*TESTS, "general") if samples.get(name)}
+    return made
 
 
 def _others(
