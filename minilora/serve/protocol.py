@@ -216,15 +216,13 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
 
 def refuse_for_task(request: Request, task: Task | None) -> None:
     """Raise ApiError for fields that mean nothing where the answer is no label, or has no schema."""
-    wrong = {
-        'response_format "json_object" is for adapters that were trained on labels or fields; any other takes '
-        '"json_schema"': request.as_json and task is None,
-    }
-    if isinstance(task, LabelTask):
-        wrong = {'response_format "json_schema" is not for adapters that were trained on labels': bool(request.schema)}
-    for line, given in wrong.items():
-        if given:
-            raise ApiError(400, f"{line}: leave it out", line.split()[0], "unsupported_parameter")
+    if request.as_json and task is None:
+        wrong = '"json_object" is for adapters that were trained on labels or fields; any other takes "json_schema"'
+    elif request.schema and isinstance(task, LabelTask):
+        wrong = '"json_schema" is not for adapters that were trained on labels'
+    else:
+        return
+    raise ApiError(400, f"response_format {wrong}: leave it out", "response_format", "unsupported_parameter")
 
 
 def _schema(value: Any) -> FieldTask | None:
