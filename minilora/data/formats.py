@@ -59,10 +59,8 @@ def _asked(row: Mapping[str, Any], question: str, below: str = "") -> list[Messa
 
 def _labelled(row: Mapping[str, Any], text: str, label: str) -> list[Message]:
     """The messages of a text and its label, which may be a whole number."""
-    value = row[label]
-    named = {label: str(value) if isinstance(value, int) else value}
-    answer = text_of(named, label).strip()
-    return _exchange(text_of(row, text), answer)
+    named = {label: str(value) if isinstance(value := row[label], int) else value}
+    return _exchange(text_of(row, text), text_of(named, label).strip())
 
 
 def fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,8 +76,7 @@ def fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_fields(row: Mapping[str, Any], text: str, fields: str) -> list[Message]:
     """The messages of a text and its fields."""
-    answer = json.dumps(fields_of(row))
-    return _exchange(text_of(row, text), answer)
+    return _exchange(text_of(row, text), json.dumps(fields_of(row)))
 
 
 def _exchange(question: str, answer: str) -> list[Message]:
