@@ -200,8 +200,9 @@ def merge(
     source = GGUF(place) if place.suffix == ".gguf" else None
     set_adapter(model, ADAPTER)
     merge_adapter(model)
-    before, (config, state) = base_state(model), _whole(model)
-    rounded_to = read_provenance(Path(adapter)).get("base", {}).get("rounded_to")
+    before, (config, state), known = base_state(model), _whole(model), read_provenance(Path(adapter))
+    rounded_to, data = known.get("base", {}).get("rounded_to"), known.get("data", {})
+    data |= {key: path_from(out, Path(adapter, data[key])) for key in ("path", "context_path") if key in data}
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" not in before:
         changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
@@ -210,7 +211,6 @@ def merge(
         lost = requantised(before, state, changed, config, source)
     elif rounded_to and rounded_to.upper() in LEVELS:
         lost = requantised(before, state, changed, config, kind=rounded_to.upper())
-    data = _trained_on(Path(adapter), out)
     _write(out, format, kind, config, state, tokenizer, source, set(before) - changed, data)
     written = load_folder(out) if format == "hf" else GGUF(out).load()
     size = sum(file.stat().st_size for file in (out.iterdir() if format == "hf" else [out]))
@@ -352,12 +352,6 @@ def _whole(model: LanguageModel) -> tuple[Any, dict[str, Array]]:
     """The config and the arrays of a model, merged if it is."""
     state = merged_state(model) if is_merged(model) else base_state(model)
     return replace(model.config, tie_word_embeddings="lm_head.weight" not in state), state
-
-
-def _trained_on(adapter: Path, out: Path) -> dict[str, Any]:
-    """What an adapter was trained on, with paths from the folder of the merged model."""
-    data = read_provenance(adapter).get("data", {})
-    return data | {key: path_from(out, adapter / data[key]) for key in ("path", "context_path") if key in data}
 
 
 def _write(
