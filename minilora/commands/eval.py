@@ -52,6 +52,12 @@ KINDS = {  # of sets -> what the page calls their records
     "validation": "the validation split",
     "test": "the test split",
 }
+REPORTS = {  # on a set -> how they are written
+    "labels": label_lines,
+    "fields": field_lines,
+    "preferences": preference_lines,
+    "open_book": open_book_lines,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,16 +336,11 @@ def page(result: Mapping[str, Any]) -> str:
         lines += [rule(title), *_values(result["scores"][name])]
         if differences := result["differences"][name]:
             lines += ["", *_changes(differences)]
-        if name in result.get("labels", {}):
-            lines += ["", *label_lines(result["labels"][name], NARROWEST)]
-        if name in result.get("fields", {}):
-            lines += ["", *field_lines(result["fields"][name], NARROWEST)]
-        if name in result.get("preferences", {}):
-            lines += ["", *preference_lines(result["preferences"][name], NARROWEST)]
-        if name in result.get("open_book", {}):
-            lines += ["", *open_book_lines(result["open_book"][name])]
+        for kind, written in REPORTS.items():
+            if name in result.get(kind, {}):
+                lines += ["", *written(result[kind][name], NARROWEST)]
         lines.append("")
-    checked = {*result.get("labels", ()), *result.get("fields", ()), *result.get("preferences", ())}
+    checked = {name for kind in REPORTS if kind != "open_book" for name in result.get(kind, ())}
     bare = [Path(about["data"]).name for name, about in result["sets"].items()
             if not about["asked"] and name not in checked]  # fmt: skip
     if bare:

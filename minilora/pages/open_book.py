@@ -10,16 +10,16 @@ import numpy as np
 from ..measure.open_book import CLOSED, FOUND, RIGHT
 from .labels import shown
 from .style import AMBER, BLUE, GREY, panels
-from .text import NOTHING, columns, counted, listed, percent, plain, rule, shortened, wrapped
+from .text import NARROWEST, NOTHING, columns, counted, listed, percent, plain, rule, shortened, wrapped
 
 KINDS = {CLOSED: "no passage", RIGHT: "the right passage", FOUND: "the passage that is found"}
 COLORS = {CLOSED: GREY, RIGHT: BLUE, FOUND: AMBER}
 
 
-def open_book_lines(report: Mapping[str, Any]) -> Iterator[str]:
+def open_book_lines(report: Mapping[str, Any], width: int = NARROWEST) -> Iterator[str]:
     """A report of `open_book_report` as text."""
     title = f"{counted(report['records'], 'question')}, {counted(report['passages'], 'passage')} of {report['context']}"
-    yield rule(title)
+    yield rule(title, width)
     rows = [["", "prompt", "keyword recall, %", "prompt tokens", "s per answer"]]
     for row in report["rows"]:
         found, tokens = row["keyword_recall"], row["prompt_tokens"]
@@ -27,7 +27,7 @@ def open_book_lines(report: Mapping[str, Any]) -> Iterator[str]:
         rows.append([shortened(row["name"], 20), KINDS[row["kind"]], shown(found), *counts])
     yield from columns(rows, left=2)
     hits = [f"{'first' if n == '1' else f'among the first {n}'} for {percent(h)}" for n, h in report["hits"].items()]
-    yield from wrapped(f"BM25 finds the right passage {listed(hits)} of the questions.")
+    yield from wrapped(f"BM25 finds the right passage {listed(hits)} of the questions.", width)
 
 
 def open_book_figure(report: Mapping[str, Any]) -> Any:
