@@ -20,8 +20,7 @@ def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
             *([row["name"], shown(row["fields_right"]), shown(row["objects_right"])] for row in report["rows"]),
         ]
     )
-    subject, others = subject_and_others(report)
-    compared = [max(others, key=_share), subject] if others else [subject]
+    compared = _compared(report)[::-1]
     yield ""
     yield from table(
         [
@@ -40,8 +39,10 @@ def field_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     yield from mistakes(wrong, f"{counted(len(wrong), 'record')} with a mistake", "those with most first", _said, width)
 
 
-def _share(row: Mapping[str, Any]) -> float:
-    return float(row["fields_right"]["value"])
+def _compared(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The row of the model in question, and that of the best other contender, if there is one."""
+    subject, others = subject_and_others(report)
+    return [subject, *sorted(others, key=lambda row: -row["fields_right"]["value"])[:1]]
 
 
 def _said(one: Mapping[str, Any]) -> str:
@@ -51,11 +52,10 @@ def _said(one: Mapping[str, Any]) -> str:
 
 def fields_figure(report: Mapping[str, Any]) -> Any:
     """The share that is right of each field, of the model and of the best other contender, as a matplotlib figure."""
-    subject, others = subject_and_others(report)
-    drawn = [(subject, LORA, "o")] + ([(max(others, key=_share), GREY, "s")] if others else [])
     names = [*report["fields"], "all fields"]
     figure, axes = panels(width=6.4, height=0.42 * len(names) + 1.5)
-    for (row, color, marker), aside in zip(drawn, (-0.12, 0.12), strict=False):
+    looks = ((LORA, "o", -0.12), (GREY, "s", 0.12))
+    for row, (color, marker, aside) in zip(_compared(report), looks, strict=False):
         shares = [*(row["fields"][name] for name in report["fields"]), row["fields_right"]]
         at, low, high = ([100 * (share[key] or 0) for share in shares] for key in ("value", "low", "high"))
         places = [place + aside for place in range(len(names))]

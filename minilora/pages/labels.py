@@ -17,13 +17,9 @@ SHOWN = 5  # mistakes, and confusions
 def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     """A report of `Labelled` as text."""
     yield rule(f"{counted(len(report['labels']), 'label')}, {counted(report['records'], 'record')}", width)
-    rows = [["", "accuracy, %", "macro-F1, %", "ECE, %"]]
-    for row in report["rows"]:
-        if "missing" in row:
-            rows.append([row["name"], row["missing"]])
-            continue
-        rows.append([row["name"], shown(row["accuracy"]), shown(row["macro_f1"]), plain(100 * row["ece"], 1)])
-    yield from table(rows)
+    cells = lambda row: [shown(row["accuracy"]), shown(row["macro_f1"]), plain(100 * row["ece"], 1)]
+    rows = [[row["name"], *([row["missing"]] if "missing" in row else cells(row))] for row in report["rows"]]
+    yield from table([["", "accuracy, %", "macro-F1, %", "ECE, %"], *rows])
     if report.get("kinds"):
         yield from ("", *table(_by_kind(report)), "")
     yield from wrapped(
