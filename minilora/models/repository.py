@@ -54,24 +54,20 @@ def snapshot(name: str, files: Sequence[str], kind: str = "model") -> Path:
     repository, _, revision = name.partition("@")
     endpoint = os.environ.get("HF_ENDPOINT")
     where = endpoint or "https://huggingface.co"
+    page = f"{where}/datasets/{repository}" if kind == "dataset" else f"{where}/{repository}"
+    absent = "no such path here,"
+    reasons = {  # the first that fits
+        errors.GatedRepoError: f"accept its terms at {page}, then: hf auth login",
+        errors.RepositoryNotFoundError: f"{absent} no such {kind} at {where}, or a private one: hf auth login",
+        errors.RevisionNotFoundError: f"{repository} has no revision {revision!r}",
+        errors.LocalEntryNotFoundError: f"{absent} not in the cache, and {where} cannot be reached: check the network",
+    }
     try:
         found = snapshot_download(
             repository, repo_type=kind, revision=revision or None, allow_patterns=list(files), endpoint=endpoint
         )
-    except errors.GatedRepoError as error:
-        page = f"{where}/datasets/{repository}" if kind == "dataset" else f"{where}/{repository}"
-        raise ModelFileError(f"{name}: accept its terms at {page}, then: hf auth login") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelFileError(
-            f"{name}: no such path here, no such {kind} at {where}, or a private one: hf auth login"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelFileError(f"{name}: {repository} has no revision {revision!r}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise ModelFileError(
-            f"{name}: no such path here, not in the cache, and {where} cannot be reached: check the network"
-        ) from error
-    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # a full disk, a broken connection
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(f"{name}: cannot be downloaded from {where}: {why}") from error
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # also a full disk, a broken connection
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = next((reason for known, reason in reasons.items() if isinstance(error, known)), None)
+        raise ModelFileError(f"{name}: {why or f'cannot be downloaded from {where}: {said}'}") from error
     return Path(found)
