@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -19,53 +20,57 @@ from ..nn.cache import KVCache
 MOST_BYTES = 2**28
 MOST_BYTES_OF_PASSAGES = 2**29  # 15 to 20 passages of 200 tokens, read by SmolLM2
 Who = tuple[tuple[str, float], ...]  # adapters with their factors, sorted
-Prompts = tuple[tuple[int, ...], ...]  # the tokens of each
+Held = TypeVar("Held", KVCache, "Read")
 
 
-@dataclass(eq=False)
-class Kept:
-    """A row of a KV cache with its tokens, by the choice of adapters that computed it."""
+class _Recent(Generic[Held]):
+    """What was computed last, in `most_bytes` at most, by who computed it and of which tokens.
 
-    who: Who
-    tokens: list[int] = field(repr=False)
-    row: KVCache = field(repr=False)
-
-
-class PrefixCache:
-    """The rows of the last conversations, those used last at the end, in `most_bytes` at most.
-
-    They are those of the weights that computed them: after a change of the model, call `forget`.
+    It is that of the weights that computed it: after a change of the model, call `forget`.
     """
 
+    def __init__(self, most_bytes: int):
+        self.most_bytes = most_bytes
+        self.kept: dict[tuple[Who, Any], Held] = {}  # what was used last is at the end
+
+    def _keep(self, key: tuple[Who, Any], held: Held) -> None:
+        """Keep this; what was not used for longest makes room."""
+        self.kept.pop(key, None)
+        self.kept[key] = held
+        while sum(one.nbytes for one in self.kept.values()) > self.most_bytes:
+            del self.kept[next(iter(self.kept))]
+
+    def forget(self, name: str | None = None) -> None:
+        """Forget what an adapter computed, alone or in a combination; without a name everything."""
+        self.kept = {key: held for key, held in self.kept.items() if name is not None and name not in dict(key[0])}
+
+
+class PrefixCache(_Recent[KVCache]):
+    """The rows of the last conversations."""
+
     def __init__(self, most_bytes: int = MOST_BYTES):
-        self.most_bytes, self.kept = most_bytes, list[Kept]()
+        super().__init__(most_bytes)
 
     def keep(self, choice: Choice, tokens: Sequence[int], row: KVCache) -> None:
-        """Keep a row, in the place of those that are its beginning; rows that were not used for longest make room."""
-        new = Kept(_who(choice), list(tokens[: row.length]), row)
+        """Keep a row, in the place of those that are its beginning."""
         if row.nbytes > self.most_bytes:
             return
-        self.kept = [one for one in self.kept if one.who != new.who or _same(one, new.tokens) < len(one.tokens)]
-        self.kept.append(new)
-        while sum(one.row.nbytes for one in self.kept) > self.most_bytes:
-            del self.kept[0]
+        who, new = _who(choice), tuple(tokens[: row.length])
+        for key in [key for key in self.kept if key[0] == who and same_beginning([key[1], new]) == len(key[1])]:
+            del self.kept[key]
+        self._keep((who, new), row)
 
     def longest(self, choice: Choice, prompt: Sequence[int]) -> tuple[int, KVCache | None]:
         """How many tokens of a prompt are known, and the row that begins with them. The prompt's last token is never
         known: computing it gives the answer's first.
         """
         who = _who(choice)
-        mine = [(min(_same(one, prompt), len(prompt) - 1), one) for one in self.kept if one.who == who]
+        mine = [(min(same_beginning([key[1], prompt]), len(prompt) - 1), key) for key in self.kept if key[0] == who]
         count, best = max(mine, key=lambda pair: pair[0], default=(0, None))
         if best is None or not count:
             return 0, None
-        self.kept.remove(best)
-        self.kept.append(best)
-        return count, best.row
-
-    def forget(self, name: str | None = None) -> None:
-        """Forget what an adapter computed, alone or in a combination; without a name everything."""
-        self.kept = [one for one in self.kept if name is not None and name not in dict(one.who)]
+        self._keep(best, row := self.kept[best])
+        return count, row
 
 
 @dataclass(eq=False)
@@ -86,31 +91,22 @@ class Read:
         return sum(each.nbytes for each in kept) + (self.prefix.nbytes if self.prefix else 0)
 
 
-class ReadPassages:
-    """The prompts by which passages were read last, in `most_bytes` at most, for the next question about them.
-
-    As for a PrefixCache: after a change of the model, call `forget`.
-    """
+class ReadPassages(_Recent[Read]):
+    """The prompts by which passages were read last, for the next question about them."""
 
     def __init__(self, most_bytes: int = MOST_BYTES_OF_PASSAGES):
-        self.most_bytes, self.kept = most_bytes, dict[tuple[Who, Prompts], Read]()
+        super().__init__(most_bytes)
 
     def keep(self, choice: Choice, prompts: Sequence[Sequence[int]], read: Read) -> None:
-        """Keep what was read; what was not used for longest makes room."""
-        self.kept[_who(choice), _prompts(prompts)] = read
-        while sum(one.nbytes for one in self.kept.values()) > self.most_bytes:
-            del self.kept[next(iter(self.kept))]
+        """Keep what was read."""
+        self._keep((_who(choice), tuple(map(tuple, prompts))), read)
 
     def get(self, choice: Choice, prompts: Sequence[Sequence[int]]) -> Read | None:
         """What is known of exactly these prompts."""
-        key = _who(choice), _prompts(prompts)
-        if (read := self.kept.pop(key, None)) is not None:
-            self.kept[key] = read  # used last
+        key = _who(choice), tuple(map(tuple, prompts))
+        if (read := self.kept.get(key)) is not None:
+            self._keep(key, read)
         return read
-
-    def forget(self, name: str | None = None) -> None:
-        """Forget what an adapter computed, alone or in a combination; without a name everything."""
-        self.kept = {key: read for key, read in self.kept.items() if name is not None and name not in dict(key[0])}
 
 
 def same_beginning(rows: Sequence[Sequence[int]]) -> int:
@@ -118,13 +114,5 @@ def same_beginning(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
 
 
-def _same(one: Kept, tokens: Sequence[int]) -> int:
-    return same_beginning([one.tokens, tokens])
-
-
 def _who(choice: Choice) -> Who:
     return tuple(sorted(factors_of(choice).items()))
-
-
-def _prompts(prompts: Sequence[Sequence[int]]) -> Prompts:
-    return tuple(map(tuple, prompts))
