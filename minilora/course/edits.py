@@ -76,12 +76,13 @@ def swapped(text: str, replaces: Mapping[str, str]) -> str:
 
 def listed(number: str, name: str) -> str:
     """What mistakes/lesson09.txt lists for an exercise: number "9.1", name "lora_forward"."""
-    return _sections(int(number.partition(".")[0]))[f"{number} {name}"]
+    return sections(f"lesson{int(number.partition('.')[0]):02}")[f"{number} {name}"]
 
 
 @cache
-def _sections(lesson: int) -> dict[str, str]:
-    text = (Path(__file__).parent / "mistakes" / f"lesson{lesson:02}.txt").read_text("utf-8")
+def sections(file: str) -> dict[str, str]:
+    """What is below each heading of mistakes/FILE.txt."""
+    text = (Path(__file__).parent / "mistakes" / f"{file}.txt").read_text("utf-8")
     _, *parts = re.split(r"^# (.+)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 

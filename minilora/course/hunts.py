@@ -1,7 +1,7 @@
 """Bug hunts: exercises whose answer is a test, which must pass on a right version and fail on broken ones.
 
 The right version is a function in a lesson's file. The broken ones are edits of it, as known mistakes are of solutions
-(`edits.py`); their lines say what a broken version gets wrong, without saying how.
+(`edits.py`), in the same files; their lines say what a broken version gets wrong, without saying how.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from .compare import Wrong
-from .edits import parse, replaced, swapped
+from .edits import listed, parse, replaced, swapped
 from .exercises import Draw
 from .judge import quiet
 
 
-def hunt(right: Callable, broken: str, replaces: Mapping[str, str] | None = None) -> Callable[..., None]:
+def hunt(number: str, right: Callable, replaces: Mapping[str, str] | None = None) -> Callable[..., None]:
     """The judge of a bug hunt: it counts how many broken versions a test catches.
 
-    right: the right version, which the test is called with. broken: for each broken version a line that ends the
-    sentence "one that passes your test gets this wrong: ...", and below it the edits. replaces: for a variant, in both.
+    number: of the exercise. mistakes/lessonNN.txt lists its broken versions under the name of the right one: a line
+        that ends the sentence "one that passes your test gets this wrong: ...", and below it the edits.
+    right: the right version, which the test is called with.
+    replaces: for a variant, in all versions.
     """
+    broken = listed(number, right.__name__)
     if replaces:
         right = replaced(right, replaces)
     versions = parse(swapped(broken, replaces or {}), right)

@@ -353,20 +353,6 @@ def gradients(f: Any, *arrays: Any) -> Any:
     return [x.grad + np.zeros(x.value.shape) for x in values]
 
 
-BROKEN_ENGINES = """
-    an array that is used once for each row
-        g = g.sum(axis=0) -> g = g[0]
-    an array that has an axis of length 1
-        return g.sum(axis=tuple -> return g.mean(axis=tuple
-    a value that is used more than once
-        x.grad = x.grad + fitted -> x.grad = fitted
-    tanh
-        1 - y * y -> 1 - self.value**2
-    the matrix product
-        (a.T @ g.reshape(len(a), -1)) -> (g.reshape(len(a), -1).T @ a)
-    the elementwise product
-        (other, lambda g: g * a) -> (other, lambda g: g * b)
-"""
 MEAN = {
     "`.sum()`": "`.mean()`",
     ".tanh().sum(), x, y)": ".tanh().mean(), x, y)",
@@ -379,7 +365,7 @@ MEAN = {
     "2.4",
     draw=lambda rng: Draw(None, gradients=gradients),
     returns="nothing",
-    judge=hunt(gradients, BROKEN_ENGINES),
+    judge=hunt("2.4", gradients),
 )
 def test_engine(gradients):
     """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""
@@ -399,5 +385,5 @@ variant(
     "test_engine",
     MEAN,
     "the functions end with a mean, not with a sum",
-    judge=hunt(gradients, BROKEN_ENGINES, ENGINE_OF_MEANS),
+    judge=hunt("2.4", gradients, ENGINE_OF_MEANS),
 )

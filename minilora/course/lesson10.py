@@ -344,27 +344,11 @@ def lora(W: Any, r: int, alpha: float, rng: np.random.Generator) -> Any:
     return layer
 
 
-BROKEN_LAYERS = """
-    a new layer, before any training
-        np.zeros((m, r)) -> 0.01 * rng.standard_normal((m, r))
-    what a new layer can learn
-        rng.uniform(-1, 1, (r, n)) -> np.zeros((r, n))
-    the output of a layer that has been trained
-        scale() * (x -> layer.alpha * (x
-    the merged matrix
-        scale() * (layer.B -> layer.alpha * (layer.B
-    what is trained, when training is resumed
-        layer.trainable = ["A", "B"] -> layer.trainable = ["W", "A", "B"]
-    the output of a layer that was resumed
-        saved["B"].copy(), saved["alpha"] -> saved["B"].copy(), layer.alpha
-"""
-
-
 @exercise(
     "10.4",
     draw=lambda rng: Draw(None, lora=lora),
     returns="nothing",
-    judge=hunt(lora, BROKEN_LAYERS),
+    judge=hunt("10.4", lora),
 )
 def test_lora(lora):
     """lora(W, r, alpha, rng) -> a layer: passes if it is right, raises AssertionError if it is broken"""
@@ -387,5 +371,5 @@ variant(
     "test_lora",
     RS | {"3 * layer.B": "6 / 2**0.5 * layer.B"},
     "the scale is that of rsLoRA",
-    judge=hunt(lora, BROKEN_LAYERS, {"layer.alpha / len(layer.A)": "layer.alpha / len(layer.A) ** 0.5"}),
+    judge=hunt("10.4", lora, {"layer.alpha / len(layer.A)": "layer.alpha / len(layer.A) ** 0.5"}),
 )

@@ -6,19 +6,22 @@ from typing import Any
 import numpy as np
 
 from .compare import TOLERANCE, Wrong, same
-from .edits import parse
+from .edits import parse, sections
 from .exercises import QUESTIONS, Draw, Drawing, Exercise, Form, distinct_sizes, drawing, parse_returns
 
 
 def question(
-    *, draw: Drawing, returns: str, read: str, mistakes: str = "", judge: Callable[..., None] | None = None
+    *, draw: Drawing, returns: str, read: str, judge: Callable[..., None] | None = None
 ) -> Callable[[Callable], Callable]:
-    """Declare a question; they are numbered in order. read: where to read about it. The rest: see `exercise`."""
+    """Declare a question; they are numbered in order. read: where to read about it. The rest: see `exercise`.
+
+    The known mistakes, where there are some, are in mistakes/selftest.txt.
+    """
 
     def register(solution: Callable) -> Callable:
-        form = Form(solution, draw, parse(mistakes, solution) if mistakes else [], judge=judge)
+        name, known = solution.__name__, sections("selftest")
+        form = Form(solution, draw, parse(known[name], solution) if name in known else [], judge=judge)
         number, wanted = f"question {len(QUESTIONS) + 1}", parse_returns(returns)
-        name = solution.__name__
         QUESTIONS[name] = Exercise(number, name, wanted, [form], TOLERANCE, False, {}, (), None, read)
         return solution
 
@@ -78,64 +81,26 @@ def per_token(x, W):
 
 
 @question(
-    draw=drawing("TN", X="T N"),
-    returns="s (N)",
-    read="NumPy: the absolute basics for beginners, section on axis",
-    mistakes="""
-        that is the sum over the columns: here the index of the rows, t, is summed
-            axis=0 -> axis=1
-        that is the sum of everything: one number per column is wanted
-            axis=0 -> axis=None
-    """,
+    draw=drawing("TN", X="T N"), returns="s (N)", read="NumPy: the absolute basics for beginners, section on axis"
 )
 def column_sums(X):
     """X (T, N) -> s (N)"""
     return X.sum(axis=0)
 
 
-@question(
-    draw=drawing("TN", X="T N"),
-    returns="Y (T, N)",
-    read="NumPy: Broadcasting",
-    mistakes="""
-        the mean of each column is subtracted: take that of each row
-            axis=1 -> axis=0
-        the mean of all elements is subtracted: take that of each row
-            X.mean(axis=1, keepdims=True) -> X.mean()
-    """,
-)
+@question(draw=drawing("TN", X="T N"), returns="Y (T, N)", read="NumPy: Broadcasting")
 def centred(X):
     """X (T, N) -> Y (T, N)"""
     return X - X.mean(axis=1, keepdims=True)
 
 
-@question(
-    draw=one_number,
-    returns="the derivative",
-    read="OpenStax Calculus 1, sections 3.3 and 3.9",
-    mistakes="""
-        the derivative of a product has two terms: u' v + u v'
-            np.log(1 + np.exp(x)) + ->
-        the derivative of a product has two terms: u' v + u v'
-            + x * np.exp(x) / (1 + np.exp(x)) ->
-        the derivative of ln u is u' / u: here u' is missing
-            x * np.exp(x) / -> x /
-    """,
-)
+@question(draw=one_number, returns="the derivative", read="OpenStax Calculus 1, sections 3.3 and 3.9")
 def slope(x):
     """x, a number -> the derivative of x ln(1 + e**x)"""
     return np.log(1 + np.exp(x)) + x * np.exp(x) / (1 + np.exp(x))
 
 
-@question(
-    draw=one_number,
-    returns="the derivative",
-    read="OpenStax Calculus 1, section 3.6",
-    mistakes="""
-        the derivative of what is in the parentheses, 2 x, is missing
-            6 * x -> 3
-    """,
-)
+@question(draw=one_number, returns="the derivative", read="OpenStax Calculus 1, section 3.6")
 def slope_of_power(x):
     """x, a number -> the derivative of (x**2 + 1)**3"""
     return 6 * x * (x**2 + 1) ** 2
@@ -151,16 +116,6 @@ def slope_of_tanh(x):
     draw=lambda rng: Draw(p=rng.uniform(0.001, 0.1, 2000)),
     returns="the sum",
     read="OpenStax College Algebra, section 6.5",
-    mistakes="""
-        the sign is missing: the logarithm of a probability is negative
-            -np.log -> np.log
-        that is the logarithm to the base 2: take the natural one, np.log
-            np.log -> np.log2
-        that is the logarithm to the base 10: take the natural one, np.log
-            np.log -> np.log10
-        the product is rounded to 0: the logarithm of a product is a sum of logarithms
-            np.log(p).sum() -> np.log(p.prod())
-    """,
 )
 def surprise(p):
     """p (N), between 0 and 1 -> minus the natural logarithm of their product, a number"""
