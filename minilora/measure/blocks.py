@@ -54,23 +54,25 @@ def block_of(config: Any) -> list[Part]:
         config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
     )  # fmt: skip
     heads, keys, gemma = H * config.head_dim, K * config.head_dim, isinstance(config, Gemma3Config)
-    norm = Saves("rms_norm", C + 1, again=True, parameters=C)  # x and one value
+    post = getattr(config, "post_norm", False)  # what linear layers read then has passed an addition, and is saved
+    norm = Saves("rms_norm", C + 1, again=not post, parameters=C)  # x and one value
     qkv = Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys}, bias=getattr(config, "attention_bias", False))
     up, down = Linears(C, {"gate_proj": F, "up_proj": F}), Linears(F, {"down_proj": C})
     if getattr(config, "shared_mlp", False):
         up, down = Linears(C, {"input_linear": 2 * F}), Linears(F, {"output_linear": C})
     of_heads = [Saves("rms_norm", heads + keys + H + K, parameters=2 * config.head_dim)]  # q, k and one value per head
+    of_all = [Saves("rms_norm", width + 1, parameters=width) for width in (heads, keys)]
     return [
-        norm,
+        *([] if post else [norm]),
         qkv,
-        *(of_heads if gemma or config.qk_norm else []),
+        *(of_all if post else of_heads if gemma or config.qk_norm else []),
         Saves("attention", heads + 2 * keys + H),  # q, k, v, and one value per head
         Linears(heads, {"o_proj": C}),
         *([norm, norm] if gemma else [norm]),
         up,
         Saves("geglu" if gemma else "swiglu", 2 * F, again=True),
         down,
-        *([norm] if gemma else []),
+        *([norm] if gemma or post else []),
     ]
 
 

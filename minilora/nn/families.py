@@ -282,6 +282,10 @@ _TENSORS = {
     "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
+_AFTER = {
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
 _QK_NORMS = {f"blk.{{}}.attn_{x}_norm": f"model.layers.{{}}.self_attn.{x}_norm" for x in "qk"}
 # Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it. A GGUF file of Granite 4.0
 # cannot be told from one of Granite 3.0: both say "granite", hold the same tensors and compute the same. It loads as
@@ -394,6 +398,12 @@ _SMOLLM3 = replace(
     only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, plain=_plain_smollm3, stored=_stored_smollm3,
     gguf_stored=_every_fourth,
 )  # fmt: skip
+_OLMO2 = replace(
+    _LLAMA, model_type="olmo2", class_name="Olmo2ForCausalLM", gguf="olmo2", permuted=False,
+    always={"post_norm": True}, fields=_shape(_WIDTH, epsilon=1e-5), only=_SILU | {"attention_bias": (False,)},
+    tensors={name: own for name, own in _TENSORS.items() if not name.endswith((".attn_norm", ".ffn_norm"))}
+    | _QK_NORMS | _AFTER,
+)  # fmt: skip
 _GPT2 = Family(
     "gpt2", "GPT2LMHeadModel", "gpt2", GPT2, GPT2Config,
     (
@@ -465,11 +475,7 @@ _GEMMA3 = Family(
         Field("layer_types", "layer_types", default=()),
         Field("query_pre_attn_scalar", "query_pre_attn_scalar", default=256),  # transformers refuses 256.0
     ),
-    _TENSORS | _QK_NORMS | {
-        "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
-        "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
-        "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
-    },
+    _TENSORS | _QK_NORMS | _AFTER | {"blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm"},
     only={"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,),
           "use_bidirectional_attention": (False,)},
     ignored=frozenset(("hidden_act", "cache_implementation")), assumed={"num_key_value_heads": 4},
@@ -477,7 +483,7 @@ _GEMMA3 = Family(
     gguf_only={"attention.sliding_window_pattern": (6,)},
 )  # fmt: skip
 
-_ROWS = (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _GRANITE_HYBRID, _SMOLLM3, _GPT2, _GEMMA3)
+_ROWS = (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _GRANITE_HYBRID, _SMOLLM3, _OLMO2, _GPT2, _GEMMA3)
 FAMILIES = {each.model_type: each for each in _ROWS}
 TABLES = {f"{each.tensors[x]}.weight" for each in _ROWS for x in ("token_embd", "position_embd", "output")
           if x in each.tensors}  # fmt: skip

@@ -55,6 +55,7 @@ class Config:
     rope_scaling: RopeScaling | None = None  # Llama 3.1: slower rotations for longer texts
     attention_bias: bool = False  # Qwen2 (arXiv 2407.10671): a bias on q, k and v
     qk_norm: bool = False  # Qwen3 (arXiv 2505.09388): RMSNorm of every head's q and k, before the rotation
+    post_norm: bool = False  # OLMo 2 (arXiv 2501.00656): RMSNorm after attention and MLP, and of all of q and of k
     sliding_window: int | None = None  # Mistral 7B (arXiv 2310.06825): how many tokens a token sees, itself included
     no_rope_layer_interval: int = 0  # SmolLM3: such a layer rotates nothing (NoPE, arXiv 2501.18795); 0: all rotate
     shared_mlp: bool = False  # Granite 4.0: gate and up are one matrix, under other names
@@ -90,21 +91,25 @@ class Attention(Module):
     """Each token attends to the tokens before it: grouped-query attention with rotary positions."""
 
     def __init__(self, config: Config, rng: np.random.Generator | None = None):
-        C, D = config.hidden_size, config.head_dim
+        C, D, H, K = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
         self.config = config
-        self.q_proj = Linear(C, config.num_attention_heads * D, config.attention_bias, rng=rng)
-        self.k_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng=rng)
-        self.v_proj = Linear(C, config.num_key_value_heads * D, config.attention_bias, rng=rng)
-        self.o_proj = Linear(config.num_attention_heads * D, C, rng=rng)
+        self.q_proj = Linear(C, H * D, config.attention_bias, rng=rng)
+        self.k_proj = Linear(C, K * D, config.attention_bias, rng=rng)
+        self.v_proj = Linear(C, K * D, config.attention_bias, rng=rng)
+        self.o_proj = Linear(H * D, C, rng=rng)
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
+        elif config.post_norm:
+            self.q_norm, self.k_norm = (RMSNorm(n * D, config.rms_norm_eps) for n in (H, K))
 
     def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
         B, T, _ = x.shape
         config, D = self.config, self.config.head_dim
-        q = self.q_proj(x).reshape(B, T, -1, D)  # (B, T, H, D)
-        k = self.k_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
+        q, k = self.q_proj(x), self.k_proj(x)  # (B, T, H D), (B, T, K D)
+        if config.post_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.reshape(B, T, -1, D), k.reshape(B, T, -1, D)  # (B, T, H, D), (B, T, K, D)
         v = self.v_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -163,6 +168,20 @@ class Block(Module):
         return x + scaled(mlp(self.post_attention_layernorm(x)), self.multiplier)
 
 
+class PostNormBlock(Block):
+    """One layer of OLMo 2: attention, norm, residual add; MLP, norm, residual add."""
+
+    def __init__(self, config: Config, rng: np.random.Generator | None = None):
+        super().__init__(config, rng)
+        self.post_feedforward_layernorm = self.input_layernorm
+        del self.input_layernorm
+
+    def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        x = x + self.post_attention_layernorm(self.self_attn(x, context, layer))
+        return x + self.post_feedforward_layernorm(self.mlp(x))
+
+
 class Decoder(Module):
     """Token ids in, one vector per token out: embedding, blocks, a last norm."""
 
@@ -170,7 +189,8 @@ class Decoder(Module):
         self.config = config
         self.recompute = False  # activation checkpointing: save only each block's input, see engine/recompute.py
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rng=rng)
-        self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
+        block = PostNormBlock if config.post_norm else Block
+        self.layers = [block(config, rng) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, packing: Packing | None = None) -> Tensor:

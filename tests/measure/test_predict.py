@@ -270,6 +270,7 @@ FAMILIES = {
     ),
     "qwen2": (Llama, replace(MEDIUM, attention_bias=True), ["q_proj", "k_proj", "up_proj"], ["o_proj"]),
     "qwen3": (Llama, replace(MEDIUM, qk_norm=True, head_dim=10), ["q_proj", "k_proj", "up_proj"], ["o_proj"]),
+    "olmo2": (Llama, replace(MEDIUM, post_norm=True), ["q_proj", "k_proj", "up_proj"], ["o_proj"]),
     "granite": (Llama, replace(MEDIUM, shared_mlp=True, embedding_multiplier=2.0, residual_multiplier=0.5,
                 logits_scaling=3.0), ["q_proj", "k_proj", "input_linear"], ["output_linear"]),
 }  # fmt: skip

@@ -72,9 +72,11 @@ def test_every_llama_has_a_row():
 @every_switch
 def test_a_block_has_the_parameters_that_transformers_has(family):
     more = {"qwen2": {f"self_attn.{x}_proj.bias" for x in "qkv"}, "qwen3": {f"self_attn.{x}_norm.weight" for x in "qk"},
+            "olmo2": {"post_feedforward_layernorm.weight"} | {f"self_attn.{x}_norm.weight" for x in "qk"},
             "granitemoehybrid": {"shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"}}  # fmt: skip
     names = {f"{name}.weight" for name in IN_A_LAYER} | more.get(family, set())
     names -= {f"mlp.{name}.weight" for name in MLP} if family == "granitemoehybrid" else set()
+    names -= {"input_layernorm.weight"} if family == "olmo2" else set()
     assert {name for name, _ in made(family).model.layers[1].named_parameters()} == names
 
 
@@ -82,7 +84,7 @@ def test_a_block_has_the_parameters_that_transformers_has(family):
 def test_each_switch_changes_the_result(family):
     model = made(family)
     for name, value in SWITCHES[family].items():
-        if name in ("head_dim", "shared_mlp"):
+        if name in ("head_dim", "shared_mlp", "post_norm"):
             continue
         other = Llama(replace(model.config, **{name: PLAIN.__dict__[name]}))
         other.load_state_dict({key: model.state_dict()[key] for key in other.state_dict()})

@@ -59,6 +59,7 @@ ROWS = {  # the config's class in transformers, without its ending, and what dif
     "Granite 4.0": ("GraniteMoeHybrid", TIED | MULTIPLIERS | DENSE),
     "SmolLM3": ("SmolLM3", TIED | {"num_hidden_layers": 5}),
     "SmolLM3, every second": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "no_rope_layer_interval": 2}),
+    "OLMo 2": ("Olmo2", {}),
     "GPT-2": ("GPT2", TIED),
     "GPT-2, untied": ("GPT2", {"n_inner": 50}),
     "Gemma 3": ("Gemma3Text", TIED | GEMMA),
