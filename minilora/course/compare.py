@@ -10,11 +10,20 @@ import numpy as np
 from ..engine.tensor import Tensor
 
 TOLERANCE = 1e-9  # in float64, relative to the largest number of the array
+ALIKE = 1e-6  # how close a wrong result must be to what it is recognised as, relatively
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 class Wrong(Exception):
     """An answer that is wrong; the message says in one line what is wrong, in the student's terms."""
+
+
+class Differs(Wrong):
+    """An answer of the right kind that has another value than the solution. how: what is known about the difference."""
+
+    def __init__(self, line: str, how: str = ""):
+        super().__init__(f"{line}{how and '; '}{how}")
+        self.how = how
 
 
 def close(got: np.ndarray, want: np.ndarray, tolerance: float = TOLERANCE) -> bool:
@@ -49,9 +58,9 @@ def same(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _alike(a: np.dtype, b: np.dtype) -> bool:
-    """Whether arrays of these types may be equal. Integers may have any width, which differs between systems."""
-    return a == b or a.kind == b.kind == "i"
+def _alike(got: np.dtype, want: np.dtype) -> bool:
+    """Whether arrays of these types may be equal. Where integers are wanted, they may have any width, and no sign."""
+    return got == want or (want.kind == "i" and got.kind in "iu")
 
 
 def chance(value: Any, drawn: Mapping[str, Any]) -> int:
@@ -101,12 +110,20 @@ def number(value: Any, what: str) -> float:
 
 
 def compare(
-    got: Any, want: Any, what: str, axes: str | None, sizes: dict[str, int], tolerance: float = TOLERANCE
+    got: Any,
+    want: Any,
+    what: str,
+    axes: str | None,
+    sizes: Mapping[str, int],
+    tolerance: float = TOLERANCE,
+    numbers: Mapping[str, float] | None = None,
 ) -> None:
     """Raise Wrong unless `got` is `want`.
 
     what, axes: the value's name, such as "dA", and its axes, such as "r, n", if it is an array. sizes: of the axes.
+    numbers: by name, those that a factor may consist of; by default the sizes.
     """
+    numbers = sizes if numbers is None else numbers
     if isinstance(want, Tensor):
         if not isinstance(got, Tensor):
             raise Wrong(f"{what} must be a tensor, as ml.Tensor({what}), got {type(got).__name__}")
@@ -114,22 +131,48 @@ def compare(
             raise Wrong(f"{what} must {'require' if want.requires_grad else 'not require'} a gradient (requires_grad)")
         got, want = got.data, want.data
     if isinstance(want, np.ndarray) and want.ndim:
-        _compare_arrays(got, want, what, axes or "", sizes, tolerance)
+        _compare_arrays(got, want, what, axes or "", sizes, tolerance, numbers)
     elif is_number(want) or isinstance(want, np.ndarray):
         value = number(got, what)
-        if not abs(value - want) <= tolerance * abs(want):
-            _report(what, f"{value:,.7g}", f"{want:,.7g}")
+        if not same(value, want, tolerance):
+            _report(what, f"{value:,.7g}", f"{want:,.7g}", _beside(value, want, numbers))
     elif not same(got, want, tolerance):
         if isinstance(want, (list, tuple, dict)):
-            if not isinstance(got, dict if isinstance(want, dict) else (list, tuple)):
-                raise Wrong(f"{what} must be a {type(want).__name__}, got {type(got).__name__}")
-            if len(got) != len(want):
-                raise Wrong(f"{what}: got {len(got)} values, expected {len(want)}")
-        short = [text if len(text) < 60 else text[:57] + "..." for text in map(repr, (got, want))]
-        raise Wrong(f"{what} is {short[0]}, expected {short[1]}")
+            _compare_items(got, want, what, tolerance)
+        _report(what, shortened(got), shortened(want))
 
 
-def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dict[str, int], tolerance: float) -> None:
+def _compare_items(got: Any, want: list | tuple | dict, what: str, tolerance: float) -> None:
+    """Raise Wrong with the first item in which two lists or dictionaries differ."""
+    mapping = isinstance(want, dict)
+    if not isinstance(got, dict if mapping else (list, tuple)):
+        raise Wrong(f"{what} must be a {type(want).__name__}, got {type(got).__name__}")
+    keys = list(want) if mapping else range(min(len(got), len(want)))
+    if mapping and (keys != list(got) and {*want} != {*got}):
+        lost, extra = [key for key in want if key not in got], [key for key in got if key not in want]
+        raise Wrong(f"{what} must have the key {lost[0]!r}" if lost else f"{what} must not have the key {extra[0]!r}")
+    first = next((key for key in keys if not same(got[key], want[key], tolerance)), None)
+    lengths = "" if len(got) == len(want) else f"{len(got)} values, expected {len(want)}"
+    if first is None:
+        raise Differs(f"{what} has {lengths}", f"the first {len(keys)} are right")
+    _report(f"{what}[{first!r}]", shortened(got[first]), shortened(want[first]), lengths and f"{what} has {lengths}")
+
+
+def shortened(value: Any) -> str:
+    """A value as code, at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _compare_arrays(
+    got: Any,
+    want: np.ndarray,
+    what: str,
+    axes: str,
+    sizes: Mapping[str, int],
+    tolerance: float,
+    numbers: Mapping[str, float],
+) -> None:
     shape = f"({axes}) = {want.shape}" if axes else f"{want.shape}"
     if not isinstance(got, np.ndarray):
         raise Wrong(f"{what} must be a NumPy array of shape {shape}, got {type(got).__name__}")
@@ -140,7 +183,8 @@ def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dic
     if got.shape != want.shape:
         raise Wrong(f"{what} must have the shape {shape}, got {named(got.shape, sizes)}")
     if not _alike(got.dtype, want.dtype):
-        hint = ": keep the precision of the inputs" if want.dtype == np.float64 else ""
+        hints = {"f": ": keep the precision of the inputs", "i": f": write {what}.astype(int)"}
+        hint = hints.get(want.dtype.kind, "") if want.dtype in (np.float64, np.int64) else ""
         raise Wrong(f"{what} is {got.dtype}, expected {want.dtype}{hint}")
     if not np.issubdtype(want.dtype, np.number):
         if not np.array_equal(got, want):
@@ -149,18 +193,99 @@ def _compare_arrays(got: Any, want: np.ndarray, what: str, axes: str, sizes: dic
     if np.isnan(got).any():
         raise Wrong(f"{what} contains NaN (not a number): is something divided by zero, or infinite?")
     if not close(got, want, tolerance):
-        at = np.unravel_index(np.argmax(np.abs(got - want)), want.shape)
+        apart = np.abs(np.subtract(got, want, dtype=float))
+        at = np.unravel_index(np.argmax(apart), want.shape)
         index = ", ".join(str(int(i)) for i in at)
-        _report(f"{what}[{index}]", f"{got[at]:.6g}", f"{want[at] + 0:.6g}")  # + 0: no minus before a zero
+        how = _pattern(got.astype(float), want.astype(float), what, apart > tolerance * np.abs(want).max(), numbers)
+        _report(f"{what}[{index}]", f"{got[at]:.6g}", f"{want[at] + 0:.6g}", how)  # + 0: no minus before a zero
 
 
-def _report(what: str, got: str, want: str) -> None:
+def _report(what: str, got: str, want: str, how: str = "") -> None:
     if got == want:
-        raise Wrong(f"{what} is {got} as expected, but later digits differ: is it rounded, or measured, not derived?")
-    raise Wrong(f"{what} is {got}, expected {want}")
+        raise Differs(
+            f"{what} is {got} as expected, but later digits differ", "is it rounded, or measured, not derived?"
+        )
+    raise Differs(f"{what} is {got}, expected {want}", how)
 
 
-def named(shape: tuple[int, ...], sizes: dict[str, int]) -> str:
+def _beside(got: float, want: float, numbers: Mapping[str, float]) -> str:
+    """How two numbers differ: by a factor that has a name or is a whole number, or whole numbers by how many."""
+    whole = got % 1 == want % 1 == 0
+    if not whole and any(got == round(want, digits) for digits in range(7)):
+        return "it is rounded; return all digits"
+    if want and got and (not whole or abs(want) >= 1000):
+        factor = got / want
+        if abs(factor + 1) < ALIKE:
+            return "the sign is wrong"
+        name = _product(factor, numbers)
+        if name or any(abs(x - round(x)) < ALIKE and 2 <= round(abs(x)) < 1e7 for x in (factor, 1 / factor)):
+            return f"that is {_times(factor, name)}"
+    return f"{abs(got - want):,.0f} too {'large' if got > want else 'small'}" if whole and want else ""
+
+
+def _pattern(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray, numbers: Mapping[str, float]) -> str:
+    """How an array differs from the expected one; "" if nothing is to be said. wrong: where it does."""
+    if not got.any():
+        return f"{what} is zero everywhere"
+    if want.size > 1 and (factor := _constant(got, want)) is not None:
+        if abs(factor + 1) < ALIKE:
+            return f"all of {what} has the wrong sign"
+        return f"all of {what} is {_times(factor, _product(factor, numbers))}"
+    if want.size > 2 and close(got - got.mean(), want - want.mean(), ALIKE):
+        offset = float((got - want).mean())
+        return f"all of {what} is {abs(offset):.4g} too {'large' if offset > 0 else 'small'}"
+    if close(np.abs(got), np.abs(want), ALIKE):
+        return f"the magnitudes are right, the sign is wrong in {int(wrong.sum())} of {want.size} places"
+    if want.ndim == 2 and min(want.shape) > 1:
+        for name, a, b in (("row", got, want), ("column", got.T, want.T)):
+            if all(_constant(x, y) is not None for x, y in zip(a, b, strict=True)):
+                return f"each {name} is right except for a factor, which differs from {name} to {name}"
+            if close(a[np.lexsort(a.T.round(6))], b[np.lexsort(b.T.round(6))], ALIKE):
+                return f"the {name}s are right, but in another order"
+    if want.size > 2 and close(np.sort(got, axis=None), np.sort(want, axis=None), ALIKE):
+        return "the numbers are right, but in other places"
+    return _places(got, want, what, wrong)
+
+
+def _places(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray) -> str:
+    """Where an array differs from the expected one; "" if it does nearly everywhere."""
+    if (empty := int(((got == 0) & (want != 0)).sum())) > want.size / 4:
+        return f"{what} is zero in {empty} of {want.size} places"
+    if wrong.ndim > 1 and len(wrong) > 1:
+        rows = wrong.reshape(len(wrong), -1).any(axis=1)
+        for some, state in ((np.flatnonzero(rows), "wrong"), (np.flatnonzero(~rows), "right")):
+            if len(some) == 1:
+                return f"only {what}[{some[0]}] is {state}"
+    return f"{int(wrong.sum())} of {want.size} places differ" if wrong.sum() < 0.9 * want.size else ""
+
+
+def _constant(got: np.ndarray, want: np.ndarray) -> float | None:
+    """The factor between two arrays, if it is the same everywhere."""
+    most = np.abs(want).argmax()
+    factor = got.flat[most] / want.flat[most] if want.flat[most] else 0.0
+    return float(factor) if factor and close(got, factor * want, ALIKE) else None
+
+
+def _times(factor: float, name: str) -> str:
+    return f"{factor:,.6g} times what is expected{name and f' (here that is {name})'}"
+
+
+def _product(factor: float, numbers: Mapping[str, float]) -> str:
+    """A factor in terms of named numbers, as "1 / m" or "T / V"; "" if there is none, and for a power of ten."""
+    if abs(math.log10(abs(factor)) % 1) < ALIKE:
+        return ""
+    known = {name: abs(value) for name, value in numbers.items() if abs(value) not in (0, 1) and " " not in name}
+    forms = {}
+    for a, x in known.items():
+        forms |= {f"{a}": x, f"1 / {a}": 1 / x, f"{a}²": x**2, f"1 / {a}²": x**-2, f"sqrt({a})": x**0.5}
+        forms |= {f"1 / sqrt({a})": x**-0.5}
+        forms |= {f"{a} / {b}": x / y for b, y in known.items() if a != b}
+        forms |= {f"{sign}{a} · {b}{end}": (x * y) ** power for b, y in known.items() if a < b
+                  for sign, end, power in (("", "", 1), ("1 / (", ")", -1))}  # fmt: skip
+    return next((name for name, value in forms.items() if abs(abs(factor) / value - 1) < ALIKE), "")
+
+
+def named(shape: tuple[int, ...], sizes: Mapping[str, int]) -> str:
     """A shape with the names of its axes where they are known: "(n, r) = (7, 3)"."""
     names = {size: name for name, size in sizes.items()}
     if shape and all(size in names for size in shape):

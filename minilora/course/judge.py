@@ -22,13 +22,13 @@ import numpy as np
 
 from ..engine.tensor import Tensor
 from . import mine
-from .compare import Wrong, as_parts, chance, compare, named, same
+from .compare import ALIKE, Differs, Wrong, as_parts, chance, compare, is_number, named, same
 from .exercises import EXERCISES, QUESTIONS, Draw, Exercise, Form
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
 DRAWS = 3  # random arguments that every answer is tried on
 REDRAWS = 8  # at most, where two known mistakes have the same result by chance
-ALIKE = 1e-6  # how close a wrong result must be to that of a known mistake, relatively
+SHOWN = 200  # characters: if the arguments of a trial are longer, they are not printed
 OK = "ok"
 NOT_YET = "not written yet"
 
@@ -97,6 +97,8 @@ def judged(exercise: Exercise, function: Callable, rng: np.random.Generator, var
                     )
     except Wrong as wrong:  # the time is over
         return str(wrong)
+    except RecursionError:
+        return "the result contains itself, or lists within lists without end: return plain values"
     return line
 
 
@@ -265,8 +267,24 @@ def _differences(answer: Answer, trial: Trial, got: Outcome, known: bool = True)
         if found:
             answer.doubt = chance(parts[i], trial.drawn)
             return found
-        compare(parts[i], wanted[i], name, axes, answer.sizes, exercise.tolerance)
+        numbers = answer.sizes | {key: value for key, value in trial.drawn.items() if is_number(value)}
+        try:
+            compare(parts[i], wanted[i], name, axes, answer.sizes, exercise.tolerance, numbers)
+        except Differs as line:
+            right = [n for n, a, b in zip(names, parts, wanted, strict=True) if same(a, b, exercise.tolerance)]
+            rest = f"{', '.join(right)} {'is' if len(right) == 1 else 'are'} right" if right else ""
+            given = shown(trial.drawn)
+            if not (line.how or rest or given) and isinstance(wanted[i], (float, np.ndarray)):
+                rest = "no known mistake gives this: compute a small case by hand, step by step"
+            raise Differs("; ".join(filter(None, [str(line), rest, given]))) from None
     return []
+
+
+def shown(drawn: Draw) -> str:
+    """The arguments of a trial as "called with T = 7, r = 2"; "" if they are long, or not all plain values."""
+    plain_ones = all(not callable(x) and not isinstance(x, (np.ndarray, np.random.Generator)) for x in drawn.values())
+    text = ", ".join(f"{name} = {value!r}" for name, value in drawn.items()) if plain_ones else ""
+    return f"called with {text}" if 0 < len(text) <= SHOWN and "array(" not in text else ""
 
 
 class quiet(warnings.catch_warnings):

@@ -82,11 +82,11 @@ def draw_pair(rng: np.random.Generator, factor: float, size: float = 5) -> Draw:
     return Draw(sizes, got=got * size / 5, expected=expected * size / 5)
 
 
-def draw_shapes(rng: np.random.Generator) -> Draw:
+def draw_shapes(rng: np.random.Generator, column: bool) -> Draw:
     """A gradient that fits only by broadcasting."""
     sizes = distinct_sizes("m", rng)
     expected = rng.standard_normal(sizes["m"])
-    got = expected[:, None] if rng.integers(2) else expected[None]
+    got = expected[:, None] if column else expected[None]
     return Draw(sizes, got=got * 1.0, expected=expected)
 
 
@@ -97,7 +97,8 @@ def draw_shapes(rng: np.random.Generator) -> Draw:
         lambda rng: draw_pair(rng, 1.3, size=1e-9),
         lambda rng: draw_pair(rng, 0),
         lambda rng: draw_pair(rng, -0.9),
-        draw_shapes,
+        lambda rng: draw_shapes(rng, column=True),
+        lambda rng: draw_shapes(rng, column=False),
     ],
     smallest=lambda rng: Draw(got=np.zeros((2, 3)), expected=np.zeros((2, 3))),
     returns="the error",

@@ -107,12 +107,14 @@ variant(
 
 
 def draw_logits(rng: np.random.Generator, offset: float = 0) -> Draw:
-    """z (T, V), labels (T,). offset: how far whole rows are from zero, and class 0 below the others."""
+    """z (T, V), labels (T,). offset: how far rows are from zero, class 0 below others, some labels above."""
     sizes = distinct_sizes("TV", rng)
     drawn = arrays(rng, sizes, z="T V")
     drawn["z"] = 2 * drawn["z"] + offset * np.linspace(-1, 1, sizes["T"])[:, None]
     drawn["z"][:, 0] -= offset
     drawn["labels"] = rng.integers(1 if offset else 0, sizes["V"], size=sizes["T"])
+    tokens = np.arange(sizes["T"])
+    drawn["z"][tokens, drawn["labels"]] += offset * (tokens % 2)
     return drawn
 
 

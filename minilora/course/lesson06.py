@@ -135,13 +135,16 @@ variant(
 
 
 def draw_samples(rng: np.random.Generator, count: int | None = None) -> Draw:
-    """Samples of different lengths: a question, its end token, an answer, its end token, which is also the padding."""
+    """Samples of different lengths: a question, its end token, an answer, its end token, which is also the padding; the
+    second was truncated.
+    """
     pad_id = int(rng.integers(3, 9))
     samples = []
     for i in range(count or 4):
         asked, answered = int(rng.integers(4, 7)), int(rng.integers(3, 5)) + 2 * i
         ids = [*rng.integers(10, 500, asked).tolist(), pad_id, *rng.integers(10, 500, answered).tolist(), pad_id]
-        samples.append((ids, [-100] * (asked + 1) + ids[asked + 1 :]))
+        labels = [-100] * (asked + 1) + ids[asked + 1 :]
+        samples.append((ids[:-1], labels[:-1]) if i == 1 else (ids, labels))
     order = rng.permutation(len(samples))
     return Draw({"B": len(samples)}, samples=[samples[i] for i in order], pad_id=pad_id)
 

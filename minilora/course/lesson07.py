@@ -28,6 +28,17 @@ def draw_answers(rng: np.random.Generator, T: int | None = None) -> Draw:
     )
 
 
+def mean_of_means(losses: Any, scored: Any) -> Any:
+    """The mean of each answer, averaged over the answers."""
+    runs = np.split(np.arange(len(scored)), np.flatnonzero(np.diff(scored.astype(int))) + 1)
+    return np.mean([losses[run].mean() for run in runs if scored[run[0]]])
+
+
+def last_answer(losses: Any, scored: Any) -> Any:
+    """The mean of the last answer alone."""
+    return losses[np.flatnonzero(~np.append(False, scored))[-1] :].mean()
+
+
 @exercise("7.1", draw=draw_answers, smallest=lambda rng: draw_answers(rng, T=2), returns="the loss")
 def answer_loss(logits, ids, is_answer):
     """logits (T, V), ids (T) integers, is_answer (T) booleans -> the loss, a number"""

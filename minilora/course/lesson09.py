@@ -143,6 +143,8 @@ def judge_start(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
         raise Wrong("the same seed gives a different A: draw it with the rng that is passed")
     if np.array_equal(A.data, start(seed + 1)[1].data):
         raise Wrong("another seed gives the same A: draw it with the rng that is passed")
+    if np.ptp(A.data, axis=0).max() == 0:
+        raise Wrong("all rows of A are the same, so that B A has rank 1: draw (r, n) numbers")
     expected = f"1 / sqrt({of})" if power == 0.5 else f"1 / {of}"
     check_deviation(A.data, "A", expected, answer.sizes[of] ** -power)
 

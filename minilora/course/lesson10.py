@@ -1,5 +1,6 @@
 """Lesson 10's exercises: merging an update into a weight, unmerging it, and injecting layers into a model."""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -137,10 +138,13 @@ def judge_unmerge(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     """The kept array itself is restored; a layer that is not merged does not change."""
     own = drawn["layer"]
     key = key_of(own)
-    W, kept = own["W"], own[key]
-    base = None if kept is None else kept.copy()
+    W, kept, before = own["W"], own[key], copy.deepcopy(own)
+    base = before[key]
     answer(layer=own)
     whole(own, key)
+    for name in ("A", "B", "alpha"):
+        if not np.array_equal(own[name], before[name]):
+            raise Wrong(f"{name} was changed: only W and {key} change")
     if kept is None:
         if own["W"] is None:
             raise Wrong(f"a layer that is not merged has lost its W: where {key} is None, there is nothing to do")
@@ -253,7 +257,7 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         answer(model=fresh, targets=[*targets, "v_porj"], make_layer=Adapted)
     except Wrong as wrong:
         if "ValueError" not in str(wrong):
-            raise
+            raise Wrong(f"raise ValueError for the misspelled target 'v_porj'; your function stops {wrong}") from None
     else:
         raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
     if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:

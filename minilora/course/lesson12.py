@@ -50,7 +50,7 @@ SCALES: list[Drawing] = [
     "12.1",
     draw=SCALES,
     smallest=lambda rng: Draw(
-        None, name="v_proj", r=1, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
+        None, name="v_proj", r=5, lora_alpha=3, use_rslora=True, rank_pattern={}, alpha_pattern={}
     ),
     returns="the scale",
 )
@@ -146,18 +146,19 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     """Losses at seven rates, with one minimum.
 
     lowest: "middle"; "lucky", where the first seed was lucky; "first" or "last", where the minimum is outside the
-        sweep; "cut", where the rate next to the best one diverged once.
+        sweep; "second", next to the edge; "cut", where the rate next to the best one diverged once.
     """
     k, seeds = 7, 3
     rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
     inside = int(rng.integers(2, 4))
-    bottom = {"first": 0, "last": k - 1, "cut": 3}.get(lowest, inside)
+    bottom = {"first": 0, "second": 1, "last": k - 1, "cut": 3}.get(lowest, inside)
     losses = 3 + 0.1 * np.abs(np.arange(k) - bottom) + np.array([0, 0.3, 0.6])[:, None]
     losses = losses + rng.uniform(0, 0.02, (seeds, k))
     if 0 < bottom < k - 1:
         losses[0, bottom - 1] -= 0.4 + 0.1  # one lucky seed; the mean stays above the minimum
         losses[1:, bottom - 1] += 0.35
         losses[:, bottom + 1] += np.array([-0.2, -0.2, 0.6])  # one unlucky seed; the median is low
+        losses[:, bottom + 3] = 3.5  # the worst seed is better than that of the best rate; the mean is not
         losses[1, [bottom + 2, k - 1]] = np.nan
         losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
     if lowest == "cut":
@@ -166,7 +167,7 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
 
 
-SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "first", "last", "cut", "lucky")]
+SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "first", "second", "last", "cut", "lucky")]
 
 
 @exercise("12.3", draw=SWEEPS, returns="the rate")

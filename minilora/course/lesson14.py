@@ -111,14 +111,19 @@ variant(
 
 
 def draw_text(rng: np.random.Generator, at_once: bool = False, frozen_bytes: int = 4) -> Draw:
-    """A model, its activations, and a factor between that of no tokens and that of many; or one that holds at once."""
+    """A model, its activations, and a factor between that of no tokens and that of many, which is reached soon after a
+    whole number of tokens; or a factor that holds at once.
+    """
     r = int(rng.integers(2, 5))
     whole = draw_shapes(rng, bool(rng.integers(2)))
     shapes = {name: shape for name, shape in whole.items() if "mlp" not in name}  # 13.2 is alike in all its variants
     kept_full, kept_lora = int(rng.integers(400, 460)), int(rng.integers(470, 560))
-    most = training_memory(shapes) / training_memory(shapes, r, frozen_bytes)
-    factor = most + 0.5 if at_once else 1 + (0.3 + 0.4 * rng.random()) * (most - 1)
-    return Draw(shapes=shapes, r=r, kept_full=kept_full, kept_lora=kept_lora, factor=round(float(factor), 3))
+    full, lora = training_memory(shapes), training_memory(shapes, r, frozen_bytes)
+    most = full / lora
+    factor = 1 + (0.3 + 0.4 * rng.random()) * (most - 1)
+    T = int((full - factor * lora) / (factor * kept_lora - kept_full)) + 0.3
+    factor = most + 0.5 if at_once else (full + T * kept_full) / (lora + T * kept_lora)
+    return Draw(shapes=shapes, r=r, kept_full=kept_full, kept_lora=kept_lora, factor=round(float(factor), 6))
 
 
 @exercise(

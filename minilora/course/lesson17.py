@@ -1,5 +1,6 @@
 """Lesson 17's exercises: the smallest error of a rank, the rank that a task needs, and gradient descent by hand."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,14 @@ from .lesson09 import lora_backward, lora_forward
 # -- 17.1 the smallest error -------------------------------------------------------------------------------------------
 
 
-def draw_task(rng: np.random.Generator, pace: float = 0.75) -> Draw:
-    """Tokens that use some directions more than others, and a change with decreasing singular values."""
+def draw_task(rng: np.random.Generator, pace: float = 0.75, most: str = "") -> Draw:
+    """Tokens that use some directions more than others, and a change with decreasing singular values. most: the axis
+    that is the longest.
+    """
     sizes = distinct_sizes("mnT", rng, low=14)
+    if most:
+        longest = max(sizes, key=lambda name: sizes[name])
+        sizes[longest], sizes[most] = sizes[most], sizes[longest]
     T, n, m = (sizes[name] for name in "Tnm")
     x = rng.standard_normal((T, n)) * rng.permutation(1.5 ** -np.linspace(0, 6, n))
     delta = rng.standard_normal((m, n))
@@ -20,9 +26,9 @@ def draw_task(rng: np.random.Generator, pace: float = 0.75) -> Draw:
     return Draw(sizes, x=x, delta=4 * (U * pace ** np.arange(len(S))) @ Vt)
 
 
-def draw_floor(rng: np.random.Generator, r: int | None = None) -> Draw:
+def draw_floor(rng: np.random.Generator, r: int | None = None, most: str = "") -> Draw:
     """A task, and a rank."""
-    drawn = draw_task(rng)
+    drawn = draw_task(rng, most=most)
     drawn["r"] = int(rng.integers(2, 6)) if r is None else r
     return drawn
 
@@ -38,7 +44,12 @@ def tail_of(delta: Any, r: int) -> Any:
     return (U[:, r:] * S[r:]) @ Vt[r:]
 
 
-@exercise("17.1", draw=draw_floor, smallest=lambda rng: draw_floor(rng, r=0), returns="the error")
+@exercise(
+    "17.1",
+    draw=[draw_floor, partial(draw_floor, most="T")],
+    smallest=lambda rng: draw_floor(rng, r=0),
+    returns="the error",
+)
 def floor(x, delta, r):
     """x (T, n), delta (m, n), r -> the smallest possible mean squared error"""
     sizes = np.linalg.svd(x @ delta.T, compute_uv=False)

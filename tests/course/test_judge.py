@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -392,6 +393,80 @@ def test_what_an_answer_prints_stays_and_its_warnings_are_one_line_on_stdout(dou
     assert out.count("(your code warns: RuntimeWarning: invalid value encountered in log)") == 1
 
 
+# -- how a result differs ----------------------------------------------------------------------------------------------
+
+HOW = [  # what becomes of an array (4, 5) of sizes m, n; what is said about it
+    (lambda y: -y, "all of y has the wrong sign"),
+    (lambda y: 2 * y, "all of y is 2 times what is expected"),
+    (lambda y: y / 4, "all of y is 0.25 times what is expected (here that is 1 / m)"),
+    (lambda y: y * 5 / 4, "all of y is 1.25 times what is expected (here that is n / m)"),
+    (lambda y: y / 20, "all of y is 0.05 times what is expected (here that is 1 / (m · n))"),
+    (lambda y: y / 5**0.5, "(here that is 1 / sqrt(n))"),
+    (lambda y: y / 100, "all of y is 0.01 times what is expected"),
+    (lambda y: y + y.max(), "too large"),
+    (lambda y: y - y.max(), "too small"),
+    (lambda y: 0 * y, "y is zero everywhere"),
+    (lambda y: np.where(np.arange(4)[:, None] % 2, y, 0), "y is zero in 10 of 20 places"),
+    (np.abs, "the magnitudes are right, the sign is wrong in "),
+    (lambda y: y * np.arange(2, 6)[:, None], "each row is right except for a factor"),
+    (lambda y: y * np.arange(2, 7), "each column is right except for a factor"),
+    (lambda y: y[[1, 0, 3, 2]], "the rows are right, but in another order"),
+    (lambda y: y[:, ::-1], "the columns are right, but in another order"),
+    (lambda y: y.ravel()[::-1].reshape(y.shape), "the numbers are right, but in other places"),
+    (lambda y: np.where(np.arange(4)[:, None] == 2, y**2, y), "only y[2] is wrong"),
+    (lambda y: np.where(np.arange(4)[:, None] == 2, y, y**3), "only y[2] is right"),
+    (lambda y: np.where(np.arange(20).reshape(4, 5) % 3, y, y**2), "7 of 20 places differ"),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), HOW, ids=[line for _, line in HOW])
+def test_how_an_array_differs_is_said(change, line):
+    want = 1 + rng(2).standard_normal((4, 5))
+    want[np.abs(want) < 0.1] = 0.5
+    with pytest.raises(Wrong) as wrong:
+        compare(change(want), want, "y", "m, n", {"m": 4, "n": 5})
+    assert str(wrong.value).endswith(line) or line in str(wrong.value).partition("; ")[2]
+    assert str(wrong.value).startswith("y[")
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "line"),
+    [
+        (0.0, np.inf, "y is 0, expected inf"),
+        (-1.7, 1.7, "; the sign is wrong"),
+        (6.8, 3.4, "; that is 2 times what is expected"),
+        (3.4 / 7, 3.4, "; that is 0.142857 times what is expected (here that is 1 / T)"),
+        (3.4 * 1.7, 3.4, "y is 5.78, expected 3.4"),
+        (3.14, 3.14159, "; it is rounded; return all digits"),
+        (12, 10, "; 2 too large"),
+        (70_000, 10_000, "; that is 7 times what is expected (here that is T)"),
+        (1.0 + 1e-7, 1.0, "y is 1 as expected, but later digits differ; is it rounded, or measured, not derived?"),
+    ],
+)
+def test_how_a_number_differs_is_said(got, want, line):
+    with pytest.raises(Wrong) as wrong:
+        compare(got, want, "y", None, {"T": 7})
+    assert str(wrong.value).endswith(line)
+
+
+def test_what_is_right_and_short_arguments_are_said_and_else_what_to_do(double):
+    answer = lambda *given: (lambda dx, dW, db: (dx, dW, db**2))(
+        *EXERCISES["linear_backward"].forms[0].reference(*given)
+    )
+    assert judged(EXERCISES["linear_backward"], answer, rng()).endswith("; dx, dW are right")
+    said = judged(EXERCISES["step_products"], lambda m, n, r, lowest: 7, rng())
+    assert re.search(r"; [\d,]+ too small; called with m = \d+, n = \d+, r = \d+, lowest = False$", said)
+    assert judged(double, lambda x, names: x**2 + 1, rng()).endswith("compute a small case by hand, step by step")
+
+
+def test_a_result_that_contains_itself_is_one_line():
+    def ids_and_labels(turns, eos_id, max_length):
+        turns.append(turns)
+        return turns, turns
+
+    assert verdict(ids_and_labels, rng()).startswith("the result contains itself")
+
+
 # -- exercises and their forms -----------------------------------------------------------------------------------------
 
 
@@ -560,10 +635,18 @@ DRESSED = [  # exercise, what becomes of the solution's result: as right as befo
 ]
 UNDRESSED = [
     ("padded_batch", lambda result: ([[1, 2], [3]],) * 3, "must be a NumPy array"),
-    ("padded_batch", lambda result: (*result[:2], result[2] > 0), "attention_mask is bool, expected int64."),
+    (
+        "padded_batch",
+        lambda result: (*result[:2], result[2] > 0),
+        "attention_mask is bool, expected int64: write attention_mask.astype(int).",
+    ),
     ("ids_and_labels", lambda result: tuple(map(np.array, result)), "input_ids must be a list, got ndarray"),
     ("ranks_for_budget", lambda ranks: list(ranks.values()), "ranks must be a dict, got list"),
-    ("ranks_for_budget", lambda ranks: dict.fromkeys(ranks, "long" * 9), "..., expected {"),
+    ("ranks_for_budget", lambda ranks: dict.fromkeys(ranks, "long" * 20), "longlong..., expected "),
+    ("ranks_for_budget", lambda ranks: {**ranks, "two": 99}, "ranks['two'] is 99, expected "),
+    ("ranks_for_budget", lambda ranks: {n: r for n, r in ranks.items() if r}, "ranks must have the key 'large'."),
+    ("ranks_for_budget", lambda ranks: ranks | {"more": 1}, "ranks must not have the key 'more'."),
+    ("ids_and_labels", lambda lists: (lists[0][:-1], lists[1]), "; the first "),
     ("step_in_parts", lambda loss: ml.Tensor(np.array(loss)), "the loss must be one number, got Tensor"),
     ("rope_base", lambda base: 10**400, "the base is inf"),
     ("best_rank_r", lambda result: ([[1.0], [2.0, 3.0]], result[1]), "B must be a NumPy array"),
@@ -622,11 +705,77 @@ HALF_RIGHT = [  # exercise, variant, an answer made from the solution, the line 
      "A or B was changed: only W and kept change"),
     ("merge", None, lambda merge, layer: (merge(layer), layer.update(W=layer["W"][:-1])),
      "layer['W'] must stay an array of shape (m, n)"),
+    ("unmerge", None, lambda unmerge, layer: (unmerge(layer), layer.update(alpha=7)),
+     "alpha was changed: only W and kept change"),
     ("unmerge", None, copied_where_nothing_is_to_be_done, "a layer that is not merged was changed"),
     ("add_lora", None, lambda add, model, targets, make: add(model, targets, lambda old: make(Linear(4, 3, rng=None))),
      "make_layer was called with a different layer"),
     ("add_lora", 1, with_the_new_layers, "the values of the dictionary are the layers that were replaced"),
 ]  # fmt: skip
+
+
+def wrong_key_error(add_lora, model, targets, make_layer):
+    try:
+        return add_lora(model, targets, make_layer)
+    except ValueError:
+        raise KeyError("no such layer") from None
+
+
+def by(function, run, rates, seeds, claimed):
+    """11.3, each rate judged by a function of its losses."""
+
+    def judged_by(method, lr, seed):
+        loss = function([run(method, lr, seed)["validation"] for seed in seeds])
+        return run(method, lr, seed) | {"validation": loss}
+
+    return EXERCISES["my_claim"].forms[0].reference(judged_by, rates, seeds, claimed)
+
+
+def narrower(best_rate, rates, losses):
+    return None if (rate := best_rate(rates, losses)) == rates[1] else rate
+
+
+def of_the_worst(best_rate, rates, losses):
+    return best_rate(rates, np.broadcast_to(losses.max(axis=0), losses.shape))
+
+
+def repeated(padded_batch, samples, pad_id):
+    input_ids, labels, mask = padded_batch(samples, pad_id)
+    return np.where(mask, input_ids, [[ids[-1]] for ids, _ in samples]), labels, mask
+
+
+def less_the_mean(softmax_cross_entropy, z, labels):
+    e = np.exp(z - z.mean(axis=1, keepdims=True))
+    p, tokens = e / e.sum(axis=1, keepdims=True), np.arange(len(z))
+    return -np.log(p[tokens, labels]).mean(), (p - np.eye(z.shape[1])[labels]) / len(z)
+
+
+RARE = [  # an answer that is right in most cases
+    ("relative_error", lambda error, got, want: error(got.ravel(), want.ravel())),
+    ("softmax_cross_entropy", less_the_mean),
+    ("padded_batch", repeated),
+    (
+        "inject",
+        lambda inject, W, r, rng: (*(A := inject(W, r, rng))[:1], ml.Tensor(np.tile(A[1].data[0], (r, 1)), True), A[2]),
+    ),
+    ("unmerge", lambda unmerge, layer: (unmerge(layer), layer.update(B=0 * layer["B"]))),
+    ("add_lora", wrong_key_error),
+    ("my_claim", lambda claim, *given: by(np.median, *given)),
+    ("my_claim", lambda claim, *given: by(max, *given)),
+    ("my_claim", lambda claim, *given: by(min, *given)),
+    ("scale_of", lambda scale, name, r, *rest: scale(name, 1, *rest)),
+    ("best_rate", narrower),
+    ("best_rate", of_the_worst),
+    ("tokens_until", lambda tokens, *given: tokens(*given[:-1], given[-1] * (1 + 1e-3))),
+    ("floor", lambda floor, x, delta, r: floor(x, delta, r) * len(x) / min(len(x), len(delta))),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), RARE, ids=[f"{i}-{name}" for i, (name, _) in enumerate(RARE)])
+def test_an_answer_that_is_right_in_most_cases_is_refused_in_every_check(name, answer):
+    solution = EXERCISES[name].forms[0].reference
+    said = [judged(EXERCISES[name], lambda *given: answer(solution, *given), rng(seed)) for seed in range(4)]
+    assert "ok" not in said, said
 
 
 @pytest.mark.parametrize(("name", "variant", "answer", "line"), HALF_RIGHT, ids=[line for *_, line in HALF_RIGHT])
