@@ -59,7 +59,7 @@ def parts_used(file):
 
 
 def test_every_part_has_a_storey():
-    assert {part_of(file) for file in trees()} - set(STOREY) == {"__init__"}
+    assert {part_of(file) for file in trees()} - set(STOREY) == {"__init__"}, "a new folder needs its place in FLOORS"
 
 
 def test_the_tour_has_the_folders_in_this_order():
@@ -69,7 +69,8 @@ def test_the_tour_has_the_folders_in_this_order():
 
 def test_imports_go_one_way():
     own = {file: STOREY.get(part_of(file), max(STOREY.values())) for file in trees()}
-    assert [(file, part) for file in trees() for part in parts_used(file) if STOREY[part] > own[file]] == []
+    upwards = [f"{file} uses {part}/" for file in trees() for part in parts_used(file) if STOREY[part] > own[file]]
+    assert upwards == [], "a file imports only from its own folder and those above it in minilora/README.md"
 
 
 @cache
@@ -200,8 +201,9 @@ def undocumented(tree, owner=""):
 
 
 def test_every_file_function_class_and_method_says_what_it_is():
-    assert [file for file, tree in trees().items() if not ast.get_docstring(tree)] == []
-    assert [(file, name) for file, tree in trees().items() for name in undocumented(tree)] == []
+    assert [file for file, tree in trees().items() if not ast.get_docstring(tree)] == [], "files without docstring"
+    missing = [f"{name} in {file}" for file, tree in trees().items() for name in undocumented(tree)]
+    assert missing == [], "public functions, classes and methods without docstring"
 
 
 def test_a_missing_docstring_is_noticed():

@@ -12,6 +12,7 @@ import pytest
 
 from minilora.cli import main
 from minilora.models import load as zoo
+from minilora.nn.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,6 +78,12 @@ def test_links_of_a_page_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", (ROOT / page).read_text("utf-8"))
     named = ["".join(pair) for pair in targets]
     assert named and [name for name in named if not (ROOT / page).parent.joinpath(name).exists()] == []
+
+
+def test_the_tour_has_a_row_for_each_family_and_for_no_other():
+    table = (ROOT / "minilora/README.md").read_text("utf-8").partition("## Families")[2]
+    rows = re.findall(r"^\|[^|]+\| ([a-z\d_, ]+) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in row.split(", ")} == set(FAMILIES), "the table under Families"
 
 
 def test_the_tour_names_every_file_of_the_package():

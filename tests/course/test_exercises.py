@@ -47,7 +47,8 @@ def test_the_solution_passes_and_each_known_mistake_gets_its_line_whatever_is_dr
 
 
 def test_every_exercise_has_a_variant_and_what_changes_is_said_without_its_code():
-    assert [name for name, exercise in EXERCISES.items() if len(exercise.forms) < 2] == []
+    without = [name for name, exercise in EXERCISES.items() if len(exercise.forms) < 2]
+    assert without == [], "each exercise needs a variant(...) below its solution, see lessons/src/TEMPLATE.md"
     changes = [form.changes for exercise in EXERCISES.values() for form in exercise.forms[1:]]
     assert [text for text in changes if len(text) < 10 or re.search(r"[=/@\[\]]|->|\*|\w\(", text)] == []
 
