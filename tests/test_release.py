@@ -1,8 +1,12 @@
 """What strangers meet first agrees with the package: the citation, the systems and Pythons of the workflows."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import minilora
 
@@ -14,6 +18,21 @@ def test_the_citation_names_the_version_and_licence_of_the_package():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     found = dict(re.findall(r"^(version|license): (\S+)$", citation, re.MULTILINE))
     assert found == {"version": minilora.__version__, "license": PROJECT["license"]}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize("name", ["minilora/data/legal.jsonl", "minilora/weights/tiny.safetensors", ".ci/run"])
+def test_a_clone_on_windows_has_the_bytes_that_were_committed(name, tmp_path):
+    """Fingerprints of data and models are of bytes, and git changes the ends of lines there by default."""
+    content, file = (ROOT / name).read_bytes(), tmp_path / Path(name).name
+    file.write_bytes(content)
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    git = ["git", "-c", "core.autocrlf=true", "-C", str(tmp_path)]
+    for words in ("init", "add ."):
+        subprocess.run([*git, *words.split()], check=True, capture_output=True)
+    file.unlink()
+    subprocess.run([*git, "checkout-index", "--all"], check=True, capture_output=True)
+    assert file.read_bytes() == content
 
 
 def test_the_tests_run_on_every_python_that_pip_is_promised_on_every_system():
