@@ -186,7 +186,7 @@ def _lines(figure: Any) -> Iterator[tuple[Any, Any, Any, str]]:
         if line.get_linestyle() not in ("None", "none", " ", "") and line.get_linewidth() > 0:
             yield line, path, clip, name
         if line.get_marker() not in ("None", "none", " ", "", None):
-            half = line.get_markersize() / 2 * line.get_figure(root=True).dpi / 72
+            half = line.get_markersize() / 2 * line.get_figure().dpi / 72
             for x, y in path.vertices:
                 corners = [(x - half, y), (x, y + half), (x + half, y), (x, y - half), (x - half, y)]
                 yield line, Path(corners), clip, name.replace("line", "marks of line") if "line" in name else name

@@ -125,7 +125,7 @@ def name_lines(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
     """
     low, high = axes.get_ylim()
     letters = 1.35 * axes.xaxis.label.get_fontsize() / 72  # inches from one line of letters to the next
-    inside = axes.get_figure(root=True).get_figheight() - 4 * letters  # without title and ticks
+    inside = axes.get_figure().get_figheight() - 4 * letters  # without title and ticks
     line = letters * (high - low) / inside
     ordered = sorted(names)
     halves = [line * (1 + text.count("\n")) / 2 for _, text, _ in ordered]

@@ -212,7 +212,10 @@ ROWS = {
     "mean": Row(REDUCED, NOTHING, np.mean),
     "max": Row(REDUCED, FIRST, np.max),
     "softmax": Row([draw("ab"), draw("abc", axis=0), draw("abc", axis=1)], NOTHING, plain_softmax),
-    "reshape": Row([draw("234", shape=(4, 6)), draw("234", shape=(-1, 2)), draw("1", shape=())], FIRST, np.reshape),
+    "reshape": Row(
+        [draw("234", shape=(4, 6)), draw("234", shape=(-1, 2)), draw("1", shape=())],
+        FIRST, lambda x, shape: x.reshape(shape),
+    ),
     "transpose": Row(
         [draw("abc"), draw("abc", axes=(1, 2, 0)), draw("abc", axes=(-1, 0, 1)), draw("abcd", axes=(0, 2, 1, 3))],
         FIRST, np.transpose,
