@@ -41,7 +41,7 @@ def write(folder, records, name="own.jsonl"):
     ("change", "words"),
     [
         ({"matrix": "x.pdf"}, r"a \.png or an \.svg file"),
-        ({"matrix": "/proc/x.png"}, r"no picture can be written there"),
+        ({"matrix": f"{__file__}/x.png"}, r"no picture can be written there"),
         ({"confusion": "x.png", "no_recall": True}, "--confusion draws answers: leave out --no-recall"),
     ],
 )

@@ -93,7 +93,7 @@ def gone(process):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(9, marks=pytest.mark.long, id="SIGKILL")])
 def test_an_interruption_ends_all_processes_and_what_is_done_was_told(tmp_path, sent):
     script, work = tmp_path / "script.py", tmp_path / "work"
     script.write_text(INTERRUPTED)
