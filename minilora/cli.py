@@ -7,6 +7,7 @@ shows a traceback; MINILORA_TRACEBACK=1 shows it all the same, for those who loo
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -58,14 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # what cannot be written must show here, not when Python ends
     except KeyboardInterrupt:
         return ranks.fail("\nminilora: interrupted", 130)
-    except BrokenPipeError:  # `minilora report | head`: nothing more can be printed, not even at exit
-        sys.stdout = None  # type: ignore[assignment]
-        return 0
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
+        if _is_broken_pipe(error):  # `minilora report | head`: nothing more can be printed, not even at exit
+            sys.stdout = None  # type: ignore[assignment]
+            return 0
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
         return ranks.fail(f"minilora: {printable(_line(error))}", 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    """Whether nobody reads the output any longer. Windows calls that an invalid argument, of no file."""
+    unnamed = isinstance(error, OSError) and error.filename is None
+    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and unnamed and error.errno == errno.EINVAL)
 
 
 def _line(error: Exception) -> str:

@@ -25,8 +25,9 @@ from functools import cache
 from itertools import takewhile
 from numbers import Integral, Real
 from pathlib import Path, PurePath
-from shlex import quote
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .progress import quote
 
 Options = TypeVar("Options")
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -29,6 +31,19 @@ log = logging.getLogger("minilora")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but the tab and the end of a line
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _innermost: ContextVar[Bar | None] = ContextVar("innermost", default=None)
+
+
+def quote(word: str, system: str = os.name) -> str:
+    """A word of a command that a line tells people to type, as their shell reads it.
+
+    On Windows, cmd.exe and PowerShell both read double quotes. cmd.exe takes single quotes for letters of the word.
+
+    >>> quote("my run", "posix"), quote("my run", "nt")
+    ("'my run'", '"my run"')
+    """
+    if system != "nt":
+        return shlex.quote(word)
+    return word if re.fullmatch(r"[\w:./\\=+-]+", word) else '"' + word.replace('"', r"\"") + '"'
 
 
 class Bar:

@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, its exit status, and that every mistake is answered in one line."""
 
+import errno
 import io
 import json
 import shutil
@@ -309,6 +310,18 @@ def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, mon
     assert status(*job(tiny_folder)) == 1
     line = "a/b: Read-only" if "a/b" in str(error) else str(error) or "MemoryError"
     assert complaint(capsys) == line.replace("\x1b", "\ufffd")
+
+
+@pytest.mark.parametrize("file", [None, "a.csv"])
+def test_on_windows_output_that_nobody_reads_is_an_invalid_argument_of_no_file(file, tiny_folder, capsys, monkeypatch):
+    def stop(*inputs):
+        monkeypatch.setattr(sys, "platform", "win32")
+        raise OSError(errno.EINVAL, "Invalid argument", *([file] if file else []))
+
+    monkeypatch.setattr(finetune, "load", stop)
+    assert status(*job(tiny_folder)) == (1 if file else 0)
+    monkeypatch.undo()
+    assert capsys.readouterr().err.endswith("minilora: a.csv: Invalid argument\n" if file else "")
 
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])

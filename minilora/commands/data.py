@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from ..models.with_adapters import DEFAULT_BASE
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
-from ..progress import printable
+from ..progress import printable, quote
 from ..train.options import FIELD, LABEL, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
@@ -357,4 +356,5 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(seen, indent=2))
         return
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    plain |= sys.platform == "win32" and "WT_SESSION" not in os.environ  # cmd.exe alone prints the codes as they are
     print(page(seen, terminal_width(), BRACKETS if plain else UNDERLINED))

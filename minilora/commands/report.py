@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from ..data.rows import TEXT_SUFFIXES
@@ -30,7 +29,7 @@ from ..pages.text import (
     terminal_width,
     wrapped,
 )
-from ..progress import printable
+from ..progress import printable, quote
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON, Instead
 

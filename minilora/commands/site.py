@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from shlex import quote
+
+from ..progress import quote
 
 HELP = "write a static web page on which a small model is trained in the browser"
 

@@ -5,9 +5,9 @@ import posixpath
 import re
 from collections.abc import Collection
 from pathlib import Path
-from shlex import quote
 
 from ..pages.template import template
+from ..progress import quote
 from . import mine
 from .pages import course_map
 from .slides import TEMPLATES

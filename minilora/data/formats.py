@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from shlex import quote
 from typing import Any
 
 from ..models.tokenizer import Message
 from ..options import suggestion
+from ..progress import quote
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),

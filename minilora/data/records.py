@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from ..files.disk import sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
-from ..progress import log
+from ..progress import log, quote
 from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
 from .formats import (
     CONTEXT,

@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
+from ..files.disk import entries
 from .formats import NAMES, listed
 
 SPLITS = ("train", "validation", "test")
@@ -56,7 +57,7 @@ def files_of(path: Path) -> dict[Path, str | None]:
     """
     if not path.is_dir():
         return {path: None}
-    inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+    inside = [item for item in entries(path) if item.is_file() and not item.name.startswith(".")]
     found: dict[str, Path] = {}
     for item in inside:
         split = SPLIT_NAMES.get(item.stem.lower())

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from ..measure.statistics import Interval
 from ..models.load import load_tokenizer, locate, sha256_of_base
 from ..options import flag, refuse_other_settings
 from ..pages.text import counted, duration
-from ..progress import hide_progress, log, progress
+from ..progress import hide_progress, log, progress, quote
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import refuse_foreign, unwritable
@@ -341,4 +340,4 @@ def _command(setting: Mapping[str, Any]) -> str:
             words += map(str, value)
         elif value is not True:  # a switch is its name alone
             words.append(word(value))
-    return shlex.join(words)
+    return " ".join(map(quote, words))

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import stat
+import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,17 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelFileError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+
+
+OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # Finder and Explorer leave them in folders
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds, but for the files that file managers leave there, in the same order on every system.
+
+    Paths alone would be in another order on Windows, where they are compared without case.
+    """
+    return sorted((path for path in folder.iterdir() if path.name not in OF_FILE_MANAGERS), key=lambda path: path.name)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -85,7 +98,7 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
             yield partial
             _flush(partial)
             partial.chmod(stat.S_IMODE(mode))
-            os.replace(partial, path)
+            _rename(partial, path)
             _flush_entries(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -149,11 +162,24 @@ def swap_in(folder: Path, path: Path) -> None:
         _flush_entries(Path(inner))
     try:
         if path.exists():
-            os.replace(path, _aside(path, "old"))
-        os.replace(folder, path)
+            _rename(path, _aside(path, "old"))
+        _rename(folder, path)
         _flush_entries(path.parent)
     finally:
         put_back(path)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a file or a folder, replacing a file.
+
+    On Windows that fails while a virus scanner or an indexer has a file open: it is tried again for two seconds.
+    """
+    for _ in range(20 if sys.platform == "win32" else 0):
+        with suppress(PermissionError):
+            os.replace(old, new)
+            return
+        time.sleep(0.1)
+    os.replace(old, new)
 
 
 def _aside(path: Path, ending: str) -> Path:
@@ -172,7 +198,7 @@ def put_back(path: Path) -> None:
         if path.exists():
             remove_folder(old)
         else:
-            os.replace(old, path)
+            _rename(old, path)
 
 
 def remove_folder(folder: Path) -> None:

@@ -133,7 +133,7 @@ class _Talk:
 
     def ask(self) -> dict[str, Any]:
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # read() says why it is gone
+        with contextlib.suppress(OSError):  # the pipe is broken: read() says why
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
         return self.read()

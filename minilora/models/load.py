@@ -9,7 +9,7 @@ from typing import Any
 from ..engine import bfloat16
 from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
-from ..files.disk import ModelFileError, reading, sha256_of_file
+from ..files.disk import ModelFileError, entries, reading, sha256_of_file
 from ..lora.provenance import read_provenance
 from ..nn.language_model import LanguageModel
 from ..options import BASE, suggestion
@@ -40,7 +40,7 @@ def sha256_of_base(name: str | Path) -> str:
     if not path.exists():
         raise ValueError(f"{path}: no such model; expected {BASE}")
     digest = hashlib.sha256()
-    for each in [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file()):
+    for each in [path] if path.is_file() else [each for each in entries(path) if each.is_file()]:
         digest.update(bytes.fromhex(sha256_of_file(each)))
     return digest.hexdigest()
 

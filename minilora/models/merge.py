@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..files.blocks import LAYOUTS
-from ..files.disk import ModelFileError, replacing_folder, write_json
+from ..files.disk import ModelFileError, entries, replacing_folder, write_json
 from ..files.levels import LEVELS
 from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
@@ -36,6 +35,7 @@ from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from, read_provenance
 from ..nn.families import FAMILIES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
+from ..progress import quote
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
@@ -343,7 +343,7 @@ def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
     if format == "gguf" and out.exists() and not overwrite:
         raise ValueError(f"{out} exists: choose another name, or --overwrite (overwrite=True)")
     replaceable = {*FILES, PROVENANCE_FILE} if overwrite else set()  # an adapter next to it would be applied again
-    if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= replaceable):
+    if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in entries(out)} <= replaceable):
         only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")
 

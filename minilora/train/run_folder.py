@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from shlex import quote
 from types import TracebackType
 
-from ..files.disk import put_back, remove_folder, swap_in
+from ..files.disk import entries, put_back, remove_folder, swap_in
 from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
-from ..progress import log
+from ..progress import log, quote
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 TENSORBOARD = "tensorboard"  # the folder of its files
@@ -150,7 +149,7 @@ def _flag(learned: Path) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [path.name for path in entries(folder)] if folder.is_dir() else []
 
 
 def refuse_foreign(folder: Path, patterns: Iterable[str], of: str) -> None:

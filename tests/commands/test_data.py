@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,9 +313,14 @@ def test_the_command_prints_the_page_and_with_json_the_facts(write, capsys):
     (False, {"TERM": "xterm"}, False),
     (True, {"TERM": "dumb"}, False),
     (True, {"TERM": "xterm", "NO_COLOR": ""}, False),
+    (True, {"OS": "Windows_NT"}, False),
+    (True, {"OS": "Windows_NT", "WT_SESSION": "1"}, True),
 ])  # fmt: skip
 def test_only_a_terminal_that_can_underlines(write, capsys, monkeypatch, terminal, env, underlined):
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("NO_COLOR", "TERM", "WT_SESSION"):
+        monkeypatch.delenv(name, raising=False)
+    system = SimpleNamespace(stdout=sys.stdout, platform="win32" if "OS" in env else "linux")
+    monkeypatch.setattr("minilora.commands.data.sys", system)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)

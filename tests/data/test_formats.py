@@ -469,7 +469,7 @@ def test_columns_that_are_not_read_are_named_in_their_order_unless_they_are_empt
 
 def test_a_folder_without_train_is_answered_with_what_is_there(tmp_path):
     assert message_of(tmp_path).endswith(", a text each; there are no files")
-    for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden"):
+    for name in ("a.csv", "test.jsonl", "train.jsonl.gz", ".hidden", "desktop.ini"):
         (tmp_path / name).write_text("")
     line = message_of(tmp_path)
     assert line.startswith(f"{tmp_path}: a folder of data needs train.jsonl (or .json, .csv, .tsv, .parquet, .txt, ")

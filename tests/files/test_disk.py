@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from minilora.files import disk
-from minilora.files.disk import ModelFileError, read_json, replacing, replacing_folder, write_json
+from minilora.files.disk import ModelFileError, entries, read_json, replacing, replacing_folder, write_bytes, write_json
 from minilora.files.gguf import write_gguf
 from minilora.files.tensors import write_tensors
 
@@ -147,6 +148,13 @@ def test_a_folder_is_swapped_in_whole_and_a_new_one_is_made_with_those_above_it(
     assert tree(tmp_path / "new") == NEW
 
 
+def test_what_a_folder_holds_is_in_one_order_on_every_system_without_files_of_file_managers(tmp_path, monkeypatch):
+    for name in ("b", "C", "a", ".DS_Store", "Thumbs.db", "desktop.ini", ".own"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(type(tmp_path), "__lt__", lambda a, b: a.name.lower() < b.name.lower())  # as on Windows
+    assert [path.name for path in entries(tmp_path)] == [".own", "C", "a", "b"]
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(folder, tmp_path, error):
     with pytest.raises(error), replacing_folder(folder) as partial:
@@ -167,6 +175,32 @@ def test_a_swap_that_fails_brings_the_old_folder_back(folder, tmp_path, monkeypa
     with pytest.raises(PermissionError), replacing_folder(folder) as partial:
         fill(partial)
     assert tree(tmp_path) == OLD
+
+
+@pytest.mark.parametrize(("system", "fails"), [("win32", 3), ("win32", 1000), ("linux", 3)])
+@pytest.mark.parametrize("writes", ["file", "folder"])
+def test_on_windows_a_file_that_is_open_for_a_moment_is_waited_for(
+    folder, tmp_path, monkeypatch, system, fails, writes
+):
+    rename, tries = os.replace, iter(range(fails))
+
+    def opened(source, target):
+        if next(tries, None) is not None:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", opened)
+    monkeypatch.setattr(disk, "sys", SimpleNamespace(platform=system))
+    monkeypatch.setattr(disk, "time", SimpleNamespace(sleep=lambda seconds: None))
+    waits = system == "win32" and fails < 10
+    with nullcontext() if waits else pytest.raises(PermissionError):
+        if writes == "file":
+            write_bytes(folder / "a.txt", b"new")
+        else:
+            with replacing_folder(folder) as partial:
+                fill(partial)
+    new = WITHIN if writes == "folder" else {"a.txt": "new", "b.txt": "old"}
+    assert tree(folder) == (new if waits else {"a.txt": "old", "b.txt": "old"}) and len(list(tmp_path.iterdir())) == 1
 
 
 KILLED = """

@@ -34,7 +34,7 @@ def places(rng, tmp_path):
 
 
 def test_the_fingerprint_of_a_base_is_that_of_the_digests_of_its_files_by_name(tmp_path):
-    for name in ("b", "a"):
+    for name in ("b", "a", ".DS_Store"):
         (tmp_path / name).write_text(name)
     a, b = (hashlib.sha256(name).digest() for name in (b"a", b"b"))
     assert sha256_of_base(tmp_path / "a") == hashlib.sha256(a).hexdigest()

@@ -102,6 +102,8 @@ def test_a_model_in_memory_is_saved_as_it_computes(name, tied, tmp_path):
     merge_adapter(model)
     with pytest.raises(ValueError, match="exists: choose"):
         save_model(model, tokenizer, tmp_path / name)
+    if name == "folder":
+        (tmp_path / name / ".DS_Store").write_text("")  # Finder has shown it
     save_model(model, tokenizer, tmp_path / name, "F16", overwrite=True)
     merged = logits(model, IDS)
     np.testing.assert_allclose(logits(zoo.load(tmp_path / name)[0], IDS), merged, atol=1e-2 * np.abs(merged).max())

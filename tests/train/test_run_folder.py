@@ -72,6 +72,13 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(overwrite, run):
         RunFolder(run, overwrite).refuse()
 
 
+def test_what_a_file_manager_left_in_a_folder_keeps_no_run_out_of_it(run):
+    (run / ".DS_Store").write_text("")
+    RunFolder(run, overwrite=True).refuse()
+    (run / "adapter_model.safetensors").unlink()
+    RunFolder(run).refuse()
+
+
 @pytest.mark.parametrize("out", [".", "..", "../here", "../../"])
 def test_the_folder_one_is_in_is_never_replaced(out, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
@@ -149,7 +156,7 @@ def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
 def test_a_run_without_a_checkpoint_is_not_said_to_be_resumable(interrupted, file, flag, resume):
     partial = interrupted.with_name("x.partial")
     (partial / "checkpoint" / "state.json").unlink()
-    (partial / "adapter_model.safetensors").rename(partial / file)
+    (partial / "adapter_model.safetensors").replace(partial / file)
     before = tree(partial)
     way = f"--{flag} {partial} trains them further, into another --out; --overwrite discards them"
     why = f"broke off and cannot be resumed: {re.escape(way)}$"
