@@ -65,8 +65,9 @@ def as_json(value: Any) -> Any:
 # -- which code --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def code_sha256(file: Path, root: Path = ROOT) -> str:
-    """The fingerprint of the code that a file runs, and of the data that come with minilora.
+    """The fingerprint of the code that a file runs and of the data that come with minilora. A process reads them once.
 
     The code is the file itself and every file of minilora that it imports, at any depth. Comments, docstrings and
     layout decide no number, nor do the sentences and the band of a CLAIM, nor a `picture`: they may be changed.

@@ -73,7 +73,7 @@ def package(tmp_path):
 
 def fingerprint(package, file="a.py"):
     memo._code.cache_clear()
-    return code_sha256(package / file, package)
+    return code_sha256.__wrapped__(package / file, package)
 
 
 @pytest.mark.parametrize(
