@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish():
     """What is known of thousands of tests stays to the end: the garbage collector need not go through it each time."""
     gc.freeze()
+    gc.set_threshold(10_000)  # and what tests leave is freed by reference counts, but for some cycles
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -186,6 +187,20 @@ def no_picture():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "run_picture", lambda metrics, path: path.touch())
         yield
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Pictures are files without a figure: what is drawn is in question in other tests."""
+
+    def touched(draw, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [path, path.with_stem(f"{path.stem}-dark")]
+        for each in paths:
+            each.touch()
+        return paths
+
+    monkeypatch.setattr("minilora.pages.style.save_themes", touched)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import pytest
 from commandline import complaint, status
 from hearing import counts_of
 
+from minilora.commands import reproduce as reproducing
 from minilora.commands.reproduce import ReproduceOptions, chosen, failures, listing, page, summary, write_page
 from minilora.commands.reproduce import reproduce as run
 from minilora.experiments import claim as claims
-from minilora.experiments import memo
+from minilora.experiments import memo, trials
 from minilora.pages.claims import rows_of, sections_of
 
 GOOD = '''"""Exact: twice a number is more than once."""
@@ -54,24 +55,9 @@ def shelf(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "CLAIMS", package.name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINILORA_TRACEBACK", raising=False)
-    known = memo._code  # a process reads each file once; those of the shelf change under it
-    read = lambda file: (known.__wrapped__ if file.is_relative_to(tmp_path) else known)(file)
-    monkeypatch.setattr(memo, "_code", read)
+    for module in (reproducing, trials):  # a process reads each file once; those of the shelf change under it
+        monkeypatch.setattr(module, "code_sha256", lambda file: memo._code.__wrapped__(file)[0])
     return package
-
-
-@pytest.fixture
-def quick_pictures(monkeypatch):
-    """Pictures are files without a figure: what is drawn is in question in other tests."""
-
-    def touched(draw, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        paths = [path, path.with_stem(f"{path.stem}-dark")]
-        for each in paths:
-            each.touch()
-        return paths
-
-    monkeypatch.setattr("minilora.pages.style.save_themes", touched)
 
 
 def rewritten(shelf, name, old, new):

@@ -198,7 +198,9 @@ def test_flags_that_cannot_be_are_status_2(words, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
-def test_too_many_trials_are_counted_and_timed_and_made_on_request(tiny_folder, no_training, monkeypatch, capsys):
+def test_too_many_trials_are_counted_and_timed_and_made_on_request(
+    tiny_folder, no_training, monkeypatch, capsys, quick_pictures
+):
     monkeypatch.setattr(sweeping, "MOST", 3)
     said = refused(capsys, *quick(tiny_folder, "--r", 1, 2, 3, 4))
     assert said.startswith("4 trials take about") and "--trials 4" in said
@@ -247,9 +249,11 @@ def test_a_sweep_of_which_no_trial_finished_ends_with_status_1_after_its_page(ti
     assert "2 of 2 trials failed" in said.out and said.err.endswith("no trial finished: the reasons are listed above\n")
 
 
-def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_training, tmp_path, capsys):
+def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_training, tmp_path, capsys, request):
     command = quick(tiny_folder, "--r", 1, 2, 3)
     assert status(*command) == 0
+    assert written(tmp_path / "s") == ["sweep-dark.png", "sweep.json", "sweep.png", "trials.csv"]
+    request.getfixturevalue("quick_pictures")  # those were drawn
     lines = (tmp_path / "s/trials.csv").read_text().splitlines(keepends=True)
     (tmp_path / "s/trials.csv").write_text("".join(lines[:2]) + lines[2][:20])  # killed in the midst of a row
     no_training.clear()
@@ -261,7 +265,6 @@ def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_t
     with counts_of("trial") as heard:
         assert status(*command) == 0 and len(no_training) == 2 and heard == [3]
     assert json.loads((tmp_path / "s/sweep.json").read_text())["time"]["jobs"] == 1  # although none was left
-    assert written(tmp_path / "s") == ["sweep-dark.png", "sweep.json", "sweep.png", "trials.csv"]
 
 
 def test_ctrl_c_keeps_what_is_done(tiny_folder, no_training, monkeypatch, capsys):
@@ -278,7 +281,7 @@ def test_ctrl_c_keeps_what_is_done(tiny_folder, no_training, monkeypatch, capsys
     assert [row["r"] for row in table()] == ["1", "2"] and written(sweeping.Path("s")) == ["sweep.json", "trials.csv"]
 
 
-def test_other_settings_in_the_same_folder_are_refused_or_overwrite(tiny_folder, no_training, capsys):
+def test_other_settings_in_the_same_folder_are_refused_or_overwrite(tiny_folder, no_training, capsys, quick_pictures):
     assert status(*quick(tiny_folder, "--r", 1, 2)) == 0
     said = refused(capsys, *quick(tiny_folder, "--r", 1, 4))
     assert said == "s was started with other settings: r [1, 2], now [1, 4]; choose another --out, or --overwrite it"
