@@ -5,8 +5,12 @@ import time
 from pathlib import Path
 
 
-def double(x, wait=0.0):
-    time.sleep(wait)
+def double(x, until=None):
+    """until: a file, for which it waits a while."""
+    waited = 0
+    while until and not Path(until).exists() and waited < 1000:
+        time.sleep(0.02)
+        waited += 1
     return {"twice": 2 * x, "process": os.getpid()}
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,15 @@ from minilora.experiments import trials
 from minilora.experiments.trials import run_trials
 from minilora.train.loop import TrainingError
 
-THREE = [{"x": 1, "wait": 0.4}, {"x": 2}, {"x": 3}]
 
+def test_results_stand_in_the_order_of_the_trials_and_are_told_as_they_end(tmp_path):
+    told, until = [], tmp_path / "the second has ended"
 
-def test_results_stand_in_the_order_of_the_trials_and_are_told_as_they_end():
-    told = []
-    found = run_trials(trying.double, THREE, 2, lambda i, result: told.append((i, result["twice"])))
+    def done(i, result):
+        told.append((i, result["twice"]))
+        until.touch()
+
+    found = run_trials(trying.double, [{"x": 1, "until": str(until)}, {"x": 2}, {"x": 3}], 2, done)
     assert [one["twice"] for one in found] == [2, 4, 6]
     assert sorted(told) == [(0, 2), (1, 4), (2, 6)] and told[0] == (1, 4)
     assert os.getpid() not in {one["process"] for one in found}
@@ -45,14 +49,9 @@ def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
 
 def test_fewer_threads_that_are_asked_for_stay_fewer(monkeypatch):
     monkeypatch.setattr(trials, "processors", lambda: 8)
+    monkeypatch.setattr(trials, "world", lambda: SimpleNamespace(pool=ThreadPoolExecutor(1)))  # starts no processes
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     assert {one["told"] for one in run_trials(trying.threads, [{}, {}], 2)} == {"1"}
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_failed_trial_is_one_line_and_the_others_go_on(jobs, tmp_path):
-    found = run_trials(trying.counted, [{"x": x, "folder": str(tmp_path)} for x in (-1, 2)], jobs)
-    assert found == [{"failed": "x must be at least 0"}, {"x": 2, "both": [2, 2]}]
 
 
 def test_of_a_fault_in_a_function_its_kind_is_told_and_where_it_is_on_request(monkeypatch, capsys):
@@ -122,17 +121,17 @@ def test_an_interruption_ends_all_processes_and_what_is_done_was_told(tmp_path, 
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_what_was_found_is_found_again_but_not_a_failure(jobs, tmp_path):
+def test_what_was_found_is_found_again_but_not_a_failure_after_which_the_others_go_on(jobs, tmp_path):
     calls = tmp_path / "calls"
     calls.mkdir()
-    settings = [{"x": x, "folder": str(calls)} for x in (1, 2, -1)]
+    settings = [{"x": x, "folder": str(calls)} for x in (-1, 2, 3)]
     first = run_trials(trying.counted, settings, jobs, folder=tmp_path / "c")
-    assert first[1] == {"x": 2, "both": [2, 2]} and first[2] == {"failed": "x must be at least 0"}
+    assert first == [{"failed": "x must be at least 0"}, {"x": 2, "both": [2, 2]}, {"x": 3, "both": [3, 3]}]
     told = []
     assert run_trials(trying.counted, settings, jobs, lambda *one: told.append(one), tmp_path / "c") == first
     assert sorted(told) == list(enumerate(first))
     assert len(list(calls.iterdir())) == 4  # the failed one again
-    run_trials(trying.counted, [{"x": 3, "folder": str(calls)}], folder=tmp_path / "c")
+    run_trials(trying.counted, [{"x": 4, "folder": str(calls)}], folder=tmp_path / "c")
     assert len(list(calls.iterdir())) == 5
 
 
