@@ -68,7 +68,7 @@ def test_a_whole_model_is_measured_on_what_was_held_out_of_its_training(home, tm
     rows = [{key: value for key, value in one.items() if key != "split"} for one in TERMS]
     own = write(tmp_path, [{"ask" if key == "question" else key: value for key, value in one.items()} for one in rows])
     chosen = options(home, tmp_path / "whole", data=own, field={"question": "ask"}, method="full", steps=4)
-    metrics = finetune(chosen)
+    metrics = finetune(chosen, answers=False)
     settings = EvalOptions(base=str(tmp_path / "whole"), data=[own] if given else None, no_recall=True)
     result = evaluate_adapters(settings)
     assert ("general" in result["sets"]) is not given and result["adapters"] == {}

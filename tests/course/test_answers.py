@@ -70,9 +70,9 @@ class Put(ast.NodeTransformer):
 
 
 def without_variables(body):
-    """The statements, with what was assigned to a variable in place of it, also within functions and loops."""
+    """The statements, changed: what was assigned to a variable in place of it, also within functions and loops."""
     values, out = {}, []
-    for statement in copy.deepcopy(body):
+    for statement in body:
         changed = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         if hasattr(statement, "body"):
             values = {name: value for name, value in values.items() if name not in changed}
@@ -91,7 +91,7 @@ def without_variables(body):
 def pieces(code):
     """The normal forms of all expressions and loops in some code, as written, and without its variables."""
     body = ast.parse(textwrap.dedent(code)).body
-    nodes = [node for statement in [*body, *without_variables(body)] for node in ast.walk(statement)]
+    nodes = [node for statement in [*body, *without_variables(copy.deepcopy(body))] for node in ast.walk(statement)]
     nodes = [node for node in nodes if isinstance(node, WHOLE) and not isinstance(node, (ast.Name, ast.Constant))]
     for text, node in {ast.unparse(node): node for node in nodes}.items():
         if len(text) < 5 * LARGEST and size(tree := normal(node)) >= SMALLEST:

@@ -86,7 +86,7 @@ def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, quick_job
     monkeypatch.setattr(
         loss, "losses_without_grad", lambda m, samples: (computed.update(samples), losses(m, samples))[1]
     )
-    result = evaluate_adapters(EvalOptions(**where))
+    result = evaluate_adapters(EvalOptions(**where, limit=8))
     report = result["preferences"]["pairs/unseen"]
     rows = report["rows"]
     assert set(computed.values()) == {len(rows)} and len(computed) > 2 * 8  # each answer once, by each contender

@@ -120,8 +120,11 @@ LORA = [({}, labels, threads) for labels in (labelled(HALF), LATE, MIDDLE) for t
 OTHERS = [(settings, MIDDLE, 5) for settings in (None, {"use_dora": True}, {"bias": "lora_only"})]
 
 
-@pytest.mark.parametrize(("settings", "labels", "threads"), [*LORA, *OTHERS], indirect=["threads"])
-@pytest.mark.parametrize("family", FAMILIES)
+ALL = [("llama", *case) for case in (*LORA, *OTHERS)]
+ALL += [(family, *case) for family in ("window", "gpt2", "gemma3") for case in (*LORA[2:6:2], LORA[-1], OTHERS[0])]
+
+
+@pytest.mark.parametrize(("family", "settings", "labels", "threads"), ALL, indirect=["threads"])
 def test_one_long_sequence_on_several_threads_has_the_loss_and_the_gradients_of_the_whole(
     family, monkeypatch, threads, labels, settings
 ):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,7 +201,13 @@ def distribution(folder, monkeypatch, numpy=True):
     return folder
 
 
-def test_the_page_is_written_and_written_again(tmp_path, capsys):
+@pytest.fixture
+def packed_once(monkeypatch):
+    """The same package for every page that a test writes: what it holds is in question in other tests."""
+    monkeypatch.setattr(write, "package", cache(write.package))
+
+
+def test_the_page_is_written_and_written_again(tmp_path, capsys, packed_once):
     tmp_path = tmp_path / "my folder"
     for _ in range(2):
         assert main(["site", str(tmp_path / "page")]) == 0
@@ -213,7 +220,9 @@ def test_the_page_is_written_and_written_again(tmp_path, capsys):
     assert "http.server" in said and str(tmp_path / "page") in shlex.split(said)
 
 
-def test_a_page_that_is_written_again_keeps_nothing_of_the_one_before_and_can_take_its_pyodide(tmp_path, monkeypatch):
+def test_a_page_that_is_written_again_keeps_nothing_of_the_one_before_and_can_take_its_pyodide(
+    tmp_path, monkeypatch, packed_once
+):
     page = tmp_path / "page"
     write.write_site(page, distribution(tmp_path / "pyodide", monkeypatch))
     files = {path.name for path in (page / "pyodide").iterdir()}
@@ -225,8 +234,8 @@ def test_a_page_that_is_written_again_keeps_nothing_of_the_one_before_and_can_ta
 
 
 def test_the_package_holds_what_the_page_imports(tmp_path):
-    archive = zipfile.ZipFile(io.BytesIO(write.package()))
-    assert write.package() == write.package()
+    archive = zipfile.ZipFile(io.BytesIO(packed := write.package()))
+    assert write.package() == packed
     assert sum(each.compress_size for each in archive.infolist()) < 6e6
     archive.extractall(tmp_path)
     names = ["minilora", *write.WITH]
