@@ -57,7 +57,7 @@ def run(home, tmp_path_factory):
     """A run on labelled data: its folder, its data, its metrics."""
     folder = tmp_path_factory.mktemp("labels")
     data = planted(folder / "own.jsonl")
-    metrics = finetune(options(home, folder / "run", data=str(data), steps=40, lr=0.03, keep="last", strength=None))
+    metrics = finetune(options(home, folder / "run", data=str(data), steps=20, lr=0.03, keep="last", strength=None))
     return folder / "run", data, metrics
 
 
@@ -154,7 +154,7 @@ def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
 
 def test_a_trial_measures_accuracy_on_the_validation_set(home, run, tmp_path):
     base, data = str(home / "base"), str(run[1])
-    setting = SweepOptions(base=[base], data=[data], steps=[30], lr=[0.03]).settings()[0]
+    setting = SweepOptions(base=[base], data=[data], steps=[12], lr=[0.03]).settings()[0]
     found = trial(setting, str(tmp_path / "trial"))
     finetune(as_options(setting, out=str(tmp_path / "run")), measure=False)
     model, tokenizer = ml.load(base)

