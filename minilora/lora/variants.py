@@ -193,5 +193,5 @@ def lora_plus(parameters: Mapping[str, Tensor], ratio: float = 16.0) -> dict[str
         raise ValueError(f"the ratio of learning rates must be a positive number, got {ratio!r}")
     fast = {name for name, p in parameters.items() if name.endswith("lora_B") or p.ndim == 1}
     if not any(name.endswith("lora_B") for name in fast):
-        raise ValueError("LoRA+ needs a trainable lora_B: call add_adapter first")
+        raise ValueError("LoRA+ needs a trainable lora_B: call add_adapter first, and not for embeddings alone")
     return {name: ratio if name in fast else 1.0 for name in parameters}

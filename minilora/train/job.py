@@ -7,7 +7,7 @@ reads there it broadcasts. The others have None in its place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.module import sha256_of
+from ..nn.module import Parameter, sha256_of
 from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
@@ -218,7 +218,7 @@ class Job:
         }
         trained.data = {name: value for name, value in trained.data.items() if value is not None}
         parameters = self.model.trainable_parameters()
-        scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
+        scale = _lora_plus(options, parameters)
         return Trainer(
             self.model,
             self.material.train,
@@ -298,12 +298,19 @@ def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:
         return lambda: model.requires_grad_(True)
     if options.adapter is not None:
         load_adapter(model, options.adapter, ADAPTER)
+        _lora_plus(options, model.trainable_parameters())  # raises now
         if options.adapter_scale != 1:
             scale_adapter(model, ADAPTER, 1.0)  # raises now for an adapter that could not be scaled in the end
         return lambda: None
     config = options.lora_config()
     planned = plan_adapter(model, config, ADAPTER, options.seed)
+    _lora_plus(options, {f"{path}.{key}": p for path, own in planned.items() for key, p in own.named_parameters()})
     return lambda: install_adapter(model, config, ADAPTER, planned)
+
+
+def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[str, float] | None:
+    """The learning rates of these parameters as multiples of A's, for LoRA+. Raises ValueError as `lora_plus` does."""
+    return None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
