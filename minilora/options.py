@@ -121,7 +121,7 @@ def option(
     only: values of other options without which it means nothing. As a flag it is then refused where they are different:
         with {"steps": None} where --steps is given.
     why: the reason for `only`, which the refusal names.
-    alone: the value of the flag where no value comes after it.
+    alone: the value of the flag where no value comes after it, if the flag has not several.
     least, most, above: the limits of a number; `above` itself is not allowed.
     infinite: whether a number may be infinite.
     follows: other options that it depends on. Flags that change one of them also reset a file's value of this one.
@@ -403,7 +403,9 @@ def settings_of(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
         settings["metavar"] = metadata["metavar"]
     elif "choices" in metadata:
         settings["metavar"] = f"{{{','.join(map(_word, metadata['choices']))}}}"
-    return settings | ({"nargs": "?", "const": metadata["alone"]} if "alone" in metadata else {})
+    if "alone" in metadata and "several" not in metadata:
+        settings |= {"nargs": "?", "const": metadata["alone"]}
+    return settings
 
 
 def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callable[[str], Any]:

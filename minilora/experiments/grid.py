@@ -11,7 +11,6 @@ from typing import Any, get_origin, get_type_hints
 
 from ..options import check_value, flag, flag_fields, has_meaning, kinds_of, option
 from ..train.options import Options
-from .memo import as_json
 
 TARGETS = {  # what papers call these modules -> their names
     "qv": ["q_proj", "v_proj"],
@@ -77,7 +76,7 @@ class Sweep:
     def given(self) -> dict[str, Any]:
         """What decides the trials, as JSON stores it: the options that were given, and the search."""
         named = {name: getattr(self, name) for name in FOUND if getattr(self, name) is not None}
-        return as_json(named | {"search": self.search, "trials": self.trials})
+        return json.loads(json.dumps(named | {"search": self.search, "trials": self.trials}))  # an inf stays one
 
     def settings(self) -> list[dict[str, Any]]:
         """Every trial: the options that mean something in it, by name. Two that would be the same are one.

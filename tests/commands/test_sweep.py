@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shlex
 from dataclasses import fields
 
@@ -146,6 +147,14 @@ def test_where_the_results_of_finetune_go_is_not_tried(name):
 
 
 # -- flags and files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_flag_that_finetune_takes_without_a_value_and_one_that_may_be_infinite_have_several(home, no_training):
+    words = quick(home, "--quantized", "q8_0", "nf4", "false", "--max-grad-norm", "inf", "1")
+    for made in (6, 6):  # the second finds them all
+        assert status(*words) == 0 and len(no_training) == made
+    found = {(one["quantized"], one["max_grad_norm"]) for one in no_training}
+    assert found == {(kind, norm) for kind in ("q8_0", "nf4", False) for norm in (math.inf, 1.0)}
 
 
 def test_flags_take_several_values_of_every_kind(tiny_folder, no_training):
