@@ -72,7 +72,7 @@ def plan_adapter(
     refuse_new(model, name)
     if not isinstance(config, LoraConfig):
         raise TypeError(f"expected a minilora.LoraConfig, got {type(config).__module__}.{type(config).__qualname__}")
-    modules = {path: module for path, module in _modules(model, "") if path}  # no module can replace the model itself
+    modules = {path: module for path, module in base_modules(model) if path}  # no module can replace the model itself
     linear = {path: module for path, module in modules.items() if isinstance(module, Linear)}
     _refuse_tied_head(config, linear)
     candidates: dict[str, Linear | Embedding] = dict(linear)
@@ -102,7 +102,7 @@ def install_adapter(
 
     record, data, folder: what is known about the adapter's files (see `Adapter`).
     """
-    modules = dict(_modules(model, ""))
+    modules = dict(base_modules(model))
     if not model.adapters:
         model.requires_grad_(False)
     for path, own in weights.items():
@@ -265,15 +265,15 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
 def lora_modules(model: Module) -> dict[str, LoraLayer]:
     """The modules with adapters, LoraLinear or LoraEmbedding, by name."""
     check_module(model)
-    return {path: module for path, module in _modules(model, "") if isinstance(module, LoraLayer)}
+    return {path: module for path, module in base_modules(model) if isinstance(module, LoraLayer)}
 
 
-def _modules(module: Module, path: str) -> Iterator[tuple[str, Module]]:
+def base_modules(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
     """Like `named_modules` without the adapters' own modules, so that the time does not grow with their number."""
     yield path, module
     if not isinstance(module, LoraLayer):
         for name, child in module.named_children():
-            yield from _modules(child, f"{path}.{name}" if path else name)
+            yield from base_modules(child, f"{path}.{name}" if path else name)
 
 
 def adapter_weights(model: Module, name: str) -> dict[str, LoraWeights]:

@@ -91,13 +91,11 @@ class LoraConfig:
         if not isinstance(init, bool | str) or init not in _INITIALISATIONS:
             known = ", ".join(map(repr, _INITIALISATIONS))
             raise ValueError(f"init_lora_weights must be one of {known}, got {init!r}")
-        patterns = [*self.rank_pattern, *self.alpha_pattern]
-        patterns += [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
-        for pattern in patterns:
+        for pattern in self.patterns():
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+                re.compile(pattern), re.compile(ending_in(pattern))
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{pattern!r:.80} is not a regular expression: {error}") from error
 
     def __repr__(self) -> str:
         """r, lora_alpha, target_modules, and every other field whose value is not the default."""
@@ -105,6 +103,11 @@ class LoraConfig:
         always = ("r", "lora_alpha", "target_modules")
         usual = vars(LoraConfig(r=self.r, lora_alpha=self.lora_alpha))
         return f"LoraConfig({', '.join(f'{k}={v!r}' for k, v in shown.items() if k in always or v != usual[k])})"
+
+    def patterns(self) -> list[str]:
+        """All regular expressions: of whole names of modules, and, in the last two fields, of their ends."""
+        whole = [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
+        return [*whole, *self.rank_pattern, *self.alpha_pattern]
 
     def rank_of(self, module: str) -> int:
         """The rank in the module with this name."""
@@ -170,9 +173,14 @@ def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, Collection) else value
 
 
+def ending_in(pattern: str) -> str:
+    """A pattern for whole names that end with a match of this one, as in PEFT."""
+    return rf"(.*\.)?({pattern})"
+
+
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        if re.fullmatch(ending_in(pattern), module):
             return value
     return default
 

@@ -6,8 +6,10 @@ has no place are in `minilora.json` (provenance.py). llama.cpp's format is in ll
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +22,8 @@ from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, check_module
-from .adapters import adapter_weights, base_state, install_adapter, plan_adapter
-from .config import FROM_BASE, LoraConfig
+from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
+from .config import FROM_BASE, LoraConfig, ending_in
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
 from .provenance import FORMAT, PROVENANCE_FILE, provenance_of_base, read_provenance, refuse_other_base
@@ -29,6 +31,7 @@ from .variants import config_with_initial
 
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PATTERN_SECONDS = 10  # that the patterns of an adapter may take, with the start of a process
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias"} | {
@@ -190,6 +193,7 @@ def load_adapter(
     record, provenance = _read_record(folder / CONFIG_FILE), read_provenance(folder)
     refuse_other_base(model, folder, force, base_sha256)
     config = _config_of(record, provenance, folder / CONFIG_FILE)
+    _refuse_endless_patterns(config, [path for path, _ in base_modules(model)], folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path, mapped)
     _refuse_another_width(model, tensors, path)
@@ -205,6 +209,29 @@ def load_adapter(
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
     _restore_dropout(weights, provenance.get("dropout", {}), folder / PROVENANCE_FILE)
     install_adapter(model, config, name, weights, record, provenance.get("data"), folder.resolve())
+
+
+def _refuse_endless_patterns(config: LoraConfig, modules: Sequence[str], path: Path) -> None:
+    """Raise ModelFileError for patterns that take longer than `PATTERN_SECONDS` on the names of a model's modules.
+
+    `([\\w.]+)+x` takes years on a name of 30 letters, and nothing stops a thread that matches it. So another process
+    tries the patterns that can be slow first. A browser has none.
+    """
+    import subprocess  # here, so that `import minilora` is quick
+
+    patterns = [p for p in config.patterns() if re.search(r"[*+?{|]", p)]
+    if not patterns or sys.platform == "emscripten":
+        return
+    code = "import json, re, sys; ps, ns = json.load(sys.stdin); [re.fullmatch(p, n) for p in ps for n in ns]"
+    both = [*patterns, *map(ending_in, patterns)]
+    command, given = [sys.executable, "-I", "-S", "-c", code], json.dumps([both, modules])
+    try:
+        subprocess.run(command, input=given, text=True, timeout=PATTERN_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelFileError(
+            f"{path}: matching its patterns (target_modules, exclude_modules, rank_pattern, alpha_pattern) with the "
+            f"modules of this model takes more than {PATTERN_SECONDS} s: write names of modules instead"
+        ) from error
 
 
 def _refuse_another_width(model: Module, tensors: Mapping[str, np.ndarray], path: Path) -> None:

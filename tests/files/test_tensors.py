@@ -77,6 +77,8 @@ DAMAGED = {
     "a dimension that is no integer": content({"w": entry(shape=(2.0,))}),
     "a shape of other size": content({"w": entry(shape=(3,))}),
     "a shape of huge size": content({"w": entry(shape=(1 << 40, 1 << 40))}),
+    "a shape of huge size that is empty": content({"w": entry(shape=(1 << 40, 0, 1 << 40), offsets=(0, 0))}, 0),
+    "a shape of too many dimensions": content({"w": entry(shape=[1] * 100, offsets=(0, 4))}, 4),
     "one offset": content({"w": entry(offsets=(8,))}),
     "offsets that are texts": content({"w": entry(offsets=("0", "8"))}),
     "offsets in the wrong order": content({"w": entry(offsets=(8, 0))}),

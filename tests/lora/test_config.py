@@ -199,7 +199,8 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_field(field):
     "settings",
     [{"rank_pattern": {"q_proj": 0}}, {"rank_pattern": {"q_proj": 2.5}}, {"alpha_pattern": {"q_proj": 0}},
      {"rank_pattern": {"q_proj(": 2}}, {"alpha_pattern": {"q_proj[": 1}}, {"target_modules": "(q_proj"},
-     {"exclude_modules": "*q_proj"}],
+     {"exclude_modules": "*q_proj"}, {"rank_pattern": {"(?i)q_proj": 2}}, {"alpha_pattern": {"q_proj)|(x": 2}},
+     {"rank_pattern": {"q_proj{99999999999999}": 2}}, {"target_modules": f"q_proj{'(' * 5000}{')' * 5000}"}],
     ids=str,
 )  # fmt: skip
 def test_an_invalid_pattern_is_refused_by_name(settings):

@@ -10,6 +10,7 @@ from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, provenance_of, record_of,
 from smallmodels import IDS, as_float64, every_variant, logits, shaken
 
 from minilora.files.tensors import read_tensors
+from minilora.lora import peft
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
 from minilora.lora.llamacpp import save_gguf_adapter
 from minilora.lora.peft import _UNSUPPORTED, load_adapter, peft_name, save_adapter
@@ -211,6 +212,21 @@ def test_patterns_that_match_the_same_module_mean_the_same_in_a_file_that_sorts_
 def test_patterns_that_are_in_order_are_written_as_they_are(base, tmp_path):
     ordered = {"alpha_pattern": {r"layers\.0\..*": 1.0, "q_proj": 64.0}}
     assert record_of(save_adapter(adapted(base(), **ordered), tmp_path))["alpha_pattern"] == ordered["alpha_pattern"]
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_takes_for_ever_is_refused_in_time_and_others_are_not(field, base, tmp_path, monkeypatch):
+    folder, whole = save_adapter(adapted(base()), tmp_path), field.endswith("modules")
+    for pattern in (r".*(q|k|v|o|gate|up|down)_pr?o+j{1}", r"(\w?)\1([\w.]+)+!" if whole else r"([\w.]+)+!"):
+        change = {"target_modules": ".*_proj", field: pattern if whole else {pattern: 4}}
+        if field == "exclude_modules":
+            change[field] += "_no"
+        if "!" in pattern:
+            monkeypatch.setattr(peft, "PATTERN_SECONDS", 1)
+            refused_with(base(), folder, change, "takes more than 1 s: write names of modules instead")
+        else:
+            rewrite(folder, change)
+            load_adapter(base(), folder)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
