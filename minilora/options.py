@@ -156,6 +156,14 @@ def as_python(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def short_repr(options: Any, *always: str) -> str:
+    """Name(field=value, ...) of a dataclass: the fields in `always`, and those whose value is not the default."""
+    usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options)}
+    shown = {name: getattr(options, name) for name in usual}
+    listed = (f"{name}={value!r}" for name, value in shown.items() if name in always or value != usual[name])
+    return f"{type(options).__name__}({', '.join(listed)})"
+
+
 def check_value(options: type, name: str, value: Any, called: str | None = None) -> None:
     """Raise ValueError when the field `name` of a dataclass may not have this value.
 

@@ -22,6 +22,11 @@ def test_what_is_imported_into_the_package_is_public():
     assert sorted(name for name, value in vars(minilora).items() if is_ours(value)) == PUBLIC
 
 
+MODEL, TOKENIZER = minilora.load("tiny")
+TEXTS = minilora.read_records([{"text": "a b c"}])
+SAMPLES = minilora.encode_records(TEXTS, TOKENIZER)
+
+
 class Own(minilora.Module):
     """A module that is no language model."""
 
@@ -59,6 +64,40 @@ def test_a_function_of_a_model_refuses_what_is_none():
 def test_a_dict_is_no_config_no_options_no_text_and_no_model(function, said):
     with pytest.raises(TypeError, match=said):
         function({"data": "legal"})
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda weights: minilora.AdamW(weights, betas=0.9), "betas must be two numbers, .* got 0.9"),
+        (lambda weights: minilora.AdamW(weights, betas=(0.9, 0.9, 0.9)), "two numbers"),
+        (lambda weights: minilora.AdamW(weights, betas=(0.9, 1.0)), r"below 1, got \(0.9, 1.0\)"),
+        (lambda weights: minilora.AdamW(weights, betas=(-0.1, 0.9)), "at least 0"),
+        (lambda weights: minilora.AdamW(weights, eps=-1), "must not be negative, got -1 and"),
+        (lambda weights: minilora.AdamW(weights, weight_decay=-1), "must not be negative, got 1e-08 and -1"),
+        (lambda weights: minilora.load("tiny", quantized=4), "quantized must be one of true, false, nf4, .* got 4"),
+        (lambda weights: minilora.encode_text("a b", TOKENIZER, 0), "max_length must be at least 1, got 0"),
+        (lambda weights: minilora.encode_records(TEXTS, TOKENIZER, max_length=0), "at least 1, got 0"),
+        (lambda weights: minilora.mean_loss(MODEL, SAMPLES, 0), "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_computed(call, said):
+    with pytest.raises(ValueError, match=said):
+        call([minilora.Parameter([1.0])])
+
+
+def test_a_signature_shows_no_address():
+    shown = {name: str(inspect.signature(getattr(minilora, name))) for name in PUBLIC if not name.endswith("Error")}
+    assert [name for name, signature in shown.items() if " at 0x" in signature] == []
+
+
+def test_configs_and_options_show_what_differs_from_the_default_and_can_be_read_back():
+    config = minilora.Config(11, 8, 6, 2, 2, 1, qk_norm=True)
+    options = minilora.Options(data="medical", r=4, target_modules=["q_proj"], rank_pattern={"q_proj": 2})
+    for value, names in ((config, ["head_dim", "qk_norm"]), (options, ["base", "data", "r", "target_modules"])):
+        assert eval(repr(value), vars(minilora)) == value
+        assert all(f"{name}=" in repr(value) for name in names) and len(repr(value)) < 200
+    assert repr(minilora.Options()) == "Options(base='smollm2', data='legal')"
 
 
 def test_each_public_name_says_what_it_does():

@@ -54,7 +54,7 @@ def encode_records(
             for record, *more in wordings:
                 sample, others = next(encoded), tuple(next(encoded) for _ in more)
                 if record.text:
-                    samples += _divided(sample.ids, max_length or len(sample.ids))
+                    samples += _divided(sample.ids, max(len(sample.ids), 1) if max_length is None else max_length)
                 else:
                     samples.append(replace(sample, others=others) if others else sample)
             bar.update(len(wordings))
@@ -151,7 +151,10 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
-    """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored."""
+    """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored.
+
+    Raises ValueError for a `max_length` below 1.
+    """
     check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise TypeError(f"expected a text, got a {type(text).__name__}")
@@ -159,6 +162,8 @@ def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample
 
 
 def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
     sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
 

@@ -6,10 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..options import as_python
+from ..options import as_python, short_repr
 
 ALL_LINEAR = "all-linear"
 FROM_BASE = ("pissa",)  # values of init_lora_weights that take A and B from the base's matrix, and subtract B A again
@@ -99,10 +99,7 @@ class LoraConfig:
 
     def __repr__(self) -> str:
         """r, lora_alpha, target_modules, and every other field whose value is not the default."""
-        shown = {f.name: getattr(self, f.name) for f in fields(self)}
-        always = ("r", "lora_alpha", "target_modules")
-        usual = vars(LoraConfig(r=self.r, lora_alpha=self.lora_alpha))
-        return f"LoraConfig({', '.join(f'{k}={v!r}' for k, v in shown.items() if k in always or v != usual[k])})"
+        return short_repr(self, "target_modules")
 
     def patterns(self) -> list[str]:
         """All regular expressions: of whole names of modules, and, in the last two fields, of their ends."""

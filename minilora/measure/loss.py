@@ -46,11 +46,13 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     batch_size: samples computed at a time; it does not change the result, up to rounding.
     ranks: the processes that share the work; all of them must call this.
 
-    Raises ValueError for no samples, TypeError for a module that is no language model.
+    Raises ValueError for no samples and for a batch_size below 1, TypeError for a module that is no language model.
     """
     check_language_model(model, "mean_loss")
     if not samples:
         raise ValueError("no samples to evaluate")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_samples(samples)
     ordered = sorted(samples, key=lambda sample: len(sample.ids))
     total, count = 0.0, 0

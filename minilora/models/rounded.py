@@ -29,7 +29,7 @@ def rounded_to(quantized: bool | str) -> str | None:
     """
     if isinstance(quantized, bool):
         return None
-    if (kind := quantized.upper()) not in ROUNDED:
+    if (kind := str(quantized).upper()) not in ROUNDED:
         known = ", ".join(kind.lower() for kind in ROUNDED)
         raise ValueError(f"quantized must be one of true, false, {known}, got {quantized!r}")
     return kind

@@ -17,6 +17,7 @@ from ..engine import fused
 from ..engine.attention import Packing
 from ..engine.backend import Array, array_module
 from ..engine.tensor import Tensor
+from ..options import short_repr
 from .cache import KVCache
 from .language_model import (
     LanguageModel,
@@ -32,7 +33,7 @@ from .module import Module
 from .rope import RopeScaling, frequencies
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Config:
     """The shape of a Llama model, under Hugging Face's names (`config.json`).
 
@@ -75,6 +76,10 @@ class Config:
         check_positive(self, int, *(name for name, none in counts.items() if getattr(self, name) != none))
         check_positive(self, float, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
         check_heads(self)
+
+    def __repr__(self) -> str:
+        """The fields whose value is not the default."""
+        return short_repr(self)
 
 
 @dataclass

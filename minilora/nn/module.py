@@ -89,6 +89,10 @@ class Module:
                     seen.add(id(value))
                     yield (f"{path}.{name}" if path else name), value
 
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter once, frozen ones as well."""
+        return (parameter for _, parameter in self.named_parameters())
+
     def trainable_parameters(self) -> dict[str, Parameter]:
         """The parameters that require a gradient, by name: the argument of an optimizer."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

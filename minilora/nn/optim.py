@@ -81,8 +81,9 @@ class AdamW(Optimizer):
     betas: the decay rates of m and v.
     eps: added to the root of v.
     weight_decay: each step shrinks the parameters by lr · weight_decay.
-    lr_scale: factors on the learning rate by name, 1 for all others (see `lora.variants.lora_plus`). Raises ValueError
-        for a name that is not among the parameters.
+    lr_scale: factors on the learning rate by name, 1 for all others (see `lora.variants.lora_plus`).
+
+    Raises ValueError for a name in `lr_scale` that is not among the parameters, and for values out of range.
     """
 
     def __init__(
@@ -95,6 +96,10 @@ class AdamW(Optimizer):
         lr_scale: Mapping[str, float] | None = None,
     ):
         super().__init__(parameters, lr)
+        if np.shape(betas) != (2,) or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers, each at least 0 and below 1, got {betas!r}")
+        if not (eps >= 0 and weight_decay >= 0):
+            raise ValueError(f"eps and weight_decay must not be negative, got {eps!r} and {weight_decay!r}")
         scales = dict(lr_scale or {})
         names = list(parameters) if isinstance(parameters, Mapping) else [""] * len(self.parameters)
         if unknown := [name for name in scales if name not in names]:

@@ -52,6 +52,9 @@ class Ranks:
     mean: Callable[[Sequence[Tensor], Array, int], Array] | None = None
     pool: Executor | None = None  # the other ranks, while they wait for trials: see `hand_out`
 
+    def __repr__(self) -> str:
+        return f"<rank {self.number} of {self.size}>"
+
     @property
     def first(self) -> bool:
         """Whether this is the rank that decides, writes and prints."""

@@ -83,7 +83,7 @@ def fit(
     warmup: float = 0.1,
     max_norm: float = 1.0,
     optimizer: Optimizer | None = None,
-    each_step: Callable[[int], object] = lambda step: None,
+    each_step: Callable[[int], object] | None = None,
     history: History | None = None,
     schedule: str = "cosine",
     weight_decay: float = 0.0,
@@ -149,7 +149,7 @@ def fit(
                 validate(trainer, {"validation": validation})
                 if keep == "best" and trainer.history.best == trainer.history.validation[-1]:
                     best = {name: p.data.copy() for name, p in trainer.parameters.items()}
-            asked = each_step(trainer.done) == "stop"
+            asked = each_step is not None and each_step(trainer.done) == "stop"
             if ranks.same(asked or out_of_patience(trainer.history.validation, patience)):
                 break
     for name, array in best.items():

@@ -17,7 +17,19 @@ from ..data.samples import check_mix
 from ..lora.config import FROM_BASE, LoraConfig
 from ..models.with_adapters import DEFAULT_BASE, base_of
 from ..nn.optim import SCHEDULES
-from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, flag_fields, has_meaning, option, without_conflicts
+from ..options import (
+    BASE,
+    BF16,
+    FROZEN,
+    PACKED,
+    RECOMPUTE,
+    check,
+    flag_fields,
+    has_meaning,
+    option,
+    short_repr,
+    without_conflicts,
+)
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
@@ -33,7 +45,7 @@ _MEASURING: dict[str, Any] = {"group": "measuring"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Options:
     """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
 
@@ -225,6 +237,10 @@ class Options:
         if self.adapter_scale != 1 and not self._plain:
             raise ValueError(f"strength {self.adapter_scale:g} is for plain LoRA: with DoRA or PiSSA leave it out")
         self.lora_config()  # refuses what no adapter can have
+
+    def __repr__(self) -> str:
+        """base, data, and every other option whose value is not the default."""
+        return short_repr(self, "base", "data")
 
     @classmethod
     def read(cls, path: str | Path, **change: Any) -> Options:

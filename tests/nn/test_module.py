@@ -80,9 +80,11 @@ def test_loading_a_state_that_does_not_fit_says_what_and_changes_nothing(model, 
 
 
 def test_freezing_is_by_subtree_and_can_be_undone(model):
-    everything = set(model.trainable_parameters())
+    everything, held = set(model.trainable_parameters()), list(model.parameters())
     assert everything == set(model.state_dict())
+    assert [p.shape for p in held] == [array.shape for array in model.state_dict().values()]
     assert model.requires_grad_(False) is model and not model.trainable_parameters()
+    assert list(map(id, model.parameters())) == list(map(id, held))
     model.model.layers[0].mlp.requires_grad_()
     assert set(model.trainable_parameters()) == {name for name in everything if "layers.0.mlp" in name}
 
