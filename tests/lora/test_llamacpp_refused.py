@@ -83,7 +83,7 @@ WRONG = [
     ({f"{QUERY}.lora_b": np.ones((30, 4), np.float32)}, (f"{QUERY}.lora_b", "(30, 4)", "(32, 4)")),
     ({f"{QUERY}.lora_a": np.ones((32, 4), np.float32)}, (f"{QUERY}.lora_a", "(32, 4)", "(4, 32)")),
     ({f"{QUERY}.lora_b": np.ones((128,), np.float32)}, ("lora_b", "(128,)")),
-    ({f"{QUERY}.lora_b": np.ones((32, 40), np.float32)}, ("r=40", "q_proj")),
+    ({f"{QUERY}.lora_b": np.ones((32, 40), np.float32)}, (f"{QUERY}.lora_a", "(4, 32)", "(40, 32)")),
     ({f"{QUERY}.lora_a": np.full((4, 32), np.nan, np.float32)}, (f"{QUERY}.lora_a", "NaN")),
     ({f"{QUERY}.lora_b": np.full((32, 4), np.inf, np.float32)}, (f"{QUERY}.lora_b", "infinity")),
     ({f"{QUERY}.lora_m": np.ones((32, 1), np.float32)}, (f"{QUERY}.lora_m", "unexpected")),
