@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from minilora.course.exercises import EXERCISES, Exercise
 from minilora.course.pages import escaped
 from minilora.course.plan import AFTERNOON, LESSONS, SESSION, TERM
 from minilora.pages.text import listed
 
+MIDDLE = 9  # of two afternoons, the second begins with this lesson
+WITH_EXERCISES = (1, 9)  # the lessons whose exercises are done in class, on the first and on the second afternoon
+POINTS = re.compile(r"^# %% points=(\d+)\n+def (\w+)", re.MULTILINE)  # in the sources of exercises
+
 
 def plans() -> str:
-    """One afternoon and one term, with their minutes."""
+    """One afternoon, two, and one term, with their minutes."""
     essential = [lesson for lesson in LESSONS.values() if lesson.essential]
     hours = [sum(sum(lesson.minutes) for lesson in lessons) / 60 for lessons in (essential, LESSONS.values())]
     twice = listed([str(lesson.number) for lesson in LESSONS.values() if len(lesson.parts) > 1])
-    afternoon = [number for number in AFTERNOON if number in LESSONS]
+    halves = [[number for number in AFTERNOON if (number < MIDDLE) == first] for first in (True, False)]
+    read = [sum(LESSONS[number].minutes[0] for number in half) for half in halves]
+    solved = [minutes + sum(LESSONS[n].minutes[1:]) for minutes, n in zip(read, WITH_EXERCISES, strict=True)]
     lines = [
-        f"**One afternoon**: lessons {listed([*map(str, afternoon)])} without their exercises, "
-        f"{sum(LESSONS[number].minutes[0] for number in afternoon)} minutes.",
+        f"**One afternoon**: lessons {listed([*map(str, AFTERNOON)])} without their exercises, {sum(read)} minutes.",
+        "",
+        f"**Two afternoons**: lessons {listed([*map(str, halves[0])])} with the exercises of lesson "
+        f"{WITH_EXERCISES[0]}, {solved[0]} minutes; then lessons {listed([*map(str, halves[1])])} with the exercises "
+        f"of lesson {WITH_EXERCISES[1]}, {solved[1]} minutes. The other exercises are homework.",
         "",
         f"**One lesson a session**: with its exercises, each lesson fits {SESSION} minutes; lessons {twice} take two "
         f"such sessions. The essential path takes {hours[0]:.0f} hours, the whole course {hours[1]:.0f}.",
@@ -53,11 +65,14 @@ def variants() -> str:
 
 
 def mistakes() -> str:
-    """For each exercise the lines that the checker prints for known mistakes."""
+    """For each exercise its points, and the lines that the checker prints for known mistakes."""
+    sources = (Path(__file__).parent / "src" / "exercises").glob("[0-9]*.py")
+    points = {name: count for source in sources for count, name in POINTS.findall(source.read_text("utf-8"))}
     blocks = []
     for exercise in in_order():
         lines = dict.fromkeys(mistake.line for mistake in exercise.forms[0].mistakes)
-        blocks.append("\n".join([f"### {exercise.number} `{exercise.name}`", "", *(f"- {escaped(x)}" for x in lines)]))
+        head = f"### {exercise.number} `{exercise.name}`, {points[exercise.name]} of 8 points"
+        blocks.append("\n".join([head, "", *(f"- {escaped(x)}" for x in lines)]))
     return "\n\n".join(blocks)
 
 

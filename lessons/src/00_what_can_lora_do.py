@@ -119,7 +119,7 @@ claim("the adapter's size, in percent of the base's", 100 * adapter_bytes / base
 #
 # SmolLM2-135M-Instruct is a small chat model that is fluent in English. In a terminal, `minilora pull smollm2`
 # downloads it (98 MB, because it is stored with 4 bits per parameter). If it is on your machine, the next cell teaches
-# it the same ten facts.
+# it the same ten facts, in about half a minute on two cores.
 
 # %% tags=["measured"]
 if find("smollm2") is None:

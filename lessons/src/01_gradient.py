@@ -75,8 +75,9 @@ claim("central: error at 0.1 over error at 0.01", errors[0.1][1] / errors[0.01][
 # ## 2. The best step
 #
 # Smaller steps were better so far. Now we take a less simple function: the loss of minilora's own tiny language model,
-# which was trained to predict the next token of a text. Later lessons explain what happens inside. Here it is only a
-# function of about a million parameters. We change four of these, one at a time; all four are in the same matrix.
+# which was trained to predict the next token (a piece of text, such as a short word). Later lessons explain what
+# happens inside. Here it is only a function of about a million parameters. We change four of these, one at a time; all
+# four are in the same matrix.
 #
 # We compare the measured derivatives with those that `backward()` computes by formulas; [lesson 2](02_tape.ipynb)
 # builds it.

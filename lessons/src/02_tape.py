@@ -224,8 +224,8 @@ claim("largest relative error in twenty random computations", worst, 0, 1e-6)
 
 # %% [markdown]
 # **Deep computations.** Some engines, such as [micrograd](https://github.com/karpathy/micrograd), find the order by
-# recursion: the function that visits a node calls itself for each of its inputs. This is easy to read. Here is a long
-# chain: start with x and add x again, many times.
+# recursion: the function that visits a **node** of the graph, such as one of the boxes above, calls itself for each of
+# its inputs. This is easy to read. Here is a long chain: start with x and add x again, many times.
 #
 # > **Predict.** What is the derivative of the result with respect to x after 5,000 additions? And will the recursion
 # > finish?

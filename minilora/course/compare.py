@@ -272,17 +272,18 @@ def _times(factor: float, name: str) -> str:
 
 def _product(factor: float, numbers: Mapping[str, float]) -> str:
     """A factor in terms of named numbers, as "1 / m" or "T / V"; "" if there is none, and for a power of ten."""
-    if abs(math.log10(abs(factor)) % 1) < ALIKE:
+    factor = abs(factor)
+    if abs(math.log10(factor) % 1) < ALIKE:
         return ""
     known = {name: abs(value) for name, value in numbers.items() if abs(value) not in (0, 1) and " " not in name}
-    forms = {}
-    for a, x in known.items():
-        forms |= {f"{a}": x, f"1 / {a}": 1 / x, f"{a}²": x**2, f"1 / {a}²": x**-2, f"sqrt({a})": x**0.5}
-        forms |= {f"1 / sqrt({a})": x**-0.5}
-        forms |= {f"{a} / {b}": x / y for b, y in known.items() if a != b}
-        forms |= {f"{sign}{a} · {b}{end}": (x * y) ** power for b, y in known.items() if a < b
-                  for sign, end, power in (("", "", 1), ("1 / (", ")", -1))}  # fmt: skip
-    return next((name for name, value in forms.items() if abs(abs(factor) / value - 1) < ALIKE), "")
+    forms = {form: value for a, x in known.items() for form, value in ((a, x), (f"1 / {a}", 1 / x))}
+    if not any(abs(x - round(x)) < ALIKE and round(x) < 9 for x in (factor, 1 / factor)):  # other forms of 2 are chance
+        for a, x in known.items():
+            forms |= {f"{a}²": x**2, f"1 / {a}²": x**-2, f"sqrt({a})": x**0.5, f"1 / sqrt({a})": x**-0.5}
+            for b, y in known.items():
+                forms |= {f"{a} / {b}": x / y} if a != b else {}
+                forms |= {f"{a} · {b}": x * y, f"1 / ({a} · {b})": 1 / (x * y)} if a < b else {}
+    return next((form for form, value in forms.items() if abs(factor / value - 1) < ALIKE), "")
 
 
 def named(shape: tuple[int, ...], sizes: Mapping[str, int]) -> str:

@@ -172,9 +172,11 @@ class Outcome:
         arguments = copy.deepcopy(before) if copied else dict(drawn)
         try:
             result = function(*arguments.values())
-        except (NotImplementedError, Wrong):
+        except Wrong:
             raise
         except (Exception, SystemExit) as error:
+            if type(error) is NotImplementedError:  # the stub's; input() in a notebook that runs alone raises another
+                raise
             self.error = error
             return
         self.result = plain(result)
@@ -202,14 +204,15 @@ class Outcome:
 def _borne_out(answer: Answer, trials: Trials, turn: int, lines: list[str]) -> str:
     """The line, of those found in this turn, that fits the answer in other trials as well.
 
-    Raises Wrong with the difference itself if none does: two mistakes can have the same whole number or text by chance.
+    Raises Wrong with the difference itself if none does: two mistakes can have the same result by chance, such as twice
+    a gradient and one without the root of a rank of 4.
     """
     doubt, fits = answer.doubt, list[bool]()
-    others = [(turn, again) for again in range(1, REDRAWS)]
+    others = [(turn, again) for again in range(1, REDRAWS)]  # of the same kind: an answer may have a second mistake
     if doubt == 2 or len(lines) > 1:
         others += [(other, 0) for other in range(len(trials.draws)) if other != turn]
     for other in others:
-        if len(lines) == 1 and (doubt == 0 or (doubt == 1 and any(fits))):
+        if len(lines) == 1 and fits and (doubt == 0 or (doubt == 1 and any(fits))):
             break
         trial = trials.get(*other)
         try:
@@ -221,7 +224,7 @@ def _borne_out(answer: Answer, trials: Trials, turn: int, lines: list[str]) -> s
         left = [line for line in lines if line.endswith(tuple(found))]
         fits.append(bool(left))
         lines = left or lines
-    if not (any(fits) if doubt == 1 else all(fits) or doubt == 0):
+    if not (all(fits) if doubt == 2 else any(fits)):
         first = trials.get(turn, 0)
         _differences(answer, first, answer.outcome(first.drawn), known=False)
     return lines[0]

@@ -17,6 +17,7 @@ from ..engine.tensor import Tensor
 from .compare import Wrong
 
 SECONDS = 10.0  # a check that takes longer is stopped
+PRINTED = 4000  # characters that an answer may print in one check
 
 
 class Watched(np.ndarray):
@@ -103,7 +104,10 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
         with lock:
             if state["running"]:
                 state["late"] = True
-                _thread.interrupt_main()
+                if (main := threading.main_thread().ident) and hasattr(signal, "pthread_kill"):
+                    signal.pthread_kill(main, signal.SIGINT)  # a signal ends a sleep, too
+                else:
+                    _thread.interrupt_main()
 
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
@@ -127,13 +131,40 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+class Shortened:
+    """A stream that passes on the first characters of what is written to it, and counts the others."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.room = PRINTED
+        self.left_out = 0
+
+    def write(self, text: str) -> int:
+        self.stream.write(text[: self.room])
+        self.left_out += max(0, len(text) - self.room)
+        self.room = max(0, self.room - len(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """Print each warning once, as one line on stdout, and stderr on stdout: nbgrader deducts points for stderr."""
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(sys.stdout):
+    """Print each warning once, as one line on stdout, and stderr on stdout: nbgrader deducts points for stderr. Of what
+    an answer prints, the beginning is shown.
+    """
+    out = Shortened(sys.stdout)
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(out),  # type: ignore[type-var]
+        contextlib.redirect_stderr(out),  # type: ignore[type-var]
+    ):
         warnings.simplefilter("always")
         try:
             yield
         finally:
+            if out.left_out:
+                out.stream.write(f"\n(your code prints {out.left_out:,} characters more)\n")
             for line in dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught):
-                print(f"(your code warns: {line})")
+                out.stream.write(f"(your code warns: {line})\n")

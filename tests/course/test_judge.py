@@ -170,6 +170,26 @@ def test_of_mistakes_that_are_the_same_by_chance_the_one_that_always_fits_is_nam
     assert "expected" in judged(alike, lambda x: 2 * x if x == 3 else 25.0, rng())
 
 
+def test_a_mistake_that_has_the_same_result_by_chance_is_not_named(shelf):
+    ranks = itertools.cycle([4, 3, 5, 7])
+
+    @exercise(
+        "99.4",
+        draw=lambda rng: Draw(x=rng.standard_normal(5), r=next(ranks)),
+        returns="y (n)",
+        mistakes="""
+            divide by r, not by its root
+                / r -> / r**0.5
+        """,
+    )
+    def halved(x, r):
+        """x (n), r -> y (n)"""
+        return x / r
+
+    assert "all of y is 2 times" in judged(shelf["halved"], lambda x, r: 2 * x / r, rng())
+    assert judged(shelf["halved"], lambda x, r: x / r**0.5, rng()) == "divide by r, not by its root"
+
+
 def test_a_wrong_number_in_an_array_is_named_with_its_place(double):
     for i in range(5):
         off = lambda x, names, i=i: 2 * x + 1e-3 * (np.arange(len(x)) == i)
@@ -372,6 +392,13 @@ def test_in_a_browser_a_check_starts_no_thread(double, monkeypatch):
     assert judged(double, right, rng()) == "ok"
 
 
+def test_a_sleep_is_stopped_too(double, monkeypatch):
+    monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.3,))
+    start = time.perf_counter()
+    assert judged(double, lambda x, names: time.sleep(60), rng()).startswith("stopped after")
+    assert time.perf_counter() - start < 5
+
+
 def test_the_interrupt_of_the_user_stays_one(double):
     def stopped(x, names):
         raise KeyboardInterrupt
@@ -465,6 +492,28 @@ def test_a_result_that_contains_itself_is_one_line():
         return turns, turns
 
     assert verdict(ids_and_labels, rng()).startswith("the result contains itself")
+
+
+def test_of_what_an_answer_prints_the_beginning_is_shown(double, capfd):
+    def talks(x, names):
+        print("a word", file=sys.stderr)
+        print("x" * 10**6)
+        return 2 * x
+
+    assert judged(double, talks, rng()) == "ok"
+    out, err = capfd.readouterr()
+    assert out.startswith("a word") and watch.PRINTED <= len(out) < watch.PRINTED + 200 and err == ""
+    assert f"(your code prints {4 * (10**6 + 1 + 7) - watch.PRINTED:,} characters more)" in out
+
+
+def test_an_error_that_is_a_kind_of_not_implemented_is_an_error(double):
+    class StdinNotImplementedError(NotImplementedError):
+        """What input() raises under a grader."""
+
+    def asks(x, names):
+        raise StdinNotImplementedError("no input")
+
+    assert "StdinNotImplementedError: no input" in judged(double, asks, rng())
 
 
 # -- exercises and their forms -----------------------------------------------------------------------------------------
@@ -629,6 +678,7 @@ DRESSED = [  # exercise, what becomes of the solution's result: as right as befo
     ("best_rank_r", lambda factors: [-part for part in factors]),
     ("cat", lambda factors: (factors[0][::-1], factors[1][:, ::-1])),
     ("padded_batch", lambda result: tuple(part.astype(np.int32) for part in result)),
+    ("padded_batch", lambda result: (*result[:2], result[2].astype(np.uint8))),
     ("choose_config", lambda result: (np.int64(result[0]), result[1], np.bool_(result[2]))),
     ("ranks_for_budget", lambda ranks: dict(sorted(ranks.items(), reverse=True))),
     ("verdict", np.array),

@@ -73,11 +73,14 @@ def course(tmp_path_factory):
         handed_in |= {"right": right, "empty": empty} if name in WHOLE else {}
         handed_in |= {"part": [*right[:-1], PART]} if name == "10_inject" else {}
         handed_in |= {"sly": [f"{right[0]}\nlora_forward.sly = True", *right[1:]]} if name == "09_lora" else {}
+        handed_in |= {"copied": right} if name == "01_gradient" else {}
         for student, sources in handed_in.items():
             for cell, source in zip(solution_cells(notebook), sources, strict=True):
                 cell["source"] = source
             (target := folder / "submitted" / student / name).mkdir(parents=True)
-            (target / f"{name}.ipynb").write_text(json.dumps(notebook), "utf-8")
+            copy = [solution_cells(notebook)[0] | {"id": "copy"}] if student == "copied" else []
+            whole = notebook | {"cells": notebook["cells"] + copy}
+            (target / f"{name}.ipynb").write_text(json.dumps(whole), "utf-8")
     of_each(folder, "autograde", "--create")
     of_each(folder, "generate_feedback")
     run(folder, "-m", "nbgrader", "export", "--to", "grades.csv")
@@ -108,6 +111,10 @@ def source_of(folder, name):
 def grades(course):
     with (course / "grades.csv").open(newline="") as file:
         return {(row["assignment"], row["student_id"]): row for row in csv.DictReader(file)}
+
+
+def test_a_cell_that_a_student_has_copied_costs_nothing(grades):
+    assert float(grades["01_gradient", "copied"]["score"]) == 8
 
 
 @pytest.mark.parametrize("name", WHOLE)
