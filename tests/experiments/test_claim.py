@@ -130,6 +130,16 @@ def test_a_small_run_keeps_nothing(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def loss_of(lr, seed):
+    return {"validation": abs(np.log10(lr)), "seed": seed}  # the best rate is 1
+
+
+@pytest.mark.parametrize(("small", "walk", "lr"), [(False, True, 1), (False, False, 0.1), (True, True, 0.1)])
+def test_a_claim_tunes_for_all_its_seeds_and_a_small_one_takes_the_first_rate(small, walk, lr):
+    found = Setting(small=small, seeds=(4, 2), jobs=1).tuned(loss_of, {"one": {"lr": 0.1}}, walk)["one"]
+    assert found["lr"] == pytest.approx(lr) and [run["seed"] for run in found["runs"]] == [4, 2]
+
+
 def test_where_updates_are_kept(tmp_path):
     assert Setting().updates is None
     assert Setting(folder=tmp_path).updates == str(tmp_path / "updates")
