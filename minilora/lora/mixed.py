@@ -55,9 +55,11 @@ def mixed_batch(model: Module, names: Sequence[Choice]) -> Iterator[MixedBatch]:
             ...
             cache.keep(alive), rows.keep(alive)
 
-    Raises ValueError for an unknown name or while an update is merged.
+    Raises ValueError for an unknown name or while an update is merged, TypeError for a single name.
     """
     refuse_merged(model, "starting a mixed batch")
+    if isinstance(names, str):
+        raise TypeError(f"expected a list with an adapter for each row, got {names!r} alone: put it in a list")
     before = active_factors(model)
     try:
         yield MixedBatch(model, names)
