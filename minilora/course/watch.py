@@ -140,6 +140,7 @@ class Shortened:
         self.left_out = 0
 
     def write(self, text: str) -> int:
+        """Pass on what there is room for. Returns the characters of the text, as any stream does."""
         self.stream.write(text[: self.room])
         self.left_out += max(0, len(text) - self.room)
         self.room = max(0, self.room - len(text))
