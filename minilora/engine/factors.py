@@ -46,7 +46,7 @@ def compiles() -> bool:
     """True if loops can be compiled for this processor: see compiled.py."""
     try:
         from .compiled import runs_here
-    except ImportError:  # llvmlite is an extra
+    except (ImportError, OSError):  # llvmlite is an extra; its own library may lack another one of the system
         return False
     return runs_here()
 

