@@ -142,7 +142,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         split=options.split,
         stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
-        as_trained=_as_trained(options, own, trained, tokenizer),
+        as_trained=_as_trained(options, own, trained, tokenizer, _room(model)),
     )
     for i, each in enumerate(sets):
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
@@ -181,12 +181,17 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
 
 
 def _as_trained(
-    options: EvalOptions, own: Mapping[str, str | None], trained: Mapping[str, Path], tokenizer: Tokenizer
+    options: EvalOptions,
+    own: Mapping[str, str | None],
+    trained: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    room: int,
 ) -> dict[str, AsTrained]:
     """For `read_sets`: by data set, how records are read by the adapters that learned it from passages.
 
     own, trained: the data set and the folder of each adapter. If adapters learned the same data differently, none is
     measured as it was trained.
+    room: the most tokens of a prompt with a passage.
     """
     ways: dict[str, set[tuple[Quoting | None, bool]]] = {}
     for name, source in own.items():
@@ -195,17 +200,17 @@ def _as_trained(
     found: dict[str, AsTrained] = {}
     for source, ((quoting, reads), *others) in ways.items():
         if not others and (quoting or reads):
-            found[source] = partial(_given_passages, options, quoting, source, tokenizer)
+            found[source] = partial(_given_passages, options, quoting, source, tokenizer, room)
     return found
 
 
 def _given_passages(
-    options: EvalOptions, quoting: Quoting | None, source: str, tokenizer: Tokenizer, records: list[Record]
+    options: EvalOptions, quoting: Quoting | None, source: str, tokenizer: Tokenizer, room: int, records: list[Record]
 ) -> tuple[list[Record], Encode]:
     """Records with their right passages in the prompts, and how `finetune` encodes them."""
     encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=options.max_length)
     if options.context is not None:
-        records = with_passages(records, options.context, source, tokenizer, options.max_length)
+        records = with_passages(records, options.context, source, tokenizer, room)
     if any(record.context is None for record in records):
         if quoting is None or options.no_recall:  # otherwise it is refused
             log.warning(f"{source}: the loss is without passages, unlike in training: give them with --context FILE")
@@ -216,6 +221,11 @@ def _given_passages(
             return turned(quoting, [record.closed_book() for record in records], passages, tokenizer, False)
 
     return records, encode
+
+
+def _room(model: LanguageModel) -> int:
+    """The most tokens of a prompt that is answered."""
+    return model.config.max_position_embeddings - ANSWER_TOKENS
 
 
 def _with_passages(
@@ -234,7 +244,7 @@ def _with_passages(
     asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
     handbook = None
     if options.context is not None:
-        handbook = read_handbook(options.context, tokenizer, model.config.max_position_embeddings - ANSWER_TOKENS)
+        handbook = read_handbook(options.context, tokenizer, _room(model))
         for line in without_passages(model, handbook):
             log.info(line)
     elif any(record.context is None for records in asked.values() for record in records):

@@ -94,7 +94,9 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
 def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_path, caplog):
     folder, metrics = quoting if kind == "quoting" else (run[0], run[2])
     values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)])
-    scores = evaluate_adapters(EvalOptions(**values, context=str(run[1])))["scores"]
+    book = tmp_path / "book.txt"  # with a passage that is longer than --max-length, and is not read
+    book.write_text("\n\n".join([*PASSAGES, "zebra " * 110]), encoding="utf-8")
+    scores = evaluate_adapters(EvalOptions(**values, context=str(book)))["scores"]
     assert scores.keys() == {"data/paraphrase", "data/unseen"}
     for name, each in scores.items():
         found = [each[who]["loss"]["value"] for who in ("base", folder.name)]
