@@ -484,6 +484,8 @@ def test_what_is_right_and_short_arguments_are_said_and_else_what_to_do(double):
     said = judged(EXERCISES["step_products"], lambda m, n, r, lowest: 7, rng())
     assert re.search(r"; [\d,]+ too small; called with m = \d+, n = \d+, r = \d+, lowest = False$", said)
     assert judged(double, lambda x, names: x**2 + 1, rng()).endswith("compute a small case by hand, step by step")
+    said = judged(EXERCISES["rope_base"], lambda D, T, slow: 1.7, rng())
+    assert re.search(r"expected [\d,.]+; called with D = \d+, T = \d+, slow = \d+$", said)
 
 
 def test_a_result_that_contains_itself_is_one_line():
