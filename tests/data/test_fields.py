@@ -167,86 +167,57 @@ def test_what_is_stored_is_checked():
             FieldTask.stored(entry | wrong)
 
 
-@pytest.mark.parametrize(
-    ("schema", "said"),
-    [
-        ([], "the schema must be that of an object"),
-        ({"type": "array"}, "the schema must be that of an object"),
-        ({"anyOf": []}, "'anyOf' is not supported; supported: type, properties, required, $defs"),
-        ({"properties": {}}, "needs properties"),
-        ({"properties": {"a": {"type": "object"}}}, "only one level is: put its properties into the schema itself"),
-        ({"properties": {"a": {"$ref": "#/x"}}}, "a: $ref must name one of $defs, which refer to no others, got '#/x'"),
-        ({"properties": {"a": {"$ref": ["A"]}}, "$defs": {"A": {}}}, "a: $ref must name one of $defs"),
-        (
-            {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}},
-            "a: $ref must name one of $defs, which refer to no others",
-        ),
-        (
-            {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "object", "properties": {}}}},
-            "a: the type 'object' is not supported: only one level is",
-        ),
-        ({"properties": {"a": {"$ref": "#/$defs/A", "type": "string"}}, "$defs": {"A": {}}}, "or $ref or anyOf alone"),
-        ({"properties": {"a": {"type": "string"}}, "$defs": []}, "$defs must be an object of rules, got []"),
-        ({"properties": {"a": {"anyOf": {"type": "null"}}}}, "a: 'anyOf' is not supported, except of one type and"),
-        ({"properties": {"a": {"anyOf": [{"type": "null"}, {"type": "null"}]}}}, "a: 'anyOf' is not supported, except"),
-        ({"properties": {"a": {"anyOf": [{"type": "string"}] * 2}}}, "a: 'anyOf' is not supported, except of one type"),
-        ({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, "a: 'anyOf' is not supported, except of one type"),
-        ({"properties": {"a": {"anyOf": [{"minLength": 2}, {"type": "null"}]}}}, "a: 'minLength' is not supported"),
-        ({"properties": {"a": {"type": "string", "minLength": 2}}}, "a: 'minLength' is not supported"),
-        ({"properties": {"a": {"anyOf": []}}}, "a: 'anyOf' is not supported"),
-        (
-            {"properties": {"a": {"type": "string", "format": "date"}}},
-            r"'format' is not supported: write a pattern, such",
-        ),
-        (
-            {"properties": {"a": {"const": "x"}}},
-            "a: 'const' is not supported: write an enum of one value; supported: t",
-        ),
-        ({"properties": {"a": {"type": "text"}}}, "a: the type 'text' is not supported; supported: string, number"),
-        ({"properties": {"a": 5}}, "a must be an object such as"),
-        ({"properties": {"a": {"type": "null"}}}, "a needs a type other than null"),
-        ({"properties": {"a": {"type": 5}}}, "a: type must be a text or a list of texts, got 5"),
-        ({"properties": {"a": {}}}, "a needs a type other than null, or an enum"),
-        ({"properties": {"a": {"enum": []}}}, "a needs a type other than null, or an enum"),
-        ({"properties": {"a": {"enum": "ab"}}}, "a: enum must be a list, got 'ab'"),
-        ({"properties": {"a": {"type": "string", "enum": ["x", 5]}}}, "a: the choice 5 is not of the type string"),
-        ({"properties": {"a": {"type": "array", "items": {"type": "array"}}}}, "a: a list of lists is not supported"),
-        ({"properties": {"a": {"type": "array", "items": {"type": "object"}}}}, "the schema itself, each as a list"),
-        ({"properties": {"a": {"type": "string", "pattern": "^a+$"}}}, "a: the pattern '^a+$' is not supported"),
-        ({"properties": {"a": {"type": "string", "pattern": "a"}}}, "a: the pattern 'a' is not supported"),
-        *(
-            ({"properties": {"a": {"type": "string", "pattern": wrong}}}, "is not supported; supported: up to 1000")
-            for wrong in (
-                "^[z-a]$",
-                "^[[]$",
-                "^[a&&b]$",
-                "^[+--]$",
-                r"^[\p]$",
-                "^a{999}b{2}$",
-                f"^{'a{999}' * 99999}$",
-                [],
-                None,
-                0,
-            )
-        ),
-        *(
-            ({"properties": {f"a{i}": {"$ref": "#/$defs/A"} for i in range(40)}, "$defs": {"A": rule}}, "is too large")
-            for rule in (
-                {"enum": ["x" * 99, "y" * 999]},
-                {"type": ["string", "null"], "pattern": "^[ -~]{999}$"},
-                {"type": "array", "items": {"type": "string", "pattern": "^a{400}$"}},
-            )
-        ),
-        (
-            {"properties": {f"a{i}": {"type": ["string", "number", "integer", "boolean"]} for i in range(400)}},
-            "the schema is too large: it allows more than 32,768 characters of names, choices and patterns",
-        ),
-        ({"properties": {"a" * 32768: {"type": "string"}}}, "is too large"),
-        ({"properties": {"a": {"type": "string"}}, "required": ["b"]}, "'b' is required and is none of the properties"),
-        ({"properties": {"a": {"type": "string"}}, "required": [["a"]]}, "is required and is none of the properties"),
-        ({"properties": {"a": {"type": "string"}}, "required": True}, "required must be a list of names, got True"),
-    ],
-)
+A_TEXT = {"type": "string"}
+WHOLE = [  # a schema, what is said of it
+    ([], "the schema must be that of an object"),
+    ({"type": "array"}, "the schema must be that of an object"),
+    ({"anyOf": []}, "'anyOf' is not supported; supported: type, properties, required, $defs"),
+    ({"properties": {}}, "needs properties"),
+    ({"properties": {"a": A_TEXT}, "$defs": []}, "$defs must be an object of rules, got []"),
+    *(({"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": rule}}, said) for rule, said in (
+        ({"$ref": "#/$defs/A"}, "a: $ref must name one of $defs, which refer to no others"),
+        ({"type": "object", "properties": {}}, "a: the type 'object' is not supported: only one level is"))),
+    ({"properties": {"a": {"$ref": ["A"]}}, "$defs": {"A": {}}}, "a: $ref must name one of $defs"),
+    ({"properties": {"a": {"$ref": "#/$defs/A"} | A_TEXT}, "$defs": {"A": {}}}, "or $ref or anyOf alone"),
+    *(({"properties": {f"a{i}": {"$ref": "#/$defs/A"} for i in range(40)}, "$defs": {"A": rule}}, "is too large")
+      for rule in ({"enum": ["x" * 99, "y" * 999]}, {"type": ["string", "null"], "pattern": "^[ -~]{999}$"},
+                   {"type": "array", "items": {"type": "string", "pattern": "^a{400}$"}})),
+    ({"properties": {f"a{i}": {"type": ["string", "number", "integer", "boolean"]} for i in range(400)}},
+     "the schema is too large: it allows more than 32,768 characters of names, choices and patterns"),
+    ({"properties": {"a" * 32768: A_TEXT}}, "is too large"),
+    ({"properties": {"a": A_TEXT}, "required": ["b"]}, "'b' is required and is none of the properties"),
+    ({"properties": {"a": A_TEXT}, "required": [["a"]]}, "is required and is none of the properties"),
+    ({"properties": {"a": A_TEXT}, "required": True}, "required must be a list of names, got True"),
+]  # fmt: skip
+RULES = [  # the rule of the field a, what is said of it
+    ({"type": "object"}, "only one level is: put its properties into the schema itself"),
+    ({"$ref": "#/x"}, "a: $ref must name one of $defs, which refer to no others, got '#/x'"),
+    ({"anyOf": {"type": "null"}}, "a: 'anyOf' is not supported, except of one type and"),
+    ({"anyOf": [{"type": "null"}, {"type": "null"}]}, "a: 'anyOf' is not supported, except"),
+    ({"anyOf": [A_TEXT] * 2}, "a: 'anyOf' is not supported, except of one type"),
+    ({"anyOf": [A_TEXT]}, "a: 'anyOf' is not supported, except of one type"),
+    ({"anyOf": [{"minLength": 2}, {"type": "null"}]}, "a: 'minLength' is not supported"),
+    (A_TEXT | {"minLength": 2}, "a: 'minLength' is not supported"),
+    (A_TEXT | {"format": "date"}, "'format' is not supported: write a pattern, such"),
+    ({"const": "x"}, "a: 'const' is not supported: write an enum of one value; supported: t"),
+    ({"type": "text"}, "a: the type 'text' is not supported; supported: string, number"),
+    (5, "a must be an object such as"),
+    ({"type": "null"}, "a needs a type other than null"),
+    ({"type": 5}, "a: type must be a text or a list of texts, got 5"),
+    ({}, "a needs a type other than null, or an enum"),
+    ({"enum": []}, "a needs a type other than null, or an enum"),
+    ({"enum": "ab"}, "a: enum must be a list, got 'ab'"),
+    (A_TEXT | {"enum": ["x", 5]}, "a: the choice 5 is not of the type string"),
+    ({"type": "array", "items": {"type": "array"}}, "a: a list of lists is not supported"),
+    ({"type": "array", "items": {"type": "object"}}, "the schema itself, each as a list"),
+    (A_TEXT | {"pattern": "^a+$"}, "a: the pattern '^a+$' is not supported"),
+    (A_TEXT | {"pattern": "a"}, "a: the pattern 'a' is not supported"),
+    *((A_TEXT | {"pattern": wrong}, "is not supported; supported: up to 1000") for wrong in (
+        "^[z-a]$", "^[[]$", "^[a&&b]$", "^[+--]$", r"^[\p]$", "^a{999}b{2}$", f"^{'a{999}' * 99999}$", [], None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "said"), [*WHOLE, *(({"properties": {"a": rule}}, said) for rule, said in RULES)])
 def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said, tmp_path, capsys):
     with pytest.raises(ValueError) as error:
         FieldTask.of(schema)

@@ -63,6 +63,11 @@ def test_who_answers(model, choice):
     assert understood(model=model).choice == choice
 
 
+def with_schema(schema):
+    """The field that asks for an answer under this schema."""
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
@@ -105,35 +110,11 @@ def test_who_answers(model, choice):
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
         ({"response_format": {"type": "json_schema"}}, "response_format", '"json_schema": {"schema": {...}}}'),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "x"}}}},
-            "response_format",
-            "response_format: '$ref' is not supported",
-        ),
+        (with_schema({"$ref": "x"}), "response_format", "response_format: '$ref' is not supported"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "that of an object"),
+        (with_schema({"properties": {"a": "x" * 65_536}}), "response_format", "a schema of at most 65,536 characters"),
         (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"schema": {"properties": {"a": "x" * 65_536}}},
-                }
-            },
-            "response_format",
-            "a schema of at most 65,536 characters",
-        ),
-        (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {
-                        "schema": {
-                            "properties": {
-                                f"{i}": {"type": ["string", "null"], "pattern": "^[ -~]{999}$"} for i in range(20)
-                            }
-                        }
-                    },
-                }
-            },
+            with_schema({"properties": {f"{i}": {"type": "string", "pattern": "^[ -~]{999}$"} for i in range(40)}}),
             "response_format",
             "response_format: the schema is too large",
         ),
