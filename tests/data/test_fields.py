@@ -192,7 +192,7 @@ WHOLE = [  # a schema, what is said of it
 RULES = [  # the rule of the field a, what is said of it
     ({"type": "object"}, "only one level is: put its properties into the schema itself"),
     ({"$ref": "#/x"}, "a: $ref must name one of $defs, which refer to no others, got '#/x'"),
-    ({"anyOf": {"type": "null"}}, "a: 'anyOf' is not supported, except of one type and"),
+    ({"anyOf": 5}, "a: 'anyOf' is not supported, except of one type and"),
     ({"anyOf": [{"type": "null"}, {"type": "null"}]}, "a: 'anyOf' is not supported, except"),
     ({"anyOf": [A_TEXT] * 2}, "a: 'anyOf' is not supported, except of one type"),
     ({"anyOf": [A_TEXT]}, "a: 'anyOf' is not supported, except of one type"),
@@ -205,7 +205,7 @@ RULES = [  # the rule of the field a, what is said of it
     ({"type": "null"}, "a needs a type other than null"),
     ({"type": 5}, "a: type must be a text or a list of texts, got 5"),
     ({}, "a needs a type other than null, or an enum"),
-    ({"enum": []}, "a needs a type other than null, or an enum"),
+    (A_TEXT | {"enum": []}, "a needs a type other than null, or an enum"),
     ({"enum": "ab"}, "a: enum must be a list, got 'ab'"),
     (A_TEXT | {"enum": ["x", 5]}, "a: the choice 5 is not of the type string"),
     ({"type": "array", "items": {"type": "array"}}, "a: a list of lists is not supported"),
