@@ -173,13 +173,15 @@ ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context
 
 @pytest.mark.parametrize("data", [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED], ids=str)
 def test_a_merged_model_knows_how_its_adapter_was_trained_and_what_llama_cpp_does_not(data, folder, adapter, tmp_path):
-    data = data | {"name": "mine.csv", "path": "../mine.csv"} if data else data
+    files = {"path": "../mine.csv", "context_path": "../book.txt"} if data else {}
+    data = data | files
     (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
     for out in (tmp_path / "a" / "merged", tmp_path / "a" / "merged.gguf"):
         lines = str(merge(folder, adapter, out)).splitlines()
         stored = zoo.load(out)[0].data
-        assert stored | {"path": ""} == data | {"path": ""}
-        assert not data or os.path.normpath(out / stored["path"]) == str(tmp_path / "mine.csv")
+        assert stored | files == data
+        for key, file in files.items():
+            assert os.path.normpath(out / stored[key]) == os.path.normpath(adapter / file)
         told = [i for i, line in enumerate(lines) if "llama.cpp and ollama do not read that" in line]
         assert bool(told) == (not data.keys().isdisjoint(ASKED) and out.suffix == ".gguf")
         if told:
