@@ -104,6 +104,8 @@ def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_pa
     assert not caplog.records
     closed = evaluate_adapters(EvalOptions(**values, no_recall=True))["scores"]
     assert "the loss is without passages, unlike in training: give them with --context FILE" in caplog.text
+    if kind == "reading":
+        return
     both = [f"a={run[0]}", f"b={quoting[0]}"]  # which learned the same data in two ways
     scores = evaluate_adapters(EvalOptions(**values | {"adapter": both}, context=str(run[1])))["scores"]
     for name, each in scores.items():
