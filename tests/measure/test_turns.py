@@ -1,9 +1,11 @@
 """Contenders that take turns: what they answer, and that failures are one line. No timing decides a test."""
 
+import errno
 import io
 import json
 import os
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +88,16 @@ def test_a_failing_contender_is_named_with_its_reason(code, reason):
     with pytest.raises(BenchError) as failure:
         take_turns([saying("a", code)], rounds=1, pause=0)
     assert str(failure.value) == f"a: {reason}"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, partial(OSError, errno.EINVAL, "as Windows calls it")])
+def test_a_contender_that_has_ended_before_its_turn_is_named_with_its_reason(error):
+    def write(line):
+        raise error()
+
+    process = SimpleNamespace(stdin=SimpleNamespace(write=write), stdout=io.StringIO(), wait=lambda: 3)
+    with pytest.raises(BenchError, match="^a: ended with status 3: out of ideas$"):
+        turns._Talk("a", process, io.StringIO("out of ideas\n")).ask()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process id is looked up as Unix does")
