@@ -132,7 +132,9 @@ def _comma(suffix: str, first: str) -> str:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file. Raises DataError for one that cannot be read."""
+    """The first bytes of a file. Raises DataError for one that cannot be read, more than once and to its end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: a pipe or a device: save its rows in a file first")
     try:
         with path.open("rb") as file:
             return file.read(8)

@@ -42,6 +42,13 @@ def label_probabilities(logprobs: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=1, keepdims=True)
 
 
+def without_nan(logprobs: np.ndarray) -> np.ndarray:
+    """The same log-likelihoods. Raises ValueError for NaN, from which no label can be chosen."""
+    if np.isnan(logprobs).any():
+        raise ValueError("the model predicts NaN or infinity instead of a label: look at its weights")
+    return logprobs
+
+
 def ranked_labels(
     model: LanguageModel, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
 ) -> list[tuple[str, float]]:
@@ -50,9 +57,10 @@ def ranked_labels(
     messages: a system prompt is taken into account, earlier questions and answers are not.
     choice: who decides, as in a mixed batch.
 
-    Raises ValueError for a message that is too long for the model.
+    Raises ValueError for a message that is too long for the model, and where that predicts NaN.
     """
-    (p,) = label_probabilities(label_logprobs(model, tokenizer, [task.asked(messages)], task.labels, True, choice))
+    found = label_logprobs(model, tokenizer, [task.asked(messages)], task.labels, True, choice)
+    (p,) = label_probabilities(without_nan(found))
     return [(task.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")]
 
 

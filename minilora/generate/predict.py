@@ -16,7 +16,7 @@ from ..progress import progress
 from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
 from .fields import guide_of, task_of_adapters
-from .labels import label_logprobs, label_probabilities
+from .labels import label_logprobs, label_probabilities, without_nan
 from .prefix_cache import ReadPassages
 from .quotes import quote, quoting_of, refuse_without_passages
 from .streams import check_able
@@ -84,7 +84,7 @@ def predict(
                 bar.update()
         return found
     if isinstance(task, LabelTask):
-        p = label_probabilities(label_logprobs(model, tokenizer, prompts, task.labels))  # (N, L)
+        p = label_probabilities(without_nan(label_logprobs(model, tokenizer, prompts, task.labels)))  # (N, L)
         return [{"label": task.labels[row.argmax()], "probability": float(row.max())} for row in p]
     guides = None if task is None else [guide_of(task, tokenizer, text) for text in last]
     answers = generate_batch(model, tokenizer, prompts, max_new_tokens, temperature, seed, guides=guides)

@@ -197,6 +197,9 @@ def load_adapter(
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path, mapped)
     _refuse_another_width(model, tensors, path)
+    longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    if (r := max(config.r, *config.rank_pattern.values(), 0)) > longest:  # before A and B of that rank are made
+        raise ModelFileError(f"{folder / CONFIG_FILE}: a rank of {r}, which no tensor of {WEIGHTS_FILE} has")
     weights = plan_adapter(model, config, name, any_rank=True)
     parameters = {
         peft_name(f"{module}.{key}"): parameter

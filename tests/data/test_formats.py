@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import re
 import shlex
 import tracemalloc
@@ -405,6 +406,14 @@ def test_a_file_that_is_not_text_is_answered_with_what_to_do(tmp_path, content, 
         assert line.startswith(f"{tmp_path / name}: {reason}") and "\n" not in line
         copied = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(tmp_path / name))} > utf-8{(tmp_path / name).suffix}"
         assert line.endswith(copied) == ("UTF-8 text" in reason)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such file")
+def test_a_device_which_may_have_no_end_is_not_read(tmp_path):
+    (tmp_path / "own.csv").symlink_to(os.devnull)  # as it might be a pipe, or /dev/zero
+    assert (
+        message_of(tmp_path / "own.csv") == f"{tmp_path / 'own.csv'}: a pipe or a device: save its rows in a file first"
+    )
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

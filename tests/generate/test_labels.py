@@ -72,6 +72,18 @@ def test_a_model_that_is_very_sure_has_finite_log_likelihoods(talker, tokenizer)
     np.testing.assert_allclose(label_logprobs(sure, tokenizer, TALKS, LABELS), expected, rtol=1e-4)
 
 
+def test_a_model_that_predicts_nan_has_no_label(talker, tokenizer):
+    broken = deepcopy(talker)
+    broken.model.norm.weight.data[0] = np.nan
+    broken.data = {"labels": LABELS, "template": "{text}"}
+    for ask in (
+        lambda: ranked_labels(broken, tokenizer, LabelTask.of(LABELS), ASK, None),
+        lambda: ml.predict(broken, tokenizer, ["hello", "hi"]),
+    ):
+        with pytest.raises(ValueError, match="predicts NaN or infinity instead of a label: look at its weights"):
+            ask()
+
+
 def test_some_padding_may_be_longer_than_the_shared_beginning_and_some_shorter(talker, tokenizer):
     talks = [[{"role": "user", "content": "Message: " + "x" * n}] for n in (200, 185, 165, 1)]
     expected = [[brute_force(talker, tokenizer, talk, label) for label in LABELS] for talk in talks]
