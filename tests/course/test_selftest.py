@@ -7,7 +7,7 @@ import pytest
 from lessonfiles import BUILT, LESSONS, SELF_TEST, run_here
 
 from minilora.course import check, mine
-from minilora.course.edits import source_of
+from minilora.course.edits import sections, source_of
 from minilora.course.exercises import EXERCISES, QUESTIONS
 from minilora.course.judge import OK, judged
 
@@ -35,6 +35,7 @@ def said_of(question, answer, seed=0):
 def test_there_are_ten_and_none_is_an_exercise():
     assert [q.number for q in QUESTIONS.values()] == [f"question {i}" for i in range(1, 11)]
     assert not set(QUESTIONS) & set(EXERCISES) and all(q.read for q in QUESTIONS.values())
+    assert sections("selftest").keys() <= QUESTIONS.keys()
 
 
 @each_question
