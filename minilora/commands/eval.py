@@ -80,7 +80,7 @@ class EvalOptions(Loading):
     context: str | None = option(
         None,
         "also ask with a passage in the prompt: with the right one (of the column context, or of FILE), "
-        "and with the best match that search finds",
+        "and with the best match that search finds; the loss is measured with passages if training was",
         metavar="FILE",
     )
     schema: str | None = option(None, SCHEMA, metavar="FILE")

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 from ..options import as_python, short_repr
@@ -39,6 +39,7 @@ class LoraConfig:
     init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the initial update is zero; "gaussian": A from
         N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
         see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
+    task_type: "CAUSAL_LM", which PEFT asks for; taken so that its configurations can be copied, and not stored.
 
     Values of NumPy are stored as Python's. Raises ValueError or TypeError for invalid values.
     """
@@ -56,8 +57,11 @@ class LoraConfig:
     use_dora: bool = False
     freeze_A: bool = False
     init_lora_weights: bool | str = True
+    task_type: InitVar[str | None] = "CAUSAL_LM"
 
-    def __post_init__(self):
+    def __post_init__(self, task_type: str | None):
+        if task_type not in ("CAUSAL_LM", None):
+            raise ValueError(f"task_type must be 'CAUSAL_LM', the only one that is known here, got {task_type!r}")
         for name, value in vars(self).items():
             object.__setattr__(self, name, as_python(value))
         for name in ("rank_pattern", "alpha_pattern"):

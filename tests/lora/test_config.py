@@ -104,6 +104,11 @@ def test_a_config_shows_what_is_not_the_default_and_can_be_read_back():
     assert "use_dora=True" in repr(full) and "bias" not in repr(full)
 
 
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_the_task_type_of_a_config_of_peft_changes_nothing(task_type):
+    assert config(task_type=task_type) == config() == dataclasses.replace(config(), task_type=task_type)
+
+
 def test_values_of_numpy_are_stored_as_those_of_python():
     plain = {"r": 4, "lora_alpha": 8.0, "lora_dropout": 0.5, "use_dora": True, "layers_to_transform": [0, 2]}
     patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 1.5}}
@@ -184,6 +189,7 @@ WRONG = {  # field: values, and the words of the error
     "use_dora": ([1, None], "use_dora must be True or False"),
     "freeze_A": (["true", 1], "freeze_A must be True or False"),
     "init_lora_weights": (["pizza", "olora", 1, None], "init_lora_weights must be"),
+    "task_type": (["SEQ_CLS", "", 0], "task_type must be 'CAUSAL_LM'"),
 }
 
 
