@@ -4,11 +4,10 @@ from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, DeduplicateId
 
 
 class WithoutCopies(DeduplicateIds):
-    """Of a cell that a student has copied, the last counts. nbgrader leaves empty metadata in the others, and then
-    stops for the whole class: here they are ordinary cells.
-    """
+    """Of a cell that a student has copied, the last counts."""
 
     def preprocess(self, nb, resources):
+        """The notebook without empty metadata, which nbgrader leaves in the other copies and stops at for all."""
         nb, resources = super().preprocess(nb, resources)
         for cell in nb.cells:
             if cell.metadata.get("nbgrader") == {}:

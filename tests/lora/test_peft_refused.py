@@ -41,8 +41,10 @@ def test_tensors_that_do_not_fit_are_named(base, folder):
         w[2, 7] = value
         refused_with({A: w}, A, "NaN or infinity")
     refused_with({A: np.ones((4, 32), np.int32)}, WEIGHTS, "I32")
-    write_tensors(folder / WEIGHTS, {})
+    write_tensors(folder / WEIGHTS, {"x": np.ones((4, 32), np.float32)})
     refused(model, folder, WEIGHTS, "missing", "more)")
+    write_tensors(folder / WEIGHTS, {})
+    refused(model, folder, f"no tensor of {WEIGHTS}")
     (folder / WEIGHTS).write_bytes(before)
     rewrite(folder, {"r": 8})
     refused(model, folder, "(4, 32)", "expected (8, 32)")
