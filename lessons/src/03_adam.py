@@ -2,9 +2,10 @@
 # # Lesson 3: What does Adam keep?
 #
 # A gradient says in which direction each parameter must move for the loss to fall, but not how far. The plain answer is
-# **SGD** (stochastic gradient descent: each step sees a random part of the data): each parameter moves against its
-# gradient, multiplied by one **learning rate** for all. Nearly all language models are trained with another optimizer,
-# **AdamW**. AdamW stores two more values for each trainable parameter: the **optimizer state**. In this lesson you
+# **SGD** (stochastic gradient descent; stochastic, since in training the gradient is that of a random batch). It moves
+# each parameter against its gradient, multiplied by one **learning rate** for all. Nearly all language models are
+# trained with another optimizer, **AdamW**. AdamW stores two more values for each trainable parameter: the **optimizer
+# state**. In this lesson you
 #
 # 1. see where one learning rate fails, and how momentum helps,
 # 2. take Adam apart, and test each of its two parts,
@@ -76,8 +77,8 @@ claim("w₂ after 100 steps with learning rate 0.0201, from 1", above, 2.5, 3)
 # $$u \leftarrow μ\, u + g \qquad w \leftarrow w - η\, u$$
 #
 # Along the valley gradients add up; across it they alternate in sign and cancel. The best values for this valley are
-# known (10 is the square root of 100, the ratio of the factors of $w_2^2$ and $w_1^2$): $\sqrt{μ} = \frac{10 - 1}{10 +
-# 1}$ and $η = \left(\frac{2}{10 + 1}\right)^2$, about 0.67 and 0.033.
+# known (10 is the square root of 100, the ratio of the coefficients of $w_2^2$ and $w_1^2$): $\sqrt{μ} = \frac{10 -
+# 1}{10 + 1}$ and $η = \left(\frac{2}{10 + 1}\right)^2$, about 0.67 and 0.033.
 
 # %%
 plain, heavy = (height(descend(make))[-1, 0] for make in (sgd(0.019), sgd(0.033, momentum=0.67)))

@@ -105,7 +105,7 @@ def number(value: Any, what: str) -> float:
     if not is_number(value):
         raise Wrong(f"{what} must be one number, got {type(value).__name__}")
     if not math.isfinite(value):
-        raise Wrong(f"{what} is {value}: is something divided by zero?")
+        raise Wrong(f"{what} is {value}: is something divided by zero, or is it the logarithm of a negative number?")
     return value
 
 
@@ -135,11 +135,11 @@ def compare(
     elif is_number(want) or isinstance(want, np.ndarray):
         value = number(got, what)
         if not same(value, want, tolerance):
-            _report(what, f"{value:,.7g}", f"{want:,.7g}", _beside(value, want, numbers))
+            _report(what, _digits(value), _digits(want), _beside(value, want, numbers))
     elif not same(got, want, tolerance):
         if isinstance(want, (list, tuple, dict)):
             _compare_items(got, want, what, tolerance)
-        _report(what, shortened(got), shortened(want))
+        _report(what, *_shortened(got, want))
 
 
 def _compare_items(got: Any, want: list | tuple | dict, what: str, tolerance: float) -> None:
@@ -152,16 +152,23 @@ def _compare_items(got: Any, want: list | tuple | dict, what: str, tolerance: fl
         lost, extra = [key for key in want if key not in got], [key for key in got if key not in want]
         raise Wrong(f"{what} must have the key {lost[0]!r}" if lost else f"{what} must not have the key {extra[0]!r}")
     first = next((key for key in keys if not same(got[key], want[key], tolerance)), None)
-    lengths = "" if len(got) == len(want) else f"{len(got)} values, expected {len(want)}"
+    lengths = "" if len(got) == len(want) else f"the number of values is {len(got)}, expected {len(want)}"
     if first is None:
-        raise Differs(f"{what} has {lengths}", f"the first {len(keys)} are right")
-    _report(f"{what}[{first!r}]", shortened(got[first]), shortened(want[first]), lengths and f"{what} has {lengths}")
+        raise Differs(f"{what}: {lengths}", "the first values are right" if keys else "")
+    _report(f"{what}[{first!r}]", *_shortened(got[first], want[first]), lengths)
 
 
-def shortened(value: Any) -> str:
-    """A value as code, at most 60 characters of it."""
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
+def _digits(x: float) -> str:
+    return f"{x:,.0f}" if x % 1 == 0 and abs(x) < 1e15 else f"{x:,.7g}"
+
+
+def _shortened(*values: Any) -> tuple[str, ...]:
+    """Two values as code, 60 characters of each: the first ones, or those around the place where they first differ."""
+    texts = [repr(x.item() if isinstance(x, np.generic) else x) for x in values]
+    apart = next((i for i, (x, y) in enumerate(zip(*texts, strict=False)) if x != y), min(map(len, texts)))
+    start = apart - 20 if apart > 50 else 0
+    before = "..." if start else ""
+    return tuple(f"{before}{text[start : start + 57]}{'...' if len(text) > start + 57 else ''}" for text in texts)
 
 
 def _compare_arrays(
@@ -183,8 +190,9 @@ def _compare_arrays(
     if got.shape != want.shape:
         raise Wrong(f"{what} must have the shape {shape}, got {named(got.shape, sizes)}")
     if not _alike(got.dtype, want.dtype):
-        hints = {"f": ": keep the precision of the inputs", "i": f": write {what}.astype(int)"}
-        hint = hints.get(want.dtype.kind, "") if want.dtype in (np.float64, np.int64) else ""
+        hint = ": keep the precision of the inputs" if got.dtype.kind == want.dtype.kind == "f" else ""
+        if want.dtype == np.int64 and got.dtype.kind in "bf" and what.isidentifier():
+            hint = f": write {what}.astype(int)"
         raise Wrong(f"{what} is {got.dtype}, expected {want.dtype}{hint}")
     if not np.issubdtype(want.dtype, np.number):
         if not np.array_equal(got, want):
@@ -192,18 +200,26 @@ def _compare_arrays(
         return
     if np.isnan(got).any():
         raise Wrong(f"{what} contains NaN (not a number): is something divided by zero, or infinite?")
-    if not close(got, want, tolerance):
-        apart = np.abs(np.subtract(got, want, dtype=float))
+    if np.isinf(got).any() and np.isfinite(want).all():
+        raise Wrong(
+            f"{what} contains {got[np.isinf(got)][0]}: is something divided by zero, or is an exponential too large?"
+        )
+    if not same(got, want, tolerance):
+        with np.errstate(invalid="ignore"):  # of equal infinities
+            apart = np.nan_to_num(np.abs(np.subtract(got, want, dtype=float)), posinf=np.inf)
         at = np.unravel_index(np.argmax(apart), want.shape)
         index = ", ".join(str(int(i)) for i in at)
-        how = _pattern(got.astype(float), want.astype(float), what, apart > tolerance * np.abs(want).max(), numbers)
+        how = ""
+        if np.isfinite(want).all():
+            how = _pattern(got.astype(float), want.astype(float), what, apart > tolerance * np.abs(want).max(), numbers)
         _report(f"{what}[{index}]", f"{got[at]:.6g}", f"{want[at] + 0:.6g}", how)  # + 0: no minus before a zero
 
 
 def _report(what: str, got: str, want: str, how: str = "") -> None:
     if got == want:
         raise Differs(
-            f"{what} is {got} as expected, but later digits differ", "is it rounded, or measured, not derived?"
+            f"{what} is {got} as expected, but later digits differ",
+            "is it rounded, a difference instead of a derivative, or is a small number such as eps added?",
         )
     raise Differs(f"{what} is {got}, expected {want}", how)
 
@@ -211,16 +227,18 @@ def _report(what: str, got: str, want: str, how: str = "") -> None:
 def _beside(got: float, want: float, numbers: Mapping[str, float]) -> str:
     """How two numbers differ: by a factor that has a name or is a whole number, or whole numbers by how many."""
     whole = got % 1 == want % 1 == 0
-    if not whole and any(got == round(want, digits) for digits in range(7)):
-        return "it is rounded; return all digits"
-    if want and got and (not whole or abs(want) >= 1000):
-        factor = got / want
-        if abs(factor + 1) < ALIKE:
-            return "the sign is wrong"
+    if not (want and math.isfinite(want)):
+        return ""
+    if abs(got + want) < ALIKE * abs(want):
+        return "the sign is wrong"
+    if not whole and got and any(got == round(want, digits) for digits in range(2, 7)):
+        return "it is rounded: return all digits"
+    factor = got / want
+    if 1e-300 < abs(factor) < 1e300 and (not whole or abs(want) >= 1000):
         name = _product(factor, numbers)
         if name or any(abs(x - round(x)) < ALIKE and 2 <= round(abs(x)) < 1e7 for x in (factor, 1 / factor)):
             return f"that is {_times(factor, name)}"
-    return f"{abs(got - want):,.0f} too {'large' if got > want else 'small'}" if whole and want else ""
+    return f"{_digits(abs(got - want))} too {'large' if got > want else 'small'}" if whole else ""
 
 
 def _pattern(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray, numbers: Mapping[str, float]) -> str:
@@ -238,7 +256,8 @@ def _pattern(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray, nu
         return f"the magnitudes are right, the sign is wrong in {int(wrong.sum())} of {want.size} places"
     if want.ndim == 2 and min(want.shape) > 1:
         for name, a, b in (("row", got, want), ("column", got.T, want.T)):
-            if all(_constant(x, y) is not None for x, y in zip(a, b, strict=True)):
+            factors = [_constant(x, y) for x, y in zip(a, b, strict=True)]
+            if None not in factors and sum(not close(x, y, ALIKE) for x, y in zip(a, b, strict=True)) > 1:
                 return f"each {name} is right except for a factor, which differs from {name} to {name}"
             if close(a[np.lexsort(a.T.round(6))], b[np.lexsort(b.T.round(6))], ALIKE):
                 return f"the {name}s are right, but in another order"
@@ -250,8 +269,8 @@ def _pattern(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray, nu
 def _places(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray) -> str:
     """Where an array differs from the expected one; "" if it does nearly everywhere."""
     if (empty := int(((got == 0) & (want != 0)).sum())) > want.size / 4:
-        return f"{what} is zero in {empty} of {want.size} places"
-    if wrong.ndim > 1 and len(wrong) > 1:
+        return f"{empty} of its {want.size} numbers are zero, but should not be"
+    if len(wrong) > 1:
         rows = wrong.reshape(len(wrong), -1).any(axis=1)
         for some, state in ((np.flatnonzero(rows), "wrong"), (np.flatnonzero(~rows), "right")):
             if len(some) == 1:
@@ -267,13 +286,17 @@ def _constant(got: np.ndarray, want: np.ndarray) -> float | None:
 
 
 def _times(factor: float, name: str) -> str:
-    return f"{factor:,.6g} times what is expected{name and f' (here that is {name})'}"
+    part = round(1 / factor)
+    shown = f"1/{part}" if 3 <= part < 100 and abs(part * factor - 1) < ALIKE else f"{factor:,.6g}"
+    return f"{shown}{name and f' ({name})'} times the expected value"
 
 
 def _product(factor: float, numbers: Mapping[str, float]) -> str:
-    """A factor in terms of named numbers, as "1 / m" or "T / V"; "" if there is none, and for a power of ten."""
-    factor = abs(factor)
-    if abs(math.log10(factor) % 1) < ALIKE:
+    """A factor in terms of named numbers, as "1 / m" or "-T / V". "" if there is none, for 2 and 1/2, which are often
+    a forgotten 2, and for a power of ten.
+    """
+    sign, factor = "-" if factor < 0 else "", abs(factor)
+    if abs(math.log10(factor) % 1) < ALIKE or abs(factor - 2) < ALIKE or abs(factor - 0.5) < ALIKE:
         return ""
     known = {name: abs(value) for name, value in numbers.items() if abs(value) not in (0, 1) and " " not in name}
     forms = {form: value for a, x in known.items() for form, value in ((a, x), (f"1 / {a}", 1 / x))}
@@ -283,7 +306,7 @@ def _product(factor: float, numbers: Mapping[str, float]) -> str:
             for b, y in known.items():
                 forms |= {f"{a} / {b}": x / y} if a != b else {}
                 forms |= {f"{a} · {b}": x * y, f"1 / ({a} · {b})": 1 / (x * y)} if a < b else {}
-    return next((form for form, value in forms.items() if abs(factor / value - 1) < ALIKE), "")
+    return next((sign + form for form, value in forms.items() if abs(factor / value - 1) < ALIKE), "")
 
 
 def named(shape: tuple[int, ...], sizes: Mapping[str, int]) -> str:

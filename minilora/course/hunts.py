@@ -36,7 +36,9 @@ def hunt(number: str, right: Callable, replaces: Mapping[str, str] | None = None
                 return answer.outcome(Draw(None, **{name: version}), copied=False).error
 
         if error := failure(right):
-            raise Wrong(f"your test must pass on the right version, but stops {answer.explain(error)}".rstrip(": "))
+            raise Wrong(
+                f"your test must pass on the right version, but there it fails: {answer.explain(error)}".rstrip(": ")
+            )
         alive = [version.line for version in versions if failure(version.function) is None]
         caught = f"{len(versions) - len(alive)} of {len(versions)} caught"
         if len(alive) == len(versions):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.tensor import Tensor
+from ..pages.text import listed
 from . import mine
 from .compare import ALIKE, Differs, Wrong, as_parts, chance, compare, is_number, named, same
 from .exercises import EXERCISES, QUESTIONS, Draw, Exercise, Form
@@ -275,10 +276,10 @@ def _differences(answer: Answer, trial: Trial, got: Outcome, known: bool = True)
             compare(parts[i], wanted[i], name, axes, answer.sizes, exercise.tolerance, numbers)
         except Differs as line:
             right = [n for n, a, b in zip(names, parts, wanted, strict=True) if same(a, b, exercise.tolerance)]
-            rest = f"{', '.join(right)} {'is' if len(right) == 1 else 'are'} right" if right else ""
+            rest = f"{listed(right)} {'is' if len(right) == 1 else 'are'} right" if right else ""
             given = shown(trial.drawn)
             if not (line.how or rest or given) and isinstance(wanted[i], (float, np.ndarray)):
-                rest = "no known mistake gives this: compute a small case by hand, step by step"
+                rest = "compute a small case by hand, step by step, and compare"
             raise Differs("; ".join(filter(None, [str(line), rest, given]))) from None
     return []
 

@@ -257,7 +257,9 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         answer(model=fresh, targets=[*targets, "v_porj"], make_layer=Adapted)
     except Wrong as wrong:
         if "ValueError" not in str(wrong):
-            raise Wrong(f"raise ValueError for the misspelled target 'v_porj'; your function stops {wrong}") from None
+            raise Wrong(
+                f"your function must raise ValueError for the misspelled target 'v_porj', but: {wrong}"
+            ) from None
     else:
         raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
     if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:

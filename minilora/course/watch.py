@@ -122,7 +122,9 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
     except KeyboardInterrupt:
         if not state["late"]:
             raise
-        raise Wrong(f"stopped after {seconds:.0f} seconds: does a loop never end?") from None
+        raise Wrong(
+            f"stopped after {seconds:.0f} seconds: does a loop never end, or does it wait for something?"
+        ) from None
     finally:
         timer.cancel()
         with lock:
@@ -166,6 +168,6 @@ def readable_output() -> Iterator[None]:
             yield
         finally:
             if out.left_out:
-                out.stream.write(f"\n(your code prints {out.left_out:,} characters more)\n")
+                out.stream.write(f"\n(your code printed {out.left_out:,} more characters)\n")
             for line in dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught):
                 out.stream.write(f"(your code warns: {line})\n")

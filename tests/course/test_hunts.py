@@ -58,7 +58,7 @@ def test_a_test_that_always_fails_is_told_where(hunt):
     def stops(version):
         version.nothing  # noqa: B018
 
-    right = "your test must pass on the right version, but stops "
+    right = "your test must pass on the right version, but there it fails: "
     assert said(hunt, always).startswith(f"{right}at `assert version is None`: AssertionError")
     assert said(hunt, stops).startswith(f"{right}at `version.nothing  # noqa: B018`: AttributeError: ")
 
@@ -95,7 +95,7 @@ def test_a_test_that_never_ends_is_stopped(monkeypatch):
             pass
 
     monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.2,))
-    assert said(HUNTS[0], forever) == "stopped after 0 seconds: does a loop never end?"
+    assert said(HUNTS[0], forever) == "stopped after 0 seconds: does a loop never end, or does it wait for something?"
 
 
 def test_an_error_of_any_kind_catches_a_broken_version():

@@ -371,7 +371,10 @@ def test_a_check_is_stopped_when_it_takes_too_long(double, monkeypatch, interrup
     before = signal.signal(signal.SIGINT, interrupts)  # ignored where a shell has started the program in the background
     try:
         start = time.perf_counter()
-        assert judged(double, endless, rng()) == "stopped after 0 seconds: does a loop never end?"
+        assert (
+            judged(double, endless, rng())
+            == "stopped after 0 seconds: does a loop never end, or does it wait for something?"
+        )
         assert time.perf_counter() - start < 5
         assert signal.getsignal(signal.SIGINT) == interrupts
     finally:
@@ -424,16 +427,18 @@ def test_what_an_answer_prints_stays_and_its_warnings_are_one_line_on_stdout(dou
 
 HOW = [  # what becomes of an array (4, 5) of sizes m, n; what is said about it
     (lambda y: -y, "all of y has the wrong sign"),
-    (lambda y: 2 * y, "all of y is 2 times what is expected"),
-    (lambda y: y / 4, "all of y is 0.25 times what is expected (here that is 1 / m)"),
-    (lambda y: y * 5 / 4, "all of y is 1.25 times what is expected (here that is n / m)"),
-    (lambda y: y / 20, "all of y is 0.05 times what is expected (here that is 1 / (m · n))"),
-    (lambda y: y / 5**0.5, "(here that is 1 / sqrt(n))"),
-    (lambda y: y / 100, "all of y is 0.01 times what is expected"),
+    (lambda y: 2 * y, "all of y is 2 times the expected value"),
+    (lambda y: y / 4, "all of y is 1/4 (1 / m) times the expected value"),
+    (lambda y: y / -4, "all of y is -0.25 (-1 / m) times the expected value"),
+    (lambda y: y / 2, "all of y is 0.5 times the expected value"),
+    (lambda y: y * 5 / 4, "all of y is 1.25 (n / m) times the expected value"),
+    (lambda y: y / 20, "all of y is 1/20 (1 / (m · n)) times the expected value"),
+    (lambda y: y / 5**0.5, "(1 / sqrt(n)) times the expected value"),
+    (lambda y: y / 100, "all of y is 0.01 times the expected value"),
     (lambda y: y + y.max(), "too large"),
     (lambda y: y - y.max(), "too small"),
     (lambda y: 0 * y, "y is zero everywhere"),
-    (lambda y: np.where(np.arange(4)[:, None] % 2, y, 0), "y is zero in 10 of 20 places"),
+    (lambda y: np.where(np.arange(4)[:, None] % 2, y, 0), "10 of its 20 numbers are zero, but should not be"),
     (np.abs, "the magnitudes are right, the sign is wrong in "),
     (lambda y: y * np.arange(2, 6)[:, None], "each row is right except for a factor"),
     (lambda y: y * np.arange(2, 7), "each column is right except for a factor"),
@@ -441,6 +446,7 @@ HOW = [  # what becomes of an array (4, 5) of sizes m, n; what is said about it
     (lambda y: y[:, ::-1], "the columns are right, but in another order"),
     (lambda y: y.ravel()[::-1].reshape(y.shape), "the numbers are right, but in other places"),
     (lambda y: np.where(np.arange(4)[:, None] == 2, y**2, y), "only y[2] is wrong"),
+    (lambda y: np.where(np.arange(4)[:, None] == 2, 2 * y, y), "only y[2] is wrong"),
     (lambda y: np.where(np.arange(4)[:, None] == 2, y, y**3), "only y[2] is right"),
     (lambda y: np.where(np.arange(20).reshape(4, 5) % 3, y, y**2), "7 of 20 places differ"),
 ]
@@ -460,30 +466,58 @@ def test_how_an_array_differs_is_said(change, line):
     ("got", "want", "line"),
     [
         (0.0, np.inf, "y is 0, expected inf"),
+        (1.0, np.inf, "y is 1, expected inf"),
+        (1e-320, 5.0, "y is 9.999889e-321, expected 5"),
+        (1e-320, 0.5, "y is 9.999889e-321, expected 0.5"),
+        (0.0, 0.2001365, "y is 0, expected 0.2001365"),
+        (-12, 12, "; the sign is wrong"),
+        (123_456_780, 123_456_789, "y is 123,456,780, expected 123,456,789; 9 too small"),
+        (10**300, 5, "too large"),
         (-1.7, 1.7, "; the sign is wrong"),
-        (6.8, 3.4, "; that is 2 times what is expected"),
-        (3.4 / 7, 3.4, "; that is 0.142857 times what is expected (here that is 1 / T)"),
+        (6.8, 3.4, "; that is 2 times the expected value"),
+        (3.4 / 7, 3.4, "; that is 1/7 (1 / T) times the expected value"),
         (3.4 * 1.7, 3.4, "y is 5.78, expected 3.4"),
-        (3.14, 3.14159, "; it is rounded; return all digits"),
+        (3.14, 3.14159, "; it is rounded: return all digits"),
         (12, 10, "; 2 too large"),
-        (70_000, 10_000, "; that is 7 times what is expected (here that is T)"),
-        (1.0 + 1e-7, 1.0, "y is 1 as expected, but later digits differ; is it rounded, or measured, not derived?"),
+        (70_000, 10_000, "; that is 7 (T) times the expected value"),
+        (1.0 + 1e-7, 1.0, "such as eps added?"),
+        ("a" * 80 + "b", "a" * 80 + "c", "y is ...aaaaaaaaaaaaaaaaaaaab', expected ...aaaaaaaaaaaaaaaaaaaac'"),
+        ([], [1, 2], "y: the number of values is 0, expected 2"),
+        ([1], [1, 2], "y: the number of values is 1, expected 2; the first values are right"),
     ],
 )
-def test_how_a_number_differs_is_said(got, want, line):
+def test_how_a_value_differs_is_said(got, want, line):
     with pytest.raises(Wrong) as wrong:
         compare(got, want, "y", None, {"T": 7})
     assert str(wrong.value).endswith(line)
+
+
+def test_infinities_are_named_and_where_some_are_expected_the_others_are_compared():
+    want, hidden = np.arange(4.0), np.array([1.0, -np.inf, 2.0, 3.0])
+    with np.errstate(all="raise"):
+        for got, expected, line in [
+            (
+                np.where(want == 2, np.inf, want),
+                want,
+                "y contains inf: is something divided by zero, or is an exponential",
+            ),
+            (hidden * [1, 1, 1, 2], hidden, r"y\[3\] is 6, expected 3$"),
+            (np.where(want == 1, 0, hidden), hidden, r"y\[1\] is 0, expected -inf$"),
+        ]:
+            with pytest.raises(Wrong, match=line):
+                compare(got, expected, "y", None, {})
 
 
 def test_what_is_right_and_short_arguments_are_said_and_else_what_to_do(double):
     answer = lambda *given: (lambda dx, dW, db: (dx, dW, db**2))(
         *EXERCISES["linear_backward"].forms[0].reference(*given)
     )
-    assert judged(EXERCISES["linear_backward"], answer, rng()).endswith("; dx, dW are right")
+    assert judged(EXERCISES["linear_backward"], answer, rng()).endswith("; dx and dW are right")
     said = judged(EXERCISES["step_products"], lambda m, n, r, lowest: 7, rng())
     assert re.search(r"; [\d,]+ too small; called with m = \d+, n = \d+, r = \d+, lowest = False$", said)
-    assert judged(double, lambda x, names: x**2 + 1, rng()).endswith("compute a small case by hand, step by step")
+    assert judged(double, lambda x, names: x**2 + 1, rng()).endswith(
+        "compute a small case by hand, step by step, and compare"
+    )
     said = judged(EXERCISES["rope_base"], lambda D, T, slow: 1.7, rng())
     assert re.search(r"expected [\d,.]+; called with D = \d+, T = \d+, slow = \d+$", said)
 
@@ -505,7 +539,7 @@ def test_of_what_an_answer_prints_the_beginning_is_shown(double, capfd):
     assert judged(double, talks, rng()) == "ok"
     out, err = capfd.readouterr()
     assert out.startswith("a word") and watch.PRINTED <= len(out) < watch.PRINTED + 200 and err == ""
-    assert f"(your code prints {4 * (10**6 + 1 + 7) - watch.PRINTED:,} characters more)" in out
+    assert f"(your code printed {4 * (10**6 + 1 + 7) - watch.PRINTED:,} more characters)" in out
 
 
 def test_an_error_that_is_a_kind_of_not_implemented_is_an_error(double):

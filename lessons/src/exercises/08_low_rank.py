@@ -36,9 +36,9 @@ def rank_for(delta, share):
 # ## 8.2 The best approximation of rank r
 #
 # A matrix of rank r is a product $BA$ of an (m, r) and an (r, n) matrix. Find the product that approximates `delta`
-# best, one rank-one term for each column of B and row of A. Many pairs have the same product: a number that divides B
-# can multiply A. Choose the balanced pair: column i of B is as long as row i of A. (This is how an adapter is
-# extracted from a fully fine-tuned model.)
+# best. Column i of B times row i of A must be the term of the i-th singular value. Many pairs have the same product: a
+# number that divides B can multiply A. Choose the balanced pair: column i of B is as long as row i of A. (This is how
+# an adapter is extracted from a fully fine-tuned model.)
 
 
 # %% points=3

@@ -40,10 +40,10 @@ def dora_norm(W, A, B, alpha):
 # %% [markdown]
 # ## 19.2 PiSSA's initialisation
 #
-# Take W apart with `U, S, Vt = np.linalg.svd(W, full_matrices=False)`; the largest singular values come first. Choose
-# A and B so that $s\,BA$ is the best approximation of W of rank r, and so that both contribute equally: column k of B
-# and row k of A hold one singular value's term, and must be equally long. What is left of W is the residual, so that
-# residual $+\,s\,BA$ is W.
+# Take W apart with `U, S, Vt = np.linalg.svd(W, full_matrices=False)`; the largest singular values come first. Choose A
+# and B so that $s\,BA$ is the best approximation of W of rank r, and so that both contribute equally: column k of B
+# times row k of A, scaled by s, is the term of the k-th singular value, and both are equally long. What is left of W is
+# the residual, so that residual $+\,s\,BA$ is W.
 
 
 # %% points=2
