@@ -18,7 +18,8 @@ from io import StringIO, TextIOWrapper
 from .commands import NAMES
 from .nn.ranks import ALONE, Ranks, Several, world
 from .options import Parser, UsageError, parse, suggestion
-from .progress import printable, show_progress
+from .progress import show_progress
+from .terminal import printable
 from .version import __version__
 
 SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_broken_pipe(error: Exception) -> bool:
     """Whether nobody reads the output any longer. Windows calls that an invalid argument, of no file."""
-    unnamed = isinstance(error, OSError) and error.filename is None
+    unnamed = isinstance(error, OSError) and error.filename is None and getattr(error, "winerror", None) is None
     return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and unnamed and error.errno == errno.EINVAL)
 
 

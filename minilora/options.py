@@ -27,7 +27,7 @@ from numbers import Integral, Real
 from pathlib import Path, PurePath
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .progress import quote
+from .terminal import quote
 
 Options = TypeVar("Options")
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -121,7 +121,7 @@ def option(
     only: values of other options without which it means nothing. As a flag it is then refused where they are different:
         with {"steps": None} where --steps is given.
     why: the reason for `only`, which the refusal names.
-    alone: the value of the flag where no value comes after it, if the flag has not several.
+    alone: the value of the flag where no value comes after it, unless it takes several.
     least, most, above: the limits of a number; `above` itself is not allowed.
     infinite: whether a number may be infinite.
     follows: other options that it depends on. Flags that change one of them also reset a file's value of this one.

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import re
-import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,27 +20,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from .terminal import printable
+
 # What is known of a stage (its loss, for example) comes before the bar, which takes the rest of the line.
 WITH_TEXT = "{desc:<14}  {text}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 WITH_SPEED = "{desc:<14}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 log = logging.getLogger("minilora")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but the tab and the end of a line
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _innermost: ContextVar[Bar | None] = ContextVar("innermost", default=None)
-
-
-def quote(word: str, system: str = os.name) -> str:
-    """A word of a command that a line tells people to type, as their shell reads it.
-
-    On Windows, cmd.exe and PowerShell both read double quotes. cmd.exe takes single quotes for letters of the word.
-
-    >>> quote("my run", "posix"), quote("my run", "nt")
-    ("'my run'", '"my run"')
-    """
-    if system != "nt":
-        return shlex.quote(word)
-    return word if re.fullmatch(r"[\w:./\\=+-]+", word) else '"' + word.replace('"', r"\"") + '"'
 
 
 class Bar:
@@ -114,15 +99,6 @@ def hide_progress(hide: bool = True) -> Iterator[None]:
         yield
     finally:
         _hidden.reset(token)
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for each control character: data, files and models may hold any, and some steer a terminal.
-
-    >>> printable("a\\x1b[2Jb\\n")
-    'a�[2Jb\\n'
-    """
-    return _CONTROL.sub("\ufffd", text)
 
 
 class _ToStderr(logging.Handler):

@@ -2,13 +2,12 @@
 
 import io
 import logging
-import shlex
 import threading
 import time
 
 import pytest
 
-from minilora.progress import Bar, hide_progress, log, progress, quote, show_progress
+from minilora.progress import Bar, hide_progress, log, progress, show_progress
 
 
 @pytest.fixture
@@ -16,16 +15,6 @@ def shown():
     show_progress()
     yield
     show_progress(False)
-
-
-WORDS = {"runs\\mine": "runs\\mine", "C:/a-b.csv": "C:/a-b.csv", "größe": "größe", "a b": '"a b"', "Q&A": '"Q&A"',
-         "": '""', "50%": '"50%"', "it's": '"it\'s"', "a,b": '"a,b"', 'say "hi"': r'"say \"hi\""'}  # fmt: skip
-
-
-@pytest.mark.parametrize("word", WORDS)
-def test_a_word_is_quoted_as_the_systems_shell_reads_it(word):
-    assert quote(word, "nt") == WORDS[word]
-    assert shlex.split(quote(word, "posix")) == [word]
 
 
 def printed(capsys):

@@ -19,7 +19,7 @@ from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
 from ..pages.text import shortened
-from ..progress import printable
+from ..terminal import printable
 from .asking import Asking, read_context
 from .shared import Instead, adapters
 

@@ -25,7 +25,8 @@ from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
 from ..options import BASE, UsageError, add_flags, check, flag, flag_fields, from_flags, option, refuse_other_settings
 from ..pages.text import counted, listed, plain
-from ..progress import log, printable
+from ..progress import log
+from ..terminal import printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
 from ..train.options import FIELD, Options

@@ -30,7 +30,7 @@ from ..models.with_adapters import DEFAULT_BASE
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
-from ..progress import printable, quote
+from ..terminal import printable, quote
 from ..train.options import FIELD, LABEL, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored

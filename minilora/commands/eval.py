@@ -40,7 +40,8 @@ from ..pages.open_book import open_book_lines
 from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
-from ..progress import log, printable
+from ..progress import log
+from ..terminal import printable
 from ..train.material import Material, turned, with_passages
 from ..train.options import LABEL, SCHEMA, Options
 from .shared import AS_JSON, Loading
@@ -211,9 +212,10 @@ def _given_passages(
     encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=options.max_length)
     if options.context is not None:
         records = with_passages(records, options.context, source, tokenizer, room)
-    if any(record.context is None for record in records):
+    if without := sum(record.context is None for record in records):
         if quoting is None or options.no_recall:  # otherwise it is refused
-            log.warning(f"{source}: the loss is without passages, unlike in training: give them with --context FILE")
+            share = f"the loss of {without:,} of {len(records):,} records is without a passage"
+            log.warning(f"{source}: {share}: if there was one in training, give it with --context FILE")
     elif quoting is not None:
 
         def encode(records: Sequence[Record]) -> Sequence[Sample]:

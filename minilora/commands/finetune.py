@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the job and print its page."""
     from ..pages.text import terminal_width
-    from ..progress import printable
+    from ..terminal import printable
     from ..train.job import finetune, rehearse
     from .report import page, rehearsal
 

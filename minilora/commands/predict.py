@@ -24,7 +24,8 @@ from ..lora.adapters import set_adapter
 from ..lora.provenance import read_provenance
 from ..options import add_flags, from_flags, option
 from ..pages.text import counted
-from ..progress import hide_progress, log, printable, progress
+from ..progress import hide_progress, log, progress
+from ..terminal import printable
 from .asking import Asking, read_context
 from .shared import OVERWRITE, Instead, adapters
 

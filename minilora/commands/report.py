@@ -29,7 +29,7 @@ from ..pages.text import (
     terminal_width,
     wrapped,
 )
-from ..progress import printable, quote
+from ..terminal import printable, quote
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON, Instead
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json
 from ..pages.labels import subject_and_others
 from ..pages.text import NOTHING, columns, counted, megabytes, percent, plain
-from ..progress import printable
+from ..terminal import printable
 from ..train.run_folder import METRICS_FILE
 from .shared import AS_JSON
 

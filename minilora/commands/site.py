@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..progress import quote
+from ..terminal import quote
 
 HELP = "write a static web page on which a small model is trained in the browser"
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..experiments.grid import Sweep, SweepOptions
 from ..options import add_flags, usage_errors
 from ..pages.text import columns, counted, duration, interval, rule, terminal_width, wrapped
-from ..progress import printable
+from ..terminal import printable
 from .compare_table import NAMES
 from .shared import AS_JSON, read_options
 

@@ -130,12 +130,14 @@ def compare(
         if got.requires_grad != want.requires_grad:
             raise Wrong(f"{what} must {'require' if want.requires_grad else 'not require'} a gradient (requires_grad)")
         got, want = got.data, want.data
-    if isinstance(want, np.ndarray) and want.ndim:
+    if isinstance(want, np.ndarray) and not want.ndim:
+        want = want[()]
+    if isinstance(want, np.ndarray):
         _compare_arrays(got, want, what, axes or "", sizes, tolerance, numbers)
-    elif is_number(want) or isinstance(want, np.ndarray):
+    elif is_number(want):
         value = number(got, what)
         if not same(value, want, tolerance):
-            _report(what, _digits(value), _digits(want), _beside(value, want, numbers))
+            _report(what, _digits(value), _digits(want), _number_pattern(value, want, numbers))
     elif not same(got, want, tolerance):
         if isinstance(want, (list, tuple, dict)):
             _compare_items(got, want, what, tolerance)
@@ -162,13 +164,13 @@ def _digits(x: float) -> str:
     return f"{x:,.0f}" if x % 1 == 0 and abs(x) < 1e15 else f"{x:,.7g}"
 
 
-def _shortened(*values: Any) -> tuple[str, ...]:
+def _shortened(got: Any, want: Any) -> tuple[str, str]:
     """Two values as code, 60 characters of each: the first ones, or those around the place where they first differ."""
-    texts = [repr(x.item() if isinstance(x, np.generic) else x) for x in values]
-    apart = next((i for i, (x, y) in enumerate(zip(*texts, strict=False)) if x != y), min(map(len, texts)))
+    a, b = (repr(x.item() if isinstance(x, np.generic) else x) for x in (got, want))
+    apart = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     start = apart - 20 if apart > 50 else 0
-    before = "..." if start else ""
-    return tuple(f"{before}{text[start : start + 57]}{'...' if len(text) > start + 57 else ''}" for text in texts)
+    cut = lambda text: f"{'...' if start else ''}{text[start : start + 57]}{'...' if len(text) > start + 57 else ''}"
+    return cut(a), cut(b)
 
 
 def _compare_arrays(
@@ -224,7 +226,7 @@ def _report(what: str, got: str, want: str, how: str = "") -> None:
     raise Differs(f"{what} is {got}, expected {want}", how)
 
 
-def _beside(got: float, want: float, numbers: Mapping[str, float]) -> str:
+def _number_pattern(got: float, want: float, numbers: Mapping[str, float]) -> str:
     """How two numbers differ: by a factor that has a name or is a whole number, or whole numbers by how many."""
     whole = got % 1 == want % 1 == 0
     if not (want and math.isfinite(want)):
@@ -286,7 +288,7 @@ def _constant(got: np.ndarray, want: np.ndarray) -> float | None:
 
 
 def _times(factor: float, name: str) -> str:
-    part = round(1 / factor)
+    part = round(1 / factor) if abs(factor) > 1e-3 else 0
     shown = f"1/{part}" if 3 <= part < 100 and abs(part * factor - 1) < ALIKE else f"{factor:,.6g}"
     return f"{shown}{name and f' ({name})'} times the expected value"
 
@@ -296,7 +298,9 @@ def _product(factor: float, numbers: Mapping[str, float]) -> str:
     a forgotten 2, and for a power of ten.
     """
     sign, factor = "-" if factor < 0 else "", abs(factor)
-    if abs(math.log10(factor) % 1) < ALIKE or abs(factor - 2) < ALIKE or abs(factor - 0.5) < ALIKE:
+    if not 1e-300 < factor < 1e300 or abs(math.log10(factor) - round(math.log10(factor))) < ALIKE:
+        return ""
+    if abs(factor - 2) < ALIKE or abs(factor - 0.5) < ALIKE:
         return ""
     known = {name: abs(value) for name, value in numbers.items() if abs(value) not in (0, 1) and " " not in name}
     forms = {form: value for a, x in known.items() for form, value in ((a, x), (f"1 / {a}", 1 / x))}

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..pages.template import template
-from ..progress import quote
+from ..terminal import quote
 from . import mine
 from .pages import course_map
 from .slides import TEMPLATES

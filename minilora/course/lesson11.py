@@ -18,10 +18,11 @@ REPRODUCED, NOT_HERE, CONTRADICTED = (str(verdict) for verdict in Verdict)
 
 
 def draw_pairs(rng: np.random.Generator, n: int | None = None) -> Draw:
-    """Losses of two methods over n seeds: a seed that is hard for one is hard for the other."""
+    """Losses of two methods over n seeds: one that is hard for a is hard for b; for one of them, b is worse."""
     n = int(rng.integers(3, 8)) if n is None else n
-    hard = rng.normal(2.6, 0.2, n)
-    return Draw({"n": n}, a=hard + rng.normal(0.1, 0.05, n), b=hard + rng.normal(0, 0.05, n))
+    b, d = rng.normal(2.6, 0.2, n), np.abs(rng.normal(0.1, 0.05, n))
+    d[rng.integers(n)] *= -1
+    return Draw({"n": n}, a=b + d, b=b)
 
 
 @exercise("11.1", draw=draw_pairs, smallest=lambda rng: draw_pairs(rng, n=2), returns="mean, low, high")

@@ -154,8 +154,9 @@ class Shortened:
 
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """Print each warning once, as one line on stdout, and stderr on stdout: nbgrader deducts points for stderr. Of what
-    an answer prints, the beginning is shown.
+    """Print each warning once, as one line on stdout, and stderr on stdout: nbgrader deducts points for stderr.
+
+    Of what an answer prints, the beginning is shown.
     """
     out = Shortened(sys.stdout)
     with (

@@ -15,8 +15,8 @@ def draw_world(planted: Callable[[float, int], tuple[float, float]]) -> Callable
     """A world whose tuned difference has a known mean and standard deviation: planted(claimed, number of seeds).
 
     Each method has four rates that could be taken for its best: by the mean on validation, on the test, for the first
-    seed, by the median; one seed is bad at the best rate. The two methods are best at different
-    rates; the new one sometimes at the first of the list, the old one never.
+    seed, by the median; one seed is bad at the best rate. The two methods are best at different rates; the new one
+    sometimes at the first of the list, the old one never.
     """
 
     def draw(rng: np.random.Generator) -> Draw:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..models.tokenizer import Message
 from ..options import suggestion
-from ..progress import quote
+from ..terminal import quote
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),

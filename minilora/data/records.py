@@ -20,7 +20,8 @@ from typing import Any
 from ..files.disk import sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
-from ..progress import log, quote
+from ..progress import log
+from ..terminal import quote
 from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
 from .formats import (
     CONTEXT,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from shlex import quote
 from typing import Any, TextIO
 
 from ..files.disk import entries
+from ..terminal import quote
 from .formats import NAMES, listed
 
 SPLITS = ("train", "validation", "test")
@@ -132,7 +132,7 @@ def _comma(suffix: str, first: str) -> str:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file. Raises DataError for one that cannot be read, more than once and to its end."""
+    """The first bytes of a file. Raises DataError for one that cannot be read, or not twice, as a pipe."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(f"{path}: a pipe or a device: save its rows in a file first")
     try:

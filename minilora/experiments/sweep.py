@@ -27,7 +27,8 @@ from ..measure.statistics import Interval
 from ..models.load import load_tokenizer, locate, sha256_of_base
 from ..options import flag, refuse_other_settings
 from ..pages.text import counted, duration
-from ..progress import hide_progress, log, progress, quote
+from ..progress import hide_progress, log, progress
+from ..terminal import quote
 from ..train.job import finetune
 from ..train.options import Options
 from ..train.run_folder import refuse_foreign, unwritable

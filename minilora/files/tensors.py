@@ -67,8 +67,8 @@ def _stored(name: str, about: Mapping[str, Any], path: Path, start: int) -> Stor
     shape, (begin, end) = about["shape"], about["data_offsets"]
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"{name} has shape {shape} and offsets {begin}, {end}: expected integers from 0")
-    if len(shape) > 32 or prod(n for n in shape if n) >= 1 << 60:  # NumPy has no such array, not even an empty one
-        raise ValueError(f"{name} has a shape of {len(shape)} dimensions, {shape!r:.80}: expected that of an array")
+    if len(shape) > 32 or prod(n for n in shape if n) >= 1 << 60:
+        raise ValueError(f"{name} has {len(shape)} dimensions, {shape!r:.80}: no model has such an array")
     if end - begin != prod(shape) * _WIDTHS[about["dtype"]]:
         raise ValueError(f"{name} has {end - begin:,} bytes for shape {shape} in {about['dtype']}")
     return StoredTensor(name, tuple(shape), about["dtype"], path, start + begin, end - begin)

@@ -26,7 +26,7 @@ Held = TypeVar("Held", KVCache, "Read")
 class _Recent(Generic[Held]):
     """What was computed last, in `most_bytes` at most, by who computed it and of which tokens.
 
-    It is that of the weights that computed it: after a change of the model, call `forget`.
+    It is valid only for the weights that computed it: after a change of the model, call `forget`.
     """
 
     def __init__(self, most_bytes: int):
@@ -52,7 +52,7 @@ class PrefixCache(_Recent[KVCache]):
         super().__init__(most_bytes)
 
     def keep(self, choice: Choice, tokens: Sequence[int], row: KVCache) -> None:
-        """Keep a row, in the place of those that are its beginning."""
+        """Keep a row, and drop those that it begins with."""
         if row.nbytes > self.most_bytes:
             return
         who, new = _who(choice), tuple(tokens[: row.length])

@@ -39,7 +39,7 @@ class LoraConfig:
     init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the initial update is zero; "gaussian": A from
         N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
         see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
-    task_type: "CAUSAL_LM", which PEFT asks for; taken so that its configurations can be copied, and not stored.
+    task_type: "CAUSAL_LM", as in the files of all adapters; accepted so that configurations of PEFT can be copied.
 
     Values of NumPy are stored as Python's. Raises ValueError or TypeError for invalid values.
     """
@@ -95,9 +95,10 @@ class LoraConfig:
         if not isinstance(init, bool | str) or init not in _INITIALISATIONS:
             known = ", ".join(map(repr, _INITIALISATIONS))
             raise ValueError(f"init_lora_weights must be one of {known}, got {init!r}")
-        for pattern in self.patterns():
+        for pattern, whole in self.patterns():
             try:
-                re.compile(pattern), re.compile(ending_in(pattern))
+                re.compile(pattern)
+                re.compile(whole)
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{pattern!r:.80} is not a regular expression: {error}") from error
 
@@ -105,10 +106,10 @@ class LoraConfig:
         """r, lora_alpha, target_modules, and every other field whose value is not the default."""
         return short_repr(self, "target_modules")
 
-    def patterns(self) -> list[str]:
-        """All regular expressions: of whole names of modules, and, in the last two fields, of their ends."""
+    def patterns(self) -> list[tuple[str, str]]:
+        """Every regular expression as it was given, and as it is matched with whole names of modules."""
         whole = [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
-        return [*whole, *self.rank_pattern, *self.alpha_pattern]
+        return [*((p, p) for p in whole), *((p, ending_in(p)) for p in (*self.rank_pattern, *self.alpha_pattern))]
 
     def rank_of(self, module: str) -> int:
         """The rank in the module with this name."""

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, check_module
 from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
-from .config import FROM_BASE, LoraConfig, ending_in
+from .config import FROM_BASE, LoraConfig
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
 from .provenance import FORMAT, PROVENANCE_FILE, provenance_of_base, read_provenance, refuse_other_base
@@ -199,7 +200,10 @@ def load_adapter(
     _refuse_another_width(model, tensors, path)
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     if (r := max(config.r, *config.rank_pattern.values(), 0)) > longest:  # before A and B of that rank are made
-        raise ModelFileError(f"{folder / CONFIG_FILE}: a rank of {r}, which no tensor of {WEIGHTS_FILE} has")
+        raise ModelFileError(
+            f"{folder / CONFIG_FILE}: a rank of {r:,}, but no tensor of {WEIGHTS_FILE} has an axis longer than "
+            f"{longest:,}: the two files do not belong together"
+        )
     weights = plan_adapter(model, config, name, any_rank=True)
     parameters = {
         peft_name(f"{module}.{key}"): parameter
@@ -218,23 +222,31 @@ def _refuse_endless_patterns(config: LoraConfig, modules: Sequence[str], path: P
     """Raise ModelFileError for patterns that take longer than `PATTERN_SECONDS` on the names of a model's modules.
 
     `([\\w.]+)+x` takes years on a name of 30 letters, and nothing stops a thread that matches it. So another process
-    tries the patterns that can be slow first. A browser has none.
+    tries the patterns that can be slow first. Where none can be started, as in a browser, nothing is tried.
     """
-    import subprocess  # here, so that `import minilora` is quick
-
-    patterns = [p for p in config.patterns() if re.search(r"[*+?{|]", p)]
-    if not patterns or sys.platform == "emscripten":
+    patterns = [whole for given, whole in config.patterns() if re.search(r"[*+?{|]", given)]
+    if not patterns or not sys.executable or getattr(sys, "frozen", False) or sys.platform == "emscripten":
         return
-    code = "import json, re, sys; ps, ns = json.load(sys.stdin); [re.fullmatch(p, n) for p in ps for n in ns]"
-    both = [*patterns, *map(ending_in, patterns)]
-    command, given = [sys.executable, "-I", "-S", "-c", code], json.dumps([both, modules])
     try:
-        subprocess.run(command, input=given, text=True, timeout=PATTERN_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
+        _match_elsewhere(tuple(patterns), tuple(modules))
+    except TimeoutError as error:
         raise ModelFileError(
             f"{path}: matching its patterns (target_modules, exclude_modules, rank_pattern, alpha_pattern) with the "
             f"modules of this model takes more than {PATTERN_SECONDS} s: write names of modules instead"
         ) from error
+
+
+@cache  # adapters of one model often have the same patterns
+def _match_elsewhere(patterns: tuple[str, ...], modules: tuple[str, ...]) -> None:
+    """Match all patterns with all names in another process. Raises TimeoutError after `PATTERN_SECONDS`."""
+    import subprocess  # here, so that `import minilora` is quick
+
+    code = "import json, re, sys; ps, ns = json.load(sys.stdin); [re.fullmatch(p, n) for p in ps for n in ns]"
+    command, given = [sys.executable, "-I", "-S", "-c", code], json.dumps([patterns, modules])
+    try:
+        subprocess.run(command, input=given, text=True, timeout=PATTERN_SECONDS, capture_output=True)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError from error
 
 
 def _refuse_another_width(model: Module, tensors: Mapping[str, np.ndarray], path: Path) -> None:

@@ -35,7 +35,7 @@ from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from, read_provenance
 from ..nn.families import FAMILIES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
-from ..progress import quote
+from ..terminal import quote
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate

@@ -21,6 +21,7 @@ from ..engine import fused
 from ..engine.attention import Packing
 from ..engine.backend import Array, array_module
 from ..engine.tensor import Tensor
+from ..options import short_repr
 from . import llama
 from .cache import KVCache
 from .language_model import (
@@ -47,7 +48,7 @@ def every_nth(layers: Any, n: Any = 6) -> tuple[str, ...]:
     return tuple(SLIDING if (i + 1) % n else FULL for i in range(layers))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gemma3Config:
     """The shape of a Gemma 3 text model, under Hugging Face's names (`config.json`).
 
@@ -82,6 +83,10 @@ class Gemma3Config:
         object.__setattr__(self, "layer_types", types)
         if len(types) != self.num_hidden_layers or set(types) - {SLIDING, FULL}:
             raise ValueError(f"layer_types must be {self.num_hidden_layers} of {SLIDING} and {FULL}, got {types}")
+
+    def __repr__(self) -> str:
+        """The fields whose value is not the default."""
+        return short_repr(self)
 
 
 @dataclass

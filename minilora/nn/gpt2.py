@@ -19,13 +19,14 @@ from ..engine import fused
 from ..engine.attention import Packing
 from ..engine.backend import Array
 from ..engine.tensor import Tensor
+from ..options import short_repr
 from .cache import KVCache
 from .language_model import Context, LanguageModel, attend, check_positive, positions_of, through_blocks
 from .layers import Embedding, LayerNorm, Linear
 from .module import Module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GPT2Config:
     """The shape of a GPT-2, under the names that Llama's has; in `config.json` they are n_embd, n_layer, and so on.
 
@@ -58,6 +59,10 @@ class GPT2Config:
     @property
     def num_key_value_heads(self) -> int:
         return self.num_attention_heads
+
+    def __repr__(self) -> str:
+        """The fields whose value is not the default."""
+        return short_repr(self)
 
 
 class Attention(Module):

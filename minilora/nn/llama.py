@@ -76,6 +76,8 @@ class Config:
         check_positive(self, int, *(name for name, none in counts.items() if getattr(self, name) != none))
         check_positive(self, float, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
         check_heads(self)
+        if self.post_norm and (self.qk_norm or self.shared_mlp or self.residual_multiplier != 1):
+            raise ValueError("post_norm does not go with qk_norm, shared_mlp or residual_multiplier: leave these out")
 
     def __repr__(self) -> str:
         """The fields whose value is not the default."""

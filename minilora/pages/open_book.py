@@ -9,7 +9,7 @@ import numpy as np
 
 from ..measure.open_book import CLOSED, FOUND, RIGHT
 from .labels import shown
-from .style import AMBER, BLUE, GREY, panels
+from .style import AMBER, BLUE, GREY, literal, panels
 from .text import NARROWEST, NOTHING, columns, counted, listed, percent, plain, rule, shortened, wrapped
 
 KINDS = {CLOSED: "no passage", RIGHT: "the right passage", FOUND: "the passage that is found"}
@@ -43,7 +43,7 @@ def open_book_figure(report: Mapping[str, Any]) -> Any:
         low, high = (value if found[end] is None else 100 * found[end] for end in ("low", "high"))
         axes.plot([low, high], [place] * 2, color=mpl.rcParams["text.color"], linewidth=1)
         axes.text(max(value, high) + 1, place, f"{plain(value)} %, {KINDS[kind]}", va="center", fontsize=9)
-    axes.set_yticks(np.arange(len(names)), [shortened(name, 24) for name in names])
+    axes.set_yticks(np.arange(len(names)), [literal(shortened(name, 24)) for name in names])
     axes.invert_yaxis()
     axes.set(xlim=(0, 125), xticks=range(0, 101, 20), xlabel="keyword recall, % (lines: 95 % intervals)")
     return figure

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import replacing
-from ..progress import printable
+from ..terminal import printable
 
 # Okabe and Ito, Color Universal Design (2008): colours that the colour-blind can tell apart, too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"

@@ -312,7 +312,7 @@ def right_passages(
         share = f"{len(strange):,} of {len(asked):,} records share no word with any passage of {context}"
         if len(strange) == len(asked):
             raise ValueError(f"{data}: {share}: give the passages that have their answers")
-        log.warning(f"{data}: {share}, such as {strange[0]}: each is trained with a passage that is not about it")
+        log.warning(f"{data}: {share}, such as {strange[0]}: each gets a passage that is not about it")
     return {record.id: handbook.right(record.messages) for record in asked}
 
 

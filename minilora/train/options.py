@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..options import (
     short_repr,
     without_conflicts,
 )
+from ..terminal import quote
 from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
@@ -253,7 +253,7 @@ class Options:
 
     def text(self) -> str:
         """The same as TOML, for a file in `folder`, with all defaults: a later version may have others."""
-        file = shlex.quote((self.folder / OPTIONS_FILE).as_posix())
+        file = quote((self.folder / OPTIONS_FILE).as_posix())
         again = f"minilora finetune --config {file} --out ANOTHER_FOLDER"
         comments = (f"The options of this run. To repeat it: {again}", "Flags take precedence over this file.")
         paths = {

@@ -11,7 +11,8 @@ from types import TracebackType
 
 from ..files.disk import entries, put_back, remove_folder, swap_in
 from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
-from ..progress import log, quote
+from ..progress import log
+from ..terminal import quote
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
 TENSORBOARD = "tensorboard"  # the folder of its files

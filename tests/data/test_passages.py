@@ -114,7 +114,7 @@ def test_records_without_a_word_of_any_passage_are_named_and_refused_if_all_are(
     handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
     filled = with_passages(read_records(write(tmp_path / "a.jsonl", *rows)), handbook, "a", tokenizer, 500)
     share = f"share no word with any passage of {handbook}"
-    assert f"a: 1 of 4 records {share}, such as line-4: each is trained" in caplog.text and len(filled) == 4
+    assert f"a: 1 of 4 records {share}, such as line-4: each gets" in caplog.text and len(filled) == 4
     own = {**ROW, "context": "Own."}  # needs no passage
     with pytest.raises(ValueError, match=f"b: 1 of 1 records {re.escape(share)}: give the passages"):
         with_passages(read_records(write(tmp_path / "b.jsonl", own, rows[3])), handbook, "b", tokenizer, 500)

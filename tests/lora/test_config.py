@@ -42,6 +42,7 @@ def of(*kinds, layers=range(12)):
         ({"exclude_modules": "mlp.down_proj"}, of(*KINDS[:-1])),
         ({"exclude_modules": r".*down"}, NAMES),  # a pattern must match whole names
         ({"target_modules": r".*\.(q|v)_proj"}, of("q_proj", "v_proj")),
+        ({"target_modules": "(?i).*q_PROJ"}, of("q_proj")),
         ({"target_modules": r"model\.layers\.1\..*"}, of(*KINDS, layers=[1])),  # not 10 or 11
         ({"target_modules": r".*mlp.*", "exclude_modules": ["down_proj"]}, of("gate_proj", "up_proj")),
         ({"target_modules": ["q_proj"], "layers_to_transform": 0}, of("q_proj", layers=[0])),

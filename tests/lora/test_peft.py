@@ -294,7 +294,7 @@ def test_every_invalid_value_is_refused_by_name(base, folder):
             refused_with(model, folder, {key: value}, key.removeprefix("lora_"))
             (folder / CONFIG).write_text(json.dumps(before))
     for change in ({"r": 10**12}, {"rank_pattern": {"q_proj": 10**12}}):  # whose A would fill the memory
-        refused_with(model, folder, change, "rank of 1000000000000, which no tensor of")
+        refused_with(model, folder, change, "rank of 1,000,000,000,000, but no tensor of")
         (folder / CONFIG).write_text(json.dumps(before))
     refused_with(model, folder, {"target_modules": "(q"}, "regular expression")
     for key in ("r", "lora_alpha", "target_modules", "peft_type"):

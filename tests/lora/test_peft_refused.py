@@ -44,7 +44,7 @@ def test_tensors_that_do_not_fit_are_named(base, folder):
     write_tensors(folder / WEIGHTS, {"x": np.ones((4, 32), np.float32)})
     refused(model, folder, WEIGHTS, "missing", "more)")
     write_tensors(folder / WEIGHTS, {})
-    refused(model, folder, f"no tensor of {WEIGHTS}")
+    refused(model, folder, f"a rank of 4, but no tensor of {WEIGHTS}")
     (folder / WEIGHTS).write_bytes(before)
     rewrite(folder, {"r": 8})
     refused(model, folder, "(4, 32)", "expected (8, 32)")

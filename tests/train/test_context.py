@@ -103,7 +103,7 @@ def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_pa
         assert found == pytest.approx(metrics["loss"][name.removeprefix("data/")], rel=1e-5)
     assert not caplog.records
     closed = evaluate_adapters(EvalOptions(**values, no_recall=True))["scores"]
-    assert "the loss is without passages, unlike in training: give them with --context FILE" in caplog.text
+    assert "records is without a passage: if there was one in training, give it with --context FILE" in caplog.text
     if kind == "reading":
         return
     both = [f"a={run[0]}", f"b={quoting[0]}"]  # which learned the same data in two ways
