@@ -478,6 +478,7 @@ def test_how_an_array_differs_is_said(change, line):
         (3.4 / 7, 3.4, "; that is 1/7 (1 / T) times the expected value"),
         (3.4 * 1.7, 3.4, "y is 5.78, expected 3.4"),
         (3.14, 3.14159, "; it is rounded: return all digits"),
+        (4.0, 4.2, "y is 4, expected 4.2"),
         (12, 10, "; 2 too large"),
         (70_000, 10_000, "; that is 7 (T) times the expected value"),
         (1.0 + 1e-7, 1.0, "such as eps added?"),
@@ -490,6 +491,14 @@ def test_how_a_value_differs_is_said(got, want, line):
     with pytest.raises(Wrong) as wrong:
         compare(got, want, "y", None, {"T": 7})
     assert str(wrong.value).endswith(line)
+
+
+def test_a_factor_of_two_has_no_name_and_a_phrase_is_no_code():
+    for factor, said in ((2, "2"), (0.5, "0.5")):
+        with pytest.raises(Wrong, match=f"that is {said} times the expected value$"):
+            compare(3.4 * factor, 3.4, "y", None, {"r": 2})
+    with pytest.raises(Wrong, match="the codes is float64, expected int64$"):
+        compare(np.ones(3), np.ones(3, np.int64), "the codes", None, {})
 
 
 def test_infinities_are_named_and_where_some_are_expected_the_others_are_compared():
