@@ -3,8 +3,9 @@
 from typing import Any
 
 from ..experiments.claim import Setting
-from ..experiments.followed import FULL, LORA_8, followed_on_smollm2
+from ..experiments.followed import FULL, LORA_8
 from ..experiments.tiny import tiny_run
+from ._shared import followed_on_smollm2
 from .planted_rank import train as train_matrix
 
 SOURCE = "The usual introduction to LoRA"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, Setting
-from ..experiments.updates import shared_runs
+from ._shared import shared_runs
 
 CLAIM = Claim(
     source="DoRA (Liu et al. 2024, arXiv 2402.09353)",

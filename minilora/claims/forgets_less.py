@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, OnSmolLM2, Setting
-from ..experiments.followed import FULL, LORA_8, followed_on_smollm2, followed_run
+from ..experiments.followed import FULL, LORA_8, followed_run
 from ..experiments.tuned import first_step
 from ..pages import style
+from ._shared import followed_on_smollm2
 
 CLAIM = Claim(
     source="Biderman et al. 2024, LoRA Learns Less and Forgets Less, arXiv 2405.09673",

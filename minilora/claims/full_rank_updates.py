@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, Setting
-from ..experiments.updates import KEPT, base_matrices, read_update, shared_runs
+from ..experiments.updates import KEPT, base_matrices, read_update
 from ..lora.spectra import rank_for_variance, singular_values
+from ._shared import shared_runs
 
 CLAIM = Claim(
     source="LoRA Learns Less and Forgets Less (Biderman et al. 2024, arXiv 2405.09673)",

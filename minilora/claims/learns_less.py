@@ -9,6 +9,7 @@ from ..experiments.tiny import FULL, tiny_run
 from ..experiments.tuned import as_numbers
 from ..pages import style
 from ..pages.rates import losses_figure
+from ._shared import followed_on_smollm2
 
 CLAIM = Claim(
     source="Biderman et al. 2024, LoRA Learns Less and Forgets Less (arXiv 2405.09673)",
@@ -46,7 +47,7 @@ BEGIN = {"lora": 1e-2, FULL: 1e-3}
 def run(setting: Setting) -> dict[str, Any]:
     """Tune every rank and full fine-tuning, and compare their gains on the test set."""
     names = {name: name for name in (followed.LORA_8, FULL_NAME)}
-    found = followed.followed_on_smollm2(setting, names) if setting.on_smollm2 else _on_tiny(setting)
+    found = followed_on_smollm2(setting, names) if setting.on_smollm2 else _on_tiny(setting)
     gains = {name: [run["before"]["test"] - run["test"] for run in one["runs"]] for name, one in found.items()}
     lowest = followed.LORA_8 if setting.on_smollm2 else LOW
     less = [1 - lora / full for lora, full in zip(gains[lowest], gains[FULL_NAME], strict=True)]

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..experiments.claim import Band, Claim, Effect, Setting
-from ..experiments.updates import read_update, shared_runs
+from ..experiments.updates import read_update
 from ..lora.spectra import chance_similarity, subspace_similarities
+from ._shared import shared_runs
 
 CLAIM = Claim(
     source="LoRA (Hu et al. 2021, arXiv 2106.09685)",

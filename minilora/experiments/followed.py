@@ -5,11 +5,10 @@
     run = followed_run(lr=1e-2, base="tiny")                         # in seconds
     run["new"], run["old"]                                           # two losses at each look
 
-Claims about pretrained models have a second form on SmolLM2. All of them take their runs from `followed_on_smollm2`, so
-that a run that one claim has kept serves the others.
+Claims about pretrained models have a second form on SmolLM2. All of them take their runs from `followed_on_smollm2`
+(claims/_shared.py), so that a run that one claim has kept serves the others.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..data.records import read_records
@@ -20,7 +19,6 @@ from ..lora.config import LoraConfig
 from ..measure.loss import evenly, mean_loss
 from ..models.load import TINY, load
 from ..train.loop import fit
-from .claim import Setting
 
 LORA_8, FULL = "LoRA, r = 8", "full fine-tuning"
 CONTENDERS: dict[str, dict[str, Any]] = {LORA_8: {"lr": 2e-3}, FULL: {"lr": 2e-4, "method": "full"}}
@@ -71,12 +69,3 @@ def followed_run(
     fit(model, training, steps, lr, 8, seed, schedule=schedule, each_step=look)
     after = {"validation": found["new"][-1], "test": mean_loss(model, evenly(test, held_out))}
     return found | after | {"before": before, "trained": sum(p.size for p in model.trainable_parameters().values())}
-
-
-def followed_on_smollm2(setting: Setting, names: Mapping[str, str]) -> dict[str, Any]:
-    """`tuned` of the runs that claims share, each method at its best learning rate for the first seed.
-
-    names: by a claim's own name, LORA_8 or FULL. The smallest form takes a few steps of the tiny base.
-    """
-    contenders = {own: CONTENDERS[name] | (FEW if setting.small else {}) for own, name in names.items()}
-    return setting.tuned(followed_run, contenders)

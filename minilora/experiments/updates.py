@@ -10,7 +10,6 @@ The same settings find the same file again, as long as the code that decides the
 import atexit
 import shutil
 import tempfile
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from ..measure.loss import evenly, mean_loss
 from ..models.load import load
 from ..nn.language_model import LanguageModel
 from ..train.loop import fit
-from .claim import Setting
 from .memo import code_sha256, keep, path_of, recall
 
 METHODS = ("lora", "dora", "full")
@@ -89,17 +87,6 @@ def train_update(
             write_tensors(path, tensors)
             record = keep(report, decides, found)  # last: it says that the file next to it is complete
     return {"file": str(path)} | record["result"]
-
-
-def shared_runs(setting: Setting, contenders: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`tuned` of the runs that claims share: SmolLM2 on legal terms, each at its best rate for the first seed.
-
-    contenders: by name, {"method": ...} of `train_update`, and r. A small run takes a few steps of the tiny base.
-    """
-    base = "tiny" if setting.small else "smollm2"
-    same = {"base": base, "folder": setting.updates, **SHARED[base]}
-    given = {name: same | {"lr": RATES[base][one["method"]], **one} for name, one in contenders.items()}
-    return setting.tuned(train_update, given)
 
 
 def read_update(file: str | Path) -> dict[str, Update]:

@@ -18,7 +18,7 @@ _HEAD = "lm_head"
 _PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """The hyperparameters of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), under PEFT's names.
 

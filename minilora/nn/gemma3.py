@@ -48,7 +48,7 @@ def every_nth(layers: Any, n: Any = 6) -> tuple[str, ...]:
     return tuple(SLIDING if (i + 1) % n else FULL for i in range(layers))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Gemma3Config:
     """The shape of a Gemma 3 text model, under Hugging Face's names (`config.json`).
 
@@ -84,9 +84,7 @@ class Gemma3Config:
         if len(types) != self.num_hidden_layers or set(types) - {SLIDING, FULL}:
             raise ValueError(f"layer_types must be {self.num_hidden_layers} of {SLIDING} and {FULL}, got {types}")
 
-    def __repr__(self) -> str:
-        """The fields whose value is not the default."""
-        return short_repr(self)
+    __repr__ = short_repr
 
 
 @dataclass

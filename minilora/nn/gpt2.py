@@ -26,7 +26,7 @@ from .layers import Embedding, LayerNorm, Linear
 from .module import Module
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class GPT2Config:
     """The shape of a GPT-2, under the names that Llama's has; in `config.json` they are n_embd, n_layer, and so on.
 
@@ -60,9 +60,7 @@ class GPT2Config:
     def num_key_value_heads(self) -> int:
         return self.num_attention_heads
 
-    def __repr__(self) -> str:
-        """The fields whose value is not the default."""
-        return short_repr(self)
+    __repr__ = short_repr
 
 
 class Attention(Module):

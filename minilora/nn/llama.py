@@ -33,7 +33,7 @@ from .module import Module
 from .rope import RopeScaling, frequencies
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Config:
     """The shape of a Llama model, under Hugging Face's names (`config.json`).
 
@@ -79,9 +79,7 @@ class Config:
         if self.post_norm and (self.qk_norm or self.shared_mlp or self.residual_multiplier != 1):
             raise ValueError("post_norm does not go with qk_norm, shared_mlp or residual_multiplier: leave these out")
 
-    def __repr__(self) -> str:
-        """The fields whose value is not the default."""
-        return short_repr(self)
+    __repr__ = short_repr
 
 
 @dataclass

@@ -45,7 +45,7 @@ _MEASURING: dict[str, Any] = {"group": "measuring"}
 _MACHINE: dict[str, Any] = {"group": "memory and device"}
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
 

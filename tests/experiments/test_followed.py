@@ -6,10 +6,11 @@ import json
 import pytest
 
 import minilora as ml
+from minilora.claims._shared import followed_on_smollm2
 from minilora.data.samples import encode_text
 from minilora.experiments import followed
 from minilora.experiments.claim import Setting
-from minilora.experiments.followed import CONTENDERS, FULL, LORA_8, followed_on_smollm2, followed_run
+from minilora.experiments.followed import CONTENDERS, FULL, LORA_8, followed_run
 from minilora.measure.loss import evenly, mean_loss
 from minilora.models.load import TINY
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.claims._shared import shared_runs
 from minilora.experiments import updates
 from minilora.experiments.claim import Setting
-from minilora.experiments.updates import base_matrices, read_update, shared_runs, train_update
+from minilora.experiments.updates import base_matrices, read_update, train_update
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import write_tensors
 from minilora.lora.spectra import row_changes

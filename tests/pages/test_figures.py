@@ -9,20 +9,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from minilora.commands.compare_table import rows
+from minilora.pages import style
 from minilora.pages.figures import compare_figure, matrix_figure, run_figure
-from minilora.pages.style import (
-    BLUE,
-    FULL,
-    LORA,
-    ORANGE,
-    PARAPHRASE,
-    VALIDATION,
-    check_picture,
-    ink,
-    save,
-    save_themes,
-    theme,
-)
+from minilora.pages.style import check_picture, ink, save, save_themes, theme
 
 # -- a run -------------------------------------------------------------------------------------------------------------
 
@@ -79,7 +68,7 @@ def test_both_validations_are_drawn_in_their_own_line_and_what_was_kept_is_ringe
     _, _, unseen, ring, paraphrase, other = curves.lines
     assert list(unseen.get_ydata()) == [2.61, 2.56, 2.85] and list(paraphrase.get_ydata()) == [2.3, 1.9, 1.45]
     assert (unseen.get_linestyle(), paraphrase.get_linestyle()) == ("-", "-.")
-    assert (unseen.get_color(), paraphrase.get_color()) == (VALIDATION, PARAPHRASE)
+    assert (unseen.get_color(), paraphrase.get_color()) == (style.VALIDATION, style.PARAPHRASE)
     assert [list(zip(*line.get_data(), strict=True)) for line in (ring, other)] == [[(60, 2.56)], [(60, 1.9)]]
     assert ring.get_markerfacecolor() == "none" and "ringed: 60, which was kept" in curves.get_xlabel()
     assert words(curves)[1:] == ["validation,\nparaphrased", "validation,\nunseen"]
@@ -91,7 +80,7 @@ def test_losses_stand_at_their_steps_and_fill_the_panel():
     assert list(every.get_xdata()) == list(range(1, 121)) and every.get_ydata()[0] == pytest.approx(3.5)
     first = np.mean(run_metrics()["train_loss"][:9])
     assert (smooth.get_xdata()[0], smooth.get_ydata()[0]) == (5, pytest.approx(first))
-    assert list(validation.get_xdata()) == [30, 60, 90, 120] and validation.get_color() == VALIDATION
+    assert list(validation.get_xdata()) == [30, 60, 90, 120] and validation.get_color() == style.VALIDATION
     assert list(paraphrase.get_xdata()) == [0, 120] and list(paraphrase.get_ydata()) == [3.616, 1.327]
     low, high = curves.get_ylim()
     assert 0.9 < low < 1.3 and 3.6 < high < 3.9
@@ -126,7 +115,7 @@ def test_costs_are_those_of_the_page_and_bars_are_as_long_as_their_share():
         "9.8 MB, LoRA (1.8 % of full)",
     ]
     drawn = [(to_hex(bar.get_facecolor()), bar.get_width()) for bar in bars.patches]
-    assert [color for color, _ in drawn] == [FULL.lower(), LORA.lower()] * 3
+    assert [color for color, _ in drawn] == [style.FULL.lower(), style.LORA.lower()] * 3
     widths = [100, 100 * 2_442_240 / 134_515_008, 100, 100 * 1079 / 2462, 100, 100 * 2_442_240 / 134_515_008]
     assert [width for _, width in drawn] == pytest.approx(widths)
 
@@ -137,7 +126,7 @@ def test_few_parameters_are_written_in_full():
 
 
 def test_full_fine_tuning_has_its_own_colour_and_is_compared_with_nothing():
-    assert {line.get_color() for line in run_figure(run_metrics(method="full")).axes[0].lines[:2]} == {FULL}
+    assert {line.get_color() for line in run_figure(run_metrics(method="full")).axes[0].lines[:2]} == {style.FULL}
     costs = words(run_figure(run_metrics(method="full")).axes[1])
     assert costs[1::2] == ["134.5 M, full", "2,462 MB, full", "538 MB, full"]
 
@@ -168,7 +157,7 @@ def test_validation_stands_over_the_time_of_training_and_the_best_is_ringed():
     lora, ring, full, full_ring = curves.lines
     assert list(lora.get_xdata()) == [0.5, 1.0, 1.5] and list(lora.get_ydata()) == [3.2, 2.9, 3.0]
     assert list(full.get_xdata()) == pytest.approx([20 * 2.8 / 60, 40 * 2.8 / 60, 2.8])
-    assert (lora.get_color(), full.get_color()) == (LORA, FULL)
+    assert (lora.get_color(), full.get_color()) == (style.LORA, style.FULL)
     assert (list(ring.get_xdata()), list(full_ring.get_ydata())) == ([1.0], [2.8])
     assert curves.get_xlabel() == "minutes of training"
     assert compare_figure(compared(SHORT, SHORT)).axes[0].get_xlabel() == "seconds of training"
@@ -182,7 +171,7 @@ def test_bars_are_lora_s_share_and_carry_the_numbers_of_the_table():
     assert widths["time of a step"] == pytest.approx(100 * 1.5 / 2.8)
     assert "1.8 %: 2,442,240 of 134,515,008" in [text.get_text() for text in bars.texts]
     assert "54 %: 1.50 s of 2.80 s" in [text.get_text() for text in bars.texts]
-    assert list(bars.lines[0].get_xdata()) == [100, 100] and bars.lines[0].get_color() == FULL
+    assert list(bars.lines[0].get_xdata()) == [100, 100] and bars.lines[0].get_color() == style.FULL
 
 
 def test_where_the_system_tells_no_peak_there_is_no_bar():
@@ -272,9 +261,9 @@ def test_better_than_the_base_is_blue_and_worse_is_orange_in_both_panels(title):
     better, same, worse = colors[1, 0], colors[0, 0], colors[1, 4]
 
     def nearest(color):
-        return min((BLUE, ORANGE), key=lambda name: np.linalg.norm(color[:3] - to_rgb(name)))
+        return min((style.BLUE, style.ORANGE), key=lambda name: np.linalg.norm(color[:3] - to_rgb(name)))
 
-    assert (nearest(better), nearest(worse)) == (BLUE, ORANGE) and min(same) > 0.98
+    assert (nearest(better), nearest(worse)) == (style.BLUE, style.ORANGE) and min(same) > 0.98
 
 
 def test_a_frame_marks_the_data_that_an_adapter_was_trained_on():
