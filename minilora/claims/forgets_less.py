@@ -85,7 +85,7 @@ def picture(numbers: dict[str, Any]) -> Any:
     for name, color in (("LoRA", style.LORA), ("full", style.FULL)):
         for new, old in numbers["paths"][name]:
             axes.plot(new, old, "o-", color=color)
-        ends.append((mean(old[-1] for _, old in numbers["paths"][name]), f"{name}, {numbers['rates'][name]}", color))
+        ends.append((mean(old[-1] for _, old in numbers["paths"][name]), f"{name}, lr {numbers['rates'][name]}", color))
     axes.set(xlabel="loss on legal terms (nats)", ylabel="loss on presidents' addresses (nats)", xmargin=0.05)
     style.name_lines(axes, ends)
     return figure

@@ -53,14 +53,15 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """What each kind adds to the loss, a dot for each seed."""
-    from ..pages.style import BASE, LORA, ink, panels
+    from ..pages.style import BASE, BLACK, LORA, ink, panels
 
     figure, axes = panels(width=6)
     for y, (kind, values) in enumerate(numbers["added"].items()):
-        color = LORA if kind == "nf4" else BASE
-        axes.barh(y, np.mean(values), color=color, height=0.6)
-        axes.plot(values, [y] * len(values), "o", color=ink(color), markersize=4)
+        axes.barh(y, np.mean(values), color=LORA if kind == "nf4" else BASE, height=0.6)
+        axes.plot(values, [y] * len(values), "o", color=ink(BLACK), markersize=4)
     axes.set_yticks(range(len(KINDS)), [kind.upper() for kind in KINDS])
     axes.invert_yaxis()
-    axes.set(xlabel=f"added to the loss of {np.mean(numbers['base']):.2f} (nats per token)", title="Four bits, 3 kinds")
+    axes.set(
+        xlabel=f"added to the loss of {np.mean(numbers['base']):.2f} (nats per token)", title="A dot for each seed"
+    )
     return figure

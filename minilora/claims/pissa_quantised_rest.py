@@ -64,16 +64,17 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def picture(numbers: dict[str, Any]) -> Any:
     """What is saved against rank, a line for each kind of map: the mean over layers."""
+    from ..pages.rates import MARKS
     from ..pages.style import BASE, PALETTE, panels
 
     figure, axes = panels(width=6)
     kinds = dict.fromkeys(name.split(".")[-2] for name in numbers["saved"])
-    for color, kind in zip(PALETTE, kinds, strict=False):
+    for color, mark, kind in zip(PALETTE, MARKS, kinds, strict=False):
         mean = np.mean([values for name, values in numbers["saved"].items() if kind in name], axis=0)
-        axes.plot(numbers["ranks"], 100 * mean, "o-", color=color, label=kind, markersize=4)
+        axes.plot(numbers["ranks"], 100 * mean, marker=mark, color=color, label=kind, markersize=4)
     axes.axhline(0, color=BASE)
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers["ranks"], numbers["ranks"])
-    axes.set(xlabel="rank kept out of four bits", ylabel="error saved (%)")
+    axes.set(xlabel="rank of the part that is not rounded", ylabel="error saved (%)")
     axes.legend(frameon=False, fontsize=9, ncols=2)
     return figure

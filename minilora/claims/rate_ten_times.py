@@ -63,4 +63,4 @@ def picture(numbers: dict[str, Any]) -> Any:
     """Losses by learning rate, and the best rates."""
     colors = {"LoRA, r = 2": SKY, "LoRA, r = 8": LORA, "LoRA, r = 32": GREEN, FULL_NAME: FULL}
     logs = {name: [math.log10(rate) for rate in rates] for name, rates in numbers["best rates"].items()}
-    return rates_figure(numbers["tried"], logs, "log10 of the best learning rate, a dot per seed", colors)
+    return rates_figure(numbers["tried"], logs, "log10 of the best learning rate, a mark per seed", colors)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .rates import SHOWN, cut_above
+from .rates import MARKS, SHOWN, cut_above
 from .style import FULL, LORA, name_lines, panels
 
 LOSS = {"sft": "validation loss (nats per token)", "dpo": "validation loss (DPO's, per pair)"}
-MARKS = "osD^v<>P"
 Row = Mapping[str, Any]
 
 

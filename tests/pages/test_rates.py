@@ -3,7 +3,7 @@
 import numpy as np
 from figure_check import problems
 
-from minilora.pages.rates import SHOWN, draw_rates, draw_seeds
+from minilora.pages.rates import SHOWN, draw_rates, draw_seeds, rates_figure
 from minilora.pages.style import BLUE, GREEN, name_lines, panels
 
 TRIED = {"LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]], "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]]}
@@ -27,6 +27,16 @@ def test_a_row_for_each_name_with_its_mean():
     assert [list(line.get_xdata()) for line in axes.lines[1::2]] == [[1.5, 1.5], [4.0, 4.0]]
     assert [text.xy[1] for text in axes.texts] == list(axes.get_yticks()) and axes.yaxis_inverted()  # from the top down
     figure.canvas.draw()
+
+
+def test_a_contender_has_one_colour_and_one_mark_in_both_panels_and_they_are_its_own():
+    names = [f"way {i}" for i in range(7)]
+    tried = {name: [[1e-3, 3.0], [1e-2, 3.5]] for name in names}
+    figure = rates_figure(tried, {name: [3.0, 3.1] for name in names}, "loss")
+    left, right = ([line for line in axes.lines if len(line.get_xdata()) > 1] for axes in figure.axes)
+    styles = [(line.get_color(), line.get_marker()) for line in left]
+    assert styles == [(line.get_color(), line.get_marker()) for line in right[::2]]
+    assert all(len(set(each)) == 7 for each in zip(*styles, strict=True)) and problems(figure) == []
 
 
 def test_names_of_lines_that_end_at_the_top_are_apart_and_not_above_the_panel():
