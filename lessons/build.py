@@ -141,7 +141,7 @@ def with_check(cell: nbformat.NotebookNode, variant: int | None) -> list[nbforma
 
 
 def say_variant(notebook: nbformat.NotebookNode, variant: int) -> None:
-    """Put a variant's words in place of those of the public form, in all cells. Exercises of a page may share words.
+    """Put a variant's words instead of those of the public form, in all cells. Exercises of a page may share words.
 
     In text, the words may go on in the next line.
     """
@@ -231,7 +231,7 @@ def is_measured(cell: nbformat.NotebookNode) -> bool:
 
 
 def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook that students get, as nbgrader makes it: stubs in place of solutions, checks locked."""
+    """The notebook that students get, as nbgrader makes it: stubs instead of solutions, checks locked."""
     from nbgrader.preprocessors import CheckCellMetadata, ClearSolutions, ComputeChecksums, LockCells
     from traitlets.config import PyFileConfigLoader
 
@@ -386,7 +386,7 @@ def make_course(folder: Path, sources: list[Path], variant: int | None, overlay:
 
 
 def pages() -> dict[Path, str]:
-    """The pages beside this program as they should be, their tables made from the plan and from the exercises."""
+    """The pages next to this program as they should be, their tables made from the plan and from the exercises."""
     tables = {
         "README.md": {"map": course_map(HERE), "plans": plans()},
         "INSTRUCTORS.md": {"outcomes": outcomes()},

@@ -1,4 +1,4 @@
-"""The Python blocks of the README run as they stand, in order, and print what the comments beside `print` say.
+"""The Python blocks of the README run as they are, in order, and print what the comments next to `print` say.
 
 A block after the line `<!-- needs the real model -->` runs where the real model is at hand.
 """

@@ -1,4 +1,4 @@
-"""For every claim two worlds in place of its trials: one where the paper is right, one where it is wrong.
+"""For every claim two worlds instead of its trials: one where the paper is right, one where it is wrong.
 
 A world is a function that takes the arguments of a trial, and returns what the trial would have found. With each stands
 what the claim must measure in it, by hand: a number per seed, or one for all seeds.

@@ -244,7 +244,7 @@ def _number_pattern(got: float, want: float, numbers: Mapping[str, float]) -> st
 
 
 def _pattern(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray, numbers: Mapping[str, float]) -> str:
-    """How an array differs from the expected one; "" if nothing is to be said. wrong: where it does."""
+    """How an array differs from the expected one; "" if there is nothing to say. wrong: where it does."""
     if not got.any():
         return f"{what} is zero everywhere"
     if want.size > 1 and (factor := _constant(got, want)) is not None:

@@ -30,7 +30,7 @@ def listed(rng: np.random.Generator) -> Shapes:
 
 
 def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, ranks: tuple[int, int]) -> Draw:
-    """A machine in which a rank of this range fits over a base of so many bytes a number, and a little is left over."""
+    """A machine in which a rank of this range fits, over a base with this many bytes a number, with little to spare."""
     shapes, r = listed(rng), int(rng.integers(*ranks))
     activations = int(rng.integers(60, 120)) * 1_000_000
     base = numbers(shapes) - (math.prod(shapes[HEAD]) if tied else 0)  # what embedding and head share counts once

@@ -111,7 +111,7 @@ def ints(*values: int) -> Value:
 
 
 def compiled(arguments: int, write: Callable[[Code, Sequence[Value]], None]) -> Callable[..., None]:
-    """The function of so many 64-bit integers, addresses and sizes, whose instructions `write` adds."""
+    """The function of this many 64-bit integers, addresses and sizes, whose instructions `write` adds."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     module = ir.Module()

@@ -59,7 +59,7 @@ def hint() -> str | None:
 
 
 def is_compiled(rows: int, shape: tuple[int, ...]) -> bool:
-    """True if x wᵀ is computed by a compiled loop, for so many rows of x and a w of this shape (m, n)."""
+    """True if x wᵀ is computed by a compiled loop, for this many rows of x and a w of this shape (m, n)."""
     return rows <= COMPILED_ROWS and math.prod(shape) >= SMALL and shape[-1] >= SHORT and compiles()
 
 

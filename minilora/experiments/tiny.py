@@ -118,7 +118,7 @@ def tiny_run(
                     module.adapters[_NAME].lora_A.data[...] = 0
         for word in frozen:
             if not (found := [parameter for name, parameter in model.named_parameters() if word in name]):
-                raise ValueError(f"no parameter's name contains {word!r}, which is to be frozen")
+                raise ValueError(f"no parameter's name contains {word!r}, which should be frozen")
             for parameter in found:
                 parameter.requires_grad = False
         parameters = model.trainable_parameters()

@@ -1,4 +1,4 @@
-// Runs Python in the browser, beside the page, so that the page stays awake. playground.py does the work.
+// Runs Python in the browser, in a worker, so that the page stays awake. playground.py does the work.
 //
 // The page sends {do, ...}; each message but "stop" is answered by {did, ...} or {error}. During training there are also messages
 // {did: "step", done, steps, loss, seconds}. Between two steps the worker reads its messages, so that "stop" arrives.

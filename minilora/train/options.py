@@ -72,8 +72,8 @@ class Options:
     )
     quote: int | None = option(
         None,
-        "answer with so many sentences of a passage, word for word: learn to find them (try 3); passages are those of "
-        "--context, or of a column context",
+        "answer with this many sentences of a passage, word for word: learn to find them (try 3); passages are those "
+        "of --context, or of a column context",
         metavar="SENTENCES",
         least=1,
         only={"loss": "sft"},

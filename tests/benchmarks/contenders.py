@@ -250,7 +250,7 @@ def autograd_mlp():
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 TORCH = ("torch", "transformers", "peft")
-COMPILER = "a C++ compiler"  # what `torch.compile` needs beside torch
+COMPILER = "a C++ compiler"  # what `torch.compile` needs besides torch
 STEP, LONG = Settings(BASE), Settings(BASE, batch_size=1, length=2048)
 
 

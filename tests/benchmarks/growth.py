@@ -353,7 +353,7 @@ def _drawn_many(series: Mapping[tuple[str, bool], Sequence[Many]]) -> Any:
     right.set(title="Switching from one adapter to another", ylabel="time of a switch (ms)")
     right.set_ylim(0, 1.3e3 * max(one.seconds for found in series.values() for one in found))
     for axes in (left, right):
-        axes.set(xlabel="adapters of r = 8 beside one base", xscale="log", xlim=(0.8, 12 * most))
+        axes.set(xlabel="adapters of r = 8 on one base", xscale="log", xlim=(0.8, 12 * most))
         axes.xaxis.set_major_formatter("{x:,.0f}")
     left.yaxis.set_major_formatter("{x:,.0f}")
     return figure

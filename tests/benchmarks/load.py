@@ -1,11 +1,11 @@
 """`minilora serve` under load: tokens per second in all, and the time to the first token, for 1, 4 and 16 clients.
 
-    pip install '.[serve]'             # and '.[benchmarks]', for transformers and PEFT beside it
+    pip install '.[serve]'             # and '.[benchmarks]', for transformers and PEFT as well
     python tests/benchmarks/load.py    # four random adapters of r=8 on SmolLM2
     python tests/benchmarks/load.py --base tiny --clients 1 16
     python tests/benchmarks/load.py --adapter legal=runs/legal medical=runs/medical ...
 
-Each client asks, reads its answer to the end, and asks again. Over four adapters they answer in turns; beside that, the
+Each client asks, reads its answer to the end, and asks again. Over four adapters they answer in turns; in addition, the
 same questions are all put to one of them. transformers and PEFT answer the same requests one by one, each after
 `set_adapter`, and as the one mixed batch that PEFT computes when all ask at the same moment (`adapter_names`).
 """

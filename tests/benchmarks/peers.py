@@ -1,4 +1,4 @@
-"""minilora beside torch, PEFT, transformers, MyGrad and HIPS autograd, in turns, on this machine.
+"""minilora compared with torch, PEFT, transformers, MyGrad and HIPS autograd, in turns, on this machine.
 
     pip install '.[benchmarks]' && minilora pull smollm2
     python tests/benchmarks/peers.py                     # everything; or some groups: step epoch generation ...
@@ -140,7 +140,7 @@ def write(results: dict) -> None:
 
 def main() -> int:
     """Measure the groups that were asked for, print them, and with --write keep them."""
-    parser = argparse.ArgumentParser(description="minilora beside its peers, measured in turns.")
+    parser = argparse.ArgumentParser(description="minilora compared with its peers, measured in turns.")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)} (default: all)")
     parser.add_argument("--rounds", type=int, help="turns of each contender (default: 7, of the small network 101)")
     parser.add_argument("--write", action="store_true", help="keep the result in results.json and README.md")

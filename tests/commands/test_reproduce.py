@@ -46,7 +46,7 @@ def picture(numbers):
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A package with two claims, `good` and `also-good`, in place of minilora's, and a folder to be in."""
+    """A package with two claims, `good` and `also-good`, instead of minilora's, and a folder to be in."""
     package = tmp_path / "shelf" / f"claims_{tmp_path.name}"
     package.mkdir(parents=True)
     for name in ("__init__", "good", "also_good"):

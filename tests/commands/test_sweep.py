@@ -1,4 +1,4 @@
-"""A sweep: its trials, its table, what it goes on with, what it refuses, and what it says in the end."""
+"""A sweep: its trials, its table, how it continues, what it refuses, and what it says in the end."""
 
 import csv
 import json

@@ -14,7 +14,7 @@ from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 
 SMALLEST = 5  # parts of an expression that gives something away: `x @ W.T - t` has as many
-LARGEST = 60  # parts of what is put in place of a variable
+LARGEST = 60  # parts of what replaces a variable
 SAME = {*dir(builtins), "np", "ml", "math"}  # names that mean the same everywhere
 PLACE = ("ctx", "type_comment", "annotation", "returns", "kind")
 WHOLE = (ast.expr, ast.For, ast.While, ast.AugAssign)  # what is compared
@@ -60,7 +60,7 @@ def size(tree):
 
 
 class Put(ast.NodeTransformer):
-    """Puts what variables were assigned in place of them."""
+    """Replaces variables by what was assigned to them."""
 
     def __init__(self, values):
         self.values = values
@@ -70,7 +70,7 @@ class Put(ast.NodeTransformer):
 
 
 def without_variables(body):
-    """The statements, changed: what was assigned to a variable in place of it, also within functions and loops."""
+    """The statements, changed: each variable replaced by what was assigned to it, also within functions and loops."""
     values, out = {}, []
     for statement in body:
         changed = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}

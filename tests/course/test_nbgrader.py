@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.instructor, pytest.mark.timeout(1800)]
 
 
 def run(course, *command):
-    environment = os.environ | {  # nbgrader calls alembic, which is installed beside it
+    environment = os.environ | {  # nbgrader calls alembic, which is installed next to it
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "JUPYTER_CONFIG_DIR": str(course / ".jupyter"),
         "IPYTHONDIR": str(course / ".ipython"),

@@ -1,4 +1,4 @@
-"""Which of two answers is preferred: the report by its definition, and the command's numbers beside finetune's."""
+"""Which of two answers is preferred: the report by its definition, and the command's numbers and finetune's."""
 
 import json
 import re

@@ -402,7 +402,7 @@ def test_other_files_are_never_written_over(overwrite, folder, adapter, tmp_path
     (tmp_path / "folder.gguf").mkdir()
     other = save_adapter(adapted(new_llama()), tmp_path / "other")
     before = contents(tmp_path)
-    for out in (other, tmp_path / "full", folder / "config.json"):  # beside an adapter, transformers would add that
+    for out in (other, tmp_path / "full", folder / "config.json"):  # next to an adapter, transformers would add that
         with pytest.raises(ValueError, match="new or empty"):
             merge(folder, adapter, out, overwrite=overwrite)
     for write in (merge, export):

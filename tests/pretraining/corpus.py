@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 )
 HELD_OUT = 0.05  # of the years
 TOLD = 10  # every tenth paragraph is told as a conversation, too
-EXCERPT_BYTES = 20_000  # of held-out text, stored beside the weights
+EXCERPT_BYTES = 20_000  # of held-out text, stored next to the weights
 
 
 @dataclass(frozen=True)

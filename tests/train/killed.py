@@ -1,4 +1,4 @@
-"""A program that kills a training process again and again, at random moments, and goes on from its last checkpoint.
+"""A program that kills a training process again and again, at random moments, and continues from its last checkpoint.
 
 python killed.py FOLDER KILLS: prints how often the process was killed, and the steps of the checkpoints found. Each
 process is a fork of this one, so that it need not import anything, and kills itself by SIGKILL in the midst of a step

@@ -1,4 +1,4 @@
-"""What happens beside the steps: validation, the best that is kept, the end that comes early."""
+"""What happens besides the steps: validation, the best that is kept, the end that comes early."""
 
 from dataclasses import replace
 

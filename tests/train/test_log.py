@@ -1,4 +1,4 @@
-"""log.csv: a row for each step, digits and all, and what a run that goes on leaves of it."""
+"""log.csv: a row for each step, digits and all, and what a run that continues leaves of it."""
 
 import csv
 

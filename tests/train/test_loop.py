@@ -1,4 +1,4 @@
-"""`fit` beside a loop written out by hand, what it is given, and what it refuses."""
+"""`fit` compared with a loop written out by hand, what it is given, and what it refuses."""
 
 import math
 

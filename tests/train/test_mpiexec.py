@@ -21,7 +21,7 @@ PROGRAM = [sys.executable, "-m", "minilora"]
 
 
 def mpiexec(ranks, *words, program=PROGRAM):
-    """Run a command by so many ranks, or by none but this: status, stdout, stderr."""
+    """Run a command by this many ranks, or by none but this: status, stdout, stderr."""
     import minilora
 
     start = [MPIEXEC, "--oversubscribe", "-n", str(ranks)] if ranks else []

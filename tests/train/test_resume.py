@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been, from a checkpoint that is there whole or not at all."""
+"""A run that was stopped continues as if it had not been, from a checkpoint that is there whole or not at all."""
 
 import json
 import os
