@@ -243,6 +243,15 @@ def test_no_two_answers_of_different_splits_or_domains_share_half_of_their_words
     assert close == []
 
 
+def test_the_card_counts_the_legal_records_whose_keywords_are_all_in_another_answer():
+    legal = RECORDS["legal"]
+    answers = {record["id"]: record["answer"] for record in legal}
+    fits = {r["id"]: [i for i, text in answers.items() if all(contains(text, k) for k in r["keywords"])] for r in legal}
+    assert "criminal/murder" in fits["criminal/manslaughter"]
+    count = sum(len(found) > 1 for found in fits.values())
+    assert f"For {count} legal records, the answer of another record has all keywords" in " ".join(CARD.split())
+
+
 @teaching
 def test_the_form_and_the_lengths_that_the_card_prints_are_those_of_the_answers_of_this_file_alone(name):
     (row,) = re.findall(rf"^\| `{name}\.jsonl` \| .* \| (\d+) to (\d+) \| `(.*)` \|$", CARD, re.MULTILINE)

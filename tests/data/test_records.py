@@ -84,8 +84,9 @@ def test_a_record_asked_otherwise_is_its_system_message_the_paraphrase_and_the_l
         plain.asked_otherwise()
 
 
-CARDS = "".join((Path(rows.__file__).parent / card).read_text("utf-8") for card in ("README.md", "SKILLS.md"))
-SAID = re.findall(r"^\| (`[\w-]+\.jsonl`) \| ([\d,]+) \D|^(`.*jsonl`) have ([\d,]+) ", CARDS, re.MULTILINE)
+DATA = Path(rows.__file__).parent
+CARDS = [(DATA / card).read_text("utf-8") for card in ("README.md", "SKILLS.md")]
+SAID = re.findall(r"^\| (`[\w-]+\.jsonl`) \| ([\d,]+) \D|^(`.*jsonl`) have ([\d,]+) ", "".join(CARDS), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -93,6 +94,14 @@ def test_built_in_data_are_read_by_name_fit_the_tokenizer_and_are_on_a_card(name
     found = len(read_records(name, load_tokenizer("tiny")))
     said = [count for one, n, many, each in SAID for count in [n or each] if f"`{name}.jsonl`" in one + many]
     assert said == [f"{found:,}"], f"{found} records, and a card in minilora/data has {said or 'no row for them'}"
+
+
+@pytest.mark.parametrize("card", CARDS, ids=("README", "SKILLS"))
+def test_the_mistakes_that_a_card_lists_are_of_records_and_passages_that_exist(card):
+    lines = (line for file in DATA.glob("*.jsonl") for line in file.read_text("utf-8").splitlines())
+    known = {row.get("id") or row.get("record") for row in map(json.loads, lines)}
+    named = set(re.findall(r"`([\w-]+/[\w-]+)`", card.partition("## Known mistakes\n")[2].partition("\n## ")[0]))
+    assert named and named - known == set()
 
 
 def test_the_hash_of_data_is_what_sha256sum_prints(tmp_path):
