@@ -356,7 +356,7 @@ def gelu_tanh(z: Array) -> tuple[Array, Callable[[], Array]]:
     phi *= 0.5  # Φ(z)
 
     def slope() -> Array:  # Φ + z dΦ/dz, with dΦ/dz = 2 Φ (1 - Φ) c (1 + 3 · 0.044715 z²)
-        return phi * (1 + (1 - phi) * z * (square * (6 * c * cubic) + 2 * c))
+        return phi + phi * (1 - phi) * z * (square * (6 * c * cubic) + 2 * c)
 
     return z * phi, slope
 

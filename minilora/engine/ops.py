@@ -59,8 +59,8 @@ def mul(a, b):
 @op
 def div(a, b):
     """a / b elementwise, with broadcasting."""
-    to_a, to_b = sum_to(a), sum_to(b)
-    return a / b, lambda g: to_a(g / b), lambda g: to_b(-g * a / (b * b))
+    to_a, to_b, y = sum_to(a), sum_to(b), a / b
+    return y, lambda g: to_a(g / b), lambda g: to_b(-g * y / b)  # b * b may overflow
 
 
 @op
@@ -136,8 +136,9 @@ def relu(a):
 
 @op
 def sigmoid(a):
-    """1 / (1 + e ** -a), computed with tanh so that no input overflows."""
-    y = array_module(a).tanh(a * 0.5) * 0.5 + 0.5
+    """1 / (1 + e ** -a), and 0 where e ** -a is infinite."""
+    with np.errstate(over="ignore"):
+        y = 1 / (1 + array_module(a).exp(-a))
     return y, lambda g: g * y * (1 - y)
 
 
@@ -154,7 +155,7 @@ def sum(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
 def mean(a, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
     """The mean over `axis`, or of everything."""
     y = a.mean(axis=axis, keepdims=keepdims)
-    return _reduced(a, y, axis, keepdims, y.size / a.size)
+    return _reduced(a, y, axis, keepdims, y.size / a.size if a.size else 1.0)
 
 
 def _reduced(a: Array, y: Array, axis: Any, keepdims: bool, weight: float) -> tuple[Array, Vjp]:

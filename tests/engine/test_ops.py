@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minilora
-from minilora.engine import ops
+from minilora.engine import fused, ops
 from minilora.engine.attention import Packing, textbook_attention
 from minilora.engine.context_parallel import Shard
 from minilora.engine.examples import EXAMPLES
@@ -194,7 +194,7 @@ ROWS = {
     "add": Row([draw(s) for s in BROADCAST], {(0, 1): ()}, np.add),
     "sub": Row([draw(s) for s in BROADCAST], {(0, 1): ()}, np.subtract),
     "mul": Row([draw(s) for s in BROADCAST], {(0,): (1,), (1,): (0,), (0, 1): (0, 1)}, np.multiply),
-    "div": Row([draw(s, not_zero) for s in BROADCAST], {(0,): (1,), (1,): (0, 1)}, np.divide),
+    "div": Row([draw(s, not_zero) for s in BROADCAST], {(0,): (1,), (1,): (1,)}, np.divide),
     "neg": Row(EACH, NOTHING, np.negative),
     "pow": Row(
         [draw("ab", exponent=2), draw("abc", exponent=1), draw("ab", not_zero, exponent=-1),
@@ -468,6 +468,30 @@ def test_large_values_do_not_overflow(operation):
         y = operation(x)
         y.backward(np.ones(3))
     assert np.isfinite(y.data).all() and np.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("operation", "values"),
+    [(ops.div, (1e30, 1e30)), (ops.div, (1e-30, -1e-30)), *((ops.sigmoid, (x,)) for x in (-20, -80, 5)),
+     *((fused.gelu, ([x],)) for x in (-1e15, 1e15))],
+)  # fmt: skip
+@np.errstate(over="ignore")  # in tanh(z³)
+def test_float32_is_as_good_for_huge_and_tiny_values_as_float64(operation, values):
+    found = []
+    for dtype in (np.float32, np.float64):
+        inputs = [Tensor(np.array(x, dtype), requires_grad=True) for x in values]
+        y = operation(*inputs)
+        y.backward(np.ones(y.shape, dtype))
+        found.append([y.data.item(), *(x.grad.item() for x in inputs)])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-44)
+
+
+def test_the_mean_of_nothing_is_nan_and_has_a_gradient_of_its_shape():
+    x = Tensor(np.empty((0, 3)), requires_grad=True)
+    with pytest.warns(RuntimeWarning):
+        y = x.mean()
+    y.backward()
+    assert np.isnan(y.data) and x.grad.shape == (0, 3)
 
 
 METHODS = {
