@@ -445,7 +445,7 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
     """The mean of -log softmax(logits)[label] over the scored tokens.
 
     logits (..., V), labels (...) integers, -100 for a token that is not scored  ->  a scalar. Raises ValueError if no
-    token is scored. Saves (N, V) probabilities: for a large V use `linear_cross_entropy`.
+    token is scored, or for another label below 0. Saves (N, V) probabilities: for a large V use `linear_cross_entropy`.
     scored: the indices of the scored labels, if they are known already; finding them makes the host wait for a GPU.
     """
     xp, shape = array_module(logits), logits.shape
@@ -563,4 +563,6 @@ def _scored(labels: Array, known: Array | None) -> Array:
     scored = (labels != NOT_SCORED).nonzero()[0] if known is None else known
     if len(scored) == 0:
         raise ValueError("no token is scored: every label is -100")
+    if known is None and (least := int(labels[scored].min())) < 0:  # NumPy would take it for the last but so many
+        raise ValueError(f"labels must be at least 0, or -100 where nothing is scored, got {least}")
     return scored

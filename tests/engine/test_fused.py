@@ -174,9 +174,10 @@ def test_cross_entropy_of_equal_logits_is_log_v_and_of_large_ones_does_not_overf
 
 
 @pytest.mark.parametrize("loss", [fused.cross_entropy, lambda z, labels: fused.linear_cross_entropy(z, z, labels)])
-def test_a_loss_over_no_token_raises(loss):
-    with pytest.raises(ValueError, match="no token is scored"):
-        loss(Tensor(np.zeros((2, 3)), requires_grad=True), np.array([-100, -100]))
+def test_a_loss_over_no_token_or_of_a_label_below_zero_raises(loss):
+    for labels, message in (([-100, -100], "no token is scored"), ([-100, -1], "at least 0, or -100 .* got -1")):
+        with pytest.raises(ValueError, match=message):
+            loss(Tensor(np.zeros((2, 3)), requires_grad=True), np.array(labels))
 
 
 @pytest.mark.parametrize("trained", [[0], [0, 1]], ids=["w frozen", "w trained"])
