@@ -106,19 +106,19 @@ class AdamW(Optimizer):
             raise ValueError(f"lr_scale names {unknown[0]!r}, which is not among the parameters to train")
         self.lr_scale = [scales.get(name, 1.0) for name in names]
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.steps = 0
+        self.steps = [0] * len(self.parameters)  # of each parameter, those in which it had a gradient
         self.m = [array_module(p.data).zeros(p.shape, p.dtype) for p in self.parameters]
         self.v = [array_module(p.data).zeros(p.shape, p.dtype) for p in self.parameters]
 
     def step(self) -> None:
         """One AdamW step for every parameter that has a gradient."""
-        self.steps += 1
         beta1, beta2 = self.betas
-        unbias1, unbias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
-        for p, m_all, v_all, scale in zip(self.parameters, self.m, self.v, self.lr_scale, strict=True):
+        for k, (p, m_all, v_all) in enumerate(zip(self.parameters, self.m, self.v, strict=True)):
             if p.grad is None:
                 continue
-            lr = self.lr * scale
+            self.steps[k] += 1
+            unbias1, unbias2 = 1 - beta1 ** self.steps[k], 1 - beta2 ** self.steps[k]
+            lr = self.lr * self.lr_scale[k]
             xp = array_module(p.data)
             p.data = owned(p.data)  # a transposed view, say, has no flat view
             flat = [x.reshape(-1) for x in (p.data, p.grad, m_all, v_all)]

@@ -154,7 +154,7 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
     read_weights(folder, trainer.model, adapter)
     for name, moments in _moments(trainer).items():
         _fill(folder / name, moments)
-    _adamw(trainer).steps = record["step"]
+    _adamw(trainer).steps = [record["step"]] * len(trainer.parameters)
     try:
         for path, layer in _dropouts(trainer.model, adapter).items():
             layer.restore(record["dropout"][path])

@@ -97,7 +97,7 @@ def _begin_together(trainer: Trainer) -> None:
         ranks.level([*optimizer.m, *optimizer.v])
     if not ranks.first:
         trainer.go_to(done)
-        optimizer.steps = done
+        optimizer.steps = [done] * len(optimizer.parameters)
         for weights in trainer.adapters():
             if weights.dropout is not None:
                 own = np.random.default_rng([weights.dropout.seed, ranks.number, done])

@@ -76,6 +76,18 @@ def test_adamw_follows_its_formula(rng, shape, settings):
     np.testing.assert_allclose(p.data, expected, rtol=1e-11, atol=1e-13)
 
 
+def test_adamw_counts_the_steps_of_each_parameter_alone(rng):
+    p, q, gradients = parameter(rng, 3), parameter(rng, 3), rng.standard_normal((6, 3))
+    expected = [
+        adamw_formula(x.data.copy(), g, 0.1, 0.9, 0.999, 1e-8, 0.5) for x, g in ((p, gradients), (q, gradients[4:]))
+    ]
+    optimizer = AdamW([p, q], lr=0.1, weight_decay=0.5)
+    for i, g in enumerate(gradients):
+        p.grad, q.grad = g, g if i >= 4 else None
+        optimizer.step()
+    np.testing.assert_allclose([p.data, q.data], expected, rtol=1e-12)
+
+
 def test_decay_follows_the_learning_rate_of_its_own_parameter(rng):
     p, q = parameter(rng, 3), parameter(rng, 3)
     before = p.data.copy(), q.data.copy()
