@@ -54,7 +54,9 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_samples(samples)
-    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    ordered = sorted((sample for sample in samples if sample.scored), key=lambda sample: len(sample.ids))
+    if not ordered:
+        raise ValueError("no token is scored: every label is -100")
     total, count = 0.0, 0
     with progress("loss", len(ordered), "record") as bar:
         for i in range(0, len(ordered), batch_size):

@@ -13,7 +13,7 @@ from minilora.data.records import Record
 from minilora.measure import loss
 from minilora.measure.loss import evenly, held_out, mean_loss, sample_losses, scored_tokens
 from minilora.nn.llama import Llama
-from minilora.nn.parts import common_prefix
+from minilora.nn.parts import Sample, common_prefix
 from minilora.nn.step import losses_without_grad
 
 
@@ -23,6 +23,10 @@ def test_the_mean_loss_does_not_depend_on_how_samples_are_batched(tiny_model, rn
     for batch_size in (2, 3, 7, 16):
         assert mean_loss(tiny_model, samples, batch_size) == pytest.approx(expected, rel=2e-6)
     assert mean_loss(tiny_model, samples[::-1]) == pytest.approx(expected, rel=2e-6)
+    unscored = Sample((5, 6, 7), (-100, -100, -100))
+    assert mean_loss(tiny_model, [unscored, *samples], batch_size=1) == pytest.approx(expected, rel=2e-6)
+    with pytest.raises(ValueError, match="no token is scored"):
+        mean_loss(tiny_model, [unscored])
 
 
 def test_the_loss_of_each_record_is_its_own_though_they_are_computed_together(talker, tokenizer):
