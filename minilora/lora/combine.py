@@ -56,9 +56,9 @@ def combine_adapters(
     method: how to combine them:
         "cat" concatenates the factors. This is exact, and ranks add up, at most to the rank of the matrix.
         "svd" is the best approximation of the sum with this `rank`, in the Frobenius norm (Eckart & Young 1936).
-        "linear" adds the A's and the B's: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2) with each scale folded in. This is NOT
-        the sum of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1). It needs equal ranks and positive
-        weights (PEFT gives A the sign of a negative one).
+        "linear" adds the A's and the B's, as PEFT does: (√w1 B1 + √w2 B2)(√w1 A1 + √w2 A2), where w is a weight times
+        its adapter's scale. This is NOT the sum of the updates: it has the cross terms √(w1 w2)(B1 A2 + B2 A1). It
+        needs equal ranks and positive weights (PEFT gives A the sign of a negative one).
     rank: for "svd"; if left out, the largest rank among the adapters.
 
     Returns the ranks and the errors against the exact sum. The new adapter is a plain LoRA without dropout. Raises
@@ -88,7 +88,8 @@ def combine_adapters(
             raise ValueError(f"adapter {odd[0]!r} has DoRA, PiSSA or a bias, and only plain LoRAs can be combined")
         if method == "linear" and (len(own) < len(names) or len({one.rank for one, _ in own}) > 1):
             raise ValueError(f"method 'linear' needs all adapters with equal rank on {path}: use 'cat' or 'svd'")
-        factors = [(to_numpy(one.lora_B.data) * (one.scale * w), to_numpy(one.lora_A.data), w) for one, w in own]
+        scaled = [(one.lora_B.data, one.lora_A.data, one.scale * w) for one, w in own]
+        factors = [(to_numpy(b) * w, to_numpy(a), w) for b, a, w in scaled]
         if method == "linear":
             b, a = _linear(factors)
         else:
@@ -108,7 +109,7 @@ def combine_adapters(
 
 
 METHODS = ("cat", "svd", "linear")
-Factors = list[tuple[np.ndarray, np.ndarray, float]]  # (scale · weight · B, A, weight) of each adapter
+Factors = list[tuple[np.ndarray, np.ndarray, float]]  # (w B, A, w) of each adapter, w its scale · weight
 
 
 def _cat(factors: Factors) -> tuple[Array, Array]:

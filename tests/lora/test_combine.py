@@ -35,14 +35,16 @@ def test_svd_is_the_best_approximation_of_its_rank_and_exact_from_the_full_rank_
 
 def test_linear_has_the_cross_terms_that_its_docstring_names(tiny_model):
     for seed, name in enumerate(["a", "b"]):
-        config = ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+        config = ml.LoraConfig(r=2, lora_alpha=4 + 6 * seed, target_modules=["q_proj"], init_lora_weights=False)
         ml.add_adapter(tiny_model, config, name, seed=seed)
     made = ml.combine_adapters(tiny_model, ["a", "b"], [0.5, 2.0], "linear", name="lin")
     for path, module in lora_modules(tiny_model).items():
         a, b = module.adapters["a"], module.adapters["b"]
         cross = b.lora_B.data @ a.lora_A.data + a.lora_B.data @ b.lora_A.data
         exact = a.delta() * 0.5 + b.delta() * 2.0
-        np.testing.assert_allclose(module.adapters["lin"].delta(), exact + a.scale * cross, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            module.adapters["lin"].delta(), exact + (a.scale * b.scale) ** 0.5 * cross, rtol=1e-4, atol=1e-6
+        )
         assert made.errors[path] > 0.1
 
 
