@@ -257,7 +257,7 @@ def in_float32(matrices: Iterable[Array]) -> Iterator[None]:
             w.in_bfloat16 = True
 
 
-@np.errstate(over="ignore")  # a step too large for float16 is reported below
+@np.errstate(over="ignore", invalid="ignore")  # a step too large for float16, or NaN, is reported below
 def quantize(w: np.ndarray, kind: str) -> np.ndarray:
     """Quantise a matrix: w (m, n) -> (m, bytes per row) uint8. `dequantize` gives the rounded matrix back.
 

@@ -383,7 +383,8 @@ class Streams:
 def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:
     """Sample a token from softmax(logits / temperature), among the likeliest whose probabilities add up to `top_p`.
 
-    logits (V). The argmax of logits plus Gumbel noise is such a sample, and needs no normalisation.
+    logits (V). Tokens as likely as the last of these are among them, too. The argmax of logits plus Gumbel noise is
+    such a sample, and needs no normalisation.
     """
     scores = logits.astype(np.float64) - logits.max()  # (V), the likeliest 0
     with np.errstate(over="ignore"):  # a temperature near 0 makes all but the likeliest -inf

@@ -124,7 +124,9 @@ def test_a_constant_comes_back_without_a_division_by_zero(kind, value):
     np.testing.assert_allclose(dequantize(quantize(w, kind), kind), w, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("kind", "value"), [("F16", 1e6), ("Q8_0", 1e8), ("Q4_1", 1e6), ("F16", np.nan)])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("F16", 1e6), ("Q8_0", 1e8), ("Q4_1", 1e6), ("F16", np.nan), ("Q8_0", np.nan), ("Q4_1", np.inf)]
+)
 def test_values_too_large_for_float16_are_refused(kind, value):
     w = np.zeros((1, 32), np.float32)
     w[0, 3] = value
