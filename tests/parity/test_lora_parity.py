@@ -19,6 +19,7 @@ from otherside import (
 
 from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import adapter_state, add_adapter, lora_modules, merge_adapter, set_adapter, unmerge_adapter
+from minilora.lora.combine import combine_adapters
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.optim import AdamW
@@ -164,9 +165,12 @@ def test_a_fresh_adapter_is_drawn_from_peft_s_distribution(init, pair):
     assert not any(v.any() for s in (adapter_state(ours, "default"), expected) for k, v in s.items() if "lora_B" in k)
 
 
-def test_a_mix_of_two_adapters_is_peft_s_concatenation_of_them(pair, tmp_path, rng):
+@pytest.mark.parametrize(
+    ("method", "second"), [("cat", SETTINGS["rsLoRA"]), ("linear", SETTINGS["q and v"] | {"lora_alpha": 1})]
+)
+def test_a_combination_of_two_adapters_is_peft_s(method, second, pair, tmp_path, rng):
     theirs, ours = pair
-    for seed, (name, settings) in enumerate([("legal", SETTINGS["q and v"]), ("support", SETTINGS["rsLoRA"])]):
+    for seed, (name, settings) in enumerate([("legal", SETTINGS["q and v"]), ("support", second)]):
         add_adapter(ours, LoraConfig(**settings, init_lora_weights=False), name=name, seed=seed)
         save_adapter(ours, tmp_path / name, name=name)
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "legal", adapter_name="legal")
@@ -176,10 +180,12 @@ def test_a_mix_of_two_adapters_is_peft_s_concatenation_of_them(pair, tmp_path, r
         theirs.set_adapter(name)
         set_adapter(ours, name)
         assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
-    theirs.add_weighted_adapter(["legal", "support"], [0.7, 0.3], adapter_name="mix", combination_type="cat")
+    theirs.add_weighted_adapter(["legal", "support"], [0.7, 0.3], adapter_name="mix", combination_type=method)
     theirs.set_adapter("mix")
-    set_adapter(ours, {"legal": 0.7, "support": 0.3})
-    assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
+    combine_adapters(ours, ["legal", "support"], [0.7, 0.3], method, name="mix")
+    for choice in ["mix"] if method == "linear" else ["mix", {"legal": 0.7, "support": 0.3}]:
+        set_adapter(ours, choice)
+        assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
     set_adapter(ours, None)
     with theirs.disable_adapter():
         assert distance(ours(ids).data, logits_of(theirs, ids)) < 1e-4
