@@ -35,7 +35,7 @@ def take_site(address, file, scheme="light"):
         page = browser.new_page(viewport={"width": 1080, "height": 760}, color_scheme=scheme)
         page.goto(address)
         page.get_by_role("button", name="Teach").and_(page.locator(":enabled")).click(timeout=300_000)
-        page.get_by_text("Taught after").wait_for(timeout=300_000)
+        page.locator("#status", has_text="Taught after").wait_for(timeout=300_000)
         page.screenshot(path=file)
 
 

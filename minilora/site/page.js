@@ -115,8 +115,8 @@ at("stop").addEventListener("click", () => { send({ do: "stop" }); say("Stopping
 function draw() {
   const top = Math.max(...losses), x = (i) => 40 + (590 * i) / Math.max(1, losses.length - 1), y = (loss) => 10 + 130 * (1 - loss / top);
   const path = losses.map((loss, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
-  const ticks = [0, top / 2, top].map((t) => `<line x1="40" x2="630" y1="${y(t)}" y2="${y(t)}"/><text x="34" y="${y(t) + 4}" text-anchor="end">${t.toFixed(1)}</text>`);
-  at("curve").innerHTML = `${ticks.join("")}<path d="${path}"/><text x="630" y="162" text-anchor="end">step ${losses.length}</text><text x="40" y="162">training loss (nats)</text>`;
+  const ticks = [0, top / 2, top].map((t) => `<line x1="40" x2="630" y1="${y(t)}" y2="${y(t)}"/><text x="36" y="${y(t) + 4}" text-anchor="end">${t.toFixed(1)}</text>`);
+  at("curve").innerHTML = `${ticks.join("")}<path d="${path}"/><text x="630" y="162" text-anchor="end">step ${losses.length}</text><text x="40" y="162">training loss (nats per token)</text>`;
   at("curve").ariaLabel = `Training loss: from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)} in ${losses.length} steps`;
 }
 

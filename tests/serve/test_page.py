@@ -108,7 +108,7 @@ def test_a_question_is_answered_by_base_and_adapters_side_by_side(page, served):
     shown = {name: " ".join(text.split()) for name, text in texts(page).items()}
     assert shown == {name: " ".join(text.split()) for name, text in expected.items()}
     assert page.get_by_role("heading", name="hello").is_visible()
-    counts = r"^\d+ tokens? · \d+(\.\d)? tokens/s · first after \d+\.\d\d s"
+    counts = r"^\d+ tokens? · \d+(\.\d)? tokens/s · first after \d+\.\d\d\ss"
     for card in page.locator("article").all():
         assert re.search(counts, card.locator(".counts").inner_text())
     tops = {card.bounding_box()["y"] for card in page.locator("article").all()}
@@ -357,3 +357,5 @@ def test_it_fits_and_reads_well_on_every_screen(page):
     assert len(ratios) > 20 and all(ratio >= 4.5 for text, ratio in ratios), ratios
     for control in page.locator(".chip, .send, select").all():
         assert control.bounding_box()["height"] >= 44
+    page.emulate_media(media="print")
+    assert page.locator("article").first.is_visible() and page.locator("form").is_hidden()

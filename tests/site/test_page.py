@@ -110,6 +110,19 @@ def test_it_is_used_by_keyboard(page):
     page.get_by_role("button", name="Ten facts").click()
 
 
+def test_it_can_be_read_on_a_phone_and_printed(page):
+    wide = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.evaluate("() => { document.getElementById('status').textContent = 'x'.repeat(200); }")  # as an address is
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert min(text.bounding_box()["height"] for text in page.locator("#curve text").all()) > 10
+    page.set_viewport_size(wide)
+    page.emulate_media(media="print")
+    assert page.locator("#rows").is_visible() and page.locator("#curve").is_visible()
+    assert page.locator("#teach").is_hidden() and page.locator("#ask").is_hidden()
+    page.emulate_media(media="screen")
+
+
 def test_training_is_stopped_and_the_page_stays_awake(page):
     teach(page, steps=200)
     page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Step 3')", timeout=WAIT)
