@@ -4,7 +4,7 @@ import numpy as np
 from figure_check import problems
 
 from minilora.pages.rates import SHOWN, draw_rates, draw_seeds, rates_figure
-from minilora.pages.style import BLUE, GREEN, name_lines, panels
+from minilora.pages.style import BLACK, BLUE, GREEN, name_lines, panels
 
 TRIED = {"LoRA": [[1e-3, 3.2], [1e-2, 3.0], [1e-1, 3.4]], "full": [[1e-4, 3.3], [1e-3, 3.1], [1e-2, None]]}
 
@@ -32,7 +32,7 @@ def test_a_row_for_each_name_with_its_mean():
 def test_a_contender_has_one_colour_and_one_mark_in_both_panels_and_they_are_its_own():
     names = [f"way {i}" for i in range(7)]
     tried = {name: [[1e-3, 3.0], [1e-2, 3.5]] for name in names}
-    figure = rates_figure(tried, {name: [3.0, 3.1] for name in names}, "loss")
+    figure = rates_figure(tried, {name: [3.0, 3.1] for name in names}, "loss", {"way 1": BLACK})
     left, right = ([line for line in axes.lines if len(line.get_xdata()) > 1] for axes in figure.axes)
     styles = [(line.get_color(), line.get_marker()) for line in left]
     assert styles == [(line.get_color(), line.get_marker()) for line in right[::2]]
