@@ -50,7 +50,7 @@ class Quoting:
         return {"quote": {"sentences": self.sentences, "template": self.template}}
 
     def parts(self, passage: str, sentences: int | None = None) -> list[str]:
-        """Every run of so many sentences in a passage, without Markdown's headings; all of it if it has no more.
+        """Every run of this many sentences in a passage, without Markdown's headings; all of it if it has no more.
 
         >>> Quoting(2).parts("# Numbers\\nOne. Two! Three?")
         ['One. Two!', 'Two! Three?']

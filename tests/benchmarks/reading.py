@@ -37,7 +37,7 @@ def rows(name):
 
 
 def runs(text, length):
-    """All runs of so many sentences."""
+    """All runs of this many sentences."""
     sentences = re.split(r"(?<=[.!?;:])\s+", text)
     return [" ".join(sentences[i : i + length]) for i in range(len(sentences) - length + 1)]
 
