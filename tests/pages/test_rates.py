@@ -36,6 +36,7 @@ def test_a_contender_has_one_colour_and_one_mark_in_both_panels_and_they_are_its
     left, right = ([line for line in axes.lines if len(line.get_xdata()) > 1] for axes in figure.axes)
     styles = [(line.get_color(), line.get_marker()) for line in left]
     assert styles == [(line.get_color(), line.get_marker()) for line in right[::2]]
+    assert [line.get_color() for line in right[1::2]] == [color for color, _ in styles]  # the bars at the means
     assert all(len(set(each)) == 7 for each in zip(*styles, strict=True)) and problems(figure) == []
 
 
