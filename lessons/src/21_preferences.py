@@ -219,7 +219,7 @@ for name, color, mark in (("SFT", GREY, "o"), ("DPO, beta 0.1", LORA, "^")):
     corner = (chosen.max(), np.median(rejected)) if name != "SFT" else (np.median(chosen), rejected.min())
     axes.annotate(name, corner, (10, -18), textcoords="offset points", color=ink(color))
 axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle="--")
-axes.set(xlabel="change of log π(chosen)", ylabel="change of log π(rejected)")
+axes.set(xlabel="change of log π(chosen), nats", ylabel="change of log π(rejected), nats")
 show(figure, alt="60 pairs: SFT moves them to the right, DPO moves them down, both below the dashed diagonal")
 
 # %% [markdown]
