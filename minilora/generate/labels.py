@@ -43,9 +43,9 @@ def label_probabilities(logprobs: np.ndarray) -> np.ndarray:
 
 
 def without_nan(logprobs: np.ndarray) -> np.ndarray:
-    """The same log-likelihoods. Raises ValueError for NaN, from which no label can be chosen."""
+    """The same log-likelihoods. Raises ValueError for NaN, from which nothing can be chosen."""
     if np.isnan(logprobs).any():
-        raise ValueError("the model predicts NaN or infinity instead of a label: look at its weights")
+        raise ValueError("the model predicts NaN or infinity instead of probabilities: look at its weights")
     return logprobs
 
 

@@ -13,7 +13,7 @@ from ..lora.adapters import Choice, factors_of, same_of_all
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import progress
-from .labels import label_logprobs
+from .labels import label_logprobs, without_nan
 from .prefix_cache import ReadPassages
 
 CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
@@ -56,7 +56,7 @@ def quote(
     system: the system prompt that the adapters were trained under. mixed, choice: who decides, as for `label_logprobs`.
     known: the passages that were read before, for the next question about them.
 
-    Raises ValueError for a passage and a question that are too long for the model.
+    Raises ValueError for a passage and a question that are too long for the model, and where that predicts NaN.
     """
     passages = candidates(question, passages)
     found, total = [], len(passages) if len(passages) > 1 else 0  # a single one has no bar
@@ -89,7 +89,7 @@ def read(
         [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}]
         for part in quoting.parts(passage.text, min(RUN, quoting.sentences))
     ]
-    return label_logprobs(model, tokenizer, talks, [question], mixed, choice, known)[:, 0]
+    return without_nan(label_logprobs(model, tokenizer, talks, [question], mixed, choice, known))[:, 0]
 
 
 def likeliest(quoting: Quoting, passages: Sequence[Passage], found: Sequence[np.ndarray]) -> Quotation:
