@@ -39,7 +39,7 @@ def answer_loss(logits, ids, is_answer):
 # `optimizer` is one of
 #
 # - `"SGD"`, which has no optimizer state,
-# - `"momentum"`, which keeps a running mean of the gradients,
+# - `"momentum"`, which keeps a decaying sum of the gradients,
 # - `"AdamW"`, which keeps running means of the gradients and of their squares.
 #
 # Return the bytes of weights, gradients and optimizer state. Everything is stored in float32.
