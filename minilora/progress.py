@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -101,15 +101,36 @@ def hide_progress(hide: bool = True) -> Iterator[None]:
         _hidden.reset(token)
 
 
+class _Stderr:
+    """stderr as it is now, on which no work depends: what cannot be written is lost, and no error.
+
+    A pipe loses its reader when Ctrl-C ends `tee` as well, a terminal is closed, the disk of a log file is full.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
+STDERR: Any = _Stderr()
+
+
 class _ToStderr(logging.Handler):
     """Prints each message alone, above the bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = printable(self.format(record))
         if (bar := _innermost.get()) is not None and bar.shown is not None:
-            bar.shown.write(line, file=sys.stderr)
+            bar.shown.write(line, file=STDERR)
         else:
-            print(line, file=sys.stderr)
+            print(line, file=STDERR)
 
 
 _HANDLER = _ToStderr()
@@ -124,7 +145,7 @@ def _tqdm(title: str, total: int, unit: str, initial: int) -> Any:
     """On a terminal, a bar that moves several times a second; elsewhere it prints a line every 20 seconds."""
     pace = 0.2 if sys.stderr.isatty() else 20.0
     return _tqdm_class()(
-        desc=title, total=total, initial=initial, unit=unit, mininterval=pace, dynamic_ncols=True, file=sys.stderr
+        desc=title, total=total, initial=initial, unit=unit, mininterval=pace, dynamic_ncols=True, file=STDERR
     )
 
 

@@ -1,12 +1,15 @@
 """Lines and bars: on stderr where they are wanted, with the stage's name and count; silent in a library."""
 
+import errno
 import io
 import logging
+import sys
 import threading
 import time
 
 import pytest
 
+from minilora.nn.ranks import ALONE
 from minilora.progress import Bar, hide_progress, log, progress, show_progress
 
 
@@ -56,6 +59,19 @@ def test_lines_are_printed_alone_and_once(shown, capsys):
     assert show_progress(False) is True and show_progress(False) is False
     work()
     assert "line" not in printed(capsys)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("fails", ["write", "flush"])
+def test_work_goes_on_where_nothing_can_be_printed(shown, monkeypatch, number, fails):
+    def fail(*inputs):
+        raise OSError(number, "nobody reads it")
+
+    monkeypatch.setattr(sys, "stderr", closed := io.StringIO())
+    monkeypatch.setattr(closed, fails, fail)
+    work()
+    log.info("a line without a bar")
+    assert ALONE.fail("why it ends", 130) == 130
 
 
 def test_nothing_to_do_is_no_bar(shown, capsys):

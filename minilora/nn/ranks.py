@@ -29,6 +29,7 @@ import numpy as np
 from ..engine.backend import Array
 from ..engine.parallel import keep_threads, processors
 from ..engine.tensor import Tensor
+from ..progress import STDERR
 from .parts import Example, divided
 
 Item = TypeVar("Item")
@@ -99,7 +100,7 @@ class Ranks:
 
     def fail(self, line: str, status: int) -> int:
         """Print why this process ends, in one line, and return the exit status; with several ranks, end all of them."""
-        print(line, file=sys.stderr)
+        print(line, file=STDERR)
         return status
 
 
@@ -204,7 +205,7 @@ class Several(Ranks):
                 self.comm.send((line.removeprefix("minilora: "), {}), 0, READY)
                 while True:
                     time.sleep(1)
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=STDERR, flush=True)
         self.abort(status)
 
     def abort(self, status: int) -> NoReturn:

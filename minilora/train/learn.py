@@ -127,19 +127,24 @@ def _scaled(model: LanguageModel, scale: float) -> Iterator[None]:
 def _interrupts() -> Iterator[list[int]]:
     """In this block the first Ctrl-C is only noted, in the list, so that each step is taken whole or not at all.
 
-    So is SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end. The second signal raises
-    KeyboardInterrupt at once. A handler other than Python's own is left in place.
+    So are SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end, and SIGHUP, by which a terminal
+    does that is closed: these may come several times. Ctrl-C after a first signal raises KeyboardInterrupt at once. A
+    handler other than Python's own is left in place.
     """
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if noted:
-            raise KeyboardInterrupt
         noted.append(number)
+        if len(noted) > 1:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         with suppress(RuntimeError):  # while the same file is being written to
             log.info("\nstopping after this step; Ctrl-C again stops at once")  # below the bar
 
     own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        own[signal.SIGHUP] = signal.SIG_DFL
     taken = {number: usual for number, usual in own.items() if signal.getsignal(number) == usual}
     try:
         for number in taken:

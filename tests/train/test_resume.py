@@ -24,17 +24,19 @@ from minilora.train.loop import History, Trainer
 from minilora.train.material import Measured
 
 CHECKPOINT = "run.partial/checkpoint"
+posix = pytest.mark.skipif(os.name != "posix", reason="a signal of POSIX")
 
 
 @pytest.fixture
 def stop_at(monkeypatch):
     """Let a job be interrupted, as by Ctrl-C or `kill`, in the midst of one step."""
 
-    def stop(step, sent=signal.SIGINT):
+    def stop(step, *sent):
         class Stopped(Trainer):
             def step(self):
                 if self.done + 1 == step:
-                    signal.raise_signal(sent)
+                    for number in sent or [signal.SIGINT]:
+                        signal.raise_signal(number)
                 return super().step()
 
         monkeypatch.setattr(job, "Trainer", Stopped)
@@ -150,12 +152,14 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on_and_whom_to_talk_to(stop
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_kill_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(home, tmp_path, stop_at, monkeypatch):
-    stop_at(3, signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=posix)])
+def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(name, home, tmp_path, stop_at, monkeypatch):
+    number = getattr(signal, name)
+    stop_at(3, number, number, signal.SIGTERM)  # they come again, from the shell and from the system
     with pytest.raises(KeyboardInterrupt):
         run(options(home, tmp_path / "run"))
     assert json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["step"] == 3
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == signal.SIG_DFL
     monkeypatch.setattr(job, "Trainer", Trainer)
     assert run(options(home, tmp_path / "run", resume=True))["steps"] == 6
 
@@ -170,11 +174,12 @@ def test_a_programs_own_handlers_stay(home, tmp_path, stop_at):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_stays(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_stays(first, home, tmp_path, monkeypatch):
     class Impatient(Trainer):
         def step(self):
             if self.done == 3:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(first)
                 signal.raise_signal(signal.SIGINT)
             return super().step()
 
