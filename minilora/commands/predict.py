@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -184,5 +185,8 @@ def _write(out: Path | None, encoding: str, text: str, more: bool) -> None:
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
         return
-    with out.open("a" if more else "w", encoding=encoding, newline="") as file:
+    with out.open(
+        "r+" if more else "w", encoding=encoding, newline=""
+    ) as file:  # if it was moved away, that is an error
+        file.seek(0, os.SEEK_END)
         file.write(text)

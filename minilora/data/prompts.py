@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,24 @@ class Rows:
         return self._line([_cell(row.get(name)) for name in self.columns])
 
     def done(self, path: Path, prompts: Sequence[Prompt]) -> int:
-        """How many rows a file has that was written before: none if it is empty, as a full disk leaves it. Raises
-        DataError unless they are the first of `prompts`, with the same columns.
+        """How many rows a file has that was written before. Half a row at its end, which a full disk or a killed
+        process leaves, is removed. Raises DataError unless the other rows are the first of `prompts`, with the same
+        columns.
         """
-        count = 0
+        content = path.read_bytes()
+        if half := content[self._end(content) :]:
+            os.truncate(path, len(content) - len(half))
         try:
-            rows = read_rows(path)[1]
+            return self._done(path, prompts)
         except EmptyFileError:
-            return count
-        for count, (line, row) in enumerate(rows, 1):
+            return 0
+        except DataError:  # another file: it stays as it was
+            path.write_bytes(content)
+            raise
+
+    def _done(self, path: Path, prompts: Sequence[Prompt]) -> int:
+        count = 0
+        for count, (line, row) in enumerate(read_rows(path)[1], 1):
             own = prompts[count - 1].row if count <= len(prompts) else {}
             if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
                 what = f"not row {count} of the file to predict for"
@@ -110,6 +120,13 @@ class Rows:
                 there = f"has the columns {listed([*row])}, and now they are {listed(self.columns)}"
                 raise DataError(f"{path} {there}: --overwrite replaces it")
         return count
+
+    def _end(self, content: bytes) -> int:
+        """Where the last whole row ends: behind a line break, in a table one that is not inside quotes."""
+        end = content.rfind(b"\n") + 1
+        while self.comma is not None and content.count(b'"', 0, end) % 2:
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        return end
 
     def _line(self, cells: Sequence[str]) -> str:
         line = io.StringIO()

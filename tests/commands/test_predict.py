@@ -20,6 +20,7 @@ from minilora.data.labels import LabelTask
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.data.prompts import Prompt, Rows, read_prompts
 from minilora.data.quotes import Quoting
+from minilora.data.rows import DataError
 from minilora.generate import labels
 from minilora.generate.answers import generate
 from minilora.generate.labels import ranked_labels
@@ -299,8 +300,21 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     assert (tmp_path / f"part{suffix}").read_bytes() == whole
     assert main([*out, "--overwrite"]) == 0 and len(read(tmp_path / f"part{suffix}")) == 6
     whole = (tmp_path / f"part{suffix}").read_bytes()
-    (tmp_path / f"part{suffix}").write_bytes(b"")  # as a full disk leaves it
+    (tmp_path / f"part{suffix}").write_bytes(whole[:-3])  # as a full disk leaves it
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
+
+
+def test_rows_do_not_follow_others_that_were_moved_away(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "AT_ONCE", 2)
+    (tmp_path / "in.csv").write_text("text\n" + "a\n" * 4)
+
+    def moved(*args):
+        (tmp_path / "out.csv").unlink(missing_ok=True)
+        return predict(*args)
+
+    monkeypatch.setattr(command, "predict", moved)
+    assert main(["predict", "in.csv", *folder(TRAINED["labels"]), "--out", "out.csv"]) == 1
+    assert "out.csv: No such file or directory" in capsys.readouterr().err and not (tmp_path / "out.csv").exists()
 
 
 def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsys):
@@ -475,6 +489,30 @@ def test_the_rows_that_were_written_are_read_again_whatever_is_in_a_cell(tmp_pat
     text = rows.heading() + "".join(rows.text(prompt.row) for prompt in prompts)
     out.write_text(text, encoding="utf-8", newline="")
     assert rows.done(out, prompts) == len(prompts) and not text.endswith("\r\n")
+
+
+@given(
+    st.lists(st.text('ab\r\n",\xe9', max_size=5), min_size=1, max_size=3),
+    st.sampled_from([".csv", ".jsonl"]),
+    st.data(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_that_ends_at_any_byte_is_continued_after_its_last_whole_row(tmp_path, cells, suffix, data):
+    rows, out = Rows(suffix, ["text", "b", "c"]), tmp_path / f"out{suffix}"
+    prompts = [Prompt("", {"text": cell, "b": "x"}) for cell in cells]
+    parts = [rows.heading().encode(), *(rows.text({**prompt.row, "c": "é"}).encode() for prompt in prompts)]
+    whole = b"".join(parts)
+    out.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    size, done = out.stat().st_size, rows.done(out, prompts)
+    assert out.read_bytes() == (b"".join(parts[: done + 1]) if done or size >= len(parts[0]) else b"")
+    assert done == len(prompts) or size < len(b"".join(parts[: done + 2]))
+
+
+def test_a_file_that_is_not_continued_stays_as_it_was(tmp_path):
+    (tmp_path / "out.csv").write_text("text\nother\nwithout an end")
+    with pytest.raises(DataError, match="not row 1"):
+        Rows(".csv", ["text"]).done(tmp_path / "out.csv", [Prompt("", {"text": "a"})])
+    assert (tmp_path / "out.csv").read_text() == "text\nother\nwithout an end"
 
 
 def test_a_table_holds_lists_as_json_and_nothing_as_an_empty_cell():
