@@ -11,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -26,8 +28,8 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process that does nothing else, so that its peak memory is its own, and return its result.
 
     function: at the top level of a module. Arguments and result are what JSON can hold. Its lines and progress bars are
-    shown if they are shown here. Raises RuntimeError with the reason if the function fails or the process is killed,
-    KeyboardInterrupt if it is interrupted.
+    shown if they are shown here. If this process is killed, the other one ends as well, except on Windows. Raises
+    RuntimeError with the reason if the function fails or the process is killed, KeyboardInterrupt if it is interrupted.
     """
     shown = show_progress()
     show_progress(shown)
@@ -54,6 +56,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def main(name: str, job: str) -> int:
     """The process: prints {"result": ...} or {"error": why}, and returns its exit status."""
     given, out = json.loads(job), sys.stdout
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     module, _, function = name.partition(":")
     sys.stdout = sys.stderr  # what the function prints is no answer
     show_progress(given["shown"])
@@ -65,6 +68,13 @@ def main(name: str, job: str) -> int:
         answer = {"error": str(error) or type(error).__name__}
     print(json.dumps(answer), file=out, flush=True)
     return "error" in answer
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended: nobody waits for the answer, and the folder may be needed again."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import platform
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +53,11 @@ def leave():
     os._exit(9)
 
 
+def stay():
+    print("here", flush=True)
+    time.sleep(100)
+
+
 def test_a_function_is_called_in_a_process_of_its_own(here, capfd):
     assert apart(answer, 41, "abc") == {"sum": 42, "words": "cba", "process": peak_memory() is not None}
     out, err = capfd.readouterr()
@@ -82,6 +89,18 @@ def test_a_failure_comes_back_as_its_reason(here, monkeypatch, kind, error, word
 def test_a_process_that_is_killed_is_an_error(here):
     with pytest.raises(RuntimeError, match="ended with status 9; is there enough memory"):
         apart(leave)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell that a parent has ended")
+def test_a_process_ends_with_the_one_that_started_it(here):
+    code = f"from minilora.measure.process import apart; from {__name__} import stay; apart(stay)"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as first:
+        while first.stderr.readline() != "here\n":
+            assert first.poll() is None
+        first.kill()
+        began = time.monotonic()
+        first.stderr.read()  # until both have ended
+    assert time.monotonic() - began < 50
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
