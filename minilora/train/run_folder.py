@@ -24,6 +24,7 @@ CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
 FILES = (
     CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
     METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST, TENSORBOARD,
+    CHECKPOINT,
 )  # fmt: skip
 
 
@@ -116,9 +117,9 @@ class RunFolder:
         return self
 
     def finish(self) -> None:
-        """Replace the run's folder by `partial`, without its checkpoint."""
-        remove_folder(self.partial / CHECKPOINT)
+        """Replace the run's folder by `partial`, and remove its checkpoint, with which it could be resumed so far."""
         swap_in(self.partial, self.target)
+        remove_folder(self.target / CHECKPOINT)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         learned = self.learned()

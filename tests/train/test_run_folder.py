@@ -1,5 +1,6 @@
 """A run's folder is one unit: it appears whole or not at all, and nothing that stands there is lost unasked."""
 
+import errno
 import os
 import re
 import shlex
@@ -134,14 +135,41 @@ def test_where_nothing_was_learned_nothing_stays(tmp_path, said):
     assert list(tmp_path.iterdir()) == [] and said() == []
 
 
+def save_state(place):
+    (place.partial / "checkpoint").mkdir()
+    (place.partial / "checkpoint" / "state.json").write_text("{}")
+
+
 @pytest.fixture
 def interrupted(tmp_path):
     with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "x") as place:
         fill(place, "half")
-        (place.partial / "checkpoint").mkdir()
-        (place.partial / "checkpoint" / "state.json").write_text("{}")
+        save_state(place)
         raise KeyboardInterrupt
     return tmp_path / "x"
+
+
+@pytest.mark.parametrize("fails", ["_flush", "_flush_entries", "_rename"])
+def test_a_run_can_be_resumed_until_it_is_finished_and_then_its_checkpoint_is_gone(fails, run, monkeypatch):
+    def full(*paths):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with pytest.raises(OSError), RunFolder(run, overwrite=True) as place:
+        fill(place)
+        save_state(place)
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, fails, full)
+            place.finish()
+    assert tree(run) == {"adapter_model.safetensors": b"old"}
+    with RunFolder(run, overwrite=True, resume=True) as place:
+        assert (place.partial / "checkpoint" / "state.json").is_file()
+        place.finish()
+    assert tree(run) == {"adapter_model.safetensors": b"new", "metrics.json": b"new"}
+
+
+def test_a_job_that_was_killed_just_after_it_finished_is_no_obstacle(run):
+    (run / "checkpoint").mkdir()
+    RunFolder(run, overwrite=True).refuse()
 
 
 def test_what_an_interrupted_run_learned_is_not_forgotten_unasked(interrupted):
