@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_PROCESS = f"{os.getpid()}-{os.urandom(4).hex()}"  # a container may give the same number again
+
 
 class ModelFileError(ValueError):
     """A model or adapter file is missing, damaged, or does not fit. The message names the file and what was expected.
@@ -91,7 +93,8 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    partial = _aside(path, "partial")
+    remove_unfinished(path)
+    partial = _aside(path, f"{_PROCESS}.partial")
     with _errors_about(path, partial, size):
         try:
             mode = path.stat().st_mode if path.exists() else _mode_of_new_file(partial)
@@ -116,7 +119,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file: choose a folder")
     put_back(path)
-    partial = _aside(path, "partial")
+    remove_unfinished(path)
+    partial = _aside(path, f"{_PROCESS}.partial")
     with _errors_about(path, partial):
         try:
             partial.mkdir(parents=True)
@@ -199,6 +203,28 @@ def put_back(path: Path) -> None:
             remove_folder(old)
         else:
             _rename(old, path)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a process that was killed in `replacing` or `replacing_folder` of `path` left half-written.
+
+    That of a process that is still running stays. Windows does not tell which ones are.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.((\d+)-[0-9a-f]{{8}})\.partial")
+    for left in path.parent.iterdir() if os.name == "posix" and path.parent.is_dir() else ():
+        found = pattern.fullmatch(left.name)
+        if found and found[1] != _PROCESS and (int(found[2]) == os.getpid() or not _is_running(int(found[2]))):
+            remove_folder(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # a signal that does nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def remove_folder(folder: Path) -> None:

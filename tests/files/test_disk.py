@@ -245,6 +245,39 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path, at):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
+@posix
+@pytest.mark.parametrize("name", ["a.txt", "run"])
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer_and_that_of_a_running_one_is_not(
+    tmp_path, name, monkeypatch
+):
+    killed(tmp_path / name, -1)
+    killed(tmp_path / f"x{name}", -1)  # another file's
+    left = list(tmp_path.glob(f".{name}.*"))
+    assert len(left) == 1 and len(list(tmp_path.iterdir())) == 2
+    write, ours = replacing_folder if name == "run" else replacing, disk._PROCESS
+
+    def fill_in(partial):
+        partial.mkdir(exist_ok=True) if name == "run" else partial.write_text("new")
+
+    monkeypatch.setattr(disk, "_PROCESS", f"{os.getppid()}-01234567")  # as another process, which runs
+    with write(tmp_path / name) as first:
+        fill_in(first)
+        assert not left[0].exists()
+        monkeypatch.setattr(disk, "_PROCESS", ours)
+        with write(tmp_path / name) as second:
+            fill_in(second)
+            disk.remove_unfinished(tmp_path / name)
+            assert first.exists() and second.exists()
+    assert len(list(tmp_path.glob(f".{name}.*"))) == 0 and len(list(tmp_path.iterdir())) == 2
+
+
+@posix
+def test_a_process_that_has_the_number_of_a_killed_one_removes_what_that_one_left(tmp_path):
+    (tmp_path / f".a.01234567.{os.getpid()}-01234567.partial").touch()
+    write_bytes(tmp_path / "a", b"")
+    assert tree(tmp_path) == {"a": ""}
+
+
 NAMES = ["run", "run+1", "run.x", "run (1)[2]", "r*n"] if os.name == "posix" else ["run", "run+1", "run.x"]
 
 
