@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ..files.disk import write_bytes
 from ..pages.template import template
 from ..terminal import quote
 from . import mine
@@ -50,7 +51,7 @@ def copy_course(target: Path, site: str = "") -> str:
                 kept.append(name)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8", newline="\n")
+        write_bytes(path, text.encode())
         written += 1
     lines = [f"{written} files written to {target}" if written else f"nothing to write: {target} holds the course"]
     if kept:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..course.plan import LESSONS
-from ..files.disk import read_json, write_bytes, write_json
+from ..files.disk import read_json, remove_folder, replacing_folder, write_bytes, write_json
 from .lab import build_lab
 
 VERSION = "0.27.7"
@@ -27,7 +27,7 @@ SHA256 = {  # of Pyodide's files, which the page checks
 }
 PAGE = ("index.html", "page.css", "page.js", "worker.js")
 FOR_LAB = {"pyodide.js": "b4cb23a53aba19c221659b9fb40a2f18281d685691dc06647fb0afd0681baf98"}  # for the course
-PACKAGE, SITE, COURSE, LOCK = "minilora.zip", "site.json", "course", "pyodide-lock.json"
+PACKAGE, SITE, COURSE, PYODIDE, LOCK = "minilora.zip", "site.json", "course", "pyodide", "pyodide-lock.json"
 WITH = ("jinja2", "markupsafe", "threadpoolctl")  # pure Python, of this environment: what minilora needs besides NumPy
 WITH_COURSE = (*WITH, "filelock", "platformdirs", "tomlkit", "tqdm")
 WITHOUT = ("claims", "commands", "course", "experiments", "serve")  # folders that the page does not need
@@ -47,26 +47,28 @@ def write_site(folder: str | Path, pyodide: str | Path | None = None, course: bo
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / SITE).is_file())):
         raise ValueError(f"{target} holds something else: give a new folder, or one that minilora site has written")
     copies = {} if pyodide is None else _read(Path(pyodide), course)
+    taught = [lesson for lesson in LESSONS.values() if course and not lesson.needs_model]
+    lessons = [{"name": lesson.name, "question": lesson.question} for lesson in taught]
+    told = {"pyodide": f"{PYODIDE}/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": lessons}
     with tempfile.TemporaryDirectory() as place:  # what can fail comes first
         built = Path(place) / COURSE
         if course:
             build_lab(built, package(WITH_COURSE, ()), "../../pyodide/" if copies else CDN)
         target.mkdir(parents=True, exist_ok=True)
-        for name in (COURSE, "pyodide"):  # of an earlier page
-            shutil.rmtree(target / name, ignore_errors=True)
+        write_json(target / SITE, told)  # first: the same command continues where it was killed
+        for name, there in ((COURSE, course), (PYODIDE, copies)):
+            if not there:  # of an earlier page
+                remove_folder(target / name)
         if course:
-            shutil.copytree(built, target / COURSE)
+            with replacing_folder(target / COURSE) as partial:
+                shutil.copytree(built, partial, dirs_exist_ok=True)
+    if copies:
+        with replacing_folder(target / PYODIDE) as partial:
+            for name, data in copies.items():
+                (partial / name).write_bytes(data)
     for name in PAGE:
         write_bytes(target / name, (files("minilora.site") / name).read_bytes())
     write_bytes(target / PACKAGE, package())
-    if copies:
-        (target / "pyodide").mkdir()
-    for name, data in copies.items():
-        write_bytes(target / "pyodide" / name, data)
-    there = [lesson for lesson in LESSONS.values() if course and not lesson.needs_model]
-    lessons = [{"name": lesson.name, "question": lesson.question} for lesson in there]
-    told = {"pyodide": "pyodide/" if copies else CDN, "sha256": SHA256, "package": PACKAGE, "course": lessons}
-    write_json(target / SITE, told)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
 

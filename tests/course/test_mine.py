@@ -1,6 +1,7 @@
 """The student's functions on their way from notebook to notebook; the commands `course` and `progress`."""
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +257,23 @@ def test_course_copies_lessons_exercises_and_a_map_and_leaves_what_was_changed(t
     assert (target / "09_lora.ipynb").read_text() == "mine"
     with pytest.raises(NotADirectoryError):
         copy_course(target / "09_lora.ipynb")
+
+
+def test_a_copy_that_a_full_disk_stopped_is_completed(tmp_path, monkeypatch):
+    write, written = Path.write_bytes, []
+
+    def full(path, content):
+        if len(written) == 3:
+            write(path, content[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        return write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full"):
+        patch.setattr(Path, "write_bytes", full)
+        copy_course(tmp_path)
+    said = copy_course(tmp_path)
+    assert "files written" in said and "left as they are" not in said
 
 
 def test_a_copied_notebook_shows_no_answer_and_leads_nowhere_that_is_not_there(tmp_path):

@@ -276,6 +276,15 @@ def test_a_distribution_without_numpy_is_refused(tmp_path, monkeypatch):
         write.write_site(tmp_path / "page", distribution(tmp_path / "pyodide", monkeypatch, numpy=False))
 
 
+@pytest.mark.parametrize("fails", ["package", "files"])
+def test_a_page_that_was_interrupted_is_written_again(tmp_path, monkeypatch, packed_once, fails):
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(write, fails, None)
+        write.write_site(tmp_path / "page")
+    write.write_site(tmp_path / "page")
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {*write.PAGE, "minilora.zip", "site.json"}
+
+
 def test_another_folder_is_not_written_to(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["site", str(tmp_path)]) == 2
@@ -357,10 +366,14 @@ def test_the_course_stands_beside_the_page_replaces_an_older_one_and_takes_the_s
     assert {"pyodide.js", "unused.whl"} < copied and len(copied) == len([*pyodide.iterdir()])
     size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
     assert f"Written to {page}: {size / 1e6:.1f} MB." in capsys.readouterr().out
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(write.shutil, "copytree", None)
+        write.write_site(page, pyodide, course=True)
+    assert [path.name for path in (page / "course").iterdir()] == ["build 2"]  # until another one is complete
     (pyodide / "pyodide.js").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"pyodide\.js is not the file of Pyodide"):
         write.write_site(tmp_path / "new", pyodide, course=True)
-    assert not (tmp_path / "new").exists() and len(built) == 2
+    assert not (tmp_path / "new").exists() and len(built) == 3
 
 
 @pytest.mark.long
