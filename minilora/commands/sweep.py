@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
     with usage_errors():
         options.settings()
     result = sweep(options)
-    print(json.dumps(result, indent=2) if arguments.json else printable(page(result, terminal_width())))
     if sweep_figure(result) is not None:
         save_themes(lambda: sweep_figure(result), options.folder / PICTURE_FILE)
+    print(json.dumps(result, indent=2) if arguments.json else printable(page(result, terminal_width())))
     if len(result["failed"]) == result["trials"]:
         raise ValueError("no trial finished: the reasons are listed above")
 

@@ -3,7 +3,8 @@
     result = sweep(SweepOptions(r=[1, 4, 16], lr=[1e-3, 3e-3], seed=[0, 1, 2], steps=[60], out="runs/ranks"))
 
 Trials run in processes, some at a time. Each is a row of `<out>/trials.csv` as soon as it ends, and what it trained is
-thrown away. The same command continues an interrupted sweep; one with more values, such as more seeds, adds to it.
+thrown away. The same command continues an interrupted sweep, and repeats the trials that lacked memory or a file; one
+with more values, such as more seeds, adds to it.
 """
 
 import csv
@@ -78,8 +79,11 @@ def sweep(options: Sweep) -> dict[str, Any]:
     def done(position: int, result: dict[str, Any]) -> None:
         number = ahead[position]
         found[number] = {name: result[name] for name in result if name in columns}
-        with (folder / TABLE_FILE).open("a", encoding="utf-8", newline="") as file:
-            file.write(_lines(columns, [row(number)]))
+        if "again" in result:
+            lacking.append(number)
+        else:
+            with (folder / TABLE_FILE).open("a", encoding="utf-8", newline="") as file:
+                file.write(_lines(columns, [row(number)]))
         bar.update()
 
     with _alone(folder):
@@ -90,7 +94,7 @@ def sweep(options: Sweep) -> dict[str, Any]:
         remove_folder(work)
         table = ",".join(columns) + "\n" + _lines(columns, map(row, sorted(found)))
         write_bytes(folder / TABLE_FILE, table.encode())
-        ahead = [i for i in range(len(settings)) if i not in found]
+        ahead, lacking = [i for i in range(len(settings)) if i not in found], list[int]()
         if found and ahead:
             log.info("%s holds %d of %s; the others are run now", folder, len(found), counted(len(settings), "trial"))
         jobs, start = min(options.jobs or usual_jobs(), max(1, len(ahead))), time.perf_counter()
@@ -98,11 +102,13 @@ def sweep(options: Sweep) -> dict[str, Any]:
             with progress("sweep", len(settings), "trial", initial=len(found)) as bar:
                 run_trials(trial, [{"setting": settings[i], "folder": str(work / str(i))} for i in ahead], jobs, done)
         except KeyboardInterrupt:
-            kept = f"{len(found)} of {counted(len(settings), 'trial')}"
+            kept = f"{len(found) - len(lacking)} of {counted(len(settings), 'trial')}"
             log.info("\n%s are kept in %s: the same command continues from there", kept, folder)
             raise
         finally:
             remove_folder(work)
+        if lacking:
+            log.info("%s lacked memory or a file: the same command tries again", counted(len(lacking), "trial"))
         spent = {"wall_seconds": time.perf_counter() - start, "made": len(ahead), "jobs": jobs, "cores": processors()}
         results = [_numbers(found[i]) for i in range(len(settings))]
         whole = about | {"varied": options.varied, "time": spent} | summarise(settings, results, options.varied)

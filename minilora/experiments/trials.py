@@ -41,7 +41,8 @@ def run_trials(
     """Call function(**trial) for every trial, `jobs` of them at a time, and return what they gave, in their order.
 
     A trial that raises gives {"failed": why}, in one line, and the others go on. So does one whose process ends, for
-    example because memory ran out. MINILORA_TRACEBACK=1 shows the traceback. Ctrl-C ends all processes.
+    example because memory ran out: it has {"again": True} as well, as one that lacked memory or a file, since it may
+    succeed another time. MINILORA_TRACEBACK=1 shows the traceback. Ctrl-C ends all processes.
 
     function: at the top level of a file. Arguments and result are what JSON can hold.
     jobs: processes; the cores if left out, and 1 is this process. Each has its share of the cores for its threads.
@@ -72,7 +73,7 @@ def run_trials(
         for i in _together(function, left, jobs, finish):  # one of these ended its process: now each runs alone
             alone = {i: left.pop(i)}
             if _together(function, alone, 1, finish):
-                finish(i, {"failed": "its process ended before it did: is there memory enough?"})
+                finish(i, {"failed": "its process ended before it did: is there memory enough?", "again": True})
     return results
 
 
@@ -113,7 +114,8 @@ def _attempt(function: Callable[..., Any], trial: Trial) -> Any:
     try:
         return as_json(function(**trial))
     except Exception as error:
-        return {"failed": reason(error)}
+        again = {"again": True} if isinstance(error, (OSError, MemoryError)) else {}
+        return {"failed": reason(error)} | again
 
 
 def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, finish: Done) -> list[int]:

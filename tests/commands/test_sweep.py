@@ -1,10 +1,13 @@
 """A sweep: its trials, its table, how it continues, what it refuses, and what it says in the end."""
 
 import csv
+import errno
 import json
 import math
 import shlex
+import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 from commandline import complaint, instead, status, written
@@ -274,6 +277,35 @@ def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_t
     with counts_of("trial") as heard:
         assert status(*command) == 0 and len(no_training) == 2 and heard == [3]
     assert json.loads((tmp_path / "s/sweep.json").read_text())["time"]["jobs"] == 1  # although none was left
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device")])
+def test_a_trial_that_lacked_memory_or_disk_is_tried_again(error, tiny_folder, no_training, monkeypatch, capsys):
+    find, command = sweeping.trial, quick(tiny_folder, "--r", 1, 2, "--lr", 0.5, 99)
+
+    def lacking(setting, folder):
+        if setting["r"] == 2 and setting["lr"] == 0.5:
+            raise error
+        return find(setting, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "trial", lacking)
+        assert status(*command) == 0
+    said = capsys.readouterr()
+    assert "3 of 4 trials failed" in said.out
+    assert "1 trial lacked memory or a file: the same command tries again\n" in said.err
+    no_training.clear()
+    assert status(*command) == 0 and [(one["r"], one["lr"]) for one in no_training] == [(2, 0.5)]
+    assert "2 of 4 trials failed" in capsys.readouterr().out and len(table()) == 4
+
+
+def test_where_nobody_reads_the_table_the_picture_is_there_all_the_same(tiny_folder, no_training, monkeypatch):
+    def closed(text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=closed, flush=lambda: None))
+    assert status(*quick(tiny_folder, "--r", 1, 2)) == 0
+    assert "sweep.png" in written(sweeping.Path("s"))
 
 
 def test_ctrl_c_keeps_what_is_done(tiny_folder, no_training, monkeypatch, capsys):

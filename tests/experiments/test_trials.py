@@ -67,6 +67,7 @@ def test_of_a_fault_in_a_function_its_kind_is_told_and_where_it_is_on_request(mo
 def test_a_process_that_ends_is_a_failed_trial_and_no_other_is_lost():
     found = run_trials(trying.ended, [{"x": x} for x in range(4)], 2)
     assert [one.get("x") for one in found] == [0, None, 2, 3] and "its process ended" in found[1]["failed"]
+    assert found[1]["again"] is True
 
 
 INTERRUPTED = """
