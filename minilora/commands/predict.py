@@ -180,13 +180,16 @@ def _added(task: Task | None, passages: bool) -> list[str]:
 
 
 def _write(out: Path | None, encoding: str, text: str, more: bool) -> None:
-    """Write rows to a file, after those that it has, or print them."""
+    """Write rows to a file, after those that it has, or print them. Raises OSError that says how to continue."""
     if out is None:
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
         return
-    with out.open(
-        "r+" if more else "w", encoding=encoding, newline=""
-    ) as file:  # if it was moved away, that is an error
-        file.seek(0, os.SEEK_END)
-        file.write(text)
+    try:
+        with out.open("r+" if more else "w", encoding=encoding, newline="") as file:  # an error if it was moved away
+            file.seek(0, os.SEEK_END)
+            file.write(text)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(f"{out}: {error.strerror}; --resume continues after its last whole row") from error

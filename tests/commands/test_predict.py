@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -302,6 +303,15 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     whole = (tmp_path / f"part{suffix}").read_bytes()
     (tmp_path / f"part{suffix}").write_bytes(whole[:-3])  # as a full disk leaves it
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
+def test_a_full_disk_is_one_line_that_says_how_to_continue(folder, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("text\na\n")
+    (tmp_path / "out.csv").symlink_to("/dev/full")
+    assert main(["predict", "in.csv", *folder(TRAINED["labels"]), "--out", "out.csv", "--overwrite"]) == 1
+    line = "minilora: out.csv: No space left on device; --resume continues after its last whole row"
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_rows_do_not_follow_others_that_were_moved_away(folder, tmp_path, capsys, monkeypatch):
