@@ -189,16 +189,16 @@ for name, model in small.items():
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
-styles = {"GPT-2": (GREY, "-"), "GPT-2 with RMSNorm": (GREY, "--"), "Llama": (BLUE, "-"), "Qwen3": (PURPLE, "-"),
+styles = {"GPT-2": (GREY, "-"), "GPT-2 with RMSNorm": (GREY, "--"), "Llama": (BLUE, "-"), "Qwen3": (PURPLE, "-."),
           "Gemma 3": (GREEN, "-"), "Gemma 3, wide": (GREEN, "--")}  # fmt: skip
 for name, (color, dashes) in styles.items():
     axes.plot(np.arange(2, TESTED + 1), curves[name], dashes, color=color, label=name)
 axes.axvline(TRAINED, color=ink("#000000"), linewidth=1, linestyle=":")
-axes.set(xlabel="place in the text (trained up to the dotted line)", ylabel="loss (nats)", ylim=(0, None))
+axes.set(xlabel="position in the text (trained up to the dotted line)", ylabel="loss (nats)", ylim=(0, None))
 axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 show(
     figure,
-    alt="Loss by place: beyond the trained length GPT-2 jumps, Llama and Qwen3 rise, Gemma 3 stays at zero, "
+    alt="Loss by position: beyond the trained length GPT-2 jumps, Llama and Qwen3 rise, Gemma 3 stays at zero, "
     "and rises with a wide window",
 )
 
