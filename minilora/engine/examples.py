@@ -63,6 +63,7 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "mean": _normal((3, 4), axis=1, keepdims=True),
     "max": _normal((3, 4), axis=1),
     "softmax": _normal((3, 4)),
+    "log_softmax": _normal((3, 4)),
     "reshape": _normal((3, 4), shape=(2, 6)),
     "transpose": _normal((2, 3, 4), axes=(2, 0, 1)),
     "getitem": _normal((5, 4), index=np.array([0, 2, 2])),

@@ -6,6 +6,7 @@ followed by one VJP per array input, in the order of the inputs. `g` is dL/d(val
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -193,6 +194,15 @@ def softmax(a, axis: int = -1):
     return y, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))
 
 
+@op
+def log_softmax(a, axis: int = -1):
+    """The logarithm of `softmax` along `axis`, which is finite where softmax(a) is rounded to 0. Saves its value."""
+    xp = array_module(a)
+    y = a - a.max(axis=axis, keepdims=True)
+    y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
+    return y, lambda g: g - xp.exp(y) * g.sum(axis=axis, keepdims=True)
+
+
 # -- shapes --------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +277,11 @@ def _in_place(operation: Operation) -> Callable[[Tensor, Any], Any]:
     return change
 
 
+def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Any]:
+    """x > 0 and the like: an array of booleans, which has no gradient."""
+    return lambda self, other: compare(self.data, other.data if isinstance(other, Tensor) else other)
+
+
 def _reshape(self: Tensor, *shape: Any) -> Tensor:  # x.reshape(2, 3) and x.reshape((2, 3))
     return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape)
 
@@ -279,8 +294,12 @@ Tensor.__iadd__, Tensor.__isub__ = _in_place(add), _in_place(sub)
 Tensor.__imul__, Tensor.__itruediv__ = _in_place(mul), _in_place(div)
 Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _swapped(matmul)
 Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, pow, getitem
+Tensor.__lt__, Tensor.__le__ = _comparison(operator.lt), _comparison(operator.le)
+Tensor.__gt__, Tensor.__ge__ = _comparison(operator.gt), _comparison(operator.ge)
+Tensor.__eq__, Tensor.__ne__ = _comparison(operator.eq), _comparison(operator.ne)  # type: ignore
+Tensor.__hash__ = object.__hash__  # type: ignore
 Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh = exp, log, sqrt, tanh
-Tensor.relu, Tensor.sigmoid, Tensor.softmax = relu, sigmoid, softmax
+Tensor.relu, Tensor.sigmoid, Tensor.softmax, Tensor.log_softmax = relu, sigmoid, softmax, log_softmax
 Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
 Tensor.reshape, Tensor.transpose, Tensor.T = _reshape, transpose, property(lambda self: transpose(self))
 

@@ -65,7 +65,9 @@ class Tensor:
     """An array and, if a gradient is wanted, its node in the graph.
 
     data: anything NumPy turns into an array. Python floats, and Python integers given with `requires_grad=True`, become
-    float32; arrays are kept as they are, without a copy.
+    float32; arrays are kept as they are, without a copy, and so is the memory of a torch tensor.
+
+    Comparisons such as x > 0 give arrays of booleans. Further operations are in engine/ops.py and engine/fused.py.
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -165,6 +167,8 @@ class Tensor:
     @grad.setter
     def grad(self, value: Array | None) -> None:
         if self.node is None:
+            if value is None:
+                return
             raise RuntimeError("the gradient of a tensor that requires no gradient cannot be set")
         self.node.grad = None if value is None else self._gradient(value)
         self.node.owned = False
@@ -193,7 +197,8 @@ class Tensor:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _in_ops
     __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_ops
     __matmul__ = __rmatmul__ = __neg__ = __pow__ = __getitem__ = reshape = transpose = sum = mean = max = _in_ops
-    exp = log = sqrt = tanh = relu = sigmoid = softmax = _in_ops
+    exp = log = sqrt = tanh = relu = sigmoid = softmax = log_softmax = _in_ops
+    __lt__ = __le__ = __gt__ = __ge__ = _in_ops
     T: ClassVar[property]
 
 
@@ -331,9 +336,9 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
 def _as_array(data: Any, requires_grad: bool) -> Array:
     if isinstance(data, Tensor):
         return data.data
-    if not hasattr(data, "dtype"):
-        data = np.asarray(data)
-        if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
+    if not isinstance(getattr(data, "dtype", None), np.dtype):
+        plain, data = not hasattr(data, "dtype"), np.asarray(data)
+        if plain and (data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu")):
             data = data.astype(np.float32)
     return np.asarray(data) if isinstance(data, np.generic) else data
 

@@ -212,6 +212,10 @@ ROWS = {
     "mean": Row(REDUCED, NOTHING, np.mean),
     "max": Row(REDUCED, FIRST, np.max),
     "softmax": Row([draw("ab"), draw("abc", axis=0), draw("abc", axis=1)], NOTHING, plain_softmax),
+    "log_softmax": Row(
+        [draw("ab"), draw("abc", axis=0), draw("abc", axis=1)],
+        NOTHING, lambda x, axis=-1: np.log(plain_softmax(x, axis)),
+    ),
     "reshape": Row(
         [draw("234", shape=(4, 6)), draw("234", shape=(-1, 2)), draw("1", shape=())],
         FIRST, lambda x, shape: x.reshape(shape),
@@ -461,7 +465,7 @@ def test_gradients_at_kinks_and_ties():
     assert x.grad.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("operation", [ops.softmax, ops.sigmoid, ops.tanh])
+@pytest.mark.parametrize("operation", [ops.softmax, ops.log_softmax, ops.sigmoid, ops.tanh])
 def test_large_values_do_not_overflow(operation):
     with np.errstate(all="raise", under="ignore"):
         x = Tensor(np.array([-1e4, 0, 1e4]), requires_grad=True)
@@ -506,6 +510,7 @@ METHODS = {
     "x.reshape((3, 2))": (lambda x: x.reshape((3, 2)), lambda x: ops.reshape(x, (3, 2))),
     "x.sum(axis=0)": (lambda x: x.sum(axis=0), lambda x: ops.sum(x, axis=0)),
     "x.softmax()": (lambda x: x.softmax(), ops.softmax),
+    "x.log_softmax()": (lambda x: x.log_softmax(), ops.log_softmax),
     "x.transpose((1, 0))": (lambda x: x.transpose((1, 0)), lambda x: ops.transpose(x, (1, 0))),
 }
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minilora.engine import fused, ops, tensor
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import Tensor, no_grad
+from minilora.nn.layers import Linear
 from minilora.nn.module import Parameter
 
 
@@ -292,6 +293,31 @@ def test_python_numbers_become_float32_and_arrays_stay_what_they_are():
         Tensor(np.arange(3), requires_grad=True)
 
 
+def test_an_array_of_another_library_becomes_one_of_numpy_with_the_same_memory():
+    class Foreign:
+        array, dtype, shape = np.ones(2), "float64 of another library", (2,)
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    x = Tensor(Foreign(), requires_grad=True)
+    assert np.shares_memory(x.data, Foreign.array) and x.dtype == np.float64
+    model = Linear(2, 1, rng=None)
+    Foreign.array = Foreign.array[None]
+    Foreign.shape = (1, 2)
+    model.load_state_dict({"weight": Foreign()})
+    assert model(x).data.tolist() == [2]
+
+
+@pytest.mark.parametrize("name", ["lt", "le", "gt", "ge", "eq", "ne"])
+def test_comparisons_give_arrays_of_booleans(name):
+    x, compare = leaf(3), getattr(operator, name)
+    for other in (2, np.array([3.0, 2, 1])):
+        np.testing.assert_array_equal(compare(x, other), compare(x.data, other))
+        np.testing.assert_array_equal(compare(x, Tensor(other)), compare(x.data, other))
+    assert {x: 1}[x] == 1
+
+
 # -- the rest of Tensor ------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +402,7 @@ def test_a_detached_or_frozen_tensor_has_no_graph_and_accepts_no_gradient():
     assert x.grad is None and not (x * 2).requires_grad
     with pytest.raises(RuntimeError, match="requires no gradient"):
         x.grad = np.ones(2)
+    x.grad = None
 
 
 def test_shared_backward_runs_once_and_gives_each_its_part():
