@@ -153,8 +153,8 @@ class LanguageModel(Module):
         return self.decoder(input_ids, packing=packing), shifted, scored
 
     def _head_loss(self, x: Tensor, shifted: Array, scored: Array | None) -> Tensor:
-        if not self.config.tie_word_embeddings and type(self.lm_head) is not Linear:
-            return fused.cross_entropy(self.lm_head(x), shifted, scored)  # the head has an adapter
+        if not self.config.tie_word_embeddings and (type(self.lm_head) is not Linear or self.lm_head.forward_hooks):
+            return fused.cross_entropy(self.lm_head(x), shifted, scored)  # the head has an adapter or a hook
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 
     def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:

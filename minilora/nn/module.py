@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..engine.tensor import Tensor
 from ..files.tensors import check_fit
 
 Held = TypeVar("Held")
+Hook = Callable[["Module", tuple, Tensor], Any]
 _HASHED = 1 << 20  # values hashed at a time: a packed matrix is never dequantised whole
 
 
@@ -44,21 +45,54 @@ class Parameter(Tensor):
         Tensor.requires_grad.fset(self, wanted)  # type: ignore[attr-defined]
 
 
+class RemovableHandle:
+    """A hook of `register_forward_hook`, until `remove()` or the end of a `with` block."""
+
+    def __init__(self, hooks: dict[RemovableHandle, Hook], hook: Hook):
+        self.hooks = hooks
+        hooks[self] = hook
+
+    def remove(self) -> None:
+        """Call the hook no more."""
+        self.hooks.pop(self, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
 class Module:
     """A part of a model: its attributes are parameters and other modules, or lists, tuples and dicts of them."""
 
     training: bool = True
     adapters: Mapping[str, Any] = MappingProxyType({})  # a model's adapters by name: see lora/adapters.py
     merged: bool = False  # True while an adapter's update is added to the weights
+    forward_hooks: Mapping[RemovableHandle, Hook] = MappingProxyType({})
     rows_differ: bool = False  # True if a row's index decides how it is computed: then batches are not divided
 
     def __call__(self, *inputs: Any, **settings: Any) -> Tensor:
         """Compute the module's output, a tensor: `forward`, which every subclass defines."""
-        return self.forward(*inputs, **settings)
+        output = self.forward(*inputs, **settings)
+        for hook in tuple(self.forward_hooks.values()):
+            changed = hook(self, inputs, output)
+            output = output if changed is None else changed
+        return output
 
     def forward(self, *inputs, **settings):
         """The module's output; defined by each subclass."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def register_forward_hook(self, hook: Hook) -> RemovableHandle:
+        """Call hook(module, inputs, output) whenever this module has computed its output, as PyTorch does.
+
+        inputs: a tuple. What the hook returns, unless None, replaces the output. Remove it with the handle's `remove`,
+        or use the handle in a `with` statement. `loss_and_grad` and `fit` call it for each micro-batch, in threads.
+        """
+        if not self.forward_hooks:
+            self.forward_hooks = {}
+        return RemovableHandle(cast(dict, self.forward_hooks), hook)
 
     # -- the tree --------------------------------------------------------------------------------------------------
     def _held(self, kind: type[Held]) -> Iterator[tuple[str, Held]]:
@@ -102,8 +136,13 @@ class Module:
         return dict(self.named_modules())[path]
 
     def set_submodule(self, path: str, module: Module) -> None:
-        """Replace the module with this dotted name: an attribute, or an item of a list, tuple or dict."""
+        """Replace the module with this dotted name: an attribute, or an item of a list, tuple or dict.
+
+        Raises KeyError if there is none.
+        """
         modules, (parent, _, name) = dict(self.named_modules()), path.rpartition(".")
+        if path not in modules:
+            raise KeyError(path)
         if parent in modules:
             setattr(modules[parent], name, module)
             return
@@ -159,11 +198,12 @@ class Module:
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set every parameter from `state`, strictly. Dtypes follow `state`, packed stays packed; shapes must agree.
-        The arrays become the model's own: give copies where another model is trained with them.
+        The arrays become the model's own: give copies where another model is trained with them. Of torch tensors, the
+        memory is used. To set some parameters only: `model.load_state_dict(model.state_dict() | some)`.
 
         Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors, before any change.
         """
-        own = dict(self.named_parameters())
+        own, state = dict(self.named_parameters()), {name: Tensor(w).data for name, w in state.items()}
         check_fit(state, {name: p.shape for name, p in own.items()}, "the tensors do not fit this model")
         for name, parameter in own.items():
             parameter.data = state[name]

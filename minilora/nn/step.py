@@ -39,6 +39,8 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     would be idle, long sequences are divided as well (context parallelism). Gradients are added in a fixed order: the
     same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
 
+    packing: of several sequences in one row, whose ends are known: `minilora.engine.attention.Packing(0, ends)`.
+
     Returns a scalar without a graph. Raises TypeError for a module that is no language model, ValueError for a batch
     that it cannot read, and RuntimeError if nothing is trainable, an adapter is merged, or inside `no_grad()`.
     """

@@ -7,6 +7,8 @@ import pytest
 from smallmodels import IN_A_LAYER, SMALL
 
 from minilora.files.disk import ModelFileError
+from minilora.lora.adapters import add_adapter
+from minilora.lora.config import LoraConfig
 from minilora.nn.layers import Embedding, Linear, RMSNorm
 from minilora.nn.llama import Llama
 from minilora.nn.module import Module, sha256_of
@@ -106,8 +108,30 @@ def test_every_submodule_can_be_replaced_by_its_name(model):
     copy.parts = {3: Linear(1, 1, rng=None)}
     copy.set_submodule("parts.3", new)
     assert copy.parts == {3: new}
-    with pytest.raises(KeyError):
-        model.get_submodule("model.layers.2")
+    for missing in ("model.layers.2", "model.layers.0.mlp.gate_prj"):
+        with pytest.raises(KeyError):
+            model.get_submodule(missing)
+        with pytest.raises(KeyError):
+            model.set_submodule(missing, new)
+
+
+@pytest.mark.parametrize("path", ["model.layers.0", "model.layers.1.mlp.up_proj", "lm_head"])
+def test_a_hook_sees_the_output_of_a_module_and_may_replace_it(path, ids):
+    model, seen = Llama(replace(SMALL, tie_word_embeddings=False)), []
+    module = model.get_submodule(path)
+    before, loss = model(ids).data, model.loss(ids, ids).item()
+    with module.register_forward_hook(lambda *call: seen.append(call)):
+        np.testing.assert_array_equal(model(ids).data, before)
+        handle = module.register_forward_hook(lambda module, inputs, output: output * 2)
+        after = model(ids).data
+        assert not np.allclose(after, before) and not np.isclose(model.loss(ids, ids).item(), loss)
+    assert [call[0] for call in seen] == [module] * 3 and all(type(call[1]) is tuple for call in seen)
+    assert seen[0][2].shape[:2] == seen[0][1][0].shape[:2] == ids.shape
+    add_adapter(model, LoraConfig(r=1, lora_alpha=1, target_modules=["up_proj", "lm_head"]))
+    np.testing.assert_array_equal(model(ids).data, after)
+    handle.remove()
+    np.testing.assert_array_equal(model(ids).data, before)
+    assert len(seen) == 3
 
 
 def test_train_and_eval_reach_every_module(model):
