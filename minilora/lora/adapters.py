@@ -18,6 +18,8 @@ from ..progress import log
 from .config import ALL_LINEAR, LoraConfig, find_targets
 from .layer import Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
+_FORWARDS = {kind.forward for kind in (Linear, Embedding, LoraLinear, LoraEmbedding)}
+
 Choice = str | Mapping[str, float] | None  # an adapter, a weighted combination, or None for the base alone
 
 
@@ -55,7 +57,8 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
     seed: of the random initialisation.
 
     Returns the names of the adapted modules. Raises ValueError, before anything is changed, if the name is taken, a
-    target matches nothing, or a rank is too large for a matrix; TypeError for another config, such as PEFT's.
+    target matches nothing or has a `forward` of its own, or a rank is too large for a matrix; TypeError for another
+    config, such as PEFT's.
     """
     weights = plan_adapter(model, config, name, seed)
     install_adapter(model, config, name, weights)
@@ -82,6 +85,13 @@ def plan_adapter(
         needed = "an adapter needs a module with attributes that are minilora.Linear layers"
         raise ValueError(f"{type(model).__name__} has no layer that can be adapted: {needed}")
     targets = find_targets(list(candidates), config)
+    for path in targets:
+        kind = type(candidates[path])
+        if kind.forward not in _FORWARDS or "forward" in vars(candidates[path]):
+            raise ValueError(
+                f"{path} is a {kind.__name__} with a forward of its own, which an adapter would replace: derive the "
+                "class from minilora.Module, with a Linear layer as an attribute, or name it in exclude_modules"
+            )
     _refuse_other_biases(config, modules, targets)
     for pattern in config.unused_patterns(targets, list(modules)):
         log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)

@@ -230,8 +230,8 @@ def save_model(
     model, tokenizer: as `load` returns them.
     kind, overwrite: as for `merge`.
 
-    Raises ValueError while an adapter is active that is not merged, for a kind that the format does not have, values
-    too large for it, or if `out` exists.
+    Raises ValueError while an adapter is active that is not merged, for layers of your own, a kind that the format does
+    not have, values too large for it, or if `out` exists.
     """
     check_language_model(model, "save_model")
     check_tokenizer(tokenizer)
@@ -243,7 +243,13 @@ def save_model(
             "an adapter is active that is not merged: call merge_adapter to write it into the weights, or "
             "set_adapter(model, None) to save the base alone"
         )
-    _write(out, format, kind, *_whole(model), tokenizer)
+    config, state = _whole(model)
+    if own := sorted(state.keys() - type(model).empty(config).state_dict().keys()):
+        raise ValueError(
+            f"{own[0]} is no parameter of a {config.model_type} model, so no program would compute with it: put the "
+            "model's own layers back, with what yours have learned in their weights"
+        )
+    _write(out, format, kind, config, state, tokenizer)
     return out
 
 

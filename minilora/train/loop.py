@@ -288,10 +288,11 @@ def _optimizer(model: LanguageModel, given: Optimizer | None, lr: float | None, 
         if not isinstance(given, Optimizer):
             kind = type(given).__name__
             raise TypeError(f"optimizer must be an ml.AdamW or ml.SGD, or derived from one, got a {kind}")
-        if not any(parameter.requires_grad for parameter in given.parameters):
+        own = {id(parameter) for parameter in model.trainable_parameters().values()}
+        if not any(id(parameter) in own for parameter in given.parameters):
             raise ValueError(
-                "the optimizer holds no parameter that is trainable now: make it of model.trainable_parameters() after "
-                "add_adapter or set_adapter"
+                "the optimizer holds no parameter of this model that is trainable now: make it of "
+                "model.trainable_parameters() after add_adapter or set_adapter"
             )
         if lr is not None:
             raise ValueError(f"lr is {lr:g} and the optimizer's own is {given.lr:g}: give one of them")

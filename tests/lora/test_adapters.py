@@ -347,6 +347,27 @@ def test_misuse_is_one_clear_error_and_changes_nothing(three, misuse, message):
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("how", ["class", "instance"])
+def test_a_linear_layer_whose_forward_an_adapter_would_replace_is_refused(tiny_model, how):
+    class Doubled(Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    path = "model.layers.1.mlp.down_proj"
+    layer = tiny_model.get_submodule(path)
+    if how == "class":
+        layer.__class__ = Doubled
+    else:
+        layer.forward = lambda x: Linear.forward(layer, x) * 2
+    before, kind = snapshot(tiny_model), type(layer).__name__
+    with pytest.raises(ValueError, match=rf"^{path} is a {kind} with a forward of its own"):
+        add_adapter(tiny_model, config())
+    assert snapshot(tiny_model) == before
+    doubled = logits(tiny_model)
+    add_adapter(tiny_model, config(exclude_modules=["down_proj"]))
+    np.testing.assert_array_equal(logits(tiny_model), doubled)
+
+
 def test_a_failed_first_addition_leaves_the_model_trainable(tiny_model):
     for targets in (["lm_head"], ["v_prj"]):
         with pytest.raises(ValueError):

@@ -23,6 +23,7 @@ from minilora.models import merge as merging
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF
 from minilora.models.merge import MergeReport, Requantised, export, merge, requantised, save_model
+from minilora.nn.module import Module
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 TEXTS = ["hello 12 hello", "  naïve\n\n<|im_start|>user 345<|im_end|>", "東京 ½²", ""]
@@ -88,6 +89,18 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
         original.pad_id,
         original.template,
     )
+
+
+def test_a_model_with_a_layer_that_no_file_of_its_family_has_is_not_saved(tmp_path):
+    class Held(Module):
+        def __init__(self, base):
+            self.base = base
+
+    model, path = new_llama(), "model.layers.0.mlp.up_proj"
+    model.set_submodule(path, Held(model.get_submodule(path)))
+    with pytest.raises(ValueError, match=rf"^{path}.base.weight is no parameter of a llama model"):
+        save_model(model, new_tokenizer(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tied", [True, False])

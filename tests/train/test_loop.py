@@ -51,12 +51,13 @@ def test_a_module_of_ones_own_learns_in_a_loop_of_ones_own_and_its_adapter_is_sa
         ml.fit(new_model(SMALL), samples(), steps=1, optimizer={})
 
 
-def test_an_optimizer_that_was_made_before_the_adapter_is_refused():
+def test_an_optimizer_of_another_model_or_made_before_the_adapter_is_refused():
     model = new_model(SMALL)
     optimizer = ml.AdamW(model.trainable_parameters())
     ml.add_adapter(model, LORA)
-    with pytest.raises(ValueError, match="no parameter that is trainable now: .* after add_adapter"):
-        fit(model, samples(), steps=1, optimizer=optimizer)
+    for given in (optimizer, ml.AdamW(adapted(SMALL).trainable_parameters())):  # and one of another model
+        with pytest.raises(ValueError, match="no parameter of this model that is trainable now: .* after add_adapter"):
+            fit(model, samples(), steps=1, optimizer=given)
 
 
 def adapted(config):
