@@ -16,11 +16,12 @@ from minilora.nn.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^(<!-- needs the real model -->\n)?```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = README + (ROOT / "minilora/README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^(<!-- needs the real model -->\n)?```python\n(.*?)^```$", PAGES, re.MULTILINE | re.DOTALL)
 
 
 def test_there_are_blocks():
-    assert BLOCKS and len(BLOCKS) == README.count("```python")
+    assert BLOCKS and len(BLOCKS) == PAGES.count("```python")
 
 
 @pytest.mark.parametrize(
