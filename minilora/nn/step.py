@@ -55,6 +55,7 @@ def training_step(
     max_norm: float = math.inf,
     at_once: int | None = None,
     mean: Mean | None = None,
+    before_update: Callable[[], object] | None = None,
 ) -> tuple[float, float]:
     """One step: zero_grad, forward and backward pass, clipping, optimizer step.
 
@@ -64,6 +65,7 @@ def training_step(
         memory is that of `at_once` samples.
     mean: if the samples are one process's part of a batch, perhaps none of it, mean(parameters, loss, weight)
         turns loss and gradients into those of the whole batch (see ranks.py).
+    before_update: called when loss and gradients are known to be finite, before any parameter changes.
 
     Returns the loss and the gradients' norm before clipping. Raises NotFiniteError if one of them is not finite, before
     any parameter changes.
@@ -79,6 +81,8 @@ def training_step(
     for what, number in (("loss", value), ("gradient", norm)):
         if not math.isfinite(number):
             raise NotFiniteError(what, number)
+    if before_update is not None:
+        before_update()
     optimizer.step()
     return value, norm
 

@@ -233,7 +233,6 @@ class Trainer:
         start = time.perf_counter()
         batch = next(self.batches)
         self.optimizer.lr = self.peak * self.schedule(self.done, self.steps, self.warmup)
-        current = {name: p.data.copy() for name, p in self.parameters.items()} if self.few else {}
         try:
             loss, norm = training_step(
                 self.model,
@@ -242,6 +241,7 @@ class Trainer:
                 self.max_norm,
                 at_once=self.ranks.at_once(self.batch_size),
                 mean=self.ranks.mean,
+                before_update=self._remember if self.few else None,
             )
         except NotFiniteError as error:
             if error.what == "loss":  # of the weights after the last step
@@ -249,7 +249,6 @@ class Trainer:
                     self.parameters[name].data[...] = array
             advice = f"try a lower learning rate (it is {self.peak:g}), a longer warm-up, or look for broken records"
             raise TrainingError(f"the {error} at step {self.done + 1} of {self.steps}: {advice}") from error
-        self.good = current
         self.done += 1
         self.history.losses.append(loss)
         self.history.seconds.append(time.perf_counter() - start)
@@ -258,6 +257,14 @@ class Trainer:
         batches = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
         self.history.tokens += sum(map(packed_length, batches))
         return loss
+
+    def _remember(self) -> None:
+        """Copy the weights, into the arrays of the last copy."""
+        for name, p in self.parameters.items():
+            if name in self.good:
+                self.good[name][...] = p.data
+            else:
+                self.good[name] = p.data.copy()
 
 
 def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:

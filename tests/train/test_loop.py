@@ -310,6 +310,25 @@ def test_a_loss_that_is_no_number_stops_at_that_step_with_the_last_good_adapter(
     assert same(ml.adapter_state(poison.model, "default"), last)
 
 
+def test_a_step_holds_one_copy_of_the_adapter(tiny_config, monkeypatch):
+    held, real = [], loop.training_step
+
+    def step(*given, before_update, **known):
+        result = real(*given, before_update=before_update, **known)
+        held.append({name: array.ctypes.data for name, array in before_update.__self__.good.items()})
+        return result
+
+    monkeypatch.setattr(loop, "training_step", step)
+    run(tiny_config, steps=3)
+    assert held[0] and held[0] == held[1] == held[2]  # where the copies are
+    monkeypatch.setattr(
+        loop, "training_step", lambda *given, before_update, **known: held.append(before_update) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        fit(new_model(tiny_config), samples(), steps=1)
+    assert held[-1] is None  # a copy of the whole model would be large
+
+
 def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tiny_config, monkeypatch):
     real, calls, watched = shared.clip_grad_norm, [], Poison(at=99)  # never NaN: only keeps what it saw
 
