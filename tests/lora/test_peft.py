@@ -112,7 +112,11 @@ def test_another_adapter_is_replaced_only_with_overwrite(base, tmp_path):
         save_adapter(model, folder / WEIGHTS, name="support", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     other = save_adapter(model, tmp_path / "b", name="support")
-    for name, place in (("legal", other), ("support", folder)):  # also for one that is saved elsewhere
+    for file in (CONFIG, WEIGHTS):
+        (tmp_path / f"half/{file}").mkdir(parents=True)
+        (tmp_path / f"half/{file}" / file).write_bytes(before[file])
+    half = [("legal", path) for path in (tmp_path / "half").iterdir()]  # copies that are not whole
+    for name, place in (("legal", other), ("support", folder), *half):  # also for one that is saved elsewhere
         with pytest.raises(ValueError, match="already holds an adapter"):
             save_adapter(model, place, name=name)
     save_adapter(model, folder, name="support", overwrite=True)

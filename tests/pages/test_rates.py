@@ -21,12 +21,13 @@ def test_the_best_rate_is_ringed_and_a_failed_one_left_out():
 
 def test_a_row_for_each_name_with_its_mean():
     figure, axes = panels(1)
-    draw_seeds(axes, {"one": [1.0, 2.0], "other": [3.0, 5.0]}, "loss")
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "other"]
-    assert [text.get_text() for text in axes.texts] == ["1.500", "4.000"]
-    assert [list(line.get_xdata()) for line in axes.lines[1::2]] == [[1.5, 1.5], [4.0, 4.0]]
-    assert [text.xy[1] for text in axes.texts] == list(axes.get_yticks()) and axes.yaxis_inverted()  # from the top down
+    measured = {name: [i, i + 3.0] for i, name in enumerate("abcdefg", 1)}
+    draw_seeds(axes, measured, "loss")
     figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(measured)
+    assert [text.get_text() for text in axes.texts] == [f"{i}.500" for i in range(2, 9)]
+    assert [list(line.get_xdata()) for line in axes.lines[1::2]] == [[i + 0.5] * 2 for i in range(2, 9)]
+    assert [text.xy[1] for text in axes.texts] == list(axes.get_yticks()) and axes.yaxis_inverted()  # from the top down
 
 
 def test_a_contender_has_one_colour_and_one_mark_in_both_panels_and_they_are_its_own():

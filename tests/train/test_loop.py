@@ -13,7 +13,7 @@ from minilora.nn import step as shared
 from minilora.nn.optim import SCHEDULES, SGD, AdamW, clip_grad_norm
 from minilora.nn.parts import pack
 from minilora.train import loop
-from minilora.train.loop import History, fit
+from minilora.train.loop import History, Trainer, fit
 
 LORA = ml.LoraConfig(r=4, lora_alpha=8)
 
@@ -146,6 +146,9 @@ def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warm
     said = fit(adapted(tiny_config), many, 20, lr=1e-3, batch_size=8, seed=0, warmup=0.1, max_norm=1.0,
                schedule="cosine", weight_decay=0.0, grad_accumulation=1)  # fmt: skip
     assert usual.losses == said.losses and len(usual.losses) == 20
+    optimizer = AdamW((model := adapted(tiny_config)).trainable_parameters(), lr=1e-3, weight_decay=0.0)
+    with Trainer(model, many, 20, optimizer) as trainer:
+        assert [trainer.step() for _ in range(20)] == usual.losses
 
 
 # -- an optimizer of one's own -----------------------------------------------------------------------------------------
