@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .compare import TOLERANCE
-from .edits import Mistake, listed, parse, replaced
+from .edits import Mistake, listed, parse, replaced, swapped
 
 EXERCISES: dict[str, Exercise] = {}  # by the name of the function that the student writes
 QUESTIONS: dict[str, Exercise] = {}  # of the self-test, which are no exercises of a lesson
@@ -185,6 +185,11 @@ def variant(
     first, number = whole.forms[0], len(whole.forms)
     called = [EXERCISES[word] for word in first.reference.__code__.co_names if word in EXERCISES and word != name]
     solution = replaced(first.reference, replaces, **{e.name: e.form(number).reference for e in called})
+    listed_here = swapped("\n".join(text for each in first.mistakes for text in (each.line, *each.steps)), replaces)
+    for old, new in (lines or {}).items():
+        if old not in listed_here:
+            raise ValueError(f"a variant of {name} replaces {old!r}, which no mistake has in its line or in an edit")
+        listed_here = listed_here.replace(old, new)
     mistakes = [mistake.within(solution, {**replaces, **(lines or {})}) for mistake in first.mistakes]
     form = replace(first, reference=solution, mistakes=mistakes, replaces=replaces, changes=changes, **differs)
     EXERCISES[name] = replace(whole, forms=[*whole.forms, form])

@@ -9,7 +9,7 @@ import pytest
 from lessonfiles import GRADED, LESSONS, build_program, run_here
 
 import minilora as ml
-from minilora.course import lesson15, mine
+from minilora.course import exercises, lesson15, mine
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, Trials, judged, line_of, readable_output
@@ -110,6 +110,13 @@ IN_A_VARIANT = [  # what a variant asks for is not what the first form does, and
 def test_a_variants_lines_do_not_speak_of_the_first_form(name, answer, line):
     exercise = EXERCISES[name]
     assert line in line_of(answer, Trials(exercise, exercise.forms[1], np.random.default_rng(0)))
+
+
+def test_a_variant_that_replaces_words_of_no_mistake_is_refused():
+    before = EXERCISES["lora_forward"]
+    with pytest.raises(ValueError, match="a variant of lora_forward replaces 'alpha / R', which no mistake has"):
+        exercises.variant("lora_forward", {}, lines={"alpha / r": "alpha / s", "alpha / R": "alpha"})
+    assert EXERCISES["lora_forward"] is before
 
 
 def test_its_number_is_in_the_page_and_its_solution_is_not():
