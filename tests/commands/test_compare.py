@@ -1,7 +1,5 @@
 """The comparison of LoRA with full fine-tuning: which runs it makes, keeps and finds again, and that they are real."""
 
-import contextlib
-import io
 import json
 from dataclasses import replace
 
@@ -252,28 +250,35 @@ def test_the_default_folder_names_data_and_another_base():
     assert str(CompareOptions(base="models/SmolLM2-1.7B").folder) == "runs/compare-legal-SmolLM2-1.7B"
 
 
+def test_the_same_command_shows_the_same_again_and_json_gives_the_numbers(chosen, make, quick_pictures, capsys):
+    maker, shown = make(), []
+    words = ["--base", chosen.base, "--data", chosen.data, "--out", chosen.out, "--lora-lr", ".01", "--full-lr", "1e-4"]
+    for more in ([], [], ["--json"]):
+        assert main(["compare", *words, *more]) == 0
+        shown.append(capsys.readouterr().out)
+    result = json.loads((chosen.folder / COMPARISON_FILE).read_text())
+    assert shown[0] == shown[1] == page(result, terminal_width()) + "\n" and json.loads(shown[2]) == result
+    assert [(method, lr) for method, lr, *_ in maker.made] == [("lora", 0.01), ("full", 1e-4)]
+
+
 # -- real runs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def finished(home, tmp_path_factory):
-    """(folder, what the command printed) of a small comparison from the command line, in processes of its own."""
+    """The folder of a small comparison from the command line, in processes of its own."""
     folder = tmp_path_factory.mktemp("compare") / "out"
     words = ["--base", home / "base", "--data", home / "data.jsonl", "--out", folder, "--steps", 4, "--r", 2]
     words += ["--batch-size", 4, "--lora-lr", 1e-2, "--full-lr", 1e-3, "--eval-records", 2]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert main(["compare", *map(str, words)]) == 0
-    return folder, out.getvalue(), [str(word) for word in words]
+    assert main(["compare", *map(str, words)]) == 0
+    return folder
 
 
 @pytest.mark.long
-def test_the_command_prints_the_table_and_leaves_numbers_and_the_two_runs(finished):
-    folder, out, _ = finished
-    result = json.loads((folder / COMPARISON_FILE).read_text())
-    assert out == page(result, terminal_width()) + "\n"
-    assert (folder / "lora-0.01" / "adapter_model.safetensors").is_file()
-    assert (folder / "full-0.001" / "model.safetensors").is_file()
+def test_the_command_leaves_numbers_and_the_two_runs(finished):
+    result = json.loads((finished / COMPARISON_FILE).read_text())
+    assert (finished / "lora-0.01" / "adapter_model.safetensors").is_file()
+    assert (finished / "full-0.001" / "model.safetensors").is_file()
     memory = result["runs"]["full"]["peak_memory_bytes"]
     assert result["peak_bytes"]["full"] == memory["measured"]  # there was no try
     assert memory["activations"] > 0 and memory["by_owner"]["moments"] == 8 * result["runs"]["full"]["total_parameters"]
@@ -282,20 +287,11 @@ def test_the_command_prints_the_table_and_leaves_numbers_and_the_two_runs(finish
 @pytest.mark.long
 def test_a_run_in_its_own_process_gives_the_numbers_of_the_same_run_here(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("minilora.train.job.run_picture", lambda metrics, path: path.touch())
-    record = json.loads((finished[0] / "full-0.001.json").read_text())
+    record = json.loads((finished / "full-0.001.json").read_text())
     settings = {key: value for key, value in record["decides"].items() if key in Options.__dataclass_fields__}
     here = finetune(Options(**settings | {"out": str(tmp_path / "x")}))
     for name in ("train_loss", "validation_loss", "loss", "keyword_recall", "answers", "base_sha256"):
         assert json.loads(json.dumps(here[name])) == record["result"][name]
-
-
-@pytest.mark.long
-def test_the_same_command_shows_the_same_again_and_json_gives_the_numbers(finished, capsys, monkeypatch):
-    folder, out, words = finished
-    monkeypatch.setattr(job, "apart", lambda *arguments: pytest.fail("a finished run was made again"))
-    assert main(["compare", *words, "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown == json.loads((folder / COMPARISON_FILE).read_text()) and page(shown)[:2000] == out[:2000]
 
 
 def test_training_that_diverges_is_a_result_and_other_failures_name_the_run(chosen, tmp_path, monkeypatch):
