@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from .backend import Array, array_module, is_packed
 from .factors import adds_products, factor, fast_factor, product_of_few
 from .tensor import is_recording, op, shared_backward
@@ -563,6 +565,7 @@ def _scored(labels: Array, known: Array | None) -> Array:
     scored = (labels != NOT_SCORED).nonzero()[0] if known is None else known
     if len(scored) == 0:
         raise ValueError("no token is scored: every label is -100")
-    if known is None and (least := int(labels[scored].min())) < 0:  # NumPy would take it for the last but so many
+    on_host = known is None and array_module(labels) is np  # a GPU would make the host wait once more
+    if on_host and (least := int(labels[scored].min())) < 0:  # NumPy would count it from the end
         raise ValueError(f"labels must be at least 0, or -100 where nothing is scored, got {least}")
     return scored

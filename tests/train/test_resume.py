@@ -153,8 +153,12 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on_and_whom_to_talk_to(stop
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=posix)])
-def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(name, home, tmp_path, stop_at, monkeypatch):
+def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(
+    name, home, tmp_path, stop_at, monkeypatch, request
+):
     number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # it may be ignored, as nohup does
+    request.addfinalizer(lambda: signal.signal(number, before))
     stop_at(3, number, number, signal.SIGTERM)  # they come again, from the shell and from the system
     with pytest.raises(KeyboardInterrupt):
         run(options(home, tmp_path / "run"))
