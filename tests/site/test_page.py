@@ -111,11 +111,14 @@ def test_it_is_used_by_keyboard(page):
 
 
 def test_it_can_be_read_on_a_phone_and_printed(page):
+    teach(page, steps=2)
+    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Taught')", timeout=WAIT)
     wide = page.viewport_size
     page.set_viewport_size({"width": 360, "height": 640})
     page.evaluate("() => { document.getElementById('status').textContent = 'x'.repeat(200); }")  # as an address is
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert min(text.bounding_box()["height"] for text in page.locator("#curve text").all()) > 10
+    heights = "[...document.querySelectorAll('#curve text')].map((text) => text.getBoundingClientRect().height)"
+    assert min(page.evaluate(heights)) > 10
     page.set_viewport_size(wide)
     page.emulate_media(media="print")
     assert page.locator("#rows").is_visible() and page.locator("#curve").is_visible()
