@@ -98,14 +98,15 @@ class Rows:
         columns.
         """
         content = path.read_bytes()
-        if half := content[self._end(content) :]:
-            os.truncate(path, len(content) - len(half))
+        half = content[self._end(content) :]
+        os.truncate(path, len(content) - len(half))
         try:
             return self._done(path, prompts)
         except EmptyFileError:
             return 0
         except DataError:  # another file: it stays as it was
-            path.write_bytes(content)
+            with path.open("ab") as file:
+                file.write(half)
             raise
 
     def _done(self, path: Path, prompts: Sequence[Prompt]) -> int:

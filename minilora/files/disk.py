@@ -208,13 +208,14 @@ def put_back(path: Path) -> None:
 def remove_unfinished(path: Path) -> None:
     """Remove what a process that was killed in `replacing` or `replacing_folder` of `path` left half-written.
 
-    That of a process that is still running stays. Windows does not tell which ones are.
+    That of a process that is still running stays (Windows does not tell which ones are), and what may not be removed.
     """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.((\d+)-[0-9a-f]{{8}})\.partial")
-    for left in path.parent.iterdir() if os.name == "posix" and path.parent.is_dir() else ():
-        found = pattern.fullmatch(left.name)
-        if found and found[1] != _PROCESS and (int(found[2]) == os.getpid() or not _is_running(int(found[2]))):
-            remove_folder(left) if left.is_dir() else left.unlink(missing_ok=True)
+    with suppress(OSError):  # another user's, in a shared folder, or a folder that may not be listed
+        for left in path.parent.iterdir() if os.name == "posix" else ():
+            found = pattern.fullmatch(left.name)
+            if found and found[1] != _PROCESS and (int(found[2]) == os.getpid() or not _is_running(int(found[2]))):
+                remove_folder(left) if left.is_dir() else left.unlink()
 
 
 def _is_running(process: int) -> bool:

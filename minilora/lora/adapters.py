@@ -57,7 +57,7 @@ def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: 
     seed: of the random initialisation.
 
     Returns the names of the adapted modules. Raises ValueError, before anything is changed, if the name is taken, a
-    target matches nothing or has a `forward` of its own, or a rank is too large for a matrix; TypeError for another
+    target matches nothing or has its own `forward`, or a rank is too large for a matrix; TypeError for another
     config, such as PEFT's.
     """
     weights = plan_adapter(model, config, name, seed)
@@ -89,7 +89,7 @@ def plan_adapter(
         kind = type(candidates[path])
         if kind.forward not in _FORWARDS or "forward" in vars(candidates[path]):
             raise ValueError(
-                f"{path} is a {kind.__name__} with a forward of its own, which an adapter would replace: derive the "
+                f"{path} is a {kind.__name__} with its own forward, which an adapter would replace: derive the "
                 "class from minilora.Module, with a Linear layer as an attribute, or name it in exclude_modules"
             )
     _refuse_other_biases(config, modules, targets)

@@ -157,7 +157,7 @@ def with_examples(records: Sequence[Record], examples: Sequence[Record]) -> list
 
 
 def few_shot(records: Sequence[Record], shots: int) -> list[Record]:
-    """The first record of each label, then the second of each, and so on: this many."""
+    """The first record of each label, then the second of each, and so on: `shots` in all."""
     seen: Counter[str | None] = Counter()
     turns = []
     for record in records:

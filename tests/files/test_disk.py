@@ -272,6 +272,20 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer_and_tha
 
 
 @posix
+@pytest.mark.parametrize("refused", ["iterdir", "unlink"])
+def test_what_a_killed_process_of_another_user_left_stops_no_writer(tmp_path, monkeypatch, refused):
+    killed(tmp_path / "a.txt", -1)
+
+    def refuse(path):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, refused, refuse)
+    with replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+@posix
 def test_a_process_that_has_the_number_of_a_killed_one_removes_what_that_one_left(tmp_path):
     (tmp_path / f".a.01234567.{os.getpid()}-01234567.partial").touch()
     write_bytes(tmp_path / "a", b"")

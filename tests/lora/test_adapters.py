@@ -360,7 +360,7 @@ def test_a_linear_layer_whose_forward_an_adapter_would_replace_is_refused(tiny_m
     else:
         layer.forward = lambda x: Linear.forward(layer, x) * 2
     before, kind = snapshot(tiny_model), type(layer).__name__
-    with pytest.raises(ValueError, match=rf"^{path} is a {kind} with a forward of its own"):
+    with pytest.raises(ValueError, match=rf"^{path} is a {kind} with its own forward"):
         add_adapter(tiny_model, config())
     assert snapshot(tiny_model) == before
     doubled = logits(tiny_model)
