@@ -274,11 +274,13 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer_and_tha
 @posix
 @pytest.mark.parametrize("refused", ["iterdir", "unlink"])
 def test_what_a_killed_process_of_another_user_left_stops_no_writer(tmp_path, monkeypatch, refused):
-    (tmp_path / "a.txt").write_text("old")
     killed(tmp_path / "a.txt", -1)
+    theirs, real = [tmp_path, *tmp_path.iterdir()], getattr(Path, refused)
 
-    def refuse(path):
-        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+    def refuse(path, **known):
+        if path in theirs:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        return real(path, **known)
 
     monkeypatch.setattr(Path, refused, refuse)
     with replacing(tmp_path / "a.txt") as partial:
