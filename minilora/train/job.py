@@ -19,6 +19,7 @@ from ..data.fields import stored_tasks
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
 from ..engine import bfloat16
+from ..engine.factors import compiles
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
@@ -175,8 +176,8 @@ class Job:
     """The parts of a job, the same on every rank.
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
-    that the process held before it had a model, and `free` those that it could have, where they are known. peaks: the
-    process's peak so far, by phase.
+    that the process held before training besides the base, and `free` those that it could have, where they are known.
+    peaks: the process's peak so far, by phase.
     """
 
     options: Options
@@ -264,7 +265,6 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         log.info(faster)
     if options.method == "full" and size > LARGE and (lr := options.learning_rate) >= HIGH:
         log.info(f"lr {lr:g} is high for full fine-tuning, which mostly takes a tenth of LoRA's (--lr {lr / 10:g})")
-    program = program_memory(size)
     material = prepare(
         options.data,
         tokenizer,
@@ -287,6 +287,8 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     elif not answers:
         material = replace(material, asked={}, shown={}, checked=material.validated)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
+    compiles()  # loads the library of compiled loops, where there is one: it is a part of the program
+    program = program_memory(size)
     install = _installer(model, options)
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)

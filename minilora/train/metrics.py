@@ -95,7 +95,7 @@ def memory_of(
 ) -> dict[str, Any]:
     """The memory of a training step, predicted for the largest of the first batches, for the share of this rank.
 
-    program: the bytes that the process held before it had a model, None where they do not count.
+    program: the bytes that the process held before training besides the base, None where they do not count.
     """
 
     def size(samples: Sequence[Example]) -> int:
