@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.run(arguments)
         finally:
             show_progress(shown)
-            sys.stdout.flush()  # what cannot be written must show here, not when Python ends
+            _flush()
     except KeyboardInterrupt:
         return ranks.fail("\nminilora: interrupted", 130)
     except (UsageError, ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
@@ -68,6 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return ranks.fail(f"minilora: {printable(_line(error))}", 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+def _flush() -> None:
+    """Write what was printed: what cannot be written must show here, under its name, and not when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not _is_broken_pipe(error):
+            error.filename = "standard output"
+        sys.stdout = None  # type: ignore[assignment]  # Python would try again at its end
+        raise
 
 
 def _is_broken_pipe(error: Exception) -> bool:

@@ -3,8 +3,10 @@
 import errno
 import io
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -273,6 +275,15 @@ def test_what_the_encoding_of_the_output_lacks_is_escaped(tmp_path, monkeypatch)
         monkeypatch.setattr("sys.stdout", out)
         assert main(["data", "own.jsonl", "--base", "tiny", *flags]) == 0
         assert there in out.buffer.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full: Linux")
+def test_output_that_cannot_be_written_is_called_by_its_name(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        job = [sys.executable, "-m", "minilora", "data", "legal"]
+        done = subprocess.run(job, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "minilora: standard output: No space left on device\n")
 
 
 def test_a_toy_is_called_a_toy(tmp_path, capsys):
