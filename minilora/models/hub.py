@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files.disk import ModelFileError, reading, replacing, sha256_of_file
+from ..files.disk import ModelFileError, reading, remove_folder, replacing, sha256_of_file
 from ..progress import log
 
 
@@ -47,6 +48,7 @@ SOURCES = {
 }
 
 TINY = Path(__file__).parents[1] / "weights"  # the model "tiny", a Hugging Face folder in this package
+LONGEST_PULL = 24 * 3600  # seconds: no download takes longer
 
 
 def known_as(name: str | Path) -> str | None:
@@ -101,6 +103,9 @@ def pull(name: str) -> Path:
     needed = 2.5 * source.size
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".pull-*"):  # by a download that was killed, if it is old
+            if time.time() - left.stat().st_mtime > LONGEST_PULL:
+                remove_folder(left)
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise ModelFileError(

