@@ -10,6 +10,7 @@ compiled in their warm-up, for some minutes.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -109,7 +110,7 @@ def measure(name: str, rounds: int, folder: str) -> dict:
         if needs := missing(contender.name):
             how = "" if COMPILER in needs else ": pip install '.[benchmarks]'"
             skipped[contender.name] = f"needs {', '.join(needs)}{how}"
-        elif "bf16" in contender.name and (why_not := bfloat16.why_not()):
+        elif re.search("bf16|bfloat16", contender.name) and (why_not := bfloat16.why_not()):  # torch then takes minutes
             skipped[contender.name] = why_not
         else:
             own = contender.name in CONTENDERS

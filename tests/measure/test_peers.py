@@ -61,3 +61,13 @@ def test_the_readme_shows_what_results_json_holds(monkeypatch, tmp_path):
     peers.write(results := json.loads(peers.RESULTS.read_text(encoding="utf-8")))
     assert peers.README.read_text(encoding="utf-8") == written
     assert all(block(results) in written for block in targets.BLOCKS.values())
+
+
+def test_without_bfloat16_nothing_is_measured_in_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(peers.bfloat16, "why_not", lambda: "no bfloat16 here")
+    monkeypatch.setattr(peers, "missing", lambda name: [])
+    measured = []
+    monkeypatch.setattr(peers, "take_turns", lambda contenders, rounds: measured.extend(contenders) or {})
+    skipped = peers.measure("step", 1, str(tmp_path))["skipped"]
+    assert skipped == dict.fromkeys(("bf16", "quantized-bf16", "peft-lora-bfloat16"), "no bfloat16 here")
+    assert {"lora", "peft-lora"} <= {each.name for each in measured}
