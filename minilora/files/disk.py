@@ -205,8 +205,19 @@ def put_back(path: Path) -> None:
             _rename(old, path)
 
 
+def scratch_folder(path: Path) -> Path:
+    """Make a new folder next to `path`, for what is needed to write it; whoever asks for it removes it.
+
+    If the process is killed, the next writer of `path` removes the folder. Raises OSError where it cannot be made.
+    """
+    remove_unfinished(path)
+    folder = _aside(path, f"{_PROCESS}.partial")
+    folder.mkdir()
+    return folder
+
+
 def remove_unfinished(path: Path) -> None:
-    """Remove what a process that was killed in `replacing` or `replacing_folder` of `path` left half-written.
+    """Remove what a process that was killed while it wrote `path` left: in one of the functions above.
 
     That of a process that is still running stays (Windows does not tell which ones are), and what may not be removed.
     """

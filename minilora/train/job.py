@@ -55,7 +55,7 @@ from .reporting import check_service, reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
 ADAPTER = "default"
-LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested
+LARGE = 1e8  # bytes of a base that compiled loops answer with, and for which bfloat16 and a lower learning rate are suggested
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
 REHEARSED = 3  # steps whose median is taken: the first one is slower
@@ -287,7 +287,8 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     elif not answers:
         material = replace(material, asked={}, shown={}, checked=material.validated)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
-    compiles()  # loads the library of compiled loops, where there is one: it is a part of the program
+    if size > LARGE:
+        compiles()  # loads the library of the compiled loops that will answer: it is a part of the program
     program = program_memory(size)
     install = _installer(model, options)
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place

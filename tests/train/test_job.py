@@ -301,6 +301,7 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
 def test_texts_and_compiled_loops_belong_to_the_program_whose_size_is_measured(home, tmp_path, monkeypatch):
     done, prepare, compiles, size = [], job.prepare, job.compiles, job.program_memory
     monkeypatch.setattr(job, "prepare", lambda *args, **how: done.append("texts") or prepare(*args, **how))
+    monkeypatch.setattr(job, "LARGE", 0)
     monkeypatch.setattr(job, "compiles", lambda: done.append("loops") or compiles())
     monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or size(arrays))
     trained(options(home, tmp_path / "run", steps=1))
