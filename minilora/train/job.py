@@ -55,7 +55,7 @@ from .reporting import check_service, reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
 ADAPTER = "default"
-LARGE = 1e8  # bytes of a base that compiled loops answer with, and for which bfloat16 and a lower learning rate are suggested
+LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested, and compiled loops loaded
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
 REHEARSED = 3  # steps whose median is taken: the first one is slower
