@@ -210,7 +210,6 @@ def scratch_folder(path: Path) -> Path:
 
     If the process is killed, the next writer of `path` removes the folder. Raises OSError where it cannot be made.
     """
-    remove_unfinished(path)
     folder = _aside(path, f"{_PROCESS}.partial")
     folder.mkdir()
     return folder

