@@ -131,29 +131,40 @@ class Module:
         """The parameters that require a gradient, by name: the argument of an optimizer."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def _find(self, path: str) -> Module | None:
+        """The module with this dotted name, or None; only the modules on its path are looked through."""
+        if not path:
+            return self
+        for name, child in self.named_children():
+            if f"{path}.".startswith(f"{name}.") and (found := child._find(path[len(name) + 1 :])) is not None:
+                return found
+        return None
+
     def get_submodule(self, path: str) -> Module:
         """The module with this dotted name. Raises KeyError if there is none."""
-        return dict(self.named_modules())[path]
+        if (found := self._find(path)) is None:
+            raise KeyError(path)
+        return found
 
     def set_submodule(self, path: str, module: Module) -> None:
         """Replace the module with this dotted name: an attribute, or an item of a list, tuple or dict.
 
         Raises KeyError if there is none.
         """
-        modules, (parent, _, name) = dict(self.named_modules()), path.rpartition(".")
-        if path not in modules:
-            raise KeyError(path)
-        if parent in modules:
-            setattr(modules[parent], name, module)
+        self.get_submodule(path)
+        parent, _, name = path.rpartition(".")
+        if (holder := self._find(parent)) is not None:
+            setattr(holder, name, module)
             return
         owner, _, attribute = parent.rpartition(".")
-        items = getattr(modules[owner], attribute)
+        holder = self.get_submodule(owner)
+        items = getattr(holder, attribute)
         if isinstance(items, dict):
             items[next(key for key in items if str(key) == name)] = module
         elif isinstance(items, list):
             items[int(name)] = module
         else:
-            setattr(modules[owner], attribute, (*items[: int(name)], module, *items[int(name) + 1 :]))
+            setattr(holder, attribute, (*items[: int(name)], module, *items[int(name) + 1 :]))
 
     # -- printing ----------------------------------------------------------------------------------------------------
     def summary(self) -> str:
