@@ -71,6 +71,7 @@ def terminal(shop, tmp_path):
         one.child.close(force=True)
 
 
+@pytest.mark.long
 def test_a_line_can_be_edited_and_completed_and_exit_ends(terminal):
     talk = terminal()
     talk.type("/bse" + 2 * LEFT + "a\r")
@@ -83,6 +84,7 @@ def test_a_line_can_be_edited_and_completed_and_exit_ends(terminal):
     assert talk.end() == 0
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_answer_then_clears_the_line_and_only_a_second_one_ends(terminal):
     talk = terminal("--max-new-tokens", "950", program=("-c", ENDLESS))
     talk.type("hello\r")

@@ -23,7 +23,7 @@ from minilora.course.exercises import EXERCISES
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
-NAMES = [path.name for number in ("01", "04", "05", "13") for path in LESSONS.glob(f"{number}_*.ipynb")]  # in seconds
+NAMES = [path.name for number in ("01", "13") for path in LESSONS.glob(f"{number}_*.ipynb")]  # in seconds
 
 
 @pytest.fixture(scope="module")

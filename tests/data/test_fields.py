@@ -314,7 +314,7 @@ def test_a_copy_is_whole_words_or_a_number(value, text, copied):
     assert is_copy(value, text) == copied
 
 
-@given(st.text(max_size=8))
+@given(st.text(max_size=6))
 def test_borders_and_numbers_are_those_of_the_text(text):
     assert len(borders(text)) == len(text) + 1 and borders(text)[0] and borders(text)[-1]
     assert all(isinstance(number, int | float) and number >= 0 for number in numbers_in(text))

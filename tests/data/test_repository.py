@@ -90,6 +90,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long
 def test_the_files_of_the_wanted_splits_alone_are_read_and_each_error_is_one_line(hub, tmp_path):
     found = ask(hub, tmp_path, *READ, *REFUSED)
     for source, words in REFUSED.items():

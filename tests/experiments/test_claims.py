@@ -16,7 +16,7 @@ from minilora.pages.style import save_themes
 FOLDER = Path(__file__).parents[2] / "minilora/claims"  # of the clone: an installed package has no page
 BASES = {"matrices", "tiny", "smollm2"}
 LINES = 97  # of a claim's file: a page
-SEEDS = 3  # of a smallest form, at most
+THREE = {"frozen-a", "intruders-scaled-down", "lora-plus", "mlp-before-attention", "rslora-final-loss", "zero-b-start"}
 NAMES = claim_names()
 each_claim = pytest.mark.parametrize("name", NAMES)
 
@@ -111,6 +111,11 @@ def test_a_claim_that_trains_finds_each_contenders_best_rate_or_says_why_not(nam
         assert tuned or read_claim(name).CLAIM.one_rate, f"{', '.join(trained)} at rates set by hand, without a reason"
 
 
+def seeds_of(name):
+    """The seeds of a smallest form: two, or three if two leave its interval so wide that no verdict turns."""
+    return read_claim(name).CLAIM.seeds[: 3 if name in THREE else 2]
+
+
 @functools.cache
 def ran(function, trial):
     """What the function returns, as JSON, for the arguments `trial`, which are JSON, too."""
@@ -127,7 +132,7 @@ class Once(Setting):
 def small(name, setting=Once, **more):
     """The numbers of the smallest form, as JSON keeps them."""
     claim = read_claim(name)
-    numbers = claim.run(setting(**{"small": True, "seeds": claim.CLAIM.seeds[:SEEDS]} | more))
+    numbers = claim.run(setting(**{"small": True, "seeds": seeds_of(name)} | more))
     return json.loads(json.dumps(numbers, allow_nan=False))
 
 
@@ -142,7 +147,7 @@ def first(name):
 @each_claim
 def test_its_smallest_form_has_a_verdict_and_a_picture(name, tmp_path):
     claim, numbers = read_claim(name), first(name)
-    assert len(numbers["measured"]) == len(claim.CLAIM.seeds[:SEEDS])
+    assert len(numbers["measured"]) == len(seeds_of(name))
     assert claim.CLAIM.verdict(numbers, small=True) in Verdict
     for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
         assert file.stat().st_size > 5000
@@ -171,4 +176,6 @@ def test_with_the_effect_switched_off_the_verdict_turns(name):
     verdict = read_claim(name).CLAIM.verdict
     on, off = first(name), small(name, switched=True)
     found = f"{on['measured']} with the effect and {off['measured']} without it"
-    assert verdict(off, small=True) != verdict(on, small=True), f"{verdict(on, small=True)} either way: {found}"
+    assert verdict(off, small=True) != verdict(on, small=True), (
+        f"{verdict(on, small=True)} either way (with three seeds, too?): {found}"
+    )

@@ -36,7 +36,8 @@ def test_one_job_or_one_trial_is_this_process(trials, jobs):
     assert [one["process"] for one in found] == [os.getpid()] * len(trials)
 
 
-@pytest.mark.parametrize(("cores", "share"), [(4, 2), pytest.param(1, 1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("cores", "share"), [(4, 2), (1, 1)])
 def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
     monkeypatch.setattr(trials, "processors", lambda: cores)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
@@ -92,8 +93,9 @@ def gone(process):
     return False
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(9, marks=pytest.mark.long, id="SIGKILL")])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(9, id="SIGKILL")])
 def test_an_interruption_ends_all_processes_and_what_is_done_was_told(tmp_path, sent):
     script, work = tmp_path / "script.py", tmp_path / "work"
     script.write_text(INTERRUPTED)
@@ -121,7 +123,7 @@ def test_an_interruption_ends_all_processes_and_what_is_done_was_told(tmp_path, 
 # -- results that are kept ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_what_was_found_is_found_again_but_not_a_failure_after_which_the_others_go_on(jobs, tmp_path):
     calls = tmp_path / "calls"
     calls.mkdir()

@@ -246,7 +246,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path, at):
 
 
 @posix
-@pytest.mark.parametrize("name", ["a.txt", "run"])
+@pytest.mark.parametrize("name", [pytest.param("a.txt", marks=pytest.mark.long), "run"])
 def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer_and_that_of_a_running_one_is_not(
     tmp_path, name, monkeypatch
 ):
@@ -319,6 +319,7 @@ def test_what_a_killed_process_moved_aside_is_put_back_or_removed_and_nobody_els
     assert {path.name for path in tmp_path.iterdir()} == {name, *foreign}
 
 
+@pytest.mark.long
 def test_a_process_killed_at_any_moment_leaves_a_folder_that_the_next_writer_finds_whole(folder, tmp_path):
     for at in (0, 1):  # before and between the renames
         killed(folder, at)

@@ -91,6 +91,7 @@ def test_a_process_that_is_killed_is_an_error(here):
         apart(leave)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not tell that a parent has ended")
 def test_a_process_ends_with_the_one_that_started_it(here):
     code = f"from minilora.measure.process import apart; from {__name__} import stay; apart(stay)"
@@ -185,6 +186,7 @@ def freed():
     return [before / 1e6, program_memory(0) / 1e6, last.size]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing, or cannot be told")
 def test_freed_memory_is_given_back_to_the_system(here):
     before, after, _ = apart(freed)

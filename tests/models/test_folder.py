@@ -308,7 +308,7 @@ def test_matrices_in_16_bits_are_quantised_as_if_they_had_been_widened_first(mod
             np.testing.assert_array_equal(rounded.state_dict()[name].raw, quantize(w, "Q8_0"))
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("dtype", [pytest.param("F32", marks=pytest.mark.long), "BF16"])
 def test_no_more_than_one_tensor_is_in_memory_beyond_the_model(tmp_path, rng, dtype, monkeypatch):
     """Of two files, in float32, quantised, and as they are stored. To quantise a tensor takes five times its size."""
     changes = dict(vocab_size=512, hidden_size=64, intermediate_size=768, num_hidden_layers=16, head_dim=16)

@@ -233,6 +233,7 @@ def test_a_page_that_is_written_again_keeps_nothing_of_the_one_before_and_can_ta
     assert not (page / "pyodide").exists()
 
 
+@pytest.mark.long
 def test_the_package_holds_what_the_page_imports(tmp_path):
     archive = zipfile.ZipFile(io.BytesIO(packed := write.package()))
     assert write.package() == packed
@@ -499,6 +500,7 @@ def test_a_program_outside_of_the_package_is_left_out_of_its_wheel(tmp_path):
     assert {"METADATA", "WHEEL", "RECORD"} <= {Path(name).name for name in names}  # what pip needs of a wheel
 
 
+@pytest.mark.long
 def test_the_package_for_the_course_imports_what_lessons_import(tmp_path):
     zipfile.ZipFile(io.BytesIO(write.package(write.WITH_COURSE, ()))).extractall(tmp_path)
     kinds = {path.suffix for path in Path(write.__file__).parents[1].rglob("*") if path.is_file()}

@@ -255,6 +255,7 @@ def test_the_commands_name_the_column(home, tmp_path, capsys):
     assert complaint(capsys) == "--confusion needs labelled data: name the column of the labels with --label"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["labels", "fields"])
 def test_no_page_or_picture_is_steered_by_what_data_say(task, home, tmp_path, capsys, monkeypatch):
     bad = "$\\x{$\x1b[2J\x9b"  # no formula, and what clears a terminal
