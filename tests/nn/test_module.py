@@ -98,6 +98,13 @@ def test_a_frozen_model_builds_no_graph_and_a_frozen_part_gets_no_gradient(model
     assert not model.requires_grad_(False).loss(ids, ids).requires_grad
 
 
+class Empty(Module):
+    """As false as an empty list."""
+
+    def __len__(self):
+        return 0
+
+
 def test_every_submodule_can_be_replaced_by_its_name(model):
     for path in [path for path, _ in model.named_modules() if path]:
         copy, new = Llama(SMALL), Linear(1, 1, rng=None)
@@ -108,6 +115,8 @@ def test_every_submodule_can_be_replaced_by_its_name(model):
     copy.parts = {3: Linear(1, 1, rng=None)}
     copy.set_submodule("parts.3", new)
     assert copy.parts == {3: new}
+    copy.fc, copy.fc2, copy.none = Linear(1, 1, rng=None), new, Empty()
+    assert copy.get_submodule("fc2") is new and copy.get_submodule("none") is copy.none
     for missing in ("model.layers.2", "model.layers.0.mlp.gate_prj"):
         with pytest.raises(KeyError):
             model.get_submodule(missing)
