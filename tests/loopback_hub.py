@@ -67,13 +67,16 @@ def answer_of(script, endpoint, home, *words, before=None):
 
     home: its folder, with its cache. before: called in the process first.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    own = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    own |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    if before:  # where no file may be large, a compiled module would be cut off, which stops every later import
+        own["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
         [sys.executable, "-c", script, *words],
         capture_output=True,
         text=True,
         cwd=home,
-        env=kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "cache"), "HF_HUB_DISABLE_XET": "1"},
+        env=own,
         preexec_fn=before,
     )
     assert done.returncode == 0, done.stderr

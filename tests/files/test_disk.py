@@ -412,6 +412,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_disk import many
+sys.dont_write_bytecode = True  # a compiled module that is cut off stops every later import
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 for way, write in many(Path(sys.argv[1])).items():
     try:

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -494,7 +495,8 @@ def test_a_tokenizer_goes_to_another_process_and_is_copied_also_after_its_first_
         assert other.encode_chat(HELLO) == ids and tokenizer.encode_chat(HELLO) == ids
 
 
-def test_a_tokenizer_that_does_not_fit_on_the_disk_is_named(tmp_path):
+def test_a_tokenizer_that_does_not_fit_on_the_disk_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a compiled module that is cut off stops every later import
     resource = pytest.importorskip("resource", reason="ulimit -f is POSIX's")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
