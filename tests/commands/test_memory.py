@@ -54,7 +54,11 @@ def test_the_bytes_of_a_quantised_file_are_those_of_the_loaded_model_though_some
 
 WIDE = dict(vocab_size=4100, hidden_size=256, intermediate_size=768, head_dim=64,
             max_position_embeddings=400)  # fmt: skip
-WAYS = [{}, pytest.param({"recompute": True}, marks=pytest.mark.long), {"quantized": "nf4"}]
+WAYS = [
+    {},
+    pytest.param({"recompute": True}, marks=pytest.mark.long),
+    pytest.param({"quantized": "nf4"}, marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize("how", WAYS, ids=str)

@@ -147,6 +147,7 @@ wanted != -100
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exercise", [pytest.param(e, id=e.number) for e in EXERCISES.values()])
 def test_no_released_notebook_holds_a_piece_of_a_solution(exercise):
     solution = dict(pieces("".join(source_of(exercise.forms[0].reference))))

@@ -76,6 +76,7 @@ def test_the_stub_fails():
     assert said == dict.fromkeys(EXERCISES, NOT_YET)
 
 
+@pytest.mark.long
 def test_the_answer_of_another_variant_is_recognised():
     for name, exercise in EXERCISES.items():
         for variant, number in permutations(range(len(exercise.forms)), 2):

@@ -38,6 +38,7 @@ def test_what_is_measured_is_drawn_with_its_prediction(tmp_path):
     assert added <= three.peak_bytes - one.peak_bytes < 2 * added  # and what Python needs for an adapter
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", growth.SWEEPS)
 def test_pictures_of_growth_can_be_read(name):
     sweep = growth.SWEEPS[name]

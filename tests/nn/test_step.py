@@ -120,7 +120,8 @@ EVERY = [({}, labels, threads) for labels in (labelled(HALF), LATE, MIDDLE) for 
 EVERY += [(settings, MIDDLE, 5) for settings in (None, {"use_dora": True}, {"bias": "lora_only"})]
 FEW = [({}, LATE, 2), ({}, MIDDLE, 2), ({}, MIDDLE, 5), (None, MIDDLE, 5)]
 ALL = [("llama", *case) for case in EVERY]
-ALL += [(family, *case) for family in ("window", "gpt2", "gemma3") for case in FEW]
+ALL += [("window", *case) for case in FEW]
+ALL += [pytest.param(family, *case, marks=pytest.mark.long) for family in ("gpt2", "gemma3") for case in FEW]
 
 
 @pytest.mark.parametrize(("family", "settings", "labels", "threads"), ALL, indirect=["threads"])

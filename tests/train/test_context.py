@@ -90,7 +90,7 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
     assert rows.keys() == {"right", "found"} and rows["right"]["keyword_recall"]["value"] == 1.0
 
 
-@pytest.mark.parametrize("kind", ["reading", "quoting"])
+@pytest.mark.parametrize("kind", ["reading", pytest.param("quoting", marks=pytest.mark.long)])
 def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_path, caplog):
     folder, metrics = quoting if kind == "quoting" else (run[0], run[2])
     values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)])

@@ -83,7 +83,9 @@ def gpt2(home, tokenizer, tmp_path_factory):
     return save_folder(tmp_path_factory.mktemp("gpt2"), config, GPT2(config).state_dict(), tokenizer)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [*list(WAYS)[::2], *(pytest.param(w, marks=pytest.mark.long) for w in list(WAYS)[1::2])]
+)
 def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, gpt2, tmp_path, stop_at, monkeypatch):
     change = dict(lr=2e-2) | WAYS[way] | ({"base": str(gpt2)} if "GPT-2" in way else {})
     if "eval_every" in change:
