@@ -187,7 +187,7 @@ def copy_of(model):
 
 @pytest.mark.parametrize("which", ["LoRA", "DoRA", "full"])
 def test_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_path):
-    """The same data, the same start, AdamW on both sides: five losses, each within a relative 1e-3."""
+    """The same data, the same start, AdamW on both sides: three losses, each within a relative 1e-3."""
     shared, tokenizer = smollm2
     theirs = in_transformers(shared)
     ours, lr = copy_of(shared), 4e-5
@@ -199,8 +199,8 @@ def test_training_steps_give_the_losses_of_peft_and_torch(which, smollm2, tmp_pa
     settings = {"lr": lr, "eps": 1e-6, "weight_decay": 0.01}
     optimizer = AdamW(ours.trainable_parameters(), **settings)
     reference = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], **settings)
-    losses = assert_same_curves(theirs, ours, optimizer, reference, [(ids, labels)], steps=5, rtol=1e-3)
-    assert losses[-1] < 0.7 * losses[0]
+    losses = assert_same_curves(theirs, ours, optimizer, reference, [(ids, labels)], steps=3, rtol=1e-3)
+    assert losses[-1] < 0.8 * losses[0]
     if which != "full":  # and what PEFT has trained comes back
         theirs.save_pretrained(tmp_path / "back")
         ours = copy_of(shared)
