@@ -335,6 +335,14 @@ def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
+def distinct_length(samples: Sequence[Example]) -> int:
+    """How many tokens samples have, where those that begin alike have their beginning once."""
+    groups = begin_alike(samples)
+    alone = [group[0] for group in groups if len(group) == 1]
+    parts = [*(group for group in groups if len(group) > 1), alone]
+    return sum(packed_length([samples[i] for i in part]) for part in parts if part)
+
+
 def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:
     """The same micro-batches or, if some of the threads would have none, long sequences divided among them, too.
 

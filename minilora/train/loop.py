@@ -17,7 +17,7 @@ from ..lora.layer import LoraWeights
 from ..measure.loss import mean_loss
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
-from ..nn.parts import Example, check_samples, packed_length
+from ..nn.parts import Example, check_samples, distinct_length
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import NotFiniteError, training_step
 from ..options import check_value
@@ -31,7 +31,8 @@ class TrainingError(RuntimeError):
 @dataclass(repr=False)
 class History:
     """The record of training: of each step the loss, the seconds, the learning rate, and the gradient norm before
-    clipping; of all steps the number of tokens; and (step, loss) of each validation, also by set.
+    clipping; of all steps the number of tokens, where samples that begin alike count their beginning once; and (step,
+    loss) of each validation, also by set.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -255,7 +256,7 @@ class Trainer:
         self.history.rates.append(self.optimizer.lr)
         self.history.norms.append(norm)
         batches = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
-        self.history.tokens += sum(map(packed_length, batches))
+        self.history.tokens += sum(map(distinct_length, batches))
         return loss
 
     def _remember(self) -> None:

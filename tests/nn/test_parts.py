@@ -19,6 +19,7 @@ from minilora.nn.parts import (
     begin_alike,
     collate,
     common_prefix,
+    distinct_length,
     divided_samples,
     micro_batches,
     pack,
@@ -119,6 +120,18 @@ def test_samples_that_begin_with_the_same_document_are_one_micro_batch_and_it_is
     assert sorted(each for batch in batches for each in sequences(batch)) == every(found)
     for part, batch in zip(parts, batches, strict=True):
         assert batch.input_ids.size == packed_length([found[i] for i in part])
+
+
+def test_tokens_of_a_common_beginning_are_counted_once():
+    def begun(document, length):
+        own = [9] * length
+        return Sample((1, 2, *[document] * 100, 3, *own), (*[-100] * 103, *own))
+
+    several, alone = [begun(3, 5), begun(4, 6), begun(3, 7)], begun(4, 6)
+    assert distinct_length(several) == (102 + 6 + 8) + 109  # an unscored token is left before the scored ones
+    assert distinct_length(several[::2]) == 102 + 6 + 8 and distinct_length([alone]) == 109
+    assert distinct_length([alone, begun(3, 7)]) == 109 + 110 - 2
+    assert distinct_length([alone, begun(5, 7), *several[::2]]) == (102 + 6 + 8) + (109 + 110 - 2)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
