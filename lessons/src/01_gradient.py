@@ -127,7 +127,8 @@ print("four partial derivatives:", ", ".join(f"{value:.6f}" for value in derivat
 # and 1 that no digit is right.
 #
 # > **Predict.** Which step is best in float64: $10^{-3}$, $10^{-8}$ or $10^{-13}$? And in float32, with a step of
-# > $10^{-5}$, how many digits of the derivative are right: five, two or none?
+# > $10^{-5}$, how many digits of the derivative are right: five (a relative error of about $10^{-5}$), two ($10^{-2}$)
+# > or none (1 or more, without a limit: pure noise can be many times as large as the derivative)?
 
 # %%
 predict("error in float32 with a step of 1e-5")

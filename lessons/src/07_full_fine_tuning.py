@@ -49,20 +49,22 @@ share = np.mean([s.scored / len(s.ids) for s in law["train"]])
 print(f"of all tokens, {100 * share:.0f} % are scored")
 
 # %% [markdown]
-# The end token of an answer is scored as well, so that the model learns to stop.
+# The end token of an answer is scored as well, so that the model learns to stop. You do not see it: `decode` leaves out
+# special tokens. (The second line break follows the end token, and is not scored.)
 #
 # ## 2. The training loop
 #
 # A training step has five parts: draw a **batch** of records, clear the old gradients, compute the loss (the **forward
 # pass**), compute the gradients (the **backward pass**, lesson 2), and change every parameter a little against its
-# gradient. The last part is the work of the optimizer, **AdamW**. For each parameter AdamW keeps two running means, of
-# the gradient and of the squared gradient. It divides the first mean by the square root of the second, so that a
-# parameter with small gradients moves as far as one with large gradients. (Lesson 3 writes it out.) Choices such as
-# the learning rate `lr`, the **batch size** and the number of steps are **hyperparameters**.
+# gradient. How little is set by the **learning rate**, `lr`, by which each change is multiplied. The last part is the
+# work of the optimizer, **AdamW**. For each parameter AdamW keeps two running means, of the gradient and of the squared
+# gradient. It divides the first mean by the square root of the second, so that a parameter with small gradients moves
+# as far as one with large gradients. (Lesson 3 writes it out.) Choices such as the learning rate, the **batch size**
+# and the number of steps are **hyperparameters**.
 #
 # > **Predict.** The loss on law is about 4.1 before training. The batch size is 8, and the training set has 240
-# > records, so one **epoch** is 30 steps. What is the loss on law after 20 steps? And does the loss on the old
-# > subject, which is no longer trained, fall, stay or rise?
+# > records, so one **epoch** is 30 steps. By how much does the loss on law fall in 20 steps, with the seed where it
+# > falls least? And does the loss on the old subject, which is no longer trained, fall, stay or rise?
 
 # %%
 predict("loss on law falls by at least")

@@ -151,11 +151,11 @@ show(figure, alt="Two panels of curves that rise to 100 percent: the updates' ri
 # the embedding and the norms, which full fine-tuning also changed.
 #
 # > **Predict.** Take the changes of both losses that the updates of all 28 matrices cause. If each update keeps only
-# > its largest 8 terms, what share of the gain on law remains? And what share of the forgetting, the increase of the
-# > loss on old text?
+# > its largest 8 terms, how many percent of the gain on law remain? And of the forgetting, the increase of the loss on
+# > old text?
 
 # %%
-predict("the largest 8: law gained")
+predict("the largest 8: law gained, in percent")
 
 
 # %%
@@ -193,10 +193,10 @@ tail = report("all but the largest 8", lambda delta: delta - largest(delta, 8))
 lucky = report("8 directions at random", lambda delta: random_part(delta, 8))
 
 # %%
-claim("the largest 8: law gained", kept[8][0], 70, 90)
-claim("the largest 8: old text lost", kept[8][1], 35, 65)
-claim("the largest one alone: law gained", kept[1][0], 27, 49)
-claim("8 directions at random: law gained", lucky[0], 0, 25)
+claim("the largest 8: law gained, in percent", kept[8][0], 70, 90)
+claim("the largest 8: old text lost, in percent", kept[8][1], 35, 65)
+claim("the largest one alone: law gained, in percent", kept[1][0], 27, 49)
+claim("8 directions at random: law gained, in percent", lucky[0], 0, 25)
 
 # %% [markdown]
 # The 8 random directions are the control. They bring only 9 % of the gain: which directions are kept matters. Nor is

@@ -6,7 +6,7 @@
 # adds two thin ones, and trains only those. What exactly is computed, what are the gradients, and how must the
 # matrices be initialised?
 #
-# The letters are the same in all lessons. One row of `x` is the vector of one token.
+# The letters are the same in all later lessons. One row of `x` is the vector of one token.
 #
 # | name | shape | what it is |
 # |---|---|---|

@@ -255,9 +255,9 @@ print(len(report.checks), "checks passed:", ", ".join(check for check, found in 
 #
 # Lesson 1 changed one element after another and measured how the result changes. Here 77,824 parameters are trained,
 # and each would need two forward passes. Instead, change all elements of one matrix at once, along a random direction
-# $u$ (lesson 1's directional derivative): the loss then changes at the rate $\langle g, u \rangle = \sum g_{ij}
-# u_{ij}$, where $g$ is the gradient. This is one number per matrix, and a mistake in $g$ almost surely changes it.
-# Would the check find a small mistake? `slightly_wrong` does nothing in the forward pass, and makes the gradient 1 %
+# $v$ (lesson 1's directional derivative): for A, the loss then changes at the rate $\langle dA, v \rangle = \sum
+# dA_{ij} v_{ij}$, for B likewise. This is one number per matrix, and a mistake in dA almost surely changes it. Would
+# the check find a small mistake? `slightly_wrong` does nothing in the forward pass, and makes the gradient 1 %
 # too large. We put it in front of one of the 28 layers.
 #
 # > **Predict.** How many forward passes check the A and B of all 28 layers? And what does the check report?

@@ -34,10 +34,10 @@ from minilora.pages.style import BLACK, GREY, LORA, ink
 # W has m n parameters. A has r n and B has m r, together $r\,(m + n)$. The product m n has become a sum.
 #
 # > **Predict.** Take r = 4. A small model has matrices of 128 × 128, GPT-3 of 12,288 × 12,288. LoRA has 16 times fewer
-# > trainable parameters in the small model. And in GPT-3: also 16 times fewer, or more?
+# > trainable parameters in the small model. How many times fewer are they in GPT-3: also 16, or more?
 
 # %%
-predict("fewer trainable parameters: GPT-3 over the small model")
+predict("GPT-3: times fewer trainable parameters")
 
 # %%
 times_fewer = {}
@@ -45,7 +45,7 @@ for width in (128, 576, 4096, 12288):
     whole, thin = width * width, 4 * (width + width)
     times_fewer[width] = whole / thin
     print(f"{width:>6,} x {width:>6,}: {whole:>11,} parameters; adapter {thin:>6,}, {whole / thin:>5,.0f} times fewer")
-claim("fewer trainable parameters: GPT-3 over the small model", times_fewer[12288] / times_fewer[128], 96, 96)
+claim("GPT-3: times fewer trainable parameters", times_fewer[12288], 1536, 1536)
 
 # %% [markdown]
 # For a square matrix of width C the factor is C²/(2 r C) = C/(2 r): *half the width, divided by the rank*. The method

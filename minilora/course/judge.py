@@ -411,4 +411,6 @@ class Answer:
             elif short == long[::-1]:
                 hint = ": is one of them transposed?"
             return f"{where}the shapes {these} do not fit number by number{hint}"
+        if text.startswith("The truth value of an array"):
+            return f"{where}an array is neither true nor false: write `is None`, or .any() or .all() for its elements"
         return f"{where}{type(error).__name__}{text and f': {text}'}"

@@ -82,6 +82,13 @@ def draw_pair(rng: np.random.Generator, factor: float, size: float = 5) -> Draw:
     return Draw(sizes, got=got * size / 5, expected=expected * size / 5)
 
 
+def draw_near_zero(rng: np.random.Generator, cancel: bool) -> Draw:
+    """Two gradients that are not zero, whose sums are exactly zero, or whose largest elements are."""
+    expected = rng.integers(1, 6, (2, 3)).astype(float)
+    expected = np.concatenate([expected, -expected]) if cancel else np.concatenate([0 * expected, -expected])
+    return Draw(got=2 * expected, expected=expected)
+
+
 def draw_shapes(rng: np.random.Generator, column: bool) -> Draw:
     """A gradient that fits only by broadcasting."""
     sizes = distinct_sizes("m", rng)
@@ -99,6 +106,8 @@ def draw_shapes(rng: np.random.Generator, column: bool) -> Draw:
         lambda rng: draw_pair(rng, -0.9),
         lambda rng: draw_shapes(rng, column=True),
         lambda rng: draw_shapes(rng, column=False),
+        lambda rng: draw_near_zero(rng, cancel=True),
+        lambda rng: draw_near_zero(rng, cancel=False),
     ],
     smallest=lambda rng: Draw(got=np.zeros((2, 3)), expected=np.zeros((2, 3))),
     returns="the error",

@@ -111,19 +111,22 @@ variant("training_memory", IN_ATTENTION, "attention alone is adapted")
 
 
 def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*ATTENTION, *MLP)) -> Draw:
-    """A budget that r fits to the last byte, one with something to spare, or one that holds no adapter at all."""
+    """A budget that r fits to the last byte, one with something to spare, one for a rank in the hundreds, or one that
+    holds no adapter at all.
+    """
     shapes, r = draw_shapes(rng, bool(rng.integers(2))), int(rng.integers(2, 20))
     base, step = 4 * numbers(shapes), 16 * ends(shapes, names)
     budget = {
         "exact": base + r * step,
         "spare": base + r * step + step // 2,
+        "large": base + 97 * r * step,
         "none": base + step - 1,
         "tiny": base // 2,
     }
     return Draw(shapes=shapes, budget=budget[kind])
 
 
-BUDGETS = ("exact", "spare", "none", "tiny")
+BUDGETS = ("exact", "spare", "large", "none", "tiny")
 
 
 @exercise(

@@ -272,6 +272,10 @@ def test_a_missing_transpose_names_the_axes_that_meet():
     assert "is one of them transposed?" in judged(EXERCISES["lora_forward"], added, rng())
     apart = lambda x, W, A, B, alpha: x + B
     assert judged(EXERCISES["lora_forward"], apart, rng()).endswith("do not fit number by number")
+    asked = lambda x, W, A, B, alpha: x @ W.T if B == 0 else x
+    assert judged(EXERCISES["lora_forward"], asked, rng()).endswith(
+        "an array is neither true nor false: write `is None`, or .any() or .all() for its elements"
+    )
     flat = lambda X: X - X.mean(axis=1)
     assert "is an axis missing (keepdims=True" in judged(judge.QUESTIONS["centred"], flat, rng())
 

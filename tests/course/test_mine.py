@@ -105,6 +105,22 @@ def test_a_later_exercise_takes_it_and_says_what_is_missing(folder):
     ]
 
 
+def test_what_was_imported_before_it_was_written_is_found_when_it_is_called(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    early = mine.lora_forward
+    assert capsys.readouterr().out == "lora_forward is not in mine.py yet: do exercise 9.1 first\n"
+    arguments = [np.ones(shape) for shape in [(2, 3), (4, 3), (1, 3), (4, 1)]]
+    for there in (False, True):  # also in a file that has other functions
+        with pytest.raises(NotImplementedError, match="^lora_forward$"):
+            early(*arguments, 2)
+        if not there:
+            (tmp_path / "mine.py").write_text("def inject():\n    pass\n", "utf-8")
+    run(tmp_path, SCRIPT)
+    assert np.array_equal(early(*arguments, alpha=2), np.full((2, 4), 9.0)) and capsys.readouterr().out == ""
+    (tmp_path / "mine.py").unlink()  # read once
+    assert np.array_equal(early(*arguments, alpha=2), np.full((2, 4), 9.0))
+
+
 def test_under_nbgrader_the_reference_stands_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")

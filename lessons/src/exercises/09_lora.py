@@ -8,7 +8,7 @@
 # It tries your function on random matrices and prints one line: `ok`, `not written yet`, or what is wrong. Try as
 # often as you like; the matrices are new every time.
 #
-# **The letters** are the same in all lessons. One row of `x` is one token.
+# **The letters** are the same in all later lessons. One row of `x` is one token.
 #
 # | name | shape | what it is |
 # |---|---|---|

@@ -57,8 +57,9 @@ def smallest_r(x, delta, share):
 # $$L = \frac{1}{T} \sum_{t,i} (\hat y_{ti} - y_{ti})^2$$
 #
 # where $\hat y$ is the output of `lora_forward`. You need $g = \partial L/\partial \hat y$ for `lora_backward`. Then A
-# and B each take a step with learning rate `lr` against their gradients, both computed from the same g. Repeat `steps`
-# times. Do not change the arrays that are passed; W is frozen. (The check uses adapters of rank 1.)
+# and B each take a step with learning rate `lr` against their gradients, both computed from the same g and from A and B as
+# they were before the step. Repeat `steps` times. Do not change the arrays that are passed; W is frozen. (The check uses
+# adapters of rank 1.)
 
 
 # %% points=3
