@@ -43,6 +43,8 @@ def write(folder, records, name="own.jsonl"):
         ({"matrix": "x.pdf"}, r"a \.png or an \.svg file"),
         ({"matrix": f"{__file__}/x.png"}, r"no picture can be written there"),
         ({"confusion": "x.png", "no_recall": True}, "--confusion draws answers: leave out --no-recall"),
+        ({"context": "x.txt", "no_recall": True}, "--context measures answers: leave out --no-recall"),
+        ({"context": "x.txt", "passages": "x.pdf"}, r"a \.png or an \.svg file"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(change, words):

@@ -185,18 +185,6 @@ def test_eval_puts_no_passage_before_general_questions_but_measures_their_loss(h
         evaluate_adapters(EvalOptions(base=str(home / "base"), data=["general"], context=str(run[1])))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"context": "x.txt", "no_recall": True}, "leave out --no-recall"),
-        ({"context": "x.txt", "passages": "x.pdf"}, "a .png or an .svg file"),
-    ],
-)
-def test_eval_refuses_what_means_nothing(change, words):
-    with pytest.raises(ValueError, match=words):
-        EvalOptions(**change)
-
-
 def test_eval_refuses_records_without_keywords(home, run, quoting, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n', encoding="utf-8")
     for adapters in ([str(run[0])], [str(run[0]), str(quoting[0])]):
