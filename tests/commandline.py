@@ -34,3 +34,7 @@ def complaint(capsys):
 
 def written(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def columns(page):
+    return max(map(len, page.split("\n")))

@@ -1,4 +1,4 @@
-"""What functions report while they work: the lines they log, and the counts they pass to a progress bar."""
+"""What functions do and report while they work: tokens they read, lines they log, counts for a progress bar."""
 
 import logging
 from contextlib import contextmanager
@@ -32,3 +32,12 @@ def lines_of():
     finally:
         log.removeHandler(keep)
         log.setLevel(before)
+
+
+def counted(model, monkeypatch):
+    """The tokens of every forward pass from here on."""
+    tokens, forward = [], type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, ids, *a, **k: tokens.append(ids.size) or forward(self, ids, *a, **k)
+    )
+    return tokens

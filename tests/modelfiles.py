@@ -49,6 +49,13 @@ TALK = [
     {"role": "user", "content": "Why?"},
     {"role": "assistant", "content": "So."},
 ]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 _LLAMA_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta",
                  "tie_word_embeddings")  # fmt: skip

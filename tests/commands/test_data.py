@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commandline import instead, status
+from commandline import columns, instead, status
 from modelfiles import TERMS
 from planted_fields import SCHEMA
 
@@ -52,10 +52,6 @@ def tiny(source, **options):
 def told(seen, width=100):
     """The page in one line."""
     return " ".join(page(seen, width).split())
-
-
-def columns(text):
-    return max(map(len, text.split("\n")))
 
 
 # -- facts -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from modelfiles import write_jsonl
 
 import minilora as ml
 from minilora.cli import main
@@ -61,11 +62,6 @@ def folder(shop, tmp_path, monkeypatch):
         return ["--base", str(shop / "base"), "--adapter", "legal", "--max-new-tokens", "60"]
 
     return write
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def read(path):

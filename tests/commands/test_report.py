@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+from commandline import columns
 
 from minilora.cli import main
 from minilora.commands import report
@@ -238,10 +239,6 @@ def test_losses_that_are_no_numbers_are_shown():
 def test_what_was_not_measured_has_no_line():
     text = page(METRICS | {"loss": {"general": [2.0, 3.0]}, "keyword_recall": {}, "answers": []})
     assert "unseen" not in text and "paraphrased" not in text and "recall" not in text
-
-
-def columns(text):
-    return max(map(len, text.split("\n")))
 
 
 @pytest.mark.parametrize("width", [80, 93, 100])

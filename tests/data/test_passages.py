@@ -1,10 +1,10 @@
 """Passages: BM25 against its formula, prompts with a passage, and handbooks that cannot be read."""
 
-import json
 import math
 import re
 
 import pytest
+from modelfiles import write_jsonl
 
 from minilora.data.passages import K1, B, Handbook, Passage, fill, stored_template, terms
 from minilora.data.records import read_handbook, read_records
@@ -28,11 +28,6 @@ WORDINGS = ("reworded", "paraphrase", "validation_paraphrase")
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer("tiny")
-
-
-def write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def by_formula(question, i):
@@ -82,9 +77,9 @@ def test_a_prompt_has_both_texts_once_whatever_they_contain():
 
 
 def test_every_wording_gets_the_passage_and_scored_tokens_are_those_of_the_answer(tmp_path, tokenizer):
-    (closed,) = read_records(write(tmp_path / "a.jsonl", ROW))
-    (own,) = read_records(write(tmp_path / "b.jsonl", {**ROW, "passage": TEXTS[0]}), tokenizer)
-    (given,) = with_passages([closed], write(tmp_path / "c.jsonl", {"text": TEXTS[0]}), "a", tokenizer, 500)
+    (closed,) = read_records(write_jsonl(tmp_path / "a.jsonl", [ROW]))
+    (own,) = read_records(write_jsonl(tmp_path / "b.jsonl", [{**ROW, "passage": TEXTS[0]}]), tokenizer)
+    (given,) = with_passages([closed], write_jsonl(tmp_path / "c.jsonl", [{"text": TEXTS[0]}]), "a", tokenizer, 500)
     assert own.context == given.context == TEXTS[0] and closed.context is None
     assert own.messages == given.messages and own.messages[-1] == closed.messages[-1]
     assert own.phrasings == tuple(fill(TEXTS[0], text) for text in closed.phrasings)
@@ -100,9 +95,9 @@ def test_every_wording_gets_the_passage_and_scored_tokens_are_those_of_the_answe
 
 def test_a_rows_own_passage_goes_before_that_of_the_context_and_an_empty_cell_is_none(tmp_path, tokenizer):
     rows = [{**ROW, "context": "Own."}, {**ROW, "context": ""}, {"q": "Why?", "a": "So.", "context": None}]
-    records = read_records(write(tmp_path / "a.jsonl", *rows))
+    records = read_records(write_jsonl(tmp_path / "a.jsonl", rows))
     assert [record.context for record in records] == ["Own.", None, None]
-    handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
+    handbook = write_jsonl(tmp_path / "h.jsonl", ({"text": text} for text in TEXTS))
     filled = with_passages(records, handbook, "a", tokenizer, 500)
     assert [record.context for record in filled[:2]] == ["Own.", TEXTS[0]] and filled[0] is records[0]
 
@@ -111,23 +106,23 @@ def test_records_without_a_word_of_any_passage_are_named_and_refused_if_all_are(
     rows = [ROW, {"q": "Why?", "a": "A heron."}, {"q": "Reeds?", "a": "So."}]
     said = zip(("user", "assistant") * 2, ("A heron?", "Yes.", "What is a zebra?", "Striped."), strict=True)
     rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
-    handbook = write(tmp_path / "h.jsonl", *({"text": text} for text in TEXTS))
-    filled = with_passages(read_records(write(tmp_path / "a.jsonl", *rows)), handbook, "a", tokenizer, 500)
+    handbook = write_jsonl(tmp_path / "h.jsonl", ({"text": text} for text in TEXTS))
+    filled = with_passages(read_records(write_jsonl(tmp_path / "a.jsonl", rows)), handbook, "a", tokenizer, 500)
     share = f"share no word with any passage of {handbook}"
     assert f"a: 1 of 4 records {share}, such as line-4: each gets" in caplog.text and len(filled) == 4
     own = {**ROW, "context": "Own."}  # needs no passage
     with pytest.raises(ValueError, match=f"b: 1 of 1 records {re.escape(share)}: give the passages"):
-        with_passages(read_records(write(tmp_path / "b.jsonl", own, rows[3])), handbook, "b", tokenizer, 500)
+        with_passages(read_records(write_jsonl(tmp_path / "b.jsonl", [own, rows[3]])), handbook, "b", tokenizer, 500)
     caplog.clear()
-    with_passages(read_records(write(tmp_path / "b.jsonl", own)), handbook, "b", tokenizer, 500)
-    with_passages(read_records(write(tmp_path / "b.jsonl", *rows[:3])), handbook, "b", tokenizer, 500)
+    with_passages(read_records(write_jsonl(tmp_path / "b.jsonl", [own])), handbook, "b", tokenizer, 500)
+    with_passages(read_records(write_jsonl(tmp_path / "b.jsonl", rows[:3])), handbook, "b", tokenizer, 500)
     assert not caplog.text
 
 
 def test_the_passage_goes_before_the_last_question_of_a_conversation(tmp_path):
     turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."), ("user", "Why?"), ("assistant", "So.")]
     messages = [{"role": role, "content": text} for role, text in turns]
-    (record,) = read_records(write(tmp_path / "a.jsonl", {"messages": messages, "context": "Because."}))
+    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", [{"messages": messages, "context": "Because."}]))
     assert list(record.messages[:3]) == messages[:3] and record.messages[3]["content"] == fill("Because.", "Why?")
 
 
@@ -152,7 +147,7 @@ def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
 def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
     rows = [{"id": f"p{i}", "text": f" {text}\n"} for i, text in enumerate(TEXTS)]
     rows[2]["questions"] = ["Who hoots?", "Which bird is awake at midnight?"]
-    handbook = read_handbook(write(tmp_path / "h.jsonl", *rows), tokenizer, 200)
+    handbook = read_handbook(write_jsonl(tmp_path / "h.jsonl", rows), tokenizer, 200)
     passage, prompt = handbook.ask("Is anybody awake at midnight?")
     assert passage.id == "p2" and passage.text == TEXTS[2] and prompt == fill(TEXTS[2], "Is anybody awake at midnight?")
 
@@ -184,7 +179,7 @@ def test_a_handbook_that_cannot_be_used_is_refused_in_one_line(tmp_path, tokeniz
 
 
 def test_a_prompt_with_a_passage_may_have_as_many_tokens_as_there_is_room_for(tmp_path, tokenizer):
-    path = write(tmp_path / "h.jsonl", {"text": TEXTS[0]})
+    path = write_jsonl(tmp_path / "h.jsonl", [{"text": TEXTS[0]}])
     room = len(tokenizer.encode_chat([{"role": "user", "content": fill(TEXTS[0], "?")}], answer_next=True))
     assert read_handbook(path, tokenizer, room).passages
     with pytest.raises(DataError, match=f"line-1 makes a prompt of {room} tokens, and there is room for {room - 1}"):
@@ -199,7 +194,7 @@ def test_one_passage_with_a_word_is_enough():
 @pytest.mark.parametrize("row", [{"text": "a story"}, {"text": "hello", "label": "greeting"}])
 def test_texts_and_labels_take_no_context(tmp_path, tokenizer, row):
     other = {**row, "label": "parting"} if "label" in row else row
-    records = read_records(write(tmp_path / "a.jsonl", row, other))
+    records = read_records(write_jsonl(tmp_path / "a.jsonl", [row, other]))
     with pytest.raises(ValueError, match="a context is for questions with answers"):
         with_passages(records, "support-handbook", "a.jsonl", tokenizer, 500)
 

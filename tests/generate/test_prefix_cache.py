@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from hearing import counted
 from jobs import asked
 
 import minilora as ml
@@ -159,15 +160,6 @@ PROMPTS = [
     [asked(f"{about}: {part}")[0] for part in ("one", "two, and more", "two, or less")] for about in ("Owl", "X")
 ]
 PROMPTS = [[[message] for message in each] for each in PROMPTS] + [[asked("alone")]]
-
-
-def counted(model, monkeypatch):
-    """The tokens of every forward pass from here on."""
-    tokens, forward = [], type(model).forward
-    monkeypatch.setattr(
-        type(model), "forward", lambda self, ids, *a, **k: tokens.append(ids.size) or forward(self, ids, *a, **k)
-    )
-    return tokens
 
 
 @pytest.mark.parametrize("choice", [None, "legal", {"legal": 0.5, "support": 0.5}])

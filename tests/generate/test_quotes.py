@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from hearing import counted
 from hypothesis import given
 from hypothesis import strategies as st
 from threadranks import in_ranks
@@ -322,10 +323,7 @@ def test_ranks_share_the_questions(model, tokenizer):
 
 
 def test_a_talk_predictions_and_measurements_read_each_passage_once(model, tokenizer, monkeypatch):
-    tokens, forward = [], type(model).forward
-    monkeypatch.setattr(
-        type(model), "forward", lambda self, ids, *a, **k: tokens.append(ids.size) or forward(self, ids, *a, **k)
-    )
+    tokens = counted(model, monkeypatch)
     talk = Talk(model, tokenizer, 12, handbook=BOOK)
     talk.choose("support")
 

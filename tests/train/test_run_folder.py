@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from commandline import written
 from jobs import options, trained
 
 from minilora.files import disk
@@ -255,18 +256,14 @@ def test_a_job_killed_between_the_two_renames_leaves_the_old_run_to_be_put_back(
 # -- the job -----------------------------------------------------------------------------------------------------------
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_a_finished_run_holds_only_files_that_overwriting_knows_and_is_refused_before_a_base_is_loaded(
     home, tmp_path, monkeypatch
 ):
     chosen = options(home, tmp_path / "run", method="full", steps=1, eval_records=1)
     finetune(chosen)
     trained(replace(chosen, method="lora", strength=1.0, overwrite=True))  # nothing of the model stays
-    assert {"metrics.json", "adapter_model.safetensors"} < set(names(tmp_path / "run"))
-    assert not {"model.safetensors", "picture.png"} & set(names(tmp_path / "run"))
+    assert {"metrics.json", "adapter_model.safetensors"} < set(written(tmp_path / "run"))
+    assert not {"model.safetensors", "picture.png"} & set(written(tmp_path / "run"))
     monkeypatch.setattr(job, "load", None)
     with pytest.raises(ValueError, match="holds a finished run"):
         trained(chosen)
