@@ -53,13 +53,8 @@ def test_injection_freezes_both_weights_and_adds_a_and_b_to_one_layer(ground):
         drawings.injection(axes)
         assert problems(figure) == []
     words = [text.get_text() for text in axes.texts]
-    assert [words.count(word) for word in ("q_proj: MyLora", "k_proj: Linear", "A", "B", "same array")] == [
-        1,
-        2,
-        1,
-        1,
-        2,
-    ]
+    counts = {"q_proj: MyLora": 1, "k_proj: Linear": 2, "A": 1, "B": 1, "same array": 2}
+    assert {word: words.count(word) for word in counts} == counts
     left = [text.get_position()[0] for text in axes.texts if text.get_text() == "W, trainable"]
     right = [text.get_position()[0] for text in axes.texts if text.get_text() == "W, frozen"]
     assert len(left) == len(right) == 2 and max(left) < min(right)

@@ -92,20 +92,8 @@ def test_what_is_rounding_is_relative_to_the_largest_number(scale):
 
 
 KINDS = [
-    *(
-        1.0,
-        True,
-        None,
-        "a",
-        np.inf,
-        -np.inf,
-        np.nan,
-        [1.0],
-        (1.0, 2.0),
-        {"a": 1.0, "b": 2.0},
-        {"a": 1.0, "c": 2.0},
-        {"a": 1.0},
-    ),
+    *(1.0, True, None, "a", np.inf, -np.inf, np.nan, [1.0], (1.0, 2.0)),
+    *({"a": 1.0, "b": 2.0}, {"a": 1.0, "c": 2.0}, {"a": 1.0}),
     *(np.ones(2), np.ones(2, np.float32), np.ones((2, 1)), np.array(["a", "b"])),
     *(np.array([np.inf, 1]), np.array([-np.inf, 1]), np.array([np.nan, 1]), np.array([1, np.inf])),
     *(ml.Tensor(np.ones(2)), ml.Tensor(np.ones(2), requires_grad=True)),

@@ -89,17 +89,8 @@ No. 5 of Art. 7 and Sec. 2, pp. 8 and Fig. 1.
 1. Open the box.
 12. Close it.
 A. Pay.""".splitlines()
-OTHERS = [
-    "Is it 5 p.m.",
-    "No.",
-    "Nuts, etc.",
-    "Bo Ltd.",
-    "It got an A.",
-    "It is anybody's.",
-    "I ate 12.",
-    "it costs:",
-    "So;",
-]
+OTHERS = ["Is it 5 p.m.", "No.", "Nuts, etc.", "Bo Ltd.", "It got an A.", "It is anybody's."]
+OTHERS += ["I ate 12.", "it costs:", "So;"]
 
 
 @pytest.mark.parametrize("next", ["Then it ends.", "5 do."])

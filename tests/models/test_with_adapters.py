@@ -325,13 +325,8 @@ def test_a_damaged_file_is_refused_by_its_name_with_and_without_a_base(here):
 
 
 def test_an_adapter_is_named_that_was_trained_on_a_base_quantised_otherwise_but_not_for_bfloat16(tmp_path, caplog):
-    for then, now, said in (
-        ("nf4", None, 1),
-        ("nf4", "fp4", 1),
-        ("nf4", "nf4", 0),
-        ("bf16", None, 0),
-        (None, "nf4", 0),
-    ):
+    cases = (("nf4", None, 1), ("nf4", "fp4", 1), ("nf4", "nf4", 0), ("bf16", None, 0), (None, "nf4", 0))
+    for then, now, said in cases:
         (tmp_path / NOTES).write_text(json.dumps({"base": {"rounded_to": then}}), encoding="utf-8")
         caplog.clear()
         with caplog.at_level("INFO", "minilora"):

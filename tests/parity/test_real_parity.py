@@ -56,13 +56,8 @@ TEXTS = [
     "< |im_start| > <|im_start <repo_name>",
     "aaaaaaaaaaaaaaaaaaaaaaaa" * 4,
 ]
-NUMERALS = [
-    "a  7",
-    "x =   12\n\n  3",
-    "½ cup, 10² m, ²3",
-    "chapter Ⅳ, ٣ and ४२",
-    "a²b½c",
-]  # split off before anything else
+# split off before anything else
+NUMERALS = ["a  7", "x =   12\n\n  3", "½ cup, 10² m, ²3", "chapter Ⅳ, ٣ and ४२", "a²b½c"]
 
 
 @pytest.fixture(scope="module")
