@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from jobs import options
-from modelfiles import TERMS
+from modelfiles import TERMS, write_jsonl
 
 from minilora.commands import report
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
@@ -114,9 +114,8 @@ def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_pa
 
 def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
     rows = [{**TERMS[0], "context": "Own."}, TERMS[1], TERMS[2]]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(ValueError, match="record x/1 has no passage to quote: name their file with --context"):
-        finetune(options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), quote=2))
+        finetune(options(home, tmp_path / "run", data=write_jsonl(tmp_path / "own.jsonl", rows), quote=2))
 
 
 def test_every_prompt_that_is_trained_or_measured_has_its_passage(home, run, tokenizer):

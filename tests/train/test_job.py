@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import asked, material_of, options, same, trained, trainer
-from modelfiles import CONFIG, TERMS
+from modelfiles import CONFIG, TERMS, write_jsonl
 
 import minilora as ml
 from minilora.commands.eval import data_of
@@ -183,8 +183,7 @@ def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
 
 def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_rule_in_its_notes(home, tmp_path):
     plain = [{"question": r["question"], "answer": r["answer"]} for r in TERMS]
-    (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, plain)), encoding="utf-8")
-    metrics = finetune(options(home, tmp_path / "run", data=str(tmp_path / "plain.jsonl"), steps=1))
+    metrics = finetune(options(home, tmp_path / "run", data=write_jsonl(tmp_path / "plain.jsonl", plain), steps=1))
     assert set(metrics["loss"]) == {"unseen", "general"} and metrics["keyword_recall"] == {}
     assert (metrics["records"]["train"], metrics["records"]["validation"], metrics["records"]["unseen"]) == (10, 1, 1)
     asked = {"train": ["What is 0?", "What is 6?"], "unseen": ["What is 9?"]}
@@ -313,8 +312,7 @@ def test_the_predicted_memory_is_that_of_the_longest_batch(home, tmp_path):
     """Of batches of very different lengths: what another batch size would not change."""
     rows = [{"question": "q" * size, "answer": "a", "split": split} for size, split in
             ((5, "train"), (300, "train"), (9, "train"), (7, "validation"), (8, "test"))]  # fmt: skip
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    chosen = options(home, tmp_path / "run", data=str(tmp_path / "own.jsonl"), batch_size=1, steps=1)
+    chosen = options(home, tmp_path / "run", data=write_jsonl(tmp_path / "own.jsonl", rows), batch_size=1, steps=1)
     predicted = trained(chosen)["peak_memory_bytes"]["by_owner"]["activations"]
     model, tokenizer = load(home / "base")
     longest = max(material_of(chosen, tokenizer).train, key=lambda sample: len(sample.ids))

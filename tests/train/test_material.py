@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from jobs import material_of, options
-from modelfiles import TERMS
+from modelfiles import TERMS, write_jsonl
 
 import minilora as ml
 from minilora.data.records import Record, read_records
@@ -28,8 +28,7 @@ def test_records_that_are_truncated_are_named(home, tokenizer, said):
 def test_at_most_eval_records_of_every_set_are_measured_evenly_chosen(home, tmp_path, tokenizer, said):
     terms = [{key: value for key, value in TERMS[i % 12].items() if key not in ("split", "id")} for i in range(60)]
     terms = [one | {"validation_paraphrase": "So?"} for one in terms]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    chosen = options(home, "unused", data=str(tmp_path / "data.jsonl"), eval_records=3)
+    chosen = options(home, "unused", data=write_jsonl(tmp_path / "data.jsonl", terms), eval_records=3)
     material = material_of(chosen, tokenizer)
     assert [r.id for r in material.asked["paraphrase"]] == ["line-1", "line-21", "line-41"]
     assert [r.id for r in material.asked["unseen"]] == ["line-10", "line-30", "line-50"]
@@ -47,9 +46,8 @@ def test_other_data_get_their_shares_of_an_epoch_and_none_of_the_measuring(home,
     rows = [{"question": f"{i}?", "answer": f"{i}."} for i in range(30)] + [
         {"question": "x?", "answer": TERMS[-1]["answer"], "phrasings": ["y?"]}
     ]
-    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     plain = options(home, "unused")
-    chosen = replace(plain, mix={str(tmp_path / "more.jsonl"): 0.5, str(home / "novel.txt"): 0.25})
+    chosen = replace(plain, mix={write_jsonl(tmp_path / "more.jsonl", rows): 0.5, str(home / "novel.txt"): 0.25})
     alone, mix = (material_of(each, tokenizer) for each in (plain, chosen))
     assert mix.train[:8] == alone.train and list(mix.mixed.values()) == [16, 8] and len(mix.train) == 4 * mix.own == 32
     assert (mix.scored, mix.asked, mix.validation_sets) == (alone.scored, alone.asked, alone.validation_sets)
@@ -82,8 +80,7 @@ LONG, SHORT = Sample((1,) * 11, (1,) * 11), Sample((1,) * 10, (1,) * 10)
 
 def test_labels_are_validated_with_all_messages_however_few_others_are_measured(home, tmp_path, tokenizer):
     rows = [{"text": f"{word} {i}", "label": word} for i in range(60) for word in ("up", "down")]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    chosen = options(home, "unused", data=str(tmp_path / "data.jsonl"), eval_records=3)
+    chosen = options(home, "unused", data=write_jsonl(tmp_path / "data.jsonl", rows), eval_records=3)
     material = material_of(chosen, tokenizer)
     assert len(material.validation) == len(split_records(read_records(chosen.data))["validation"]) > 3
     assert material.sampled_from == {"unseen": 12} and len(material.scored["unseen"]) == 3
@@ -128,8 +125,7 @@ def test_a_question_must_leave_room_for_a_measured_answer(name, tokenizer):
 
 def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_asked(home, tmp_path, tokenizer):
     terms = [term | {"keywords": []} if i in (0, 10) else term for i, term in enumerate(TERMS)]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    material = material_of(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer)
+    material = material_of(options(home, "unused", data=write_jsonl(tmp_path / "data.jsonl", terms)), tokenizer)
     assert [len(material.train), len(material.validation)] == [8, 2]
     assert {name: len(part) for name, part in material.scored.items()} == {"paraphrase": 8, "unseen": 2, "general": 6}
     assert [r.id for r in material.asked["paraphrase"]] == [f"x/{i}" for i in range(1, 8)]
@@ -142,8 +138,7 @@ def test_the_sets_are_those_of_the_splits_and_only_records_with_keywords_are_ask
 
 def test_reworded_questions_are_scored_and_asked_apart_from_paraphrased_ones(home, tmp_path, tokenizer):
     terms = [term | {"reworded": f"{term['id']} is what?"} if i in (1, 11) else term for i, term in enumerate(TERMS)]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, terms)), encoding="utf-8")
-    material = material_of(options(home, "unused", data=str(tmp_path / "data.jsonl")), tokenizer)
+    material = material_of(options(home, "unused", data=write_jsonl(tmp_path / "data.jsonl", terms)), tokenizer)
     assert list(material.scored) == ["reworded", "paraphrase", "unseen", "general"] and len(material.train) == 8
     (asked,) = material.asked["reworded"]  # that of a test record is no rewording of what was trained
     assert (
@@ -235,8 +230,7 @@ def test_measuring_shows_progress_by_stage(talker, tokenizer, capsys, monkeypatc
 
 def test_a_file_without_splits_is_told_how_it_was_divided_and_what_stands_in_both(home, tmp_path, tokenizer, said):
     terms = [{"question": term["question"], "answer": term["answer"]} for term in TERMS[:9]]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, [*terms, terms[3]])), encoding="utf-8")
-    material_of(options(home, "x", data=str(tmp_path / "data.jsonl")), tokenizer)
+    material_of(options(home, "x", data=write_jsonl(tmp_path / "data.jsonl", [*terms, terms[3]])), tokenizer)
     assert [line[:70] for line in said()] == [
         "8 records to train on, 1 for validation, 1 for the test: none names a ",
         "1 validation or test record is also in the training set, so the loss l",
