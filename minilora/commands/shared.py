@@ -78,8 +78,7 @@ def adapters(words: Sequence[str]) -> dict[str, Path]:
     from ..models.with_adapters import named_folders
 
     with usage_errors():
-        named = named_folders(words)
-    return named
+        return named_folders(words)
 
 
 def one_adapter(words: Sequence[str]) -> tuple[str, Path]:

@@ -38,17 +38,14 @@ def gradcheck_module(
     own = copy.deepcopy(module).eval()
     for _, parameter in own.named_parameters():
         parameter.data = to_numpy(dense(parameter.data)).astype(np.float64)
-    floats = {f"input {i}": Tensor(np.array(x, np.float64)) for i, x in enumerate(arrays) if _is_float(x)}
+    given = [to_numpy(x) for x in arrays]
+    floats = {f"input {i}": Tensor(x.astype(np.float64)) for i, x in enumerate(given) if x.dtype.kind == "f"}
     of = own.trainable_parameters() | floats
     for x in of.values():
         x.requires_grad = True
         x.grad = None
     inputs = [floats.get(f"input {i}", x) for i, x in enumerate(arrays)]
     return compare(lambda *_: own(*inputs), type(module).__name__, of, eps, tolerance, seed)
-
-
-def _is_float(x: Array) -> bool:
-    return np.asarray(x).dtype.kind == "f"
 
 
 @gradcheck.register(LanguageModel)
