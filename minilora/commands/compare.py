@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ..data.formats import with_label
 from ..data.records import read_records, sha256_of_data
 from ..data.splits import has_validation
 from ..experiments.memo import as_json, remember
@@ -29,7 +30,7 @@ from ..progress import log
 from ..terminal import printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
-from ..train.options import FIELD, Options
+from ..train.options import FIELD, LABEL, Options
 from ..train.run_folder import METRICS_FILE
 from ..version import __version__
 from .compare_table import METHODS, NAMES, page, rows
@@ -48,6 +49,7 @@ class CompareOptions:
     base: str = option("smollm2", BASE, path=True)
     data: str = option("legal", Options.__dataclass_fields__["data"].metadata["help"], path=True)
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
+    label: str | None = option(None, LABEL, metavar="COLUMN")
     out: str | None = option(None, "folder for runs, compare.json and picture (default: runs/compare-<data>[-<base>])")
     overwrite: bool = option(False, "replace finished runs that had other settings")
 
@@ -105,7 +107,7 @@ class CompareOptions:
 
     def run(self, method: str, lr: float, compared: bool) -> Options:
         """One run as `finetune` takes it: a run that is compared, or a try, which validates once, at its end."""
-        names = ["base", "data", "field", "batch_size", "max_length", "eval_records", "seed"]
+        names = ["base", "data", "field", "label", "batch_size", "max_length", "eval_records", "seed"]
         names += ["r", "lora_alpha"] if method == "lora" else []
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         if method == "lora":
@@ -292,7 +294,7 @@ class _Runs:
 
 def _inputs(options: CompareOptions) -> dict[str, str]:
     """The fingerprints of base and data. Raises ValueError for data without a validation set."""
-    records = read_records(options.data, field=options.field)
+    records = read_records(options.data, field=with_label(options.field, options.label))
     if not has_validation(records, lambda: load_tokenizer(options.base), options.max_length):
         advice = 'learning rates are chosen on it: use 10 records or more, or name some with "split": "validation"'
         raise ValueError(f"{options.data} has nothing for validation; {advice}")

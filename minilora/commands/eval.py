@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..data.fields import stored_tasks
 from ..data.formats import listed, with_label
 from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
-from ..data.records import BUILT_IN, Record, read_handbook, sha256_of_data
+from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.rows import SPLITS
 from ..data.samples import encode_records
@@ -109,8 +109,6 @@ class EvalOptions(Loading):
         check(self)
         for picture in filter(None, (self.matrix, self.confusion, self.passages)):
             check_picture(Path(picture))
-        if self.context is not None and self.no_recall:
-            raise ValueError("--context measures answers: leave out --no-recall")
         if self.confusion is not None and self.no_recall:
             raise ValueError("--confusion draws answers: leave out --no-recall")
 
@@ -132,6 +130,11 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         for folder in (folders or whole).values():
             _warn_of_other_data(folder)
     model, tokenizer = options.load(folders, base)
+    as_trained = _as_trained(options, own, trained, tokenizer, _room(model))
+    if options.context is not None and options.no_recall and as_trained.keys().isdisjoint(data):
+        raise ValueError(
+            "--context measures answers, and no adapter learned these data with passages: leave out --no-recall"
+        )
     sets = read_sets(
         data,
         tokenizer,
@@ -143,7 +146,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         split=options.split,
         stored=stored_tasks([*folders.values(), Path(base)]),
         schema=options.schema,
-        as_trained=_as_trained(options, own, trained, tokenizer, _room(model)),
+        as_trained=as_trained,
     )
     for i, each in enumerate(sets):
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
@@ -156,14 +159,15 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     choices: list[Choice] = [None, *folders]
     quoting = [choice for choice in choices if quoting_of(model, choice)]  # these cannot be asked without passages
     open_book = {}
-    if options.context is not None or (quoting and not options.no_recall):
+    if (options.context is not None or quoting) and not options.no_recall:
+        passages = _with_passages(options, model, tokenizer, sets, quoting, as_trained.keys())
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
-            for name, (records, handbook) in _with_passages(options, model, tokenizer, sets, quoting).items()
+            for name, (records, handbook) in passages.items()
         }
     if options.passages and not open_book:
         raise ValueError("--passages draws what --context FILE measures: give both")
-    closed_book = not (options.no_recall or open_book)  # the reports have these answers as well
+    closed_book = not (options.no_recall or open_book or quoting)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
     reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}, "preferences": {}}
     for each in sets if not options.no_recall else ():
@@ -213,7 +217,8 @@ def _given_passages(
     if options.context is not None:
         records = with_passages(records, options.context, source, tokenizer, room)
     if without := sum(record.context is None for record in records):
-        if quoting is None or options.no_recall:  # otherwise it is refused
+        asked = any(record.keywords for record in records) and not options.no_recall
+        if quoting is None or not asked:  # otherwise it is refused
             share = f"the loss of {without:,} of {len(records):,} records is without a passage"
             log.warning(f"{source}: {share}: if there was one in training, give it with --context FILE")
     elif quoting is not None:
@@ -236,12 +241,14 @@ def _with_passages(
     tokenizer: Tokenizer,
     sets: Sequence[MeasuredSet],
     quoting: Sequence[Choice],
+    read: Set[str],
 ) -> dict[str, tuple[list[Record], Handbook]]:
     """The records of each set that are asked with passages, and these: those of --context, and the records' own.
 
     quoting: the adapters, or None for a whole model, that answer with sentences of passages.
+    read: the data whose loss is measured with passages.
 
-    Raises ValueError where these would have no passages, and for sets without keywords.
+    Raises ValueError where these would have no passages, and for sets without keywords of which none is of `read`.
     """
     asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
     handbook = None
@@ -251,7 +258,7 @@ def _with_passages(
             log.info(line)
     elif any(record.context is None for records in asked.values() for record in records):
         refuse_without_passages(model, quoting[0], None)
-    if not asked:
+    if not asked and read.isdisjoint(each.data for each in sets):
         what = "has keywords, by which answers with passages are measured (general questions are not asked)"
         without = "" if quoting else "leave out --context, or "
         raise ValueError(f"{', '.join(each.data for each in sets)}: no record {what}: {without}add a column keywords")
@@ -307,16 +314,24 @@ def data_of(folder: Path) -> str | None:
 def _columns(
     options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
 ) -> dict[str, Mapping[str, str]]:
-    """The columns of each data set under other names: those given, or those of the adapter that was trained on it.
+    """The columns of each data set under other names: those given, or those of the adapter that was trained on it. Of
+    other data those of the adapters' training, if they all have these columns.
 
     trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
     """
     stored = {source: read_provenance(folder).get("data", {}).get("field") or {} for source, folder in trained.items()}
     stored = {source: {name: str(column) for name, column in field.items()} for source, field in stored.items()}
-    given = with_label(options.field, options.label)
-    return {
-        source: given if given and (options.data or source in stored) else stored.get(source, {}) for source in data
-    }
+    given, found = with_label(options.field, options.label), dict[str, Mapping[str, str]]()
+    for source in data:
+        if given and (options.data or source in stored):
+            found[source] = given
+        elif source in stored:
+            found[source] = stored[source]
+        else:
+            first, *others = [*stored.values()] or [{}]
+            known = first if all(field == first for field in others) else {}
+            found[source] = known if columns_of(source).issuperset(known.values()) else {}
+    return found
 
 
 def _warn_of_other_data(folder: Path) -> None:

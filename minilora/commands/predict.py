@@ -18,7 +18,7 @@ from ..data.formats import PROMPTS, listed
 from ..data.labels import LabelTask
 from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
 from ..data.records import path_of
-from ..generate.fields import task_of_adapters
+from ..generate.fields import task_for
 from ..generate.predict import predict
 from ..generate.quotes import refuse_without_passages
 from ..lora.adapters import set_adapter
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     room = model.config.max_position_embeddings - options.max_new_tokens
     handbook = read_context(options.context, model, tokenizer, room)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
-    task = task_of_adapters(model, choice) or schema
+    task = task_for(model, choice, schema)
     added = _added(task, handbook is not None)
     if taken := [name for name in added if name in own]:
         raise ValueError(f"{path} has a column {taken[0]} already: rename it or leave it out")

@@ -278,8 +278,8 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
         if not (kind.labelled or kind.fields) or kind.needs[-1] in field or row.keys() >= set(kind.needs)
     ]
     best = max(chosen, key=lambda kind: -1 if kind is TEXT else len(there.intersection(kind.needs)) / len(kind.needs))
-    if there.isdisjoint(best.needs) and TEXT in chosen:
-        best = TEXT
+    if there.isdisjoint(best.needs):  # without a value, the names of the columns decide
+        best = next((kind for kind in chosen if row.keys() >= set(kind.needs)), TEXT if TEXT in chosen else best)
     missing = [name for name in best.needs if name not in there]
     if not missing:
         return best

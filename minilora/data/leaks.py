@@ -53,6 +53,15 @@ def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     return [(again, one) for again in records if (one := first.setdefault(_whole(again), again)) is not again]
 
 
+def contradictions(records: Sequence[Record]) -> list[str]:
+    """One line about records that have the question of an earlier one and another label; none if there are none."""
+    first: dict[str, Record] = {}
+    pairs = [(first.setdefault(_plain(record.question), record), record) for record in records]
+    found = [f"{again.id} {again.label!r}, {one.id} {one.label!r}" for one, again in pairs if one.label != again.label]
+    number = "1 record has" if len(found) == 1 else f"{len(found):,} records have"
+    return [f"{number} an earlier one's text and another label: {listed(found, NAMED)}"] if found else []
+
+
 def _keys(record: Record) -> Iterator[tuple[str, ...]]:
     """What another record can have in common: its name, and the text. A text counts as a question."""
     _, question, *answers = whole = _whole(record)

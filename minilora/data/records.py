@@ -152,6 +152,11 @@ class Reading:
     values: dict[str, set[str | int | None]] = field(default_factory=lambda: defaultdict(set))
     task: Task | None = None
 
+    def notes(self) -> list[str]:
+        """Lines about columns that are not read, if there are any."""
+        unread = [f"{name} in {count:,} record{'s' * (count != 1)}" for name, count in self.unread.items()]
+        return [f"not read: {listed(unread)}", *self.label_hint()] if unread else []
+
     def label_hint(self) -> list[str]:
         """A line about a column that is not read though it looks like the labels of texts, if there is one."""
         for name, values in self.values.items():
@@ -239,6 +244,12 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
             room = f"makes a prompt of {length:,} tokens, and there is room for {limit:,}"
             raise DataError(f"{source}: {passage.id} {room}: divide it into shorter passages")
     return Handbook(passages, str(source))
+
+
+def columns_of(source: str | Path) -> set[str]:
+    """The names of the columns that the first row of a source has."""
+    _, rows = read_rows(next(iter(_files(source))))
+    return next(({*row} for _, row in rows if isinstance(row, Mapping)), set())
 
 
 def sha256_of_data(source: str | Path) -> str:
@@ -341,6 +352,7 @@ class _Reader:
                 if value is not None and column not in read:
                     reading.unread[column] += 1
                     if len(reading.values[column]) <= LISTED:
+                        value = value.strip() if isinstance(value, str) else value  # as a label is read
                         reading.values[column].add(value if isinstance(value, str | int) else None)
             reading.records.append(record)
 

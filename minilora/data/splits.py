@@ -10,6 +10,7 @@ from unicodedata import normalize
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
 from .formats import listed
+from .leaks import contradictions
 from .records import Record, check_records
 from .rows import SPLITS, DataError
 from .samples import encode_text
@@ -106,4 +107,4 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
         alike.setdefault(normalize("NFKC", label).casefold(), []).append(repr(label))
     if same := [" and ".join(each) for each in alike.values() if len(each) > 1]:
         lines.append(f"these count as different labels: {listed(same, 5)}; is it one label?")
-    return lines
+    return lines + contradictions([record for name in SPLITS for record in splits[name]])

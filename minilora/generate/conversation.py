@@ -15,7 +15,7 @@ from ..lora.adapters import Choice, same_of_all, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .fields import guide_of, task_of_adapters
+from .fields import guide_of, task_for
 from .labels import ranked_labels
 from .prefix_cache import PrefixCache, ReadPassages
 from .quotes import Quotation, quote, quoting_of, refuse_without_passages
@@ -110,8 +110,8 @@ class Talk:
 
     temperature, top_p, seed, max_new_tokens: as for `Streams.add`. system: the system prompt; None for the one that the
     adapters were trained under. handbook: passages, the best of which is put before each question. schema: of the
-    fields that each question asks for, where the adapters were not trained on such a task themselves. turns: all that
-    was said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
+    fields that each question asks for (default: that of the adapters, if they were trained on one). turns: all that was
+    said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
     question, what came before it, and its answer.
     """
 
@@ -217,8 +217,8 @@ class Talk:
                 yield name, answer.new_text()
 
     def _task(self, choice: Choice) -> Task | None:
-        """What the adapters of a choice were trained to do; else to find the fields of the schema, if there is one."""
-        return task_of_adapters(self.model, choice) or self.schema
+        """What the adapters of a choice were trained to do, or to find the fields of the schema."""
+        return task_for(self.model, choice, self.schema)
 
     def _at_once(self, question: str, choice: Choice) -> tuple[str, str] | None:
         """An answer that is not written token by token, and what is shown: a quotation, or a label with its probability

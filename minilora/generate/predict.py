@@ -15,7 +15,7 @@ from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
-from .fields import guide_of, task_of_adapters
+from .fields import guide_of, task_for
 from .labels import label_logprobs, label_probabilities, without_nan
 from .prefix_cache import ReadPassages
 from .quotes import quote, quoting_of, refuse_without_passages
@@ -40,19 +40,20 @@ def predict(
     max_new_tokens, temperature, seed: of each answer, as for `generate`.
     system: the system prompt; None for the one that the adapters were trained under.
     handbook: passages, the best of which is put before each question.
-    schema: of the fields to find, where the adapters were not trained on a task themselves.
+    schema: of the fields to find (default: that of the adapters, if they were trained on one).
     passages: of each text its own passage, which is read instead of the handbook's best, or None.
 
     Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
     trained on fields the fields, of others {"answer"}, and for a passage of the handbook also {"passage"}, its name.
 
-    Raises ValueError, before anything is predicted, for a text that is empty or too long for the model.
+    Raises ValueError, before anything is predicted, for a text that is empty or too long for the model, and for a
+    schema where the adapters were trained on labels.
     """
     check_able(model, tokenizer)
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got a single str: put it in a list")
     active = dict.fromkeys(active_factors(model), 1.0)
-    task = task_of_adapters(model, active) or schema
+    task = task_for(model, active, schema)
     system = system_of(model, active) if system is None else system
     own = [passages[i] if i < len(passages) else None for i in range(len(texts))]
     if None in own:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.fields import Task
+from ..data.labels import LabelTask
 from ..data.records import BUILT_IN, Record, read_source
 from ..data.rows import SPLITS
 from ..data.samples import encode_records, truncate_and_log
@@ -105,6 +106,11 @@ def read_sets(
         own_schema = schema if source in of_schema else None
         reading = read_source(source, tokenizer, (field or {}).get(source), stored, own_schema)
         records, task = reading.records, reading.task
+        if source not in BUILT_IN:
+            classified = task is None and any(isinstance(each, LabelTask) for each in stored)
+            hint = ["to measure labels, name their column with --label"] * (classified and not reading.label_hint())
+            for line in [*reading.notes(), *hint]:
+                log.info(f"{source}: {line}")
         encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
         if as_trained and source in as_trained:
             records, encode = as_trained[source](records)

@@ -180,14 +180,13 @@ def prepare(
     """
     reading = read_source(data, tokenizer, field, stored, schema)
     records, task = reading.records, reading.task
-    if reading.unread and data not in BUILT_IN:
-        unread = [f"{name} in {counted(count, 'record')}" for name, count in reading.unread.items()]
-        log.info(f"{data}: not read: {listed(unread)}")
-        for line in reading.label_hint():
-            log.info(f"{data}: {line}")
+    for line in reading.notes() if data not in BUILT_IN else ():
+        log.info(f"{data}: {line}")
     quoting = None if quote is None else Quoting(quote)
     passages: dict[str, Passage] = {}
     if quoting is not None:
+        if task is not None or not all(record.messages for record in records):
+            raise ValueError(f"{data}: --quote is for questions, not for texts, labels or fields: leave it out")
         passages = {record.id: Passage(record.id, record.context) for record in records if record.context is not None}
         if context is not None:
             passages |= right_passages(records, context, data, tokenizer, max_length)
@@ -253,7 +252,10 @@ def prepare(
         more = mixed(others, round(whole * share) or 1)
         samples["train"] += more
         made.mixed[source] = len(more)
-        log.info(f"{source}: each epoch has {len(more):,} of its {len(others):,} training records")
+        which = f"{len(more):,} of its {len(others):,} training records"
+        if len(more) > len(others):
+            which = f"its {counted(len(others), 'training record')} {len(more) / len(others):.1f} times"
+        log.info(f"{source}: each epoch has {which}")
     general = read_records("general", tokenizer)
     samples["general"] = list(encode_records(general, tokenizer))  # never cut: the same measure for every run
     made.train, made.validation = samples["train"], samples["validation"]

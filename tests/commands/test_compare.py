@@ -115,6 +115,9 @@ def test_runs_have_the_options_asked_for(chosen, make, tmp_path):
     for each in (lora, full):
         expected = asked | {"base": chosen.base, "batch_size": 4, "eval_every": 2, "steps": 10}
         assert {name: each[name] for name in expected} == expected
+    data.write_text("\n".join(json.dumps({"text": f"note {i}", "queue": "ab"[i % 2]}) for i in range(20)))
+    compare(replace(chosen, data=str(data), label="queue", overwrite=True))
+    assert [options["label"] for options, _ in maker.given[-2:]] == ["queue", "queue"]
     expected = {"r": 2, "lora_alpha": 5.0, "lr": 0.01, "out": f"{chosen.folder}/lora-0.01", "strength": 1.0}
     assert {name: lora[name] for name in expected} == expected  # strength: full fine-tuning keeps its whole update, too
 

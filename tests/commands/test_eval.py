@@ -13,6 +13,7 @@ from modelfiles import TERMS
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.eval import EvalOptions, data_of, evaluate_adapters, page
+from minilora.data.rows import DataError
 from minilora.measure.scores import MeasuredSet, Scores, read_sets, summary
 from minilora.train.job import finetune
 from minilora.train.material import prepare
@@ -43,7 +44,6 @@ def write(folder, records, name="own.jsonl"):
         ({"matrix": "x.pdf"}, r"a \.png or an \.svg file"),
         ({"matrix": f"{__file__}/x.png"}, r"no picture can be written there"),
         ({"confusion": "x.png", "no_recall": True}, "--confusion draws answers: leave out --no-recall"),
-        ({"context": "x.txt", "no_recall": True}, "--context measures answers: leave out --no-recall"),
         ({"context": "x.txt", "passages": "x.pdf"}, r"a \.png or an \.svg file"),
     ],
 )
@@ -127,6 +127,28 @@ def test_a_question_that_the_model_cannot_read_whole_is_refused_before_anything_
         measured(home, runs, data=[long], max_length=2000)
     found = measured(home, runs, data=[long], max_length=2000, no_recall=True)
     assert found["scores"]["own"]["one"]["loss"]["value"] > 0
+
+
+def test_other_data_have_the_columns_of_training_if_these_are_there(home, runs, tmp_path, said, capsys):
+    asked = [{"ask": one["question"], "tell": one["answer"]} for one in TERMS]
+    field = {"question": "ask", "answer": "tell"}
+    for name, columns in (("a", field), ("b", field), ("c", {"question": "answer", "answer": "question"})):
+        rows = asked if columns == field else TERMS
+        own = write(tmp_path, rows, f"{name}.jsonl")
+        finetune(options(home, tmp_path / name, data=own, field=columns, steps=1), answers=False)
+    other = tmp_path / "other"
+    other.mkdir()  # the first of its files is named by its columns alone
+    (other / "train.csv").write_text("ask,tell\nWhy?,So.\n")
+    (other / "test.csv").write_text("\nask,tell\nWhen?,Now.\n")
+    both = [str(tmp_path / name) for name in "ab"]
+    result = measured(home, runs, adapter=both, data=[str(other), "general"], limit=2, no_recall=True)
+    assert [*result["sets"]] == ["other/unseen", "general"]
+    with pytest.raises(DataError, match="which columns"):  # adapters that call them differently
+        measured(home, runs, adapter=[*both, str(tmp_path / "c")], data=[str(other)], no_recall=True)
+    plain = write(tmp_path, [{"question": "Why?", "answer": "So."}], "plain.jsonl")  # other columns, which are found
+    assert [*measured(home, runs, adapter=both, data=[plain], no_recall=True)["sets"]] == ["plain"]
+    with pytest.raises(DataError, match="expected a JSON object"):
+        measured(home, runs, adapter=both, data=[write(tmp_path, [3], "bad.jsonl")], no_recall=True)
 
 
 # -- the data that an adapter was trained on ---------------------------------------------------------------------------

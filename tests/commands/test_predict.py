@@ -25,6 +25,7 @@ from minilora.data.quotes import Quoting
 from minilora.data.rows import DataError
 from minilora.generate import labels
 from minilora.generate.answers import generate
+from minilora.generate.conversation import Talk
 from minilora.generate.labels import ranked_labels
 from minilora.generate.predict import predict
 from minilora.generate.streams import Streams
@@ -98,11 +99,26 @@ def test_answers_are_drawn_with_the_seed(model, tokenizer):
     assert drawn == [generate(model, tokenizer, "hello", 12, 1.0, seed) for seed in (0, 1)] and drawn[0] != drawn[1]
 
 
-def test_a_schema_is_for_adapters_without_a_task_of_their_own(model, tokenizer, trained):
-    (found,) = predict(model, tokenizer, ["hello"], 60, schema=FIELDS)
-    assert found.keys() == {"label", "name"}
+def test_a_schema_goes_before_that_of_the_adapter_and_is_not_for_labels(model, tokenizer, trained):
+    other = FieldTask.of({"type": "object", "properties": {"size": {"enum": ["S", "M"]}}, "required": ["size"]})
+    talk = Talk(model, tokenizer, 60, 0.0, 1.0, 0, None, None, other)
+    talk.choice = "legal"
+    for task in ("answer", "fields"):
+        trained(TRAINED[task])
+        ml.set_adapter(model, "legal")  # which `ask` sets as well, and unsets
+        (found,) = predict(model, tokenizer, ["hello"], 60, schema=FIELDS)
+        assert found.keys() == {"label", "name"}
+        (found,) = predict(model, tokenizer, ["hello"], 60, schema=other)
+        assert found["size"] in "SM" and talk.ask("hello", print) and json.loads(talk.turns[-1].answer) == found
+    ml.set_adapter(model, "legal")
+    (own,), (given,) = (predict(model, tokenizer, ["hello"], 60, schema=schema) for schema in (None, FIELDS))
+    assert own == given  # the same fields: the prompt of the training
     trained(TRAINED["labels"])
-    assert predict(model, tokenizer, ["hello"], schema=FIELDS)[0].keys() == {"label", "probability"}
+    for ask in (lambda: predict(model, tokenizer, ["hello"], schema=FIELDS), lambda: talk.ask("hello", print)):
+        with pytest.raises(
+            ValueError, match="^a schema is for texts with fields, and the adapter was trained on labels"
+        ):
+            ask()
 
 
 def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, trained):

@@ -527,3 +527,11 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
     jsonl(tmp_path / "data.jsonl", [{"good": whole["chosen"], "bad": whole["rejected"]}])
     (renamed,) = read_records(tmp_path / "data.jsonl", field={"chosen": "good", "rejected": "bad"})
     assert (renamed.messages, renamed.rejected) == (records[0].messages, rejected)
+
+
+@each_way
+def test_a_row_whose_columns_are_all_empty_is_told_what_they_need(tmp_path, way):
+    jsonl(tmp_path / "data.jsonl", [WAYS[way], dict.fromkeys(WAYS[way])])
+    needed = next(kind for kind in FORMATS if kind.name == way).needs[0]
+    line = message_of(tmp_path / "data.jsonl")
+    assert f"data.jsonl:2: {needed} must be " in line and line.count("\n") == 0

@@ -8,6 +8,7 @@ import pytest
 from minilora.data.labels import LISTED, LabelTask
 from minilora.data.leaks import leaks
 from minilora.data.records import DataError, read_source
+from minilora.data.rows import SPLITS
 from minilora.data.splits import by_split, check_labels
 
 ROWS = [("where is it", "delivery"), ("pay me", "refund"), ("not here", "delivery"), ("money back", "refund")]
@@ -129,7 +130,7 @@ def test_a_label_that_is_never_trained_is_refused_and_one_that_is_seen_once_is_n
             with pytest.raises(DataError, match=words):
                 check_labels(bad, "mine")
     for odd, few in ((["refnud"], "1 label is"), (["refnud", "delivry"], "2 labels are")):
-        (line,) = check_labels(splits_of(tmp_path, *train, *(("x", label, "train") for label in odd)), "mine")
+        (line,) = check_labels(splits_of(tmp_path, *train, *((f"x {label}", label, "train") for label in odd)), "mine")
         assert line == f"{few} in one training record only: {str(odd)[1:-1]}; is it a typing error?"
     alike = [
         ("x", "Delivery", "train"),
@@ -162,3 +163,17 @@ def test_the_same_text_in_training_and_test_is_a_leak_and_the_same_long_label_is
     rows = [("one", long, "train"), ("two", "b", "train"), ("three", long, "test"), ("two", "b", "test")]
     (leak,) = leaks(splits_of(tmp_path, *rows))
     assert (leak.record.id, leak.trained.id) == ("line-4", "line-2")
+
+
+def test_a_text_with_two_labels_is_named_in_whatever_splits_it_is(tmp_path):
+    train = [(text, label, "train") for text, label in ROWS]
+    text, label = ROWS[0]
+    other = next(one for _, one in ROWS if one != label)
+    for split in SPLITS:
+        again = (f" {text.upper()} ", other, split)
+        (line,) = check_labels(splits_of(tmp_path, *train, again), "mine")
+        at = len(train) + 1
+        assert line == f"1 record has an earlier one's text and another label: line-{at} {other!r}, line-1 {label!r}"
+        *_, line = check_labels(splits_of(tmp_path, *train, again, again), "mine")
+        assert line.startswith("2 records have an earlier one's text and another label: ")
+    assert check_labels(splits_of(tmp_path, *train, (text, label, "train")), "mine") == []

@@ -116,6 +116,12 @@ def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
     rows = [{**TERMS[0], "context": "Own."}, TERMS[1], TERMS[2]]
     with pytest.raises(ValueError, match="record x/1 has no passage to quote: name their file with --context"):
         finetune(options(home, tmp_path / "run", data=write_jsonl(tmp_path / "own.jsonl", rows), quote=2))
+    for row in ({"text": "A note."}, {"text": "Where is it?", "label": "parcel"}):
+        data = write_jsonl(
+            tmp_path / "own.jsonl", [row, row | {"text": "Another."} | ({"label": "x"} if "label" in row else {})]
+        )
+        with pytest.raises(ValueError, match="--quote is for questions, not for texts, labels or fields: leave it out"):
+            finetune(options(home, tmp_path / "run", data=data, quote=2, context=str(run[1])))
 
 
 def test_every_prompt_that_is_trained_or_measured_has_its_passage(home, run, tokenizer):
@@ -191,6 +197,47 @@ def test_eval_refuses_records_without_keywords(home, run, quoting, tmp_path):
         with pytest.raises(ValueError, match="no record has keywords") as caught:
             evaluate_adapters(EvalOptions(**values, context=str(run[1])))
         assert ("leave out --context" in str(caught.value)) == (len(adapters) == 1)  # one that quotes needs it
+
+
+@pytest.mark.parametrize("kind", ["reading", "quoting"])
+def test_without_keywords_the_loss_is_that_of_training_and_nothing_is_asked(home, run, quoting, kind, tmp_path, caplog):
+    rows = [{name: term[name] for name in ("question", "answer")} for term in TERMS]
+    data = write_jsonl(tmp_path / "plain.jsonl", rows)
+    quote = {"quote": 1, "strength": None} if kind == "quoting" else {}
+    metrics = finetune(options(home, tmp_path / "run", data=data, context=str(run[1]), steps=2, **quote))
+    values = dict(base=str(home / "base"), data=[data, "general"], limit=6, adapter=[str(tmp_path / "run")])
+    for change in ({}, {"no_recall": True}):
+        found = evaluate_adapters(EvalOptions(**values, **change, context=str(run[1])))
+        general = found["scores"].pop("general")["run"]
+        # an adapter that quotes answers with sentences of passages alone, and general questions have none
+        assert ("keyword_recall" in general) == (kind == "reading" and not change)
+        for name, each in found["scores"].items():
+            losses = [each[who]["loss"]["value"] for who in ("base", "run")]
+            assert losses == pytest.approx(metrics["loss"][name.removeprefix("plain/")], rel=1e-5)
+        assert found["open_book"] == {} and not caplog.records
+    evaluate_adapters(EvalOptions(**values))
+    assert "records is without a passage: if there was one in training, give it with --context FILE" in caplog.text
+
+
+def test_the_loss_with_passages_is_measured_without_answers_where_rows_have_keywords(home, run, quoting, caplog):
+    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(run[0])], no_recall=True)
+    found = evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+    assert found["open_book"] == {} and not caplog.records
+    for name, each in found["scores"].items():
+        assert each["run"]["loss"]["value"] == pytest.approx(run[2]["loss"][name.removeprefix("data/")][1], rel=1e-5)
+        assert "keyword_recall" not in each["run"]
+    evaluate_adapters(EvalOptions(**values | {"adapter": [str(quoting[0])]}))
+    assert "records is without a passage: if there was one in training" in caplog.text
+
+
+def test_a_context_without_answers_is_for_adapters_that_learned_these_data_with_passages(home, run, tmp_path):
+    data = write_jsonl(tmp_path / "a.jsonl", [{"question": "Why?", "answer": "So."}])
+    for change in ({"data": [data]}, {"adapter": None, "data": [str(home / "data.jsonl")]}):
+        values = dict(base=str(home / "base"), adapter=[str(run[0])]) | change
+        with pytest.raises(
+            ValueError, match="--context measures answers, and no adapter learned these data with passages"
+        ):
+            evaluate_adapters(EvalOptions(**values, context=str(run[1]), no_recall=True))
 
 
 def with_own(path, own):

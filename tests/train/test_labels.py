@@ -170,6 +170,25 @@ def test_losses_alone_ask_for_no_labels(home, run):
     assert evaluate_adapters(EvalOptions(**settings, no_recall=True))["labels"] == {}
 
 
+def test_data_without_labels_are_measured_for_an_adapter_of_labels_with_a_line_that_says_how_to_name_them(
+    home, run, tmp_path, said
+):
+    def lines(rows, **change):
+        path = tmp_path / "own.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        values = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(path), "legal-handbook"], limit=2)
+        before = len(said())
+        evaluate_adapters(EvalOptions(**values | change, no_recall=True))
+        return [line.removeprefix(f"{path}: ") for line in said()[before:] if "no record names a split" not in line]
+
+    texts = [{"text": f"the invoice {i}"} for i in range(12)]
+    assert lines(texts) == ["to measure labels, name their column with --label"]
+    named = [row | {"queue": "ab"[i % 2]} for i, row in enumerate(texts)]
+    hint = "queue has 2 values: to classify the texts by it, --label queue"
+    assert lines(named) == ["not read: queue in 12 records", hint]
+    assert lines(texts, adapter=None) == lines(named, label="queue", data=[str(tmp_path / "own.jsonl")]) == []
+
+
 @pytest.mark.usefixtures("no_second_picture")
 def test_an_adapter_that_is_trained_further_keeps_its_prompt(home, run, tmp_path):
     fewer = [{"text": f"the invoice {i}", "label": "bill"} for i in range(5)]
@@ -230,6 +249,9 @@ def test_what_is_not_read_is_logged_and_a_column_that_looks_like_labels_is_named
     material_of(options(home, "unused", data=str(tmp_path / "own.jsonl")), tokenizer)
     unread = "my topic in 62 records, pages in 62 records, of in 62 records"
     assert said()[:2] == [f"{tmp_path / 'own.jsonl'}: {line}" for line in (f"not read: {unread}", likely)]
+    spaced = [row | {"my topic": f"{row['my topic']}{' ' * (i % 2)}"} for i, row in enumerate(rows)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, spaced)))
+    assert read_source(tmp_path / "own.jsonl").label_hint() == [likely]  # as labels are read, without spaces
     talks = [{"question": "Why?", "answer": f"{i}", "topic": str(i % 3)} for i in range(30)]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, talks)))
     assert read_source(tmp_path / "own.jsonl").label_hint() == []  # labels are of texts

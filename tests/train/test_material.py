@@ -54,6 +54,11 @@ def test_other_data_get_their_shares_of_an_epoch_and_none_of_the_measuring(home,
     assert mix.sha256 != alone.sha256 and any("line-31" in line and "too good" in line for line in said())
     turns = sum(1 + len(each.others) for each in mix.train[8:24])
     assert turns == len(split_records(read_records(rows))["train"]) + 1  # all of them, and a phrasing
+    number = len(split_records(read_records(rows))["train"])
+    assert any(line.endswith(f"more.jsonl: each epoch has 16 of its {number} training records") for line in said())
+    often = material_of(replace(plain, mix={str(tmp_path / "more.jsonl"): 0.9}), tokenizer).mixed.popitem()[1]
+    times = f"more.jsonl: each epoch has its {number} training records {often / number:.1f} times"
+    assert often > 2 * number and any(line.endswith(times) for line in said())
     little = material_of(replace(plain, mix={str(tmp_path / "more.jsonl"): 1e-3}), tokenizer)
     assert list(little.mixed.values()) == [1]
     for name in ("named", "also_named"):
