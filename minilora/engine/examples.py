@@ -71,6 +71,7 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "linear": _normal((2, 3, 4), (5, 4), (5,)),
     "masked": _normal((3, 4), mask=_weights),
     "lora_linear": _normal((2, 3, 4), (5, 4), (2, 4), (5, 2), scale=0.5),
+    "dora_linear": _normal((2, 3, 4), (5, 4), (2, 4), (5, 2), (5,), norms=np.linspace(1, 2, 5), scale=0.5),
     "mixed_lora_linear": _normal(
         (3, 2, 4), (5, 4), (2, 4), (5, 2), (1, 4), (5, 1), parts=[(np.array([0, 2]), 0.5), (None, 2.0)]
     ),

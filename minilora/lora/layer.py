@@ -74,6 +74,11 @@ class LoraWeights(Module):
         return self.lora_magnitude_vector is None and self.initial is None and self.bias is None
 
     @property
+    def is_dora(self) -> bool:
+        """Whether the update is DoRA's of scale · B A and nothing else."""
+        return self.lora_magnitude_vector is not None and self.initial is None and self.bias is None
+
+    @property
     def drops(self) -> bool:
         """Whether dropout is active now."""
         return self.dropout is not None and self.dropout.active
@@ -209,9 +214,12 @@ class LoraLinear(LoraLayer, Linear):
         active = [] if self.unmerged is not None else self.active_adapters(x.shape[0])
         if not active:
             return super().forward(x)
-        alone = len(active) == 1 and isinstance(active[0][1], float)
+        first, alone = active[0][0], len(active) == 1 and isinstance(active[0][1], float)
         if all(lora.is_plain and (alone or not lora.drops) for lora, _ in active):
             y = self.all_plain(x, active)
+            return y if self.bias is None else y + self.bias
+        if alone and active[0][1] == 1 and first.is_dora and not first.drops:
+            y = self.dora_alone(x, first)
             return y if self.bias is None else y + self.bias
         product = fused.linear(x, self.weight)
         y = product if self.bias is None else product + self.bias
@@ -233,6 +241,11 @@ class LoraLinear(LoraLayer, Linear):
             for lora, factor in active
         ]
         return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
+
+    def dora_alone(self, x: Tensor, lora: LoraWeights) -> Tensor:
+        """The output if the only update is DoRA's, in full and without dropout      x (..., n) -> (..., m)"""
+        norms, thin = lora.norms(dense(self.weight.data)), (lora.lora_A, lora.lora_B)
+        return fused.dora_linear(x, self.weight, *thin, lora.lora_magnitude_vector, norms=norms, scale=lora.scale)
 
     def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
         """What one adapter adds to the product x Wᵀ      x (..., n) -> (..., m)"""

@@ -113,8 +113,8 @@ def dora_update(product: Tensor, low: Tensor, magnitude: Tensor, norms: Array, f
 
     product: W x, (..., m). low: scale · B A x, (..., m). magnitude: the trained ones, (m). norms: `row_norms`, (m).
     """
-    quotient = magnitude / norms
-    return product * ((quotient - 1) * factor) + low * (quotient * factor)
+    update = (product + low) * (magnitude / norms) - product  # saves the sum V x, and neither of its terms
+    return update if isinstance(factor, float) and factor == 1 else update * factor
 
 
 def dora_delta(w: Array, low: Array, magnitude: Array, norms: Array) -> Array:

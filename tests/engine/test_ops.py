@@ -49,6 +49,18 @@ def many_rows(rng):  # more than one block of add_product
     return [rng.standard_normal(shape) for shape in ((200, 3), (4, 3), (2, 3), (4, 2))], {"scale": 0.5}
 
 
+def dora_inputs(spec, magnitude=None, **settings):
+    """Inputs of a DoRA layer. magnitude: of one row, from which V x cannot be computed back."""
+
+    def make(rng):
+        arrays, _ = draw(spec)(rng)
+        if magnitude is not None:
+            arrays[4][0] = magnitude
+        return arrays, {"norms": positive(rng, arrays[4].shape), **settings}
+
+    return make
+
+
 def embedding_inputs(rng):
     return [rng.standard_normal((5, 3))], {"ids": rng.integers(0, 4, (2, 6))}  # some ids occur twice, 4 never
 
@@ -261,6 +273,17 @@ ROWS = {
         {(0, 2, 3): (0, 1, 2, 3), (2, 3): (0, 3), (3,): (), (0,): (1, 2, 3)},
         composed=lambda x, w, a, b, scale, mask=np.ones_like: x @ w.T + scale * (((x * mask(x.data)) @ a.T) @ b.T),
     ),
+    "dora_linear": Row(
+        [
+            dora_inputs("abn,mn,rn,mr,m", scale=2.0),
+            dora_inputs("an,mn,rn,mr,m", scale=0.5),
+            dora_inputs("n,mn,1n,m1,m", scale=1),
+            dora_inputs("abn,mn,rn,mr,m", magnitude=0.0, scale=2.0),
+            dora_inputs("abn,mn,rn,mr,m", magnitude=1e-30, scale=2.0),
+        ],
+        {(0, 2, 3, 4): (0, 1, 2, 3, 4), (2, 3): (0, 3), (3,): (), (0,): (1, 2, 3), (4,): (4,)},
+        composed=lambda x, w, a, b, magnitude, norms, scale: x @ (w + scale * (b @ a)).T * (magnitude / norms),
+    ),
     "mixed_lora_linear": Row(
         [
             draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([2]), 2.0), (np.array([0, 1]), 0.5)]),
@@ -400,7 +423,7 @@ def test_inputs_and_g_stay_as_they_are_and_float32_stays_float32(name, rng):
         for array, vjp in zip(arrays, vjps, strict=False):
             assert vjp(g).shape == array.shape
         singles = [array.astype(np.float32) for array in arrays]
-        settings = {k: v.astype(np.float32) if k in ("cos", "sin") else v for k, v in settings.items()}
+        settings = {k: v.astype(np.float32) if k in ("cos", "sin", "norms") else v for k, v in settings.items()}
         single = OPS[name](*singles, **settings).data
         np.testing.assert_allclose(single, value, rtol=1e-3, atol=1e-4)
         found = gradients(OPS[name], singles, settings, np.ones_like(single))
