@@ -17,7 +17,7 @@ from typing import Any
 
 from ..engine.backend import Array
 from ..engine.tensor import OPS, Node, Tensor
-from ..lora.adapters import base_state
+from ..lora.adapters import base_state, lora_modules
 from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from .predict import Memory
@@ -32,6 +32,8 @@ def ledger(model: LanguageModel, optimizer: AdamW | None = None, loss: Tensor | 
     parameters = dict(model.named_parameters())
     weights = _new_bytes(seen, base_state(model).values())
     adapter = _new_bytes(seen, (p.data for p in parameters.values()))  # the base is counted already
+    weights_of = (weights for module in lora_modules(model).values() for weights in module.adapters.values())
+    adapter += _new_bytes(seen, (array for weights in weights_of for array in weights.initial or ()))
     gradients = _new_bytes(seen, (p.grad for p in parameters.values() if p.grad is not None))
     moments = _new_bytes(seen, [*optimizer.m, *optimizer.v]) if optimizer else 0
     kept = Counter[str]()
