@@ -5,7 +5,7 @@ Each operation's docstring says what it saves for the backward pass; here are it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,13 @@ class Linears:
     """Linear layers that read the same input, `width` values per token. outputs: of each, by its name.
 
     bias: whether they have one.
+    saved: the names of those whose output the operation after them saves.
     """
 
     width: int
     outputs: Mapping[str, int]
     bias: bool = False
+    saved: Collection[str] = ()
 
     @property
     def parameters(self) -> int:
@@ -55,19 +57,24 @@ def block_of(config: Any) -> list[Part]:
     )  # fmt: skip
     heads, keys, gemma = H * config.head_dim, K * config.head_dim, isinstance(config, Gemma3Config)
     post = getattr(config, "post_norm", False)  # what linear layers read then has passed an addition, and is saved
+    bias, normed = getattr(config, "attention_bias", False), gemma or config.qk_norm or post
     norm = Saves("rms_norm", C + 1, again=not post, parameters=C)  # x and one value
-    qkv = Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys}, bias=getattr(config, "attention_bias", False))
-    up, down = Linears(C, {"gate_proj": F, "up_proj": F}), Linears(F, {"down_proj": C})
+    # A sum with a bias, and what rope has rotated, are other arrays than the output that is saved with DoRA.
+    saved = () if bias else ("q_proj", "k_proj", "v_proj") if normed else ("v_proj",)
+    qkv = Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys}, bias, saved)
+    before_norm = ("o_proj", "down_proj") if gemma or post else ()
+    ups, out = {"gate_proj": F, "up_proj": F}, "down_proj"
     if getattr(config, "shared_mlp", False):
-        up, down = Linears(C, {"input_linear": 2 * F}), Linears(F, {"output_linear": C})
+        ups, out = {"input_linear": 2 * F}, "output_linear"
+    up, down = Linears(C, ups, saved=tuple(ups)), Linears(F, {out: C}, saved=before_norm)
     of_heads = [Saves("rms_norm", heads + keys + H + K, parameters=2 * config.head_dim)]  # q, k and one value per head
     of_all = [Saves("rms_norm", width + 1, parameters=width) for width in (heads, keys)]
     return [
         *([] if post else [norm]),
         qkv,
-        *(of_all if post else of_heads if gemma or config.qk_norm else []),
+        *(of_all if post else of_heads if normed else []),
         Saves("attention", heads + 2 * keys + H),  # q, k, v, and one value per head
-        Linears(heads, {"o_proj": C}),
+        Linears(heads, {"o_proj": C}, saved=before_norm),
         *([norm, norm] if gemma else [norm]),
         up,
         Saves("geglu" if gemma else "swiglu", 2 * F, again=True),
@@ -83,20 +90,20 @@ def _gpt2(config: GPT2Config) -> list[Part]:
         norm,
         Linears(C, {"c_attn": 3 * C}, bias=True),
         Saves("attention", 3 * C + config.num_attention_heads),
-        Linears(C, {"c_proj": C}, bias=True),
+        Linears(C, {"attn.c_proj": C}, bias=True),
         norm,
         Linears(C, {"c_fc": F}, bias=True),
         Saves("gelu", F, again=True),
-        Linears(F, {"c_proj": C}, bias=True),
+        Linears(F, {"mlp.c_proj": C}, bias=True),
     ]
 
 
 def matrices(config: Any) -> list[tuple[str, int, int]]:
-    """(name, outputs, inputs) of every matrix of a block. A name may occur twice."""
+    """(name, outputs, inputs) of every matrix of a block. A name that occurs twice there has its module's before it."""
     layers = [part for part in block_of(config) if isinstance(part, Linears)]
     return [(name, m, part.width) for part in layers for name, m in part.outputs.items()]
 
 
 def names_of(config: Any) -> tuple[str, ...]:
     """The names of the modules of a block that have a matrix: what "all-linear" adapts."""
-    return tuple(dict.fromkeys(name for name, _, _ in matrices(config)))
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in matrices(config)))

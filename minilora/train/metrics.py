@@ -104,7 +104,8 @@ def memory_of(
     batches = zip(epochs(material.train, batch_size, seed), range(20), strict=False)
     shares = [share for samples, _ in batches if (share := ranks.share(samples))] or [material.train[:1]]
     step = Step.of(model, max(shares, key=size), program=program or 0)
-    mine, full = predict_memory(step), predict_memory(replace(step, rank=None, base_bytes=None, unpacks=False))
+    alone = replace(step, rank=None, modules=None, others=0, base_bytes=None, unpacks=False)
+    mine, full = predict_memory(step), predict_memory(alone)
     saved = recomputed_activations(step) if step.recompute else kept_activations(step)
     return {
         "predicted": mine.total,

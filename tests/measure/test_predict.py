@@ -11,7 +11,7 @@ from minilora.engine.attention import Packing
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import Tensor
 from minilora.files.quant import Packed, quantize
-from minilora.lora.adapters import add_adapter
+from minilora.lora.adapters import add_adapter, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.measure import predict
 from minilora.measure.bench import SMOLLM2
@@ -47,13 +47,13 @@ EVERY = [pytest.param(targets, False, id=name) for name, targets in TARGETS.item
 EVERY += [pytest.param(TARGETS[name], True, id=f"{name}, A frozen") for name in ("all-linear", "q+v", "o+down")]
 
 
-def trainable(config, targets, recompute=False, rng=None, freeze_A=False, layers=None, **ranks):
+def trainable(config, targets, recompute=False, rng=None, freeze_A=False, layers=None):
     """A model ready to be trained; `targets` is None for all of its weights, `layers` for all blocks."""
     model = Llama(config, rng or np.random.default_rng(0))
     model.model.recompute = recompute
     if targets is not None:
         settings = {"target_modules": targets, "freeze_A": freeze_A, "layers_to_transform": layers}
-        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, rank_pattern=ranks, **settings))
+        add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, **settings))
     return model
 
 
@@ -209,8 +209,7 @@ def test_without_a_number_there_are_as_many_threads_as_cores(rng, monkeypatch):
 
 @pytest.mark.parametrize(("targets", "freeze_A"), EVERY)
 def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_config, rng, targets, freeze_A):
-    lower = dict.fromkeys((targets or [])[1:], 1)  # the largest rank is the one that is told
-    model, ids = trainable(tiny_config, targets, recompute=True, freeze_A=freeze_A, **lower), ids_of(rng, 2, 70)
+    model, ids = trainable(tiny_config, targets, recompute=True, freeze_A=freeze_A), ids_of(rng, 2, 70)
     base_bytes = 4 * base_parameters(tiny_config)
     adapter = {} if targets is None else {"rank": RANK, "targets": tuple(name for name in NAMES if name in targets)}
     adapter["freeze_A"] = freeze_A
@@ -223,6 +222,26 @@ def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_confi
 def test_a_step_with_an_adapter_nowhere_is_refused():
     with pytest.raises(ValueError, match=r"nothing is predicted for 'lm_head'; known: all-linear, q_proj, "):
         Step(MEDIUM, 1, 1, rank=RANK, targets=["q_proj", "lm_head"])
+
+
+def test_of_an_adapter_that_differs_between_modules_each_has_its_own_parameters(rng):
+    model, batch = Llama(MEDIUM, rng), Batch(ids := ids_of(rng, 1, 40), ids)
+    add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, rank_pattern={"layers.2.self_attn.q_proj": 50}))
+    step, count = Step.of(model, batch), count_parameters(model).trainable
+    assert step.rank is None and not step.is_full and step.trained_parameters == step.adapter_parameters == count
+    assert (step.adapted(2)["q_proj"].rank, step.adapted(1)["q_proj"].rank) == (50, RANK)
+    assert replace(step, modules=None, rank=RANK).trained_parameters < count < base_parameters(MEDIUM)
+    assert predict_memory(replace(step, modules=None)) == predict_memory(Step.of(Llama(MEDIUM, rng), batch))
+    for given in ({"rank": 8}, {"layers": [1]}, {"freeze_A": True}):
+        with pytest.raises(ValueError, match=f"^{next(iter(given))} describes equal adapters .*: add modules=None$"):
+            Step.of(model, batch, **given)
+
+
+def test_after_set_adapter_none_nothing_is_trained(rng):
+    model, ids = trainable(MEDIUM, NAMES), ids_of(rng, 1, 40)
+    set_adapter(model, None)
+    told = predict_memory(Step.of(model, Batch(ids, ids)))
+    assert told.gradients == told.moments == 0 and told.adapter == ledger(model).adapter > 0
 
 
 # -- what the graph holds ----------------------------------------------------------------------------------------------
@@ -287,14 +306,64 @@ def test_dropout_holds_nothing_more(tiny_config, rng, recompute):
     assert found[0] == found[1]
 
 
+ADAPTERS = {
+    "plain": {},
+    "rank_pattern": {"rank_pattern": {"q_proj": 20, "layers.1.mlp.down_proj": 7}},
+    "alpha_pattern": {"alpha_pattern": {"q_proj": 20}},
+    "freeze_A": {"freeze_A": True},
+    "rsLoRA": {"use_rslora": True},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA with dropout": {"init_lora_weights": "pissa", "lora_dropout": 0.2},
+    "PiSSA with dropout, freeze_A": {"init_lora_weights": "pissa", "lora_dropout": 0.2, "freeze_A": True},
+    "layers_to_transform": {"layers_to_transform": [1, 2]},
+    "embed_tokens": {"target_modules": ["embed_tokens"]},
+    "embed_tokens and q_proj": {"target_modules": ["embed_tokens", "q_proj"]},
+    "a name by its path": {"target_modules": ["layers.1.self_attn.o_proj", "layers.3.mlp.gate_proj"]},
+    "DoRA": {"use_dora": True},
+    "DoRA in some modules": {"use_dora": True, "target_modules": ["v_proj", "o_proj"], "layers_to_transform": [0, 2]},
+    "DoRA, freeze_A": {"use_dora": True, "freeze_A": True},
+    "DoRA with dropout": {"use_dora": True, "lora_dropout": 0.2},
+    "DoRA from PiSSA": {"use_dora": True, "init_lora_weights": "pissa"},
+    "DoRA on the embedding": {"use_dora": True, "target_modules": ["embed_tokens", "down_proj"]},
+}
+SECOND = {
+    "none": None,
+    "another one": {"r": 30, "freeze_A": True},
+    "a larger one in others": {"r": 40, "target_modules": ["k_proj"]},
+}
+
+
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("second", SECOND.values(), ids=SECOND)
+@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+def test_of_every_adapter_parameters_and_the_graph_hold_what_was_predicted(rng, settings, second, recompute):
+    model, ids = Llama(MEDIUM, rng), ids_of(rng, 2, 70)
+    model.decoder.recompute = recompute
+    if second is not None:
+        add_adapter(model, LoraConfig(lora_alpha=8, **second), name="inactive")
+    add_adapter(model, LoraConfig(**{"r": RANK, "lora_alpha": 8, "target_modules": "all-linear"} | settings))
+    loss = model.loss(ids, ids)
+    held = ledger(model, AdamW(model.trainable_parameters()), loss)
+    step = replace(Step.of(model, Batch(ids, ids), threads=1), rows=2)
+    told = predict_memory(step)
+    for owner in ("weights", "adapter", "moments", "activations"):
+        assert getattr(held, owner) == getattr(told, owner)
+    if "linear" not in told.by_operation:  # what is composed of several operations stands under one of them
+        assert held.by_operation == told.by_operation
+    loss.backward()
+    assert ledger(model).gradients == told.gradients
+    assert step.trained_parameters == count_parameters(model).trainable
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize(("family", "config", "some", "one"), FAMILIES.values(), ids=FAMILIES)
-def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, some, one, recompute):
-    for targets in (None, "all-linear", some, one):
+def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, some, one, use_dora, recompute):
+    for targets in ("all-linear", some, one, *([] if use_dora else [None])):
         model, ids = family(config, 0), ids_of(rng, 2, 70)
         model.decoder.recompute = recompute
         if targets is not None:
-            add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+            add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, use_dora=use_dora))
         held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
         told = predict_memory(replace(Step.of(model, Batch(ids, ids), threads=1), rounds=2))
         assert held.by_operation == told.by_operation
@@ -385,3 +454,18 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recom
 
     told = predicted(MEDIUM, TARGETS[name], 512, 511, recompute=recompute)
     assert peak(step) == pytest.approx(told.gradients + told.activations + told.scratch, rel=0.1)
+
+
+@pytest.mark.parametrize("base", ["float32", "Q8_0", "recomputed"])
+@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+def test_so_is_the_peak_with_every_adapter(rng, settings, base):
+    model, ids = Llama(replace(MEDIUM, vocab_size=4096 if base == "Q8_0" else 1024), rng), ids_of(rng, 1, 512)
+    model.decoder.recompute = base == "recomputed"
+    if base == "Q8_0":
+        state = model.state_dict().items()
+        model.load_state_dict({n: Packed(quantize(w, base), base) if w.ndim == 2 else w for n, w in state})
+    add_adapter(model, LoraConfig(**{"r": RANK, "lora_alpha": 8, "target_modules": "all-linear"} | settings))
+    told = predict_memory(Step.of(model, Batch(ids, ids), threads=1))
+    assert peak(lambda: model.loss(ids, ids).backward()) == pytest.approx(
+        told.gradients + told.activations + told.scratch, rel=0.1
+    )
