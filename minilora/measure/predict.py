@@ -159,6 +159,8 @@ class Step:
         """
         if not isinstance(model, LanguageModel) and not hasattr(model, "num_hidden_layers"):  # a shape has it
             check_language_model(model, "Step.of")
+        if not isinstance(batch, Batch) and not batch:
+            raise ValueError("expected at least one sample, got none")
         if isinstance(model, LanguageModel):
             config, batches, known = model.config, divided(model, batch, threads), _fields_of(model) | known
         else:

@@ -224,6 +224,12 @@ def test_a_step_with_an_adapter_nowhere_is_refused():
         Step(MEDIUM, 1, 1, rank=RANK, targets=["q_proj", "lm_head"])
 
 
+def test_without_a_sample_there_is_no_step(tiny_model, tiny_config):
+    for model in (tiny_model, tiny_config):
+        with pytest.raises(ValueError, match="^expected at least one sample, got none$"):
+            Step.of(model, [])
+
+
 def test_of_an_adapter_that_differs_between_modules_each_has_its_own_parameters(rng):
     model, batch = Llama(MEDIUM, rng), Batch(ids := ids_of(rng, 1, 40), ids)
     add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, rank_pattern={"layers.2.self_attn.q_proj": 50}))
