@@ -194,14 +194,15 @@ def test_a_run_on_own_data_without_splits_has_validation_page_picture_and_the_ru
     assert (tmp_path / "run" / "picture.png").is_file() and "unseen" in page(metrics)
 
 
-def test_full_fine_tuning_would_need_as_much_memory_whatever_the_base_is_packed_to(home):
-    found = []
-    for packed in (False, "q8_0"):
+def test_full_fine_tuning_would_need_as_much_memory_whatever_the_base_is_packed_to_and_the_adapters_are(home):
+    found, adapters = [], ({}, {"use_dora": True, "rank_pattern": {"q_proj": 3}}, {"freeze_A": True})
+    for packed, settings in [(False, adapters[:1]), ("q8_0", adapters[:1]), (False, adapters[:2]), (False, adapters)]:
         model, tokenizer = ml.load(home / "base", packed)
-        ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4))
+        for i, each in enumerate(settings):
+            ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, **each), name=str(i))
         material = material_of(options(home, "unused"), tokenizer)
         found.append(measuring.memory_of(model, material, 4, 0, ALONE, None)["full_predicted"])
-    assert found[0] == found[1]
+    assert len(found) == 4 and len(set(found)) == 1
 
 
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
