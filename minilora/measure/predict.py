@@ -280,8 +280,7 @@ def _update_of(config: Any, name: str, module: LoraLayer, weights: LoraWeights) 
     dora, saves_x = weights.lora_magnitude_vector is not None, weights.lora_A.requires_grad
     drops = weights.dropout is not None and weights.dropout.training
     fused = not isinstance(module, LoraEmbedding) and (weights.is_plain or (weights.is_dora and not drops))
-    shared = fused and module.bias is None and _is_saved(config, name)
-    more = module.out_features if dora and not shared else 0
+    more = module.out_features if dora and not (fused and _is_saved(config, name)) else 0
     if drops and not fused and saves_x:  # x with its zeros, of each module
         saves_x, more = False, more + module.in_features
     once = module.out_features * dora * (1 if fused else 2)  # the quotients; apart from their operation, the norms, too
@@ -389,9 +388,10 @@ def _kept_around(step: Step) -> Counter[str]:
         kept["rope"] = pairs * FLOAT * tokens // step.rows * config.head_dim
     elif step.is_full:
         kept["embedding"] += INTEGER * tokens // step.rows  # the positions
-    for name, update in step.adapted(None).items():  # an embedding's: ids, rows of A
-        kept["embedding"] += INTEGER * (tokens // step.rows if name == "wpe" else tokens)
-        kept[update.operation] += FLOAT * (tokens * (update.rank + update.more) + update.once)
+    for name, update in step.adapted(None).items():
+        looked_up = tokens // step.rows if name == "wpe" else tokens  # positions, which all rows share, or ids
+        kept["embedding"] += INTEGER * looked_up
+        kept[update.operation] += FLOAT * (looked_up * (update.rank + update.more) + update.once)
     return kept
 
 

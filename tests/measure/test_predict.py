@@ -371,11 +371,22 @@ def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config,
         if targets is not None:
             add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, use_dora=use_dora))
         held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
-        told = predict_memory(replace(Step.of(model, Batch(ids, ids), threads=1), rounds=2))
+        step = Step.of(model, Batch(ids, ids), threads=1)
+        assert step.modules is None  # rank, targets and use_dora say the same
+        told = predict_memory(replace(step, rounds=2))
         assert held.by_operation == told.by_operation
         for owner in ("weights", "adapter", "moments", "activations"):
             assert getattr(held, owner) == getattr(told, owner)
         assert base_parameters(config) == count_parameters(family.empty(config)).total
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj"], ["mlp.c_proj"], ["wte"], ["wpe", "c_fc"]], ids=str)
+def test_modules_of_gpt2_with_the_same_name_and_its_two_embeddings_are_told_apart(rng, targets):
+    model, ids = GPT2(FAMILIES["gpt2"][1], 0), ids_of(rng, 2, 16)
+    add_adapter(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+    held = ledger(model, AdamW(model.trainable_parameters()), model.loss(ids, ids))
+    told = predict_memory(replace(Step.of(model, Batch(ids, ids), threads=1), rounds=2))
+    assert (held.by_operation, held.adapter, held.moments) == (told.by_operation, told.adapter, told.moments)
 
 
 def test_a_packed_row_with_unscored_tokens_holds_what_was_predicted(tiny_config, rng):
