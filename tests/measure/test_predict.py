@@ -11,7 +11,7 @@ from minilora.engine.attention import Packing
 from minilora.engine.fused import NOT_SCORED
 from minilora.engine.tensor import Tensor
 from minilora.files.quant import Packed, quantize
-from minilora.lora.adapters import add_adapter, set_adapter
+from minilora.lora.adapters import add_adapter, disable_adapter, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.measure import predict
 from minilora.measure.bench import SMOLLM2
@@ -243,9 +243,10 @@ def test_of_an_adapter_that_differs_between_modules_each_has_its_own_parameters(
             Step.of(model, batch, **given)
 
 
-def test_after_set_adapter_none_nothing_is_trained(rng):
+@pytest.mark.parametrize("off", [disable_adapter, lambda model: set_adapter(model, None)], ids=["off", "none chosen"])
+def test_without_an_active_adapter_nothing_is_trained(rng, off):
     model, ids = trainable(MEDIUM, NAMES), ids_of(rng, 1, 40)
-    set_adapter(model, None)
+    off(model)
     told = predict_memory(Step.of(model, Batch(ids, ids)))
     assert told.gradients == told.moments == 0 and told.adapter == ledger(model).adapter > 0
 
@@ -324,6 +325,7 @@ ADAPTERS = {
     "layers_to_transform": {"layers_to_transform": [1, 2]},
     "embed_tokens": {"target_modules": ["embed_tokens"]},
     "embed_tokens and q_proj": {"target_modules": ["embed_tokens", "q_proj"]},
+    "embed_tokens and a later block": {"target_modules": ["embed_tokens", "layers.2.self_attn.q_proj"]},
     "a name by its path": {"target_modules": ["layers.1.self_attn.o_proj", "layers.3.mlp.gate_proj"]},
     "DoRA": {"use_dora": True},
     "DoRA in some modules": {"use_dora": True, "target_modules": ["v_proj", "o_proj"], "layers_to_transform": [0, 2]},
