@@ -131,6 +131,12 @@ def test_recomputation_trades_activations_for_one_block_of_scratch():
     assert again.total - again.activations - again.scratch == kept.total - kept.activations - kept.scratch
 
 
+def test_scratch_of_recomputation_is_that_of_the_block_at_which_most_is_held():
+    steps = (Step(SMOLLM2, 512, 8, rank=200, layers={i}, recompute=True) for i in (0, 28, 29))
+    first, second, last = (predict_memory(step).scratch for step in steps)
+    assert first < second < last  # the later blocks have freed their inputs
+
+
 PIECE = 4 * 131072  # bytes of the values that are dequantised at a time
 PACKED = {"base_bytes": 96_576_768, "unpacks": True}
 
