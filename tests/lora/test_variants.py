@@ -26,7 +26,7 @@ from minilora.lora.layer import LoraLinear, new_weights
 from minilora.lora.variants import Dropout, lora_plus
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
-from minilora.nn.module import sha256_of
+from minilora.nn.module import Parameter, sha256_of
 from minilora.nn.optim import AdamW
 
 # -- what holds for all of them ----------------------------------------------------------------------------------------
@@ -197,6 +197,13 @@ def test_the_norm_takes_no_part_in_the_gradient(rng):
     assert np.abs(share.lora_A.grad - by_hand(detached=False)).max() > 1e-2
     with pytest.raises(ValueError, match="base's matrix"):
         share.delta()
+
+
+def test_dora_with_a_bias_of_its_own_uses_it_instead_of_the_layers(rng):
+    layer, share = one_layer(rng, bias=True, use_dora=True, init_lora_weights=False)
+    share.bias = Parameter(rng.standard_normal(5))
+    x, w = rng.standard_normal((4, 6)), layer.weight.data
+    np.testing.assert_allclose(layer(Tensor(x)).data, x @ (w + share.delta(w)).T + share.bias.data, rtol=1e-10)
 
 
 def test_a_row_of_zeros_stays_finite(rng):
