@@ -13,7 +13,7 @@ import numpy as np
 
 from ..engine.backend import Array, to_numpy
 from ..nn.layers import Embedding, Linear
-from ..nn.module import Module, check_module
+from ..nn.module import Module, Parameter, check_module
 from ..progress import log
 from .config import ALL_LINEAR, LoraConfig, find_targets
 from .layer import Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
@@ -167,7 +167,7 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
             f"set_adapter(model, {{{name!r}: {factor:g}}})"
         )
     modules = lora_modules(model)
-    for path, weights in own.items():
+    for path, weights in {id(weights): (path, weights) for path, weights in own.items()}.values():  # each once
         weights.lora_B.data *= factor
         bias, base = weights.bias, modules[path].bias
         if bias is not None and base is not None:
@@ -234,10 +234,12 @@ def merge_adapter(model: Module) -> None:
     """Add the active update to the weights, so that the model is as fast as the base and can be exported.
 
     Merging twice has no further effect. While merged, each adapted matrix exists twice, because `unmerge_adapter`
-    needs the base's own array. Raises ValueError if no adapter is active, or in a mixed batch.
+    needs the base's own array. Raises ValueError if no adapter is active, in a mixed batch, or if an adapted matrix
+    belongs to another module as well.
     """
     if not _one_update(model):
         raise ValueError("nothing to merge, because no adapter is active: choose one with set_adapter")
+    _refuse_shared(model)
     for module in lora_modules(model).values():
         module.merge()
 
@@ -325,10 +327,9 @@ def base_state(model: Module) -> dict[str, Array]:
     """The base model's own arrays by name, without those of adapters. Quantised ones stay quantised."""
     state = _without_adapters(model)
     for path, module in lora_modules(model).items():
-        if module.unmerged is not None:
-            state[f"{path}.weight"] = module.unmerged
-        if module.unmerged_bias is not None:
-            state[f"{path}.bias"] = module.unmerged_bias
+        for key, own in ((f"{path}.weight", module.unmerged), (f"{path}.bias", module.unmerged_bias)):
+            if own is not None and key in state:  # a module with two names has its arrays under the first
+                state[key] = own
     return state
 
 
@@ -409,6 +410,20 @@ def refuse_merged(model: Module, what: str) -> None:
     """Raise ValueError while an update is merged into the weights. what: the action that is refused."""
     if is_merged(model):
         raise ValueError(f"an adapter is merged into the weights: call unmerge_adapter before {what}")
+
+
+def _refuse_shared(model: Module) -> None:
+    """Raise ValueError if an update would be merged into a parameter that another module holds, too."""
+    held: dict[int, tuple[str, Module]] = {}
+    for path, module in base_modules(model):
+        for name, parameter in module._held(Parameter):
+            other, first = held.setdefault(id(parameter), (path, module))
+            changed = (isinstance(each, LoraLayer) and each.active_adapters() for each in (first, module))
+            if module is not first and any(changed):
+                raise ValueError(
+                    f"{other or 'the model'} and {path} share one {name}, and merging would change both: use the "
+                    "adapter without merging it, or give each a parameter of its own"
+                )
 
 
 def _refuse_tied_head(config: LoraConfig, linear: Mapping[str, Linear]) -> None:

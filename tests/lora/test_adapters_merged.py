@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from smallmodels import IDS, MIX, Net, as_float64, chosen, logits
+from smallmodels import IDS, MIX, Net, as_float64, chosen, logits, lora_config, shaken
 
 import minilora as ml
-from minilora.lora.adapters import base_state, is_merged, lora_modules, merged_state
+from minilora.lora.adapters import base_state, is_merged, lora_modules, merged_state, scale_adapter
 from minilora.nn.layers import Linear
 from minilora.nn.module import sha256_of
 
@@ -34,6 +34,76 @@ def test_merging_nothing_is_an_error(model):
     ml.set_adapter(model, None)
     with pytest.raises(ValueError, match="nothing to merge"):
         ml.merge_adapter(model)
+
+
+class Coder(ml.Module):
+    """x Wᵀ W: a matrix that two modules hold."""
+
+    def __init__(self, shared):
+        rng = np.random.default_rng(0)
+        self.enc, self.dec, self.last = (Linear(4, 4, rng=rng) for _ in range(3))
+        if shared == "weight":
+            self.dec.weight = self.enc.weight
+        elif shared == "layer":
+            self.dec = self.enc
+        else:
+            self.table = self.enc.weight
+
+    def forward(self, x):
+        return self.last(self.dec(self.enc(x)) @ getattr(self, "table", self.dec.weight))
+
+
+@pytest.mark.parametrize(
+    ("shared", "targets", "words"),
+    [
+        ("weight", ["enc", "dec"], "enc and dec share one weight"),
+        ("weight", ["enc"], "enc and dec share one weight"),
+        ("weight", ["dec"], "enc and dec share one weight"),
+        ("layer", ["enc", "dec"], "enc and dec share one weight"),
+        ("table", ["enc"], "the model and enc share one weight"),
+    ],
+)
+def test_an_update_is_not_merged_into_a_matrix_of_two_modules_and_works_unmerged(shared, targets, words):
+    model, x = Coder(shared), ml.Tensor(np.eye(4, dtype=np.float32))
+    before, digest = model(x).data, sha256_of(model.state_dict())
+    for name, names in (("legal", targets), ("other", ["last"])):
+        assert ml.add_adapter(model, lora_config(r=2, target_modules=names), name) == names
+        shaken(model, name)
+    ml.set_adapter(model, "legal")
+    enc, dec = (
+        getattr(model, name).weight.data + (ml.delta_weight(model, name) if name in targets else 0)
+        for name in ("enc", "dec")
+    )
+    expected = enc.T @ dec.T @ model.enc.weight.data @ model.last.weight.data.T
+    np.testing.assert_allclose(model(x).data, expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match=rf"^{words}, and merging would change both: use .* without merging it, or"):
+        ml.merge_adapter(model)
+    assert not is_merged(model)
+    ml.set_adapter(model, "other")  # whose matrix is held once
+    ml.merge_adapter(model)
+    ml.unmerge_adapter(model)
+    for name in ("legal", "other"):
+        ml.remove_adapter(model, name)
+    assert sha256_of(model.state_dict()) == digest and np.array_equal(model(x).data, before)
+
+
+def test_a_block_with_two_names_is_adapted_scaled_merged_and_restored_once(tiny_model):
+    tiny_model.model.layers[1] = tiny_model.model.layers[0]
+    as_float64(tiny_model)
+    before = sha256_of(tiny_model.state_dict())
+    ml.add_adapter(tiny_model, lora_config())
+    shaken(tiny_model)
+    base, expected = chosen(tiny_model, None), chosen(tiny_model, {"default": 0.3})
+    ml.set_adapter(tiny_model, "default")
+    scale_adapter(tiny_model, "default", 0.3)
+    np.testing.assert_allclose(logits(tiny_model), expected, rtol=1e-9, atol=1e-11)
+    assert not np.allclose(base, expected, rtol=1e-3)
+    ml.merge_adapter(tiny_model)
+    np.testing.assert_allclose(logits(tiny_model), expected, rtol=1e-9, atol=1e-11)
+    assert sha256_of(base_state(tiny_model)) == before
+    ml.unmerge_adapter(tiny_model)
+    ml.remove_adapter(tiny_model, "default")
+    assert sha256_of(tiny_model.state_dict()) == before and tiny_model.model.layers[1] is tiny_model.model.layers[0]
 
 
 @pytest.mark.parametrize("merged", [False, True])
