@@ -140,12 +140,19 @@ def set_adapter(model: Module, which: Choice) -> None:
     modules = lora_modules(model).values()
     activate(model, {name: float(factor) for name, factor in factors.items()}, modules)
     for name in model.adapters:
-        own = (module.adapters[name] for module in modules if name in module.adapters)
-        if (first := next(own, None)) is None:
-            continue
-        if name == which or first.lora_A.requires_grad or first.lora_B.requires_grad:  # at most two of a thousand
-            for weights in (first, *own):
+        if name == which or _is_trainable(modules, name):  # at most two of a thousand
+            for weights in _weights_of(modules, name):
                 weights.requires_grad_(name == which)
+
+
+def _weights_of(modules: Iterable[LoraLayer], name: str) -> Iterator[LoraWeights]:
+    return (module.adapters[name] for module in modules if name in module.adapters)
+
+
+def _is_trainable(modules: Iterable[LoraLayer], name: str) -> bool:
+    """Whether an adapter is trainable, by its weights in the first module that it has."""
+    first = next(_weights_of(modules, name), None)
+    return first is not None and (first.lora_A.requires_grad or first.lora_B.requires_grad)
 
 
 def scale_adapter(model: Module, name: str, factor: float) -> None:
@@ -195,14 +202,14 @@ def active_factors(model: Module) -> dict[str, Factor]:
 class disable_adapter:
     """Switch every adapter off, so that the model computes what the base does, bit for bit.
 
-        with ml.disable_adapter(model): ...     # off inside the block; afterwards as before, merged or not
+        with ml.disable_adapter(model): ...     # off inside the block; afterwards as before, whatever it chooses
         ml.disable_adapter(model)               # off until `set_adapter` chooses one
 
     Trainable parameters stay trainable, and get no gradient while the adapter is off.
     """
 
     def __init__(self, model: Module):
-        self.model, self.before, self.merged = model, active_factors(model), is_merged(model)
+        self.before = Remembered(model)
         unmerge_adapter(model)
         activate(model, {})
 
@@ -210,8 +217,29 @@ class disable_adapter:
         pass
 
     def __exit__(self, *error: object) -> None:
-        activate(self.model, self.before)
-        if self.merged:
+        self.before.restore()
+
+
+class Remembered:
+    """Which adapters are active, trainable and merged, to restore that, whatever is chosen, added or removed since."""
+
+    def __init__(self, model: Module):
+        self.model, self.active, self.modules = model, active_factors(model), [*lora_modules(model).values()]
+        self.merged = any(module.merged for module in self.modules)
+        self.trainable = {name for name in self.active if _is_trainable(self.modules, name)}
+
+    def restore(self) -> None:
+        """Make the adapters active, trainable and merged as they were. One that was removed is left out."""
+        chosen = self.active | active_factors(self.model)  # only one that is active was made trainable
+        modules = lora_modules(self.model).values()
+        for module in modules:
+            module.unmerge()
+        activate(self.model, self.active, modules)
+        for name in chosen:
+            if _is_trainable(modules, name) != (name in self.trainable):
+                for weights in _weights_of(modules, name):
+                    weights.requires_grad_(name in self.trainable)
+        if self.merged and active_factors(self.model):
             merge_adapter(self.model)
 
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from ..engine.backend import array_module
 from ..nn.module import Module
-from .adapters import Choice, activate, active_factors, check_known, factors_of, lora_modules, refuse_merged
-from .layer import Factor, RowFactors
+from .adapters import Choice, Remembered, activate, check_known, factors_of, refuse_merged
+from .layer import Factor, LoraLayer, RowFactors
 
 
 class MixedBatch:
     """The adapter of each row of the batch, inside a `mixed_batch` block."""
 
-    def __init__(self, model: Module, names: Sequence[Choice]):
-        self.model, self.modules = model, list(lora_modules(model).values())
+    def __init__(self, model: Module, modules: Sequence[LoraLayer], names: Sequence[Choice]):
+        self.model, self.modules = model, modules
         self.choose(names)
 
     def choose(self, names: Sequence[Choice]) -> None:
@@ -46,7 +46,8 @@ def mixed_batch(model: Module, names: Sequence[Choice]) -> Iterator[MixedBatch]:
     as {"legal": 0.5, "support": 0.5}, or None for the base alone.
 
     The products with frozen matrices, which are most of the work, run once over the whole batch; the low-rank products
-    of each adapter run over its own rows. Inside the block `loss_and_grad` does not split batches. When rows leave the
+    of each adapter run over its own rows. Inside the block `loss_and_grad` does not split batches. Afterwards the
+    adapters are active and trainable as before, whatever the block chooses, adds or removes. When rows leave the
     batch, as finished answers do in generation, call `keep`:
 
         cache = model.new_cache(rows=3, capacity=64)
@@ -60,8 +61,8 @@ def mixed_batch(model: Module, names: Sequence[Choice]) -> Iterator[MixedBatch]:
     refuse_merged(model, "starting a mixed batch")
     if isinstance(names, str):
         raise TypeError(f"expected a list with an adapter for each row, got {names!r} alone: put it in a list")
-    before = active_factors(model)
+    before = Remembered(model)
     try:
-        yield MixedBatch(model, names)
+        yield MixedBatch(model, before.modules, names)
     finally:
-        activate(model, before)
+        before.restore()
