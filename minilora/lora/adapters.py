@@ -49,7 +49,7 @@ class Adapter:
 
 
 def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: int = 0) -> list[str]:
-    """Freeze the model, add a new adapter to every module that `config` selects, and make it the active one.
+    """Freeze the base, add a new adapter to every module that `config` selects, and make it the active one.
 
     model: any `Module`. Its `Linear` layers can be adapted and, if they are named, its `Embedding` layers.
     config: rank, scale, target modules and variant.
@@ -113,8 +113,7 @@ def install_adapter(
     record, data, folder: what is known about the adapter's files (see `Adapter`).
     """
     modules = dict(base_modules(model))
-    if not model.adapters:
-        model.requires_grad_(False)
+    _freeze(modules.values())
     for path, own in weights.items():
         place = modules[path]
         if not isinstance(place, LoraLayer):
@@ -125,6 +124,13 @@ def install_adapter(
         own.train(place.training)
     model.adapters = {**model.adapters, name: Adapter(config, record or {}, data or {}, folder)}
     set_adapter(model, name)
+
+
+def _freeze(modules: Iterable[Module]) -> None:
+    """Freeze the parameters that these modules hold themselves: the base's, without looking through every adapter."""
+    for module in modules:
+        for _, parameter in module._held(Parameter):
+            parameter.requires_grad = False
 
 
 def set_adapter(model: Module, which: Choice) -> None:

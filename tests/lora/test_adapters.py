@@ -280,6 +280,13 @@ def test_only_the_one_active_adapter_is_trainable_and_learns(three):
     assert [name for name in before if before[name] != after[name]] == ["support"]
 
 
+def test_every_addition_freezes_the_base_and_the_other_adapters(tiny_model):
+    for name in NAMES:
+        tiny_model.requires_grad_(True)
+        add_adapter(tiny_model, config(target_modules=[*QV, "embed_tokens"]), name)
+        assert [*tiny_model.trainable_parameters()] == [n for n in tiny_model.state_dict() if f".adapters.{name}." in n]
+
+
 def test_an_adapter_of_which_one_factor_was_frozen_by_hand_is_frozen_whole_when_another_is_chosen(three):
     model, _ = three
     for frozen in ("lora_A", "lora_B"):
