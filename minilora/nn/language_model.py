@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..engine import fused
+from ..engine import fused, ops
 from ..engine.attention import Packing, attention
 from ..engine.backend import Array, array_module, to_device_of
 from ..engine.context_parallel import Shard, gathered
@@ -25,7 +25,7 @@ from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from .cache import KVCache
 from .layers import Embedding, Linear
-from .module import Module, check_module
+from .module import Module, check_module, computes_as
 
 
 class LanguageModel(Module):
@@ -141,7 +141,9 @@ class LanguageModel(Module):
     def _scored_states(
         self, input_ids: Array, labels: Array, packing: Packing | None
     ) -> tuple[Tensor, Array, Array | None]:
-        """The head's arguments: x (B, T, C), the shifted labels (B, T), and the indices of scored ones, if known."""
+        """The head's arguments: x (B, T, C), the shifted labels (B, T), and the indices of scored ones, if known. Of a
+        model with a hook or its own `forward`, x are its logits.
+        """
         input_ids, labels = self.check_batch(input_ids, labels, packing)
         shifted = fused.next_labels(labels)
         if isinstance(packing, Shard):
@@ -150,10 +152,28 @@ class LanguageModel(Module):
         if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
             scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # on the host, which would have to wait for a GPU
             input_ids, shifted, scored = to_device_of(self.head_weight.data, input_ids, shifted, scored)
-        return self.decoder(input_ids, packing=packing), shifted, scored
+        x = self.decoder(input_ids, packing=packing) if self.computes_plainly else self._logits(input_ids, packing)
+        return x, shifted, scored
+
+    @property
+    def computes_plainly(self) -> bool:
+        """Whether its output is the head of its decoder's, with no hook on it and no `forward` of a subclass."""
+        return computes_as(self, LanguageModel)
+
+    def _logits(self, input_ids: Array, packing: Packing | None) -> Tensor:
+        """Logits (B, T, V) of the model as it is called, for each sequence of a packed row alone."""
+        if packing is None:
+            return self(input_ids)
+        xp, parts = array_module(input_ids), list[Tensor]()
+        for start, end in packing.own_spans():
+            row = xp.concatenate([input_ids[:, : packing.prefix], input_ids[:, start:end]], axis=1)
+            parts.append(self(row)[:, packing.prefix if parts else 0 :])
+        return ops.concatenate(*parts, axis=1)
 
     def _head_loss(self, x: Tensor, shifted: Array, scored: Array | None) -> Tensor:
-        if not self.config.tie_word_embeddings and (type(self.lm_head) is not Linear or self.lm_head.forward_hooks):
+        if not self.computes_plainly:
+            return fused.cross_entropy(x, shifted, scored)
+        if not self.config.tie_word_embeddings and not computes_as(self.lm_head, Linear):
             return fused.cross_entropy(self.lm_head(x), shifted, scored)  # the head has an adapter or a hook
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 

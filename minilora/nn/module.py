@@ -89,6 +89,8 @@ class Module:
 
         inputs: a tuple. What the hook returns, unless None, replaces the output. Remove it with the handle's `remove`,
         or use the handle in a `with` statement. `loss_and_grad` and `fit` call it for each micro-batch, in threads.
+        With `recompute`, a hook on a block or inside one is called again in the backward pass. A hook on a language
+        model itself makes its losses compute all logits, which takes more time and memory.
         """
         if not self.forward_hooks:
             self.forward_hooks = {}
@@ -220,6 +222,11 @@ class Module:
             parameter.data = state[name]
             if is_packed(parameter.data):
                 parameter.requires_grad = False
+
+
+def computes_as(module: Module, kind: type[Module]) -> bool:
+    """Whether calling the module is calling the `forward` of this class: it has no other one, and no hooks."""
+    return type(module).forward is kind.forward and "forward" not in vars(module) and not module.forward_hooks
 
 
 def check_module(model: Any) -> None:

@@ -128,7 +128,7 @@ def _may_divide(model: LanguageModel, *arrays: Array) -> bool:
 def on_all_cores(model: LanguageModel, batches: Sequence[Batch]) -> Sequence[Batch]:
     """The micro-batches, or their shards for context parallelism, where there are fewer than cores."""
     arrays = (model.head_weight.data, *(each.input_ids for each in batches))
-    if cores() < 2 * len(batches) or not _may_divide(model, *arrays):
+    if cores() < 2 * len(batches) or not model.computes_plainly or not _may_divide(model, *arrays):
         return batches
     packed = (parameter.data for _, parameter in model.named_parameters() if is_packed(parameter.data))
     return sharded(batches, cores(), unpacking=not all(w.multiplied_as_stored for w in packed))

@@ -18,6 +18,7 @@ from minilora.measure.counts import count_parameters
 from minilora.measure.ledger import peak
 from minilora.nn.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
+from minilora.nn.layers import Linear
 from minilora.nn.llama import Config, Llama
 from minilora.nn.step import loss_and_grad
 
@@ -156,6 +157,27 @@ def test_peft_is_told_where_the_base_stores_its_matrices_transposed(tmp_path, fa
     add_adapter(model, LoraConfig(r=2, lora_alpha=4))
     record = json.loads((save_adapter(model, tmp_path / "a", base_sha256="0" * 64) / "adapter_config.json").read_text())
     assert record.get("fan_in_fan_out") is transposed
+
+
+class Doubled(Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+@pytest.mark.parametrize("how", ["hook", "class", "instance"])
+def test_the_loss_is_that_of_the_logits_of_a_changed_head(ids, how):
+    model = made(*FAMILIES["llama, untied"])
+    before, loss, head = model(ids).data, model.loss(ids, ids).item(), model.lm_head
+    if how == "hook":
+        head.register_forward_hook(lambda module, inputs, output: output * 2)
+    elif how == "class":
+        head.__class__ = Doubled
+    else:
+        head.forward = lambda x: Linear.forward(head, x) * 2
+    np.testing.assert_allclose(model(ids).data, before * 2, rtol=1e-12)
+    rows, columns = np.indices(ids[:, 1:].shape)
+    expected = -model(ids).log_softmax()[rows, columns, ids[:, 1:]].mean().item()
+    assert model.loss(ids, ids).item() == pytest.approx(expected, rel=1e-12) != pytest.approx(loss, rel=1e-3)
 
 
 def test_an_empty_model_takes_no_memory():

@@ -175,6 +175,59 @@ def test_threads_share_sequences_only_where_some_would_have_none_and_each_gets_e
         assert found(ONE) == [(320, Batch)]
 
 
+def changed(logits):
+    """Other logits, which depend on a token's place in its own sequence."""
+    T, V = logits.shape[1:]
+    return logits * np.linspace(2, -1, V) + np.sin(np.arange(T * V)).reshape(T, V)
+
+
+def with_hook(model):
+    model.register_forward_hook(lambda module, inputs, logits: changed(logits))
+
+
+def with_own_forward(model):
+    class Changed(Llama):
+        def forward(self, *inputs, **settings):
+            return changed(super().forward(*inputs, **settings))
+
+    model.__class__ = Changed
+
+
+def with_forward_of_this_model(model):
+    model.forward = lambda *inputs, **settings: changed(Llama.forward(model, *inputs, **settings))
+
+
+def from_calls(model, ids, labels, packing=None):
+    """The loss of each sequence and how many tokens of it are scored, by calling the model with each alone."""
+    spans = [(0, 0, ids.shape[1])] if packing is None else [(packing.prefix, *span) for span in packing.own_spans()]
+    for i, (prefix, start, end) in enumerate(spans):
+        columns = np.r_[:prefix, start:end]
+        for row, own in zip(ids[:, columns], labels[:, columns].copy(), strict=True):
+            own[: prefix if i else 0] = -100
+            scored = np.flatnonzero(own[1:] != -100)
+            yield -model(row[None])[0].log_softmax()[scored, own[1:][scored]].mean(), len(scored)
+
+
+@with_threads
+@pytest.mark.parametrize("change", [with_hook, with_own_forward, with_forward_of_this_model])
+@pytest.mark.parametrize("batch", [*BATCHES.values(), (HALF, labelled(HALF))], ids=[*BATCHES, "one sequence"])
+def test_every_loss_is_that_of_the_models_call_with_its_hooks_and_its_own_forward(monkeypatch, batch, change, threads):
+    monkeypatch.setattr(parts, "GOOD", 32)
+    model = as_float64(adapted(copy.deepcopy(FAMILIES["llama"])))
+    plain = model.loss(*batch).item()
+    change(model)
+    losses, counts = zip(*from_calls(model, *batch), strict=True)
+    loss = sum(loss * (n / sum(counts)) for loss, n in zip(losses, counts, strict=True))
+    assert loss.item() != pytest.approx(plain, rel=1e-2)
+    expected = gradients(model, batch, lambda *_: loss.backward() or loss)
+    assert_close(gradients(model, batch, whole), expected)
+    assert_close(gradients(model, batch), expected)
+    assert loss_without_grad(model, Batch(*batch)) == pytest.approx(loss.item(), rel=1e-12)
+    samples = [Sample(row, own) for row, own in zip(*BATCHES["rows"][:2], strict=True)]
+    alone = [loss.item() for loss, _ in from_calls(model, *BATCHES["rows"])]
+    assert step.losses_without_grad(model, samples) == pytest.approx(alone, rel=1e-12)
+
+
 @pytest.mark.parametrize("threads", [4], indirect=True)
 def test_two_sequences_on_four_threads_have_the_gradients_of_the_whole(monkeypatch, threads):
     monkeypatch.setattr(parts, "GOOD", 64)
