@@ -227,13 +227,13 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
 
     thin: a (r, n) and b (m, r) of the first part, of the second, and so on; the ranks may differ.
     parts: for each, its rows of the batch, (k) integers or None for all, and its scale: a number, or one for each of
-    these rows, (k, 1, 1). The frozen product is computed once for all rows, each low-rank one for its own rows only.
+    these rows, (k, 1, ..., 1). The frozen product is computed once for all rows, each low-rank one for its own rows.
     Saves x for all a and, per part, x aᵀ, r values per token, for b.
     """
     shape, dtype = x.shape, x.dtype
     y = product(rows(x), w).reshape(*shape[:-1], len(w))  # (B, T, m)
 
-    def through(z: Array, matrix: Array, scale: float | Array = 1.0) -> Array:  # scale z matrix, for (k, T, ...)
+    def through(z: Array, matrix: Array, scale: float | Array = 1.0) -> Array:  # scale z matrix, for (k, ..., n)
         out = (rows(z) @ matrix).reshape(*z.shape[:-1], matrix.shape[1])  # k may be 0
         out *= scale if isinstance(scale, float) else scale.astype(dtype)
         return out

@@ -26,12 +26,17 @@ from .variants import Dropout, dora_delta, dora_update, pissa_initial, row_norms
 class RowFactors(NamedTuple):
     """The factors of one adapter's update for the rows of a mixed batch.
 
-    each: the factor of every row, (B, 1, 1). rows: the k rows whose factor is not zero. own: their factors, (k, 1, 1).
+    each: the factor of every row, (B). rows: the k rows whose factor is not zero. own: their factors, (k).
     """
 
     each: Array
     rows: Array
     own: Array
+
+    def over(self, ndim: int) -> RowFactors:
+        """The same for inputs (B, ..., n) with this number of axes: factors (B, 1, ..., 1) and (k, 1, ..., 1)."""
+        ones = (1,) * (ndim - 1)
+        return RowFactors(self.each.reshape(-1, *ones), self.rows, self.own.reshape(-1, *ones))
 
 
 Factor = float | RowFactors  # of an adapter's update: one number for all rows, or one for each row
@@ -223,7 +228,7 @@ class LoraLinear(LoraLayer, Linear):
             return y if self.bias is None else y + self.bias
         product = fused.linear(x, self.weight)
         y = product if self.bias is None else product + self.bias
-        for lora, factor in ((lora, _of_each_row(factor)) for lora, factor in active):
+        for lora, factor in ((lora, _of_each_row(factor, y.ndim)) for lora, factor in active):
             y = y + self.update(x, product, lora, factor)
             if lora.bias is not None:
                 y = y + (lora.bias - self.bias) * factor
@@ -237,7 +242,9 @@ class LoraLinear(LoraLayer, Linear):
             return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor, mask=mask)
         thin = [matrix for lora, _ in active for matrix in (lora.lora_A, lora.lora_B)]
         parts = [
-            (None, lora.scale * factor) if isinstance(factor, float) else (factor.rows, factor.own * lora.scale)
+            (None, lora.scale * factor)
+            if isinstance(factor, float)
+            else (factor.rows, factor.over(x.ndim).own * lora.scale)
             for lora, factor in active
         ]
         return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
@@ -295,12 +302,12 @@ class LoraEmbedding(LoraLayer, Embedding):
         y = product = super().forward(ids)
         for lora, factor in [] if self.unmerged is not None else self.active_adapters(len(ids)):
             low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
-            y = y + self.scaled(product, low, lora, _of_each_row(factor))
+            y = y + self.scaled(product, low, lora, _of_each_row(factor, y.ndim))
         return y
 
 
-def _of_each_row(factor: Factor) -> float | Array:
-    return factor.each if isinstance(factor, RowFactors) else factor
+def _of_each_row(factor: Factor, ndim: int) -> float | Array:
+    return factor.over(ndim).each if isinstance(factor, RowFactors) else factor
 
 
 def new_weights(

@@ -30,8 +30,8 @@ class MixedBatch:
         like = self.modules[0].weight.data
         active: dict[str, Factor] = {}
         for name in {name for factors in of_rows for name in factors}:
-            each = np.array([factors.get(name, 0.0) for factors in of_rows], dtype=like.dtype)[:, None, None]
-            rows = np.flatnonzero(each)  # each: (B, 1, 1)
+            each = np.array([factors.get(name, 0.0) for factors in of_rows], dtype=like.dtype)  # (B)
+            rows = np.flatnonzero(each)
             active[name] = RowFactors(*(array_module(like).asarray(x) for x in (each, rows, each[rows])))
         activate(self.model, active, self.modules)
 
@@ -42,7 +42,7 @@ class MixedBatch:
 
 @contextmanager
 def mixed_batch(model: Module, names: Sequence[Choice]) -> Iterator[MixedBatch]:
-    """Inside this block, compute row i of every batch (B, T) with `names[i]`: an adapter, a weighted combination such
+    """Inside this block, compute row i of every batch (B, ...) with `names[i]`: an adapter, a weighted combination such
     as {"legal": 0.5, "support": 0.5}, or None for the base alone.
 
     The products with frozen matrices, which are most of the work, run once over the whole batch; the low-rank products

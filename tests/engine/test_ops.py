@@ -120,7 +120,7 @@ def holes(like):
 def composed_mixed_lora_linear(x, w, *thin, parts):
     y = x @ w.T
     for a, b, (at, scale) in zip(thin[::2], thin[1::2], parts, strict=True):
-        each = np.zeros((len(x.data), 1, 1))  # a scale for every row
+        each = np.zeros((len(x.data), *x.shape[1:-1], 1))  # a scale for every row
         each[slice(None) if at is None else at] = scale
         y = y + ((x @ a.T) @ b.T) * each
     return y
@@ -290,6 +290,8 @@ ROWS = {
             draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.array([[[0.25]], [[3.0]]])), (np.array([2]), 1.5)]),
             draw("3bn,mn,rn,mr,2n,m2", parts=[(None, 0.5), (None, 0.25)]),
             draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([1]), 0.5), (np.zeros(0, int), np.zeros((0, 1, 1)))]),
+            draw("3n,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.array([[0.25], [3.0]])), (np.array([1, 2]), 0.5)]),
+            draw("3abn,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.full((2, 1, 1, 1), 0.25)), (None, 1.5)]),
         ],
         {(0,): (1, 2, 3, 4, 5), (2, 3): (0, 3), (3,): (), (4,): (0, 5)},
         composed=composed_mixed_lora_linear,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from smallmodels import MIX, chosen, logits
+from smallmodels import MIX, as_float64, chosen, logits, lora_config, shaken
 
 import minilora as ml
 from minilora.lora.adapters import is_merged, lora_modules
@@ -57,6 +57,36 @@ def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
         np.testing.assert_allclose(logits(kinds, ids), alone, rtol=1e-9, atol=1e-11)
         assert all(module.rows_differ for module in lora_modules(kinds).values())
     np.testing.assert_array_equal(logits(kinds, ids), chosen(kinds, "dora", ids))
+
+
+class Layer(ml.Module):
+    """A linear layer, of which an adapter needs a module around it."""
+
+    def __init__(self, bias):
+        self.linear = ml.Linear(6, 5, bias=bias, rng=np.random.default_rng(0))
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "names", [["plain", {"plain": 0.5, "other": 0.5}, None, "other"], ["plain", "dora", "bias", "pissa"]], ids=str
+)
+def test_the_rows_of_an_input_of_any_number_of_axes_are_what_they_are_alone(rng, shape, bias, names):
+    model = as_float64(Layer(bias))
+    kinds = {"plain": {}, "other": {}, "dora": {"use_dora": True}, "bias": {"bias": "all"}}
+    for seed, (name, settings) in enumerate({**kinds, "pissa": {"init_lora_weights": "pissa"}}.items()):
+        ml.add_adapter(model, lora_config(**settings), name)
+        shaken(model, name, seed)
+    x = rng.standard_normal((len(names), *shape, 6))
+    alone = []
+    for row, name in zip(x, names, strict=True):
+        ml.set_adapter(model, name)
+        alone.append(model(ml.Tensor(row[None])).data[0])
+    with ml.mixed_batch(model, names):
+        np.testing.assert_allclose(model(ml.Tensor(x)).data, alone, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(
