@@ -10,7 +10,7 @@ from ..data.fields import FieldTask
 from ..data.labels import LabelTask
 from ..data.passages import Handbook, Passage, fill
 from ..lora.adapters import active_factors
-from ..models.tokenizer import Message, Tokenizer
+from ..models.tokenizer import Message, Tokenizer, check_messages
 from ..nn.language_model import LanguageModel
 from ..progress import progress
 from .answers import generate_batch
@@ -41,26 +41,32 @@ def predict(
     system: the system prompt; None for the one that the adapters were trained under.
     handbook: passages, the best of which is put before each question.
     schema: of the fields to find (default: that of the adapters, if they were trained on one).
-    passages: of each text its own passage, which is read instead of the handbook's best, or None.
+    passages: of each text its own passage, which is read instead of the handbook's best, or None; empty for none.
 
     Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
     trained on fields the fields, of others {"answer"}, and for a passage of the handbook also {"passage"}, its name.
 
-    Raises ValueError, before anything is predicted, for a text that is empty or too long for the model, and for a
-    schema where the adapters were trained on labels.
+    Raises ValueError, before anything is predicted, for a text that is empty, neither a string nor a conversation, or
+    too long for the model, for another number of passages than texts, and for a schema where the adapters were trained
+    on labels.
     """
     check_able(model, tokenizer)
-    if isinstance(texts, str):
-        raise TypeError("expected a list of texts, got a single str: put it in a list")
+    for what, given_list in (("texts", texts), ("passages", passages)):
+        if isinstance(given_list, str):
+            raise TypeError(f"expected a list of {what}, got a single str: put it in a list")
+    if passages and len(passages) != len(texts):
+        raise ValueError(f"expected a passage, or None, for each of {len(texts)} texts, got {len(passages)} passages")
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_for(model, active, schema)
     system = system_of(model, active) if system is None else system
-    own = [passages[i] if i < len(passages) else None for i in range(len(texts))]
+    own = list(passages) or [None] * len(texts)
     if None in own:
         refuse_without_passages(model, active, handbook)
     template = template_of(model, active)
     prompts, named, last = [], [], []
     for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            check_messages(text, f"text {i}: ")
         said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
         if not said or not said[-1]["content"].strip():
             raise ValueError(f"text {i} is empty")

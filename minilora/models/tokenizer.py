@@ -160,13 +160,7 @@ class Tokenizer:
 
         Raises ValueError for invalid messages, ModelFileError if the model's template does not parse or fails.
         """
-        if isinstance(messages, str) or not isinstance(messages, Sequence):
-            like = {"role": "user", "content": messages if isinstance(messages, str) else "..."}
-            raise ValueError(f"expected messages, [{like}], got {messages!r} alone")
-        for i, message in enumerate(messages, 1):
-            texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f'message {i} must be a dict with texts "role" and "content", got {message!r}')
+        check_messages(messages)
         said = [{**message, "content": self.plain(message["content"])} for message in messages]
         template = self._compiled_template
         try:
@@ -201,6 +195,17 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Message], answer_next: bool = False) -> list[int]:
         """The token ids of `render(messages, answer_next)`."""
         return self.encode(self.render(messages, answer_next))
+
+
+def check_messages(messages: Any, where: str = "") -> None:
+    """Raise ValueError unless these are messages, each with the texts "role" and "content". where: begins the error."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        like = {"role": "user", "content": messages if isinstance(messages, str) else "..."}
+        raise ValueError(f"{where}expected messages, [{like}], got {messages!r} alone")
+    for i, message in enumerate(messages, 1):
+        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f'{where}message {i} must be a dict with texts "role" and "content", got {message!r}')
 
 
 def check_tokenizer(tokenizer: Any) -> None:

@@ -143,6 +143,9 @@ def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, t
         ([[{"role": "system", "content": "a"}, {"role": "user", "content": ""}]], "text 0 is empty"),
         (["a", []], "text 1 is empty"),
         (["a", "x" * 1100], "tokens"),
+        (["a", 1], "^text 1: expected messages, .*, got 1 alone"),
+        ([["a"]], '^text 0: message 1 must be a dict with texts "role" and "content", got \'a\''),
+        (["a", {"role": "user", "content": "b"}], "^text 1: expected messages"),
     ],
 )
 @pytest.mark.parametrize("task", TRAINED)
@@ -157,6 +160,15 @@ def test_a_text_that_cannot_be_asked_is_refused_before_work(model, tokenizer, tr
 def test_one_text_is_no_list(model, tokenizer):
     with pytest.raises(TypeError, match="list of texts, got a single str"):
         predict(model, tokenizer, "hello")
+    with pytest.raises(TypeError, match="list of passages, got a single str"):
+        predict(model, tokenizer, ["a", "b"], passages="xy")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_passages_than_texts_is_refused(model, tokenizer, count):
+    with pytest.raises(ValueError, match=f"a passage, or None, for each of 2 texts, got {count} passages"):
+        predict(model, tokenizer, ["a", "b"], passages=[None] * count)
+    assert predict(model, tokenizer, ["a"], 2, passages=[None]) == predict(model, tokenizer, ["a"], 2)
 
 
 # -- as a command ------------------------------------------------------------------------------------------------------
