@@ -169,7 +169,7 @@ def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
 
 
 def encode_pairs(records: Sequence[Record], tokenizer: Tokenizer, beta: float = 0.1) -> list[Pair]:
-    """Records with a chosen and a rejected answer as pairs, in their order. beta: DPO's.
+    """Records with a chosen and a rejected answer as pairs, in their order. beta: DPO's, above 0.
 
     Raises ValueError for a record without a rejected answer.
     """

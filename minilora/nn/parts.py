@@ -7,9 +7,12 @@ have nothing to do, `sharded` divides long sequences among them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
+from operator import index
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -31,7 +34,8 @@ class Sample:
 
     others: paraphrases of this sample. The epochs take the sample and these in turn.
 
-    Lists and arrays of integers are stored as tuples. Raises ValueError for another number of labels than ids.
+    Lists and arrays of integers are stored as tuples. Raises ValueError for values that are no integers, and for
+    another number of labels than ids.
     """
 
     ids: tuple[int, ...]
@@ -40,8 +44,13 @@ class Sample:
 
     def __post_init__(self):
         for name in ("ids", "labels"):
-            if not isinstance(given := getattr(self, name), tuple):
-                object.__setattr__(self, name, tuple(map(int, given)))
+            given = getattr(self, name)
+            if isinstance(given, tuple) and {int}.issuperset(map(type, given)):
+                continue
+            try:
+                object.__setattr__(self, name, tuple(map(index, given)))
+            except TypeError:
+                raise ValueError(f"{name} must be integers, got {given!r:.80}") from None
         if len(self.ids) != len(self.labels):
             raise ValueError(f"a sample has a label for each id, got {len(self.ids)} ids and {len(self.labels)} labels")
         if self.labels and self.labels[0] != NOT_SCORED:  # in a packed row, the sample before it would predict it
@@ -84,6 +93,8 @@ class Pair:
     chosen, rejected: the prompt with each answer; the tokens of the answers are scored.
     reference: log π(chosen) - log π(rejected) of the model before training, from `with_reference`; None at first.
     beta: DPO's β: the higher, the closer training keeps the model to that one.
+
+    Raises ValueError for a beta that is not a finite number above 0.
     """
 
     chosen: Sample
@@ -91,6 +102,10 @@ class Pair:
     reference: float | None = None
     beta: float = 0.1
     others: ClassVar[tuple[Sample, ...]] = ()
+
+    def __post_init__(self):
+        if isinstance(self.beta, bool) or not isinstance(self.beta, Real) or not 0 < self.beta < math.inf:
+            raise ValueError(f"beta must be a number above 0, got {self.beta!r}")
 
     def __repr__(self) -> str:
         reference = "none" if self.reference is None else f"{self.reference:.3g}"

@@ -120,6 +120,12 @@ def test_the_reference_is_the_model_before_training_and_its_loss_is_log_2(tiny_c
         assert not np.allclose(log_ratios(model, pairs), ratios)
 
 
+@pytest.mark.parametrize("beta", [0, -0.1, float("nan"), float("inf"), "0.1", None, True])
+def test_a_beta_that_is_no_number_above_zero_is_refused(pairs, beta):
+    with pytest.raises(ValueError, match=rf"^beta must be a number above 0, got {beta!r}$"):
+        replace(pairs[0], beta=beta)
+
+
 def test_the_page_of_preferences_counts_pairs_and_shifts(tiny_config, pairs):
     model = adapted(replace(tiny_config, vocab_size=64))
     ratios = log_ratios(model, pairs)

@@ -230,11 +230,20 @@ def test_a_sample_prints_in_one_line_and_its_wordings_take_turns():
 
 def test_lists_and_arrays_make_the_same_sample_as_tuples():
     expected = Sample((1, 2, 3), (-100, 2, 3))
-    for kind in (list, np.array):
+    for kind in (list, np.array, lambda items: tuple(np.array(items))):
         made = Sample(kind([1, 2, 3]), kind([1, 2, 3]))
         assert made == expected and hash(made) == hash(expected) and type(made.ids[0]) is int
     with pytest.raises(ValueError, match="3 ids and 2 labels"):
         Sample((1, 2, 3), (-100, 2))
+
+
+@pytest.mark.parametrize("values", [(1, 2.0, 3), (1, 2, "3"), (1, 2, None), (1, 2, [3])], ids=str)
+@pytest.mark.parametrize("kind", [tuple, list, lambda values: np.array(values, object)])
+@pytest.mark.parametrize("name", ["ids", "labels"])
+def test_a_sample_of_anything_but_integers_is_refused(values, kind, name):
+    with pytest.raises(ValueError, match=f"^{name} must be integers, got ") as caught:
+        Sample(**{"ids": (1, 2, 3), "labels": (-100, 2, 3), name: kind(values)})
+    assert repr(values[-1]) in str(caught.value)
 
 
 def test_samples_that_can_be_read_once_and_those_among_pairs_are_refused(tiny_model):
