@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 from ..options import as_python, short_repr
@@ -15,6 +16,45 @@ ALL_LINEAR = "all-linear"
 FROM_BASE = ("pissa",)  # values of init_lora_weights that take A and B from the base's matrix, and subtract B A again
 _INITIALISATIONS = (True, False, "gaussian", *FROM_BASE)
 _HEAD = "lm_head"
+
+# The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in RECORDED do not affect the
+# computation: fan_in_fan_out only says how the base's matrices are stored, and PEFT corrects it by the layer; the ranks
+# that EVA (eva_config) has chosen are in rank_pattern; layers_pattern names the list of blocks, of which a model has
+# one; qalora_group_size is for use_qalora. Other keys, in a file also unknown ones, are accepted only if they are off,
+# and otherwise refused with the reason. All that a file has are stored, and written again by `save_adapter`.
+RECORDED = {
+    "auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+UNSUPPORTED = {
+    "alora_invocation_tokens": "activated LoRA, which works only after certain tokens",
+    "arrow_config": "Arrow, which routes each token to one of several adapters",
+    "corda_config": "CorDA, which changes the base weights",
+    "ensure_weight_tying": "one update for both uses of a tied embedding",
+    "kasa_config": "KaSA, which cuts the base weights",
+    "layer_replication": "a base whose layers are repeated",
+    "loftq_config": "LoftQ, which changes the base weights",
+    "lora_bias": "a bias of B",
+    "lora_ga_config": "LoRA-GA, which changes the base weights",
+    "megatron_config": "Megatron's parallel layers",
+    "modules_to_save": "whole layers trained together with the adapter",
+    "monteclora_config": "MonteCLoRA's sampled weights",
+    "target_parameters": "adapters on bare parameters, as in mixtures of experts",
+    "trainable_token_indices": "single trained rows of the embedding",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QA-LoRA",
+    "velora_config": "VeLoRA's compressed activations",
+}
+
+
+def unsupported(settings: Mapping[str, Any]) -> str | None:
+    """Why settings of PEFT that are no fields of `LoraConfig` are refused, in one line; None if all change nothing."""
+    for key, value in settings.items():
+        if value and key not in RECORDED:
+            return f"minilora does not support {key} = {value!r}: {UNSUPPORTED.get(key, 'an unknown option')}"
+    return None
+
+
 _PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
 
 
@@ -40,6 +80,9 @@ class LoraConfig:
         N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
         see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
     task_type: "CAUSAL_LM", as in the files of all adapters; accepted so that configurations of PEFT can be copied.
+
+    For the same reason PEFT's other fields are accepted, and not stored, where they change nothing, such as
+    inference_mode, and modules_to_save=None; any other value of theirs is a ValueError.
 
     Values of NumPy are stored as Python's. Raises ValueError or TypeError for invalid values.
     """
@@ -164,6 +207,25 @@ class LoraConfig:
         left_out = self.exclude_modules or []
         each = {left_out: left_out} if isinstance(left_out, str) else {name: [name] for name in left_out}
         return unused + [f"exclude_modules {name!r}" for name, one in each.items() if not _matching(modules, one)]
+
+
+def _with_those_of_peft(init: Callable[..., None]) -> Callable[..., None]:
+    """`__init__` with PEFT's other fields as well."""
+
+    @wraps(init)
+    def with_them(self: LoraConfig, **settings: Any) -> None:
+        known = (RECORDED | UNSUPPORTED.keys()) - {"task_type"}
+        theirs = {name: settings.pop(name) for name in [*settings] if name in known}
+        if theirs.get("peft_type", "LORA") not in ("LORA", None):
+            raise ValueError(f"peft_type must be 'LORA', the only one that is known here, got {theirs['peft_type']!r}")
+        if refusal := unsupported(theirs):
+            raise ValueError(refusal)
+        init(self, **settings)
+
+    return with_them
+
+
+LoraConfig.__init__ = _with_those_of_peft(LoraConfig.__init__)  # type: ignore[method-assign]
 
 
 def _as_list(value: Any) -> Any:

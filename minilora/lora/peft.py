@@ -24,7 +24,7 @@ from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, check_module
 from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
-from .config import FROM_BASE, LoraConfig
+from .config import FROM_BASE, LoraConfig, unsupported
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
 from .provenance import FORMAT, PROVENANCE_FILE, provenance_of_base, read_provenance, refuse_other_base
@@ -39,34 +39,6 @@ _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base
     name: name for name in ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 }
 
-# The keys of PEFT's adapter_config.json (0.21). LoraConfig's own fields are used. Keys in _RECORDED do not affect the
-# computation: fan_in_fan_out only says how the base's matrices are stored, and PEFT corrects it by the layer; the ranks
-# that EVA (eva_config) has chosen are in rank_pattern; layers_pattern names the list of blocks, of which a model has
-# one; qalora_group_size is for use_qalora. Other keys, also unknown ones, are accepted only if they are off, and
-# otherwise refused with the reason. All accepted keys are stored, and written again by `save_adapter`.
-_RECORDED = {
-    "auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode", "layers_pattern",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
-}  # fmt: skip
-_UNSUPPORTED = {
-    "alora_invocation_tokens": "activated LoRA, which works only after certain tokens",
-    "arrow_config": "Arrow, which routes each token to one of several adapters",
-    "corda_config": "CorDA, which changes the base weights",
-    "ensure_weight_tying": "one update for both uses of a tied embedding",
-    "kasa_config": "KaSA, which cuts the base weights",
-    "layer_replication": "a base whose layers are repeated",
-    "loftq_config": "LoftQ, which changes the base weights",
-    "lora_bias": "a bias of B",
-    "lora_ga_config": "LoRA-GA, which changes the base weights",
-    "megatron_config": "Megatron's parallel layers",
-    "modules_to_save": "whole layers trained together with the adapter",
-    "monteclora_config": "MonteCLoRA's sampled weights",
-    "target_parameters": "adapters on bare parameters, as in mixtures of experts",
-    "trainable_token_indices": "single trained rows of the embedding",
-    "use_bdlora": "block-diagonal LoRA",
-    "use_qalora": "QA-LoRA",
-    "velora_config": "VeLoRA's compressed activations",
-}
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
 _KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", *FROM_BASE)
@@ -311,12 +283,8 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
     if not isinstance(base := record.get("base_model_name_or_path"), str | None):
         raise ModelFileError(f"{path}: base_model_name_or_path is a {type(base).__name__}, expected a text")
     own = {f.name for f in fields(LoraConfig)} - {*_OURS}
-    for key, value in record.items():
-        if key in own or key in _RECORDED:
-            continue
-        if value:
-            what = _UNSUPPORTED.get(key, "an unknown option")
-            raise ModelFileError(f"{path}: minilora does not support {key} = {value!r}: {what}")
+    if refusal := unsupported({key: value for key, value in record.items() if key not in own}):
+        raise ModelFileError(f"{path}: {refusal}")
     if (init := record.get("init_lora_weights")) not in _KNOWN_INITIALISATIONS:
         raise ModelFileError(f"{path}: init_lora_weights = {init!r} changes the base weights, and they are not here")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if record.get(key) is None]

@@ -1,8 +1,10 @@
 """LoraConfig: which modules are adapted, with which rank and scale, and which values are refused."""
 
 import dataclasses
+import inspect
 import json
 import math
+import pickle
 import re
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.lora.config import LoraConfig, find_targets
+from minilora.lora.config import UNSUPPORTED, LoraConfig, find_targets
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PARTS = {kind: "self_attn" if i < 4 else "mlp" for i, kind in enumerate(KINDS)}
@@ -108,6 +110,35 @@ def test_a_config_shows_what_is_not_the_default_and_can_be_read_back():
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
 def test_the_task_type_of_a_config_of_peft_changes_nothing(task_type):
     assert config(task_type=task_type) == config() == dataclasses.replace(config(), task_type=task_type)
+
+
+OFF = {"inference_mode": False, "fan_in_fan_out": False, "layers_pattern": "layers", "peft_type": "LORA",
+       **dict.fromkeys(UNSUPPORTED), "use_qalora": False, "loftq_config": {}, "revision": "main"}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [OFF, *({name: value} for name, value in OFF.items())], ids=str)
+def test_fields_of_peft_that_change_nothing_are_accepted_and_not_stored(settings):
+    made = config(**settings)
+    assert made == config() and vars(made) == vars(config()) and repr(made) == repr(config())
+    assert dataclasses.replace(made, r=2) == config(r=2) == dataclasses.replace(config(), r=2, **settings)
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert inspect.signature(LoraConfig).parameters.keys() == {*vars(made), "task_type"}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_any_other_value_of_a_field_of_peft_is_refused_with_the_reason(name):
+    words = re.escape(f"minilora does not support {name} = ['x']: {UNSUPPORTED[name]}")
+    for make in (config, lambda **settings: dataclasses.replace(config(), **settings)):
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            make(**OFF | {name: ["x"]})
+
+
+def test_another_method_of_peft_and_a_name_that_nobody_has_are_refused():
+    with pytest.raises(ValueError, match="^peft_type must be 'LORA', .* got 'IA3'"):
+        config(peft_type="IA3")
+    for value in (False, True):
+        with pytest.raises(TypeError, match="use_doraa"):
+            config(use_doraa=value)
 
 
 def test_values_of_numpy_are_stored_as_those_of_python():

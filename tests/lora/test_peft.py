@@ -12,8 +12,9 @@ from smallmodels import IDS, as_float64, every_variant, logits, shaken
 from minilora.files.tensors import read_tensors
 from minilora.lora import peft
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
+from minilora.lora.config import UNSUPPORTED
 from minilora.lora.llamacpp import save_gguf_adapter
-from minilora.lora.peft import _UNSUPPORTED, load_adapter, peft_name, save_adapter
+from minilora.lora.peft import load_adapter, peft_name, save_adapter
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
 
@@ -284,7 +285,7 @@ INVALID = {
 
 def test_every_option_that_minilora_does_not_support_is_refused_with_the_reason(base, folder):
     model, before = base(), record_of(folder)
-    assert _UNSUPPORTED.keys() == REFUSED.keys() - {"an_option_of_tomorrow"}
+    assert UNSUPPORTED.keys() == REFUSED.keys() - {"an_option_of_tomorrow"}
     for key, value in REFUSED.items():
         rewrite(folder, before)
         refused_with(model, folder, {key: value}, f"minilora does not support {key} = ")

@@ -10,8 +10,7 @@ from otherside import distance, logits_of, parity, peft, torch, transformers, wi
 from peftfiles import adapted
 from smallmodels import shaken
 
-from minilora.lora import peft as folders
-from minilora.lora.config import LoraConfig
+from minilora.lora.config import RECORDED, UNSUPPORTED, LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
@@ -111,11 +110,13 @@ def test_an_adapter_that_went_through_llama_cpps_format_means_the_same_in_peft(b
 
 def test_every_key_that_peft_writes_has_a_fate_here(tmp_path):
     """A key of a newer PEFT shows up here before it can be dropped or misread."""
-    keys = set(peft.LoraConfig(task_type="CAUSAL_LM").to_dict())
+    theirs = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj"]).to_dict()
+    assert LoraConfig(**theirs) == LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"])
+    keys = set(theirs)
     own = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert keys <= own | folders._RECORDED | set(folders._UNSUPPORTED)
-    assert not own & (folders._RECORDED | set(folders._UNSUPPORTED))
-    assert not folders._RECORDED & set(folders._UNSUPPORTED)
+    assert keys <= own | RECORDED | UNSUPPORTED.keys()
+    assert not own & (RECORDED | UNSUPPORTED.keys())
+    assert not RECORDED & UNSUPPORTED.keys()
 
 
 def test_pefts_defaults_are_accepted_and_survive_loading_and_saving(base, tmp_path):
