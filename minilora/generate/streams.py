@@ -37,11 +37,16 @@ JOINING = 2048  # tokens of prompts that join together, at most, those included 
 _TURN: WeakKeyDictionary[LanguageModel, Lock] = WeakKeyDictionary()  # held by the thread that computes with a model
 
 
+def check_whole(name: str, number: Any, least: int) -> None:
+    """Raise ValueError unless this is a whole number of at least `least`."""
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+
+
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
     """Raise ValueError for impossible settings of sampling."""
-    for name, number, least in (("max_new_tokens", max_new_tokens, 1), ("seed", seed, 0)):
-        if not isinstance(number, Integral) or number < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+    check_whole("max_new_tokens", max_new_tokens, 1)
+    check_whole("seed", seed, 0)
     if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 or a positive number, got {temperature!r}")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
@@ -174,8 +179,7 @@ class Streams:
         known: PrefixCache | None = None,
     ):
         check_able(model, tokenizer)
-        if slots < 1:
-            raise ValueError(f"slots must be at least 1, got {slots}")
+        check_whole("slots", slots, 1)
         self.model, self.tokenizer, self.slots, self.mixed = model, tokenizer, slots, mixed
         self.known = PrefixCache(0) if known is None else known
         self.waiting: deque[Answer] = deque()
@@ -227,6 +231,8 @@ class Streams:
         for the model, and fewer new tokens than the guide's shortest answer needs.
         """
         check_settings(max_new_tokens, temperature, seed, top_p)
+        if top_logprobs is not None:
+            check_whole("top_logprobs", top_logprobs, 0)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise ValueError(f"stop must be texts that are not empty, got {stop!r}")
@@ -239,6 +245,8 @@ class Streams:
             prompt = self.tokenizer.begun(self.tokenizer.encode(self.tokenizer.plain(messages)))
         else:
             talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+            if isinstance(talk, Sequence) and not talk:
+                raise ValueError("a conversation without a message has no answer: give a question or messages")
             prompt = self.tokenizer.encode_chat(talk, answer_next=True)
         length, limit = len(prompt), self.model.config.max_position_embeddings
         if not prompt:

@@ -181,6 +181,8 @@ NO_CONVERSATIONS = [
     ([{"from": "human", "value": "hi"}], "message 1 must be a dict"),
     ([*asked("hi"), {"role": "assistant"}], "message 2 must be a dict"),
     ([{"role": "user", "content": None}], "message 1 must be a dict"),
+    ([], "a conversation without a message has no answer: give"),
+    ((), "a conversation without a message has no answer: give"),
     ({"role": "user", "content": "hi"}, "expected messages, .*, got {'role': .* alone"),
 ]
 

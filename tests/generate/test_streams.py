@@ -445,6 +445,8 @@ REFUSED = [
     (dict(stop=[""]), "stop must be texts that are not empty"),
     (dict(max_new_tokens=1020), "tokens and an answer of 1020 are more than the 1024 the model can see"),
     (dict(messages=[{"role": "user"}]), "message 1 must be a dict"),
+    (dict(messages=[]), "a conversation without a message has no answer"),
+    *((dict(top_logprobs=n), f"top_logprobs must be a whole number of at least 0, got {n}") for n in (-1, 1.5)),
 ]
 
 
@@ -457,8 +459,9 @@ def test_a_request_that_cannot_be_is_refused_at_once_and_the_others_go_on(reques
 
 
 def test_streams_need_a_place(model, tokenizer):
-    with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
-        Streams(model, tokenizer, slots=0)
+    for slots in (0, 1.5, float("nan"), "2", None):
+        with pytest.raises(ValueError, match=f"slots must be a whole number of at least 1, got {slots!r}"):
+            Streams(model, tokenizer, slots=slots)
 
 
 def test_a_merged_model_is_refused_where_adapters_are_mixed_and_serves_as_it_is(model, tokenizer):
