@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -64,20 +65,24 @@ def combine_adapters(
     Returns the ranks and the errors against the exact sum. The new adapter is a plain LoRA without dropout. Raises
     ValueError, before anything is changed, for invalid arguments, or adapters that cannot be combined.
     """
-    check_known(model, names)
     refuse_new(model, name)
+    for what, given in (("names", names), ("weights", weights)):
+        if isinstance(given, str) or not isinstance(given, Sized):
+            raise TypeError(f"expected a list of {what}, got {given!r} alone: put it in a list")
+    check_known(model, names)
     if not names or len(names) != len(weights):
         raise ValueError(f"expected one weight for each name, got {len(names)} names and {len(weights)} weights")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not all(math.isfinite(weight) for weight in weights):
+    if not all(isinstance(weight, Real) and math.isfinite(weight) for weight in weights):
         raise ValueError(f"the weights must be finite numbers, got {list(weights)}")
     if method == "linear" and min(weights) <= 0:
         raise ValueError(
             f"method 'linear' takes the square roots of the weights, so they must be positive, got {list(weights)}"
         )
-    if rank is not None and (method != "svd" or rank < 1):
-        raise ValueError(f"rank is for method 'svd' and must be at least 1, got rank={rank} with method {method!r}")
+    if rank is not None and (method != "svd" or not isinstance(rank, Integral) or rank < 1):
+        needed = "rank is for method 'svd' and must be a whole number of at least 1"
+        raise ValueError(f"{needed}, got rank={rank!r} with method {method!r}")
     combined: dict[str, LoraWeights] = {}
     errors = {}
     for path, module in lora_modules(model).items():

@@ -63,11 +63,19 @@ def test_linear_has_the_cross_terms_that_its_docstring_names(tiny_model):
         ((["legal", "support"], [1, 1], "cat", "new", 4), "rank is for method"),
         ((["legal", "support"], [1, 1], "linear", "new", 2), "rank is for method"),
         ((["legal", "support"], [1, 1], "svd", "new", 0), "at least 1"),
+        ((["legal", "support"], [1, 1], "svd", "new", 1.5), "whole number of at least 1, got rank=1.5"),
+        ((["legal", "support"], [1, 1], "svd", "new", "2"), "whole number of at least 1, got rank='2'"),
+        ((["legal", "support"], [1, "1"], "cat"), r"finite numbers, got \[1, '1'\]"),
+        ((["legal", "support"], [1, None], "linear"), r"finite numbers, got \[1, None\]"),
+        ((["legal"], 1.0, "cat"), "expected a list of weights, got 1.0 alone"),
+        ((["legal"], "1", "cat"), "expected a list of weights, got '1' alone"),
+        (("legal", [1], "cat"), "expected a list of names, got 'legal' alone"),
+        ((None, [1], "cat"), "expected a list of names, got None alone"),
     ],
 )
 def test_misuse_is_one_clear_error_and_changes_nothing(two, arguments, message):
     before = list(two.adapters)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if message.startswith("expected a list") else ValueError, match=message):
         ml.combine_adapters(two, *arguments)
     assert list(two.adapters) == before
 
