@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -73,10 +74,12 @@ def gradcheck_model(
 
     Raises GradientError that names the worst parameter and one of its elements, and the last parameter whose gradient
     is wrong: the mistake lies in an operation between that one and the next. Raises RuntimeError if nothing is
-    trainable.
+    trainable, ValueError without samples or directions.
     """
     if not isinstance(batch, Batch) and not batch:
         raise ValueError("no samples to check the gradient on: give some")
+    if not isinstance(directions, Integral) or directions < 1:
+        raise ValueError(f"directions must be a whole number of at least 1, got {directions!r}")
     check = _Check(model, batch, eps, seed)
     worst, wrong = (0.0, ""), []
     with progress("gradients", len(check.parameters), "parameter") as bar:

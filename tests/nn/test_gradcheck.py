@@ -188,6 +188,12 @@ def test_without_samples_there_is_nothing_to_check():
         ml.gradcheck(model_of(0), [])
 
 
+@pytest.mark.parametrize("directions", [0, -1, 1.5, "2", None])
+def test_fewer_than_one_direction_checks_nothing(directions):
+    with pytest.raises(ValueError, match=f"directions must be a whole number of at least 1, got {directions!r}"):
+        ml.gradcheck(model_of(0), SAMPLES, directions=directions)
+
+
 def test_nothing_trainable_is_an_error():
     with pytest.raises(RuntimeError, match="nothing is trainable"):
         ml.gradcheck(new_model(SMALL).requires_grad_(False), SAMPLES)
