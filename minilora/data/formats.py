@@ -279,7 +279,7 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
     ]
     best = max(chosen, key=lambda kind: -1 if kind is TEXT else len(there.intersection(kind.needs)) / len(kind.needs))
     if there.isdisjoint(best.needs):  # without a value, the names of the columns decide
-        best = next((kind for kind in chosen if row.keys() >= set(kind.needs)), TEXT if TEXT in chosen else best)
+        best = next((kind for kind in chosen if row.keys() >= set(kind.needs)), best)
     missing = [name for name in best.needs if name not in there]
     if not missing:
         return best

@@ -110,6 +110,7 @@ def test_a_schema_goes_before_that_of_the_adapter_and_is_not_for_labels(model, t
         assert found.keys() == {"label", "name"}
         (found,) = predict(model, tokenizer, ["hello"], 60, schema=other)
         assert found["size"] in "SM" and talk.ask("hello", print) and json.loads(talk.turns[-1].answer) == found
+    trained(FIELDS.entry() | {"template": "What of hello is in {text}?", "copied": ["name"]})
     ml.set_adapter(model, "legal")
     (own,), (given,) = (predict(model, tokenizer, ["hello"], 60, schema=schema) for schema in (None, FIELDS))
     assert own == given  # the same fields: the prompt of the training
@@ -432,6 +433,13 @@ def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokeni
     answer = generate(model, tokenizer, asked, 60, 1.0, 3)
     found = json.loads(capsys.readouterr().out)
     assert found == {"text": "How much?", "predicted_answer": answer, "predicted_passage": "paragraph 1"}
+
+
+def test_a_schema_gives_the_columns(folder, tmp_path, capsys):
+    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "hello"}]), folder({})
+    (tmp_path / "own.json").write_text(json.dumps(FIELDS.schema()))
+    assert main(["predict", path, *flags, "--schema", str(tmp_path / "own.json")]) == 0
+    assert [*json.loads(capsys.readouterr().out)] == ["text", "predicted_label", "predicted_name"]
 
 
 def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_written(folder, tmp_path, capsys):
