@@ -436,10 +436,11 @@ def test_flags_decide_how_rows_are_asked(folder, tmp_path, capsys, model, tokeni
 
 
 def test_a_schema_gives_the_columns(folder, tmp_path, capsys):
-    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "hello"}]), folder({})
+    flags = [*folder({}), "--schema", str(tmp_path / "own.json")]
+    (tmp_path / "in.csv").write_text("text\nhello\n")
     (tmp_path / "own.json").write_text(json.dumps(FIELDS.schema()))
-    assert main(["predict", path, *flags, "--schema", str(tmp_path / "own.json")]) == 0
-    assert [*json.loads(capsys.readouterr().out)] == ["text", "predicted_label", "predicted_name"]
+    assert main(["predict", str(tmp_path / "in.csv"), *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "text,predicted_label,predicted_name"
 
 
 def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_written(folder, tmp_path, capsys):
