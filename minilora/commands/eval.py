@@ -321,17 +321,18 @@ def _columns(
     """
     stored = {source: read_provenance(folder).get("data", {}).get("field") or {} for source, folder in trained.items()}
     stored = {source: {name: str(column) for name, column in field.items()} for source, field in stored.items()}
-    given, found = with_label(options.field, options.label), dict[str, Mapping[str, str]]()
-    for source in data:
+    given = with_label(options.field, options.label)
+    first, *others = [*stored.values()] or [{}]
+    shared = first if all(field == first for field in others) else {}
+
+    def columns(source: str) -> Mapping[str, str]:
         if given and (options.data or source in stored):
-            found[source] = given
-        elif source in stored:
-            found[source] = stored[source]
-        else:
-            first, *others = [*stored.values()] or [{}]
-            known = first if all(field == first for field in others) else {}
-            found[source] = known if columns_of(source).issuperset(known.values()) else {}
-    return found
+            return given
+        if source in stored or not shared:
+            return stored.get(source, {})
+        return shared if columns_of(source).issuperset(shared.values()) else {}
+
+    return {source: columns(source) for source in data}
 
 
 def _warn_of_other_data(folder: Path) -> None:

@@ -456,7 +456,7 @@ def _refuse_shared(model: Module) -> None:
             if module is not first and any(changed):
                 raise ValueError(
                     f"{other or 'the model'} and {path} share one {name}, and merging would change both: use the "
-                    "adapter without merging it, or give each a parameter of its own"
+                    "adapter without merging it, or give each its own"
                 )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..engine import fused
 from ..engine.backend import Array, array_module, dense
+from ..engine.dora import dora_linear
 from ..engine.tensor import Tensor
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, Parameter
@@ -252,7 +253,7 @@ class LoraLinear(LoraLayer, Linear):
     def dora_alone(self, x: Tensor, lora: LoraWeights) -> Tensor:
         """The output if the only update is DoRA's, in full and without dropout      x (..., n) -> (..., m)"""
         norms, thin = lora.norms(dense(self.weight.data)), (lora.lora_A, lora.lora_B)
-        return fused.dora_linear(x, self.weight, *thin, lora.lora_magnitude_vector, norms=norms, scale=lora.scale)
+        return dora_linear(x, self.weight, *thin, lora.lora_magnitude_vector, norms=norms, scale=lora.scale)
 
     def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
         """What one adapter adds to the product x Wᵀ      x (..., n) -> (..., m)"""
