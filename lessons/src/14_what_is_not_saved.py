@@ -142,10 +142,10 @@ claim("all-linear with A frozen: the same", share["A frozen"], 0.85, 0.95)
 # %% [markdown]
 # All of them. With adapters on q and v alone, a tenth less is saved. The largest row, `swiglu` (the gate of the MLP),
 # is the same in all columns, and so is `attention`. `linear` is the x that full fine-tuning saves for dW. In the
-# second column it has become `lora_linear`: the same x for dA, and u for dB. This row is small because most inputs
-# come from a norm or from `swiglu`, and minilora recomputes such inputs from what these operations save. So freezing A
-# saves a tenth here, and more in a library that saves every x. At the two ends of the model, where nothing is trained,
-# LoRA needs a little less.
+# second column it has become `lora_linear`: the same x for dA, u for dB, and the output of the first norm (nothing is
+# trained below that norm, so it does not save its input). All other inputs come from a norm or from `swiglu`, and
+# minilora recomputes them from what these operations save. So freezing A saves a tenth here, and more in a library that
+# saves every x. In the head, where nothing is trained, LoRA needs less.
 #
 # ## 3. The memory of a whole step
 #

@@ -85,7 +85,7 @@ for block in (normal.size, 1024, 256, 64, 16):
 # weights. **NF4** (4-bit NormalFloat, QLoRA) takes quantiles of the normal distribution as its levels, so they are
 # dense where weights are frequent. FP4 is a floating-point number with one bit of fraction.
 #
-# > **Predict.** By how much is NF4's squared error smaller than INT4's, on normal weights? On those of a trained model?
+# > **Predict.** What is NF4's squared error as a share of INT4's, on normal weights? On those of a trained model?
 
 # %%
 predict("normal weights: NF4's error over INT4's")

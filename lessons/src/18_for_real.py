@@ -62,8 +62,9 @@ for message in records["test"][0].messages:
 # ## Step 3: choose the target modules and the rank
 #
 # Lesson 12 gives the starting point: all linear layers, r = 8, α = 2r. Predict the cost before you train: r (m + n)
-# parameters per matrix (lesson 13), and the memory of a step. `ml.predict_memory` computes both from shapes alone. In
-# its output, "moments" is Adam's optimizer state.
+# parameters per matrix (lesson 13), and the memory of a step. `ml.predict_memory` computes both from shapes alone, and
+# lists what is held at the worst moment of a step: "moments" is Adam's optimizer state, "scratch" what one operation
+# needs for a short time. For full fine-tuning, the activations are gone by then (lesson 14).
 #
 # > **Predict.** Adam in float32 takes 16 bytes per trainable parameter. How much memory will a step of full
 # > fine-tuning hold, activations included? And LoRA on the quantised base: a half of that, a tenth?
@@ -86,8 +87,7 @@ a = memory.by_owner()["adapter"] // 4  # the adapter's parameters, of 4 bytes ea
 # ## Step 4: freeze the base
 #
 # One line adds A and B to every matrix and freezes all other parameters. First we record the loss on the test set and
-# the fingerprint of the base (lesson 10), for later comparison. The new adapter must not change the loss yet (lesson
-# 9).
+# the fingerprint of the base (lesson 10). The new adapter must not change the loss yet (lesson 9).
 
 # %%
 before, fingerprint = ml.mean_loss(model, samples["test"]), ml.sha256_of(base)
@@ -102,7 +102,7 @@ claim("loss moved by the new adapter", ml.mean_loss(model, few) - start, 0, 0)
 # ## Step 5: train
 #
 # > **Predict.** The model trains for a fifth of an epoch: 12 batches of 4 records. It is then evaluated on 30 *other*
-# > terms. By how much does its loss on them fall: not at all, a hundredth, a tenth, a half?
+# > terms. By how many percent does its loss on them change (negative: it falls): by 0, -1, -10 or -50?
 
 # %%
 predict("loss on the other terms: change, in percent")
@@ -116,7 +116,7 @@ print("loss on what is trained, step by step:", *(f"{loss:.2f}" for loss in hist
 # %% [markdown]
 # ## Step 6: evaluate
 #
-# Measure the loss on the test set, and check that the base is unchanged.
+# Measure the loss on the test set, and check the base.
 
 # %%
 after = {"LoRA": ml.mean_loss(model, samples["test"])}
@@ -145,8 +145,8 @@ claim("a copy of the model in float32, in such folders", disk["full"] / disk["Lo
 # %% [markdown]
 # ## Step 8: use it
 #
-# Later, in another program, load the base, load the folder, and ask. We cut the answers short because generation takes
-# time. A model of this size is fluent and often wrong: do not take its answers as legal advice.
+# Later, in another program, load the base, load the folder, and ask (here for short answers). A model of this size is
+# fluent and often wrong: do not take its answers as legal advice.
 
 # %%
 model, _ = ml.load(BASE, quantized=BASE != "tiny")
@@ -202,9 +202,8 @@ claim("fingerprint unchanged after full fine-tuning (0: no)", ml.sha256_of(ml.ba
 # | storage | large | small |
 #
 # Below is the same table with the values of this run. Time is CPU time, summed over threads: on two idle cores a step
-# takes about half as long by the clock. Time that other programs take does not count. Cost is CPU time multiplied by a
-# price. We take 0.0425 US dollars an hour, an eighth of 0.34 dollars for a machine with 8 vCPUs. A vCPU is a hardware
-# thread, and these 8 share 4 physical cores.
+# takes about half as long by the clock. Cost is CPU time multiplied by a price. We take 0.0425
+# US dollars an hour, an eighth of 0.34 dollars for a machine with 8 vCPUs (hardware threads of 4 cores).
 
 # %% tags=["measured"]
 PRICE = 0.0425  # dollars per vCPU and hour
@@ -298,8 +297,7 @@ else:
 #
 # ## When should you use LoRA?
 #
-# The introduction says: with limited resources, for fast experiments, for many adapters. Here is the same decision
-# with values:
+# The introduction says: with limited resources, for fast experiments, for many adapters. With values:
 #
 # > **Predict.** Your machine has 16 GB. How many parameters may a model have for full fine-tuning with Adam in
 # > float32? And for LoRA on a quantised base?

@@ -117,11 +117,11 @@ claim("Gemma 3 270M: layers that must remember more than 512 tokens", full, 3, 3
 #
 # ## 4. What does a choice buy?
 #
-# Now we train five small models from scratch, with the same budget, on a task that needs attention: copying. They are
-# GPT-2, GPT-2 with RMSNorm, Llama, Qwen3, and Gemma 3 with a window of 16 letters in one of its two layers. A text
-# repeats eight random letters again and again. The first eight cannot be known and are not scored; every later letter
-# is the same as the one eight places before it. The training texts have 32 letters. Then we test the models on texts
-# of 96 letters.
+# Now we train five small models, and one as a control, from scratch, with the same budget, on a task that needs
+# attention: copying. They are GPT-2, GPT-2 with RMSNorm, Llama, Qwen3, and Gemma 3 with a window of 16 letters in one
+# of its two layers. A text repeats eight random letters again and again. The first eight cannot be known and are not
+# scored; every later letter is the same as the one eight places before it. The training texts have 32 letters. Then we
+# test the models on texts of 96 letters.
 #
 # > **Predict.** Which of them learn the task in the same number of steps? Which of them still copy beyond letter 32?
 
@@ -248,11 +248,13 @@ claim("least of these", min(lower), 0.02, 1)
 # - **LayerNorm or RMSNorm.** No difference can be seen: RMSNorm needs less computation, and the loss is the same
 #   ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)).
 #
-# This is one task, for which it is enough to look back eight letters, and all but the last line is one seed.
+# This is one task, for which it is enough to look back eight letters, and all but the comparison of Llama with Qwen3 is
+# one seed.
 #
 # ## 5. What differs for LoRA?
 #
-# Only the names of the layers differ. "all-linear" finds every linear layer in all four families. A list of target
+# The names of the layers differ. GPT-2 stores q, k and v as one matrix, `c_attn`, so one A and one B serve all three,
+# and "q and v alone" cannot be chosen. "all-linear" finds every linear layer in all four families. A list of target
 # modules must contain the names of the model at hand:
 
 # %%
@@ -286,7 +288,8 @@ claim("GPT-2: adapted layers of a block", len(ml.adapter_state(small["GPT-2"], "
 # - The KV cache depends on layers, key/value heads and head width.
 # - A model works at the positions and distances that it was trained on. A layer with a sliding window never meets
 #   other distances.
-# - LoRA is the same on all of them. Only the names of the modules differ.
+# - LoRA works in the same way on all of them. What differs is the names of the modules, and in GPT-2 that q, k and v
+#   are one matrix.
 #
 # `ml.load` takes a folder or a GGUF file of each family. Read on in [`gpt2.py`](../minilora/nn/gpt2.py),
 # [`gemma3.py`](../minilora/nn/gemma3.py) and the [table of families](../minilora/nn/families.py).

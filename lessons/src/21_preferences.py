@@ -25,8 +25,8 @@ print("rejected:", example.rejected)
 print({split: len(part) for split, part in records.items()})
 
 # %% [markdown]
-# The chosen answers are short, give no personal advice and state their limits; the rejected ones break one of these
-# rules. Can an adapter learn the difference from comparisons alone?
+# The chosen answers tend to be shorter, give no personal advice and state their limits; the rejected ones break one of
+# these rules. Can an adapter learn the difference from comparisons alone?
 #
 # ## 1. A preference is a comparison
 #
@@ -262,8 +262,10 @@ claim("general text: rise with DPO, beta 0.1, minus that with SFT", forgot["DPO,
 # %%
 length = np.array([[sample.scored for sample in pair.sequences] for pair in unseen]).T  # tokens: (2, 60)
 both_fell = np.mean((dpo < 0).all(axis=0))
+at_once = np.mean(base[0] > base[1])
 by_length = np.mean((base[0] > base[1]) == (length[0] < length[1]))
 claim("pairs in which both became less probable, in percent", 100 * both_fell, 60, 100)
+claim("pairs in which the base finds the chosen answer more probable, in percent", 100 * at_once, 50, 70)
 claim("pairs in which the base finds the shorter answer more probable, in percent", 100 * by_length, 90, 100)
 claim(
     "shift and extra length of the rejected answer: correlation",
@@ -275,10 +277,10 @@ claim(
 # %% [markdown]
 # - **Both fall.** The probability that both lose goes to answers that nobody has judged. Watch log π(chosen) in
 #   training. If it falls far, raise beta, lower the learning rate, or add the SFT loss.
-# - **Length.** A sum over more tokens is lower, so "more probable" means little more than "shorter", and a shift grows
-#   with the number of tokens. Compare the log-probability of each answer with its own value before training, as the
-#   margin does. Averaging over tokens is another method ([SimPO](https://arxiv.org/abs/2405.14734)), and not DPO:
-#   mixing the two is a common bug.
+# - **Length.** A sum over more tokens is lower, so "more probable" means little more than "shorter": the base's
+#   probabilities find the chosen answer hardly better than chance. A shift grows with the number of tokens, too.
+#   Compare the log-probability of each answer with its own value before training, as the margin does. Averaging over
+#   tokens is another method ([SimPO](https://arxiv.org/abs/2405.14734)), and not DPO: mixing the two is a common bug.
 # - **A reference that moves.** If π₀ is computed with the adapter on, every margin is zero and every pair has the
 #   weight one half for ever. Nothing stops the model from moving further.
 #

@@ -58,7 +58,7 @@ variant(
     returns="levels (2**bits)",
 )
 def normal_levels(bits):
-    """bits -> levels (2**bits), from -1 to 1"""
+    """bits -> levels (2**bits) in float64, from -1 to 1"""
     half = 2 ** (bits - 1)
     last = 1 - (1 / (2 * half - 1) + 1 / (2 * half)) / 4
     quantile = np.vectorize(NormalDist().inv_cdf)

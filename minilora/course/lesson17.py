@@ -75,18 +75,22 @@ variant(
 # -- 17.2 the rank that is needed --------------------------------------------------------------------------------------
 
 
-def draw_needed(rng: np.random.Generator) -> Draw:
-    """A task, and a share between two ranks."""
+def draw_needed(rng: np.random.Generator, first: float = 1.0) -> Draw:
+    """A task, and a share between two ranks. first: how much larger the largest part of the change is."""
     drawn = draw_task(rng, pace=0.85)
+    drawn["delta"] += (first - 1) * (drawn["delta"] - tail_of(drawn["delta"], 1))
     squares = outputs(drawn["x"], drawn["delta"]) ** 2
     r = int(rng.integers(4, 7))
     drawn["share"] = float((squares[r:].sum() + squares[r - 1 :].sum()) / 2 / squares.sum())
     return drawn
 
 
+NEEDED = [draw_needed, partial(draw_needed, first=10)]  # with the second, shares of the largest part are seen to differ
+
+
 @exercise(
     "17.2",
-    draw=draw_needed,
+    draw=NEEDED,
     smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.25),
     returns="r",
 )
@@ -121,7 +125,7 @@ variant(
         "with this r more than the share remains": "with this r less than the share is removed",
         "(1 - share) * floor(x, delta, 0) -> share": "(1 - share) * floor(x, delta, 0) -> 1 - share",
     },
-    draw=changed(draw_needed, lambda drawn: {"share": 1 - drawn["share"]}),
+    draw=[changed(draw, lambda drawn: {"share": 1 - drawn["share"]}) for draw in NEEDED],
     smallest=lambda rng: Draw(None, x=rng.standard_normal((1, 3)), delta=rng.standard_normal((2, 3)), share=0.75),
 )
 

@@ -29,12 +29,17 @@ def listed(rng: np.random.Generator) -> Shapes:
     return shapes | {"model.norm.weight": (C,), HEAD: (vocabulary, C)}
 
 
-def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, ranks: tuple[int, int]) -> Draw:
-    """A machine in which a rank of this range fits, over a base with this many bytes a number, with little to spare."""
+def draw_machine(
+    rng: np.random.Generator, tied: bool, frozen_bytes: float, ranks: tuple[int, int], spare: float = 0.5
+) -> Draw:
+    """A machine in which a rank of this range fits, over a base with this many bytes a number.
+
+    spare: how much of one rank more would fit. With nearly 1, whoever forgets the norms gets that rank.
+    """
     shapes, r = listed(rng), int(rng.integers(*ranks))
     activations = int(rng.integers(60, 120)) * 1_000_000
     base = numbers(shapes) - (math.prod(shapes[HEAD]) if tied else 0)  # what embedding and head share counts once
-    held = frozen_bytes * base + 16 * (r + 0.5) * ends(shapes) + activations
+    held = frozen_bytes * base + 16 * (r + spare) * ends(shapes) + activations
     return Draw(shapes=shapes, tied=tied, gib=held / GIB, activations=activations)
 
 
@@ -46,6 +51,7 @@ def draw_machine(rng: np.random.Generator, tied: bool, frozen_bytes: float, rank
         partial(draw_machine, tied=False, frozen_bytes=4, ranks=(7, 8)),
         partial(draw_machine, tied=True, frozen_bytes=4, ranks=(280, 320)),
         partial(draw_machine, tied=False, frozen_bytes=4, ranks=(8, 9)),
+        partial(draw_machine, tied=True, frozen_bytes=4, ranks=(60, 80), spare=0.99),
     ],
     smallest=partial(draw_machine, tied=True, frozen_bytes=0.4, ranks=(0, 1)),
     returns="r, alpha, quantized",

@@ -16,6 +16,7 @@ def draw_answer(rng: np.random.Generator, large: float = 0.0) -> Draw:
     labels = rng.integers(1, sizes["V"], sizes["T"])
     labels[: int(rng.integers(2, 5))] = -100
     labels[-1] = -100
+    labels[rng.choice(np.flatnonzero(labels != -100))] = 0  # a token like the others; with large scores, improbable
     drawn["labels"] = labels
     return drawn
 

@@ -75,7 +75,7 @@ def said(known: Known) -> str:
 def missed(known: Known) -> str:
     """By how much a guess missed the number, in words; nothing if it did not."""
     value, end = known["value"], nearest(known)
-    if value == end:
+    if digits(value) == digits(end):  # as they are printed: nobody guesses the last bit
         return ""
     ratio = value / end if end else 0
     if ratio > 1.1 or 0 < ratio < 0.9:

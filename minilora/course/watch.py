@@ -41,7 +41,15 @@ class Watched(np.ndarray):
         return self._note(result)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, settings: Any) -> Any:
-        return self._note(function(*plain(arguments), **plain(settings)))
+        given = plain(arguments)
+        result = function(*given, **plain(settings))
+        if isinstance(result, np.ndarray) and any(is_view(result, x) for x in given):
+            return watched(result, self.seen)  # such as np.transpose's
+        return self._note(result)
+
+    def dot(self, b: Any, out: Any = None) -> Any:
+        """As `ndarray.dot`, which asks neither of the two functions above."""
+        return self._note(plain(self).dot(plain(b), out))
 
     def _note(self, result: Any) -> Any:
         if isinstance(result, tuple):
@@ -60,6 +68,11 @@ def watched(array: np.ndarray, seen: set[tuple[int, ...]]) -> Watched:
     view = array.view(Watched)
     view.seen = seen
     return view
+
+
+def is_view(array: np.ndarray, of: Any) -> bool:
+    """Is it other numbers of `of`, or the same in another order, and no copy? An array given for the result is none."""
+    return isinstance(of, np.ndarray) and array is not of and np.may_share_memory(array, of)
 
 
 def plain(value: Any) -> Any:

@@ -322,14 +322,29 @@ def test_a_matrix_that_is_not_needed_is_noticed_however_it_is_made():
         lambda A, B: np.dot(np.asarray(B), A),
         lambda A, B: np.matmul(B, A, out=np.zeros((len(B), A.shape[1]))),
         lambda A, B: np.sum([np.outer(B[:, k], A[k]) for k in range(len(A))], axis=0),
+        lambda A, B: B.dot(A),
+        lambda A, B: np.dot(B, A, np.zeros((len(B), A.shape[1]))),
     ):
         answer = lambda x, W, A, B, alpha, made=made: x @ W.T + alpha / len(A) * (x @ made(A, B).T)
         assert judged(exercise, answer, rng()).startswith("right, but it forms a matrix of W's size")
 
 
+def test_a_transposed_view_is_no_new_matrix_however_it_is_made():
+    def lengths(W, A, B, alpha, turned):
+        b = alpha / len(A) * B
+        cross = (turned(turned(W)) @ turned(A) * b).sum(axis=1)
+        return np.sqrt(np.einsum("mn,mn->m", W, W) + 2 * cross + (b @ A.dot(turned(A)) * b).sum(axis=1))
+
+    for turned in (np.transpose, lambda W: np.swapaxes(W, 0, 1), lambda W: np.moveaxis(W, 0, 1), lambda W: W.T):
+        answer = lambda W, A, B, alpha, turned=turned: lengths(W, A, B, alpha, turned)
+        assert judged(EXERCISES["dora_norm"], answer, rng()) == "ok"
+
+
 @pytest.mark.parametrize(
     "compute",
     [
+        lambda x: x.dot(x),
+        lambda x: x.dot(x, np.zeros((4, 4))),
         lambda x: np.sum(x, axis=0, where=x > 0),
         lambda x: np.clip(x, a_min=x.min(), a_max=x / 2),
         lambda x: np.concatenate([x, x]) @ np.linalg.svd(x)[0],

@@ -54,6 +54,8 @@ def test_a_lesson_that_is_only_run_prints_a_question_and_leaves_no_file(tmp_path
         (10, 50, -1, "your guess: 10 to 50: missed; -1 is off by 11"),
         (-4, -2, -1, "your guess: -4 to -2: missed; -1 is 2.0 times smaller than -2"),
         (0, 0, 3, "your guess: 0: missed; 3 is off by 3"),
+        (math.log(2), math.log(2), np.float32(math.log(2)), "your guess: 0.6931: right"),
+        (7.389, 7.389, math.e**2, "your guess: 7.389: right"),
         (1, 2, np.float32(4), "your guess: 1 to 2: missed; 4 is 2.0 times larger than 2"),
     ],
 )

@@ -68,7 +68,8 @@ def step_products(m, n, r=None, lowest=False):
 # smallest whole T for which LoRA takes *at most* `factor` times less. Return 1 if the factor is already that small for
 # one token.
 #
-# In this sum everything is held at once. That is a little more than a real step holds, and good enough to plan with.
+# In this sum everything is held at once. A real step of LoRA holds nearly that much. One of full fine-tuning holds
+# less, since its two peaks do not meet (lesson 14), so the real number of tokens is smaller.
 
 
 # %% points=3

@@ -58,7 +58,7 @@ def quantize_int4(W, block):
 
 # %% points=2
 def normal_levels(bits):
-    """bits -> levels (2**bits), from -1 to 1"""
+    """bits -> levels (2**bits) in float64, from -1 to 1"""
 
 
 # %% [markdown]
