@@ -85,7 +85,7 @@ def draw_needed(rng: np.random.Generator, first: float = 1.0) -> Draw:
     return drawn
 
 
-NEEDED = [draw_needed, partial(draw_needed, first=10)]  # with the second, shares of the largest part are seen to differ
+NEEDED: list[Drawing] = [draw_needed, partial(draw_needed, first=10)]  # with the second, shares of the largest part are seen to differ
 
 
 @exercise(

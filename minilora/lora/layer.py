@@ -264,7 +264,10 @@ class LoraLinear(LoraLayer, Linear):
             low = low - fused.linear(fused.linear(seen, a), b)
         if lora.lora_magnitude_vector is not None and seen is not x:
             product = fused.linear(seen, self.weight)
-        return self.scaled(product, low, lora, factor)
+        y = self.scaled(product, low, lora, factor)
+        if lora.initial is not None and seen is not x:  # what PiSSA takes out of the base gets all of x
+            y = y - fused.linear(fused.linear(x - seen, a), b) * (lora.scale * factor)
+        return y
 
 
 class LoraEmbedding(LoraLayer, Embedding):

@@ -132,13 +132,15 @@ def test_a_refused_state_changes_nothing(state):
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("init", [False, "pissa"])
 def test_only_the_correction_sees_dropout_and_the_frozen_product_does_not(rng, dora, init):
-    """With DoRA it is the input of the whole correction, as in PEFT."""
+    """With DoRA it is the input of the whole correction, as in PEFT. PiSSA's frozen product is that of the residual."""
     layer, share = one_layer(rng, use_dora=dora, init_lora_weights=init, lora_dropout=0.5)
     for parameter in share.trainable_parameters().values():
         parameter.data *= rng.uniform(0.5, 2, parameter.shape)
     x = rng.standard_normal((4, 6))
     mask = Dropout(0.5, share.dropout.seed)(Tensor(np.ones_like(x))).data
     expected = x @ layer.weight.data.T + (x * mask) @ share.delta(layer.weight.data).T
+    if share.initial is not None:
+        expected -= (x - x * mask) @ (share.scale * share.initial[1] @ share.initial[0]).T
     np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-11)
 
 

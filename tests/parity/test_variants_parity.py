@@ -197,9 +197,10 @@ def test_a_converted_pissa_adapter_is_a_plain_one_in_peft(which, tmp_path, rng):
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("targets", [QV, "all-linear"], ids=str)
-def test_dropout_falls_on_the_same_place_as_in_peft(dora, targets, pair, rng):
+@pytest.mark.parametrize("init", [True, "pissa"], ids=["", "PiSSA"])
+def test_dropout_falls_on_the_same_place_as_in_peft(dora, targets, init, pair, rng):
     """The holes are given to PEFT's layers, since its own come from another generator."""
-    settings = {"target_modules": targets, "use_dora": dora, "lora_dropout": 0.4}
+    settings = {"target_modules": targets, "use_dora": dora, "lora_dropout": 0.4, "init_lora_weights": init}
     theirs, ours = both(pair, settings)
     shake(ours, theirs)
 
