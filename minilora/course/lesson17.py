@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import Draw, arrays, changed, distinct_sizes, exercise, variant
+from .exercises import Draw, Drawing, arrays, changed, distinct_sizes, exercise, variant
 from .lesson09 import lora_backward, lora_forward
 
 # -- 17.1 the smallest error -------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def draw_needed(rng: np.random.Generator, first: float = 1.0) -> Draw:
     return drawn
 
 
-NEEDED: list[Drawing] = [draw_needed, partial(draw_needed, first=10)]  # with the second, shares of the largest part are seen to differ
+NEEDED: list[Drawing] = [draw_needed, partial(draw_needed, first=10)]  # the second shows who compares with the largest
 
 
 @exercise(

@@ -131,10 +131,10 @@ def pissa_initial(w: Array, r: int, scale: float) -> tuple[Array, Array]:
     Meng, Wang & Zhang 2024 (arXiv 2404.02948): the largest singular vectors of W are trained, and the residual
     W - scale · B₀ A₀ is frozen. Both gradients are large from the first step.
 
-    The residual is never stored. PiSSA's residual · x + scale · B A x equals W x + scale (B A - B₀ A₀) x. (Dropout is
-    for B A alone: B₀ A₀ belongs to the residual, which gets all of x.) The base's own array therefore stays unchanged and is shared by all adapters; the adapter stores its initial A₀ and B₀, which
-    are r (m + n) further frozen parameters. Only PiSSA's gain on quantised bases is lost, which comes from quantising
-    the residual.
+    The residual is never stored. PiSSA's residual · x + scale · B A x equals W x + scale (B A - B₀ A₀) x. The base's
+    own array therefore stays unchanged and is shared by all adapters; the adapter stores its initial A₀ and B₀, which
+    are r (m + n) further frozen parameters. Dropout is on the input of B A alone, since B₀ A₀ is a part of the
+    residual. Only PiSSA's gain on quantised bases is lost, which comes from quantising the residual.
     """
     xp = array_module(w)
     u, s, vt = xp.linalg.svd(w, full_matrices=False)
