@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
 from ..generate.quotes import quoting_of, refuse_without_passages
 from ..lora.adapters import Choice, set_adapter
-from ..lora.provenance import PROVENANCE_FILE, read_provenance
+from ..lora.provenance import PROVENANCE_FILE, place_of, read_provenance
 from ..measure.environment import now
 from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report, with_own_passages
@@ -306,7 +305,7 @@ def data_of(folder: Path) -> str | None:
     data = read_provenance(folder).get("data", {})
     if (name := data.get("name")) in BUILT_IN or (name and is_dataset(name)):
         return str(name)
-    places = [os.path.normpath(folder / data["path"])] if "path" in data else []
+    places = [str(place_of(folder, data["path"]))] if "path" in data else []
     places += [str(name)] if name else []
     return next((place for place in places if Path(place).exists()), None)
 

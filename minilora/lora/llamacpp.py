@@ -13,6 +13,7 @@ Source: llama.cpp's src/llama-adapter.cpp and llama-graph.cpp.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ..nn.family import Family
 from ..nn.language_model import LanguageModel, check_language_model
 from .adapters import adapter_weights, factors_for, install_adapter, plan_adapter
 from .config import LoraConfig
+from .provenance import KEYS, moved_data, provenance_of_base, read_provenance, refuse_other_base
 
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -36,7 +38,7 @@ _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).m
 def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default", dtype: str = "float32") -> Path:
     """Write one adapter as a GGUF file for llama.cpp, in float32 or float16, and return the path.
 
-    It appears whole or not at all.
+    It appears whole or not at all. For minilora it holds what the adapter's `minilora.json` says of base and data.
 
     Raises ValueError for an unknown name, for values too large for `dtype`, or for an adapter that llama.cpp's files
     cannot express and must be merged.
@@ -62,18 +64,31 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
         tensors |= {f"{tensor}.lora_a": a, f"{tensor}.lora_b": b}
     stored = {key: (array, kind) for key, array in in_dtype(tensors, dtype, "--dtype float32").items()}
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
+    known = model.adapters[name]
+    entries = {"base": provenance_of_base(model, path), "data": moved_data(known.data, known.folder or path, path)}
+    metadata |= {KEYS[part]: json.dumps(entry) for part, entry in entries.items() if entry}
     write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(stored))
     return path
 
 
-def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default") -> None:
+def load_gguf_adapter(
+    model: LanguageModel,
+    path: str | Path,
+    name: str = "default",
+    force: bool = False,
+    base_sha256: str | None = None,
+) -> None:
     """Read a llama.cpp adapter into the model as a new, active adapter.
 
+    force, base_sha256: as for `load_adapter`; only a file that minilora wrote names its base.
+
     Raises ModelFileError, with the model unchanged, for tensors that are not factors of a known matrix, do not fit, or
-    hold NaN.
+    hold NaN, or an adapter made for another base.
     """
     check_language_model(model, "an adapter of llama.cpp")
     path = Path(path)
+    data = read_provenance(path).get("data")
+    refuse_other_base(model, path, force, base_sha256)
     family = FAMILIES[model.config.model_type]
     alpha, tensors = _read(path, family.gguf)
     pairs: dict[str, dict[str, np.ndarray]] = {}
@@ -112,7 +127,7 @@ def load_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
         if key.endswith("lora_b"):
             array = family.from_llama_cpp(module, array, model.config)
         parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")
-    install_adapter(model, config, name, weights)
+    install_adapter(model, config, name, weights, data=data)
 
 
 def _module_of(tensor: str, family: Family) -> str | None:

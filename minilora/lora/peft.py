@@ -161,7 +161,7 @@ def load_adapter(
     check_module(model)
     folder = Path(folder)
     if folder.suffix == ".gguf" and not folder.is_dir():
-        load_gguf_adapter(cast(LanguageModel, model), folder, name)
+        load_gguf_adapter(cast(LanguageModel, model), folder, name, force, base_sha256)
         return
     record, provenance = _read_record(folder / CONFIG_FILE), read_provenance(folder)
     refuse_other_base(model, folder, force, base_sha256)

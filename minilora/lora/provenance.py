@@ -1,7 +1,8 @@
 """`minilora.json` in an adapter's folder: which base it was made for, and what it was trained on.
 
 In the folder of a model that was merged, or fine-tuned as a whole, there is one, too, which only has what it was
-trained on. A merged GGUF file has this entry, "data", as JSON in its metadata: `DATA_KEY`.
+trained on. A merged GGUF file has this entry, "data", as JSON in its metadata, and an adapter's GGUF file has "base" as
+well: `KEYS`.
 
     {"format": 1,
      "base": {"name": "smollm2", "path": ..., "sha256": ..., "shape": {...},    the model that it was made for
@@ -39,6 +40,7 @@ from .adapters import base_state
 
 PROVENANCE_FILE = "minilora.json"
 DATA_KEY = "minilora.data"
+KEYS = {"base": "minilora.base", "data": DATA_KEY}  # of these entries in the metadata of a GGUF file
 FORMAT = 1
 
 _CONTEXT = ("context", "context_path", "context_template")
@@ -63,18 +65,20 @@ _SHAPE = {
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """The contents of `minilora.json` in a folder, or the entry "data" of a GGUF file; empty if there is none.
+    """The contents of `minilora.json` in a folder, or the entries of a GGUF file; empty if there are none.
 
     Raises ModelFileError for another format, or for entries of another type than described above.
     """
     path = folder / PROVENANCE_FILE
     record = read_json(path) if path.is_file() else {}
-    if folder.suffix == ".gguf" and folder.is_file() and (field := read_header(folder).fields.get(DATA_KEY)):
-        path = folder
-        try:
-            record = {"data": json.loads(field.value)}
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ModelFileError(f"{path}: {DATA_KEY} is not readable as JSON ({error})") from error
+    if folder.suffix == ".gguf" and folder.is_file():
+        path, fields = folder, read_header(folder).fields
+        for part, key in KEYS.items():
+            if (field := fields.get(key)) is not None:
+                try:
+                    record[part] = json.loads(field.value)
+                except (TypeError, ValueError, RecursionError) as error:
+                    raise ModelFileError(f"{path}: {key} is not readable as JSON ({error})") from error
     if record.get("format", FORMAT) != FORMAT:
         raise ModelFileError(
             f"{path}: format is {record['format']!r}, this minilora reads {FORMAT}: install a newer minilora"
@@ -115,6 +119,19 @@ def path_from(folder: Path, name: str | Path) -> str:
         return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
     except ValueError:  # no path leads from one Windows drive to another
         return Path(name).resolve().as_posix()
+
+
+def place_of(folder: Path, path: str) -> Path:
+    """Where a path of `path_from` leads. The adapter may be a file, too: its name counts as a folder."""
+    return Path(os.path.normpath(os.path.join(os.path.realpath(folder), path)))
+
+
+def moved_data(data: Mapping[str, Any], folder: Path, to: Path) -> dict[str, Any]:
+    """The entry "data" of an adapter in one place, for another: the paths to its files lead from there."""
+    return {
+        **data,
+        **{key: path_from(to, place_of(folder, data[key])) for key in ("path", "context_path") if key in data},
+    }
 
 
 def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: str | None = None) -> None:

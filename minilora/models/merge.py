@@ -32,7 +32,7 @@ from ..lora.adapters import (
 from ..lora.llamacpp import save_gguf_adapter
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
-from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from, read_provenance
+from ..lora.provenance import FORMAT, PROVENANCE_FILE, moved_data, read_provenance
 from ..nn.families import FAMILIES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
 from ..terminal import quote
@@ -113,14 +113,11 @@ class MergeReport:
         lines.append(f"check   read back: {found}")
         if self.path.suffix == ".gguf":
             lines.append(f"ollama  ollama create NAME -f {quote(str(self.path.with_suffix('.Modelfile')))}")
-            if known := [what for key, what in _ASKED.items() if key in self.data]:
-                there = f"write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it"
-                lines += [
-                    f"prompt  the file tells minilora {', '.join(known)}; llama.cpp and ollama do not read that:",
-                    f"        {'they cannot quote' if 'quote' in self.data else there}",
-                ]
-                if can_be_written(self.data.get("system")):
-                    lines.append("        (the Modelfile gives ollama the system prompt)")
+            lines += _asked_there(self.data, "the file tells", "llama.cpp and ollama do")
+            if can_be_written(self.data.get("system")):
+                lines.append("        (the Modelfile gives ollama the system prompt)")
+        else:
+            lines += _asked_there(self.data, "the folder tells", "transformers does")
         if self.rounded_to not in (None, "bf16"):  # the differences of bfloat16 are small
             lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
         if (lost := self.requantised) is not None:
@@ -143,6 +140,7 @@ class ExportReport:
     matrices: int
     logit_error: float | None  # of a folder for mlx-lm, which is not read back
     dtype: str = "float32"
+    data: Mapping[str, Any] = field(default_factory=dict)  # what the adapter was trained on
 
     def __str__(self) -> str:
         what = "mlx-lm" if self.logit_error is None else "llama.cpp"
@@ -150,8 +148,23 @@ class ExportReport:
             f"wrote   {self.path}: {what} adapter, {self.dtype}, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices"
         )
         if self.logit_error is None:
-            return wrote
-        return f"{wrote}\ncheck   read back: logits differ by at most {self.logit_error:.2g}"
+            return "\n".join([wrote, *_asked_there(self.data, "the adapter's own folder tells", f"{what} does")])
+        check = f"check   read back: logits differ by at most {self.logit_error:.2g}"
+        return "\n".join([wrote, check, *_asked_there(self.data, "the file tells", f"{what} does")])
+
+
+def _asked_there(data: Mapping[str, Any], told: str, reads: str) -> list[str]:
+    """The lines on what decides how a model is asked, where another program does not know it.
+
+    data: as in `minilora.json`. told, reads: the beginning of the sentence, and of its second half.
+    """
+    if not (known := [what for key, what in _ASKED.items() if key in data]):
+        return []
+    there = f"write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it"
+    return [
+        f"prompt  {told} minilora {', '.join(known)}; {reads} not read that:",
+        f"        {'quoting needs minilora' if 'quote' in data else there}",
+    ]
 
 
 def resolve(out: Path, format: str | None, kind: str | None) -> tuple[str, str]:
@@ -201,8 +214,7 @@ def merge(
     set_adapter(model, ADAPTER)
     merge_adapter(model)
     before, (config, state), known = base_state(model), _whole(model), read_provenance(Path(adapter))
-    rounded_to, data = known.get("base", {}).get("rounded_to"), known.get("data", {})
-    data |= {key: path_from(out, Path(adapter, data[key])) for key in ("path", "context_path") if key in data}
+    rounded_to, data = known.get("base", {}).get("rounded_to"), moved_data(known.get("data", {}), Path(adapter), out)
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" not in before:
         changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
@@ -277,16 +289,17 @@ def export(
     place = _locate_base(base, adapter, out, "gguf" if is_file else "hf", overwrite and is_file)
     model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
+    data = model.adapters[ADAPTER].data
     if not is_file:
         save_mlx_adapter(model, out, dtype=dtype)
         size = sum(file.stat().st_size for file in out.iterdir())
-        return ExportReport(out, size, len(lora_modules(model)), None, dtype)
+        return ExportReport(out, size, len(lora_modules(model)), None, dtype, data)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf_adapter(model, out, dtype=dtype)
     expected = _logits(model)
     load_adapter(model, out, name="written")  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
-    return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart, dtype)
+    return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart, dtype, data)
 
 
 def requantised(

@@ -10,7 +10,7 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json
 from ..lora.adapters import base_state, set_adapter
 from ..lora.peft import CONFIG_FILE, load_adapter, read_adapter_config
-from ..lora.provenance import read_provenance
+from ..lora.provenance import place_of, read_provenance
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import log
@@ -151,13 +151,11 @@ def _base_named_in(folder: Path) -> str | Path | None:
     First is minilora's own path, from the adapter's folder. A relative path in PEFT's config is tried from the current
     folder, as PEFT does, then from the adapter's.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        return None  # a llama.cpp file
-    entry = read_provenance(folder).get("base", {})
-    name = entry.get("name") or read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    entry, config = read_provenance(folder).get("base", {}), folder / CONFIG_FILE  # a llama.cpp file has none
+    name = entry.get("name") or (read_json(config).get("base_model_name_or_path") if config.is_file() else None)
     if name and (known := known_as(name)) is not None:
         return known
-    places = [folder / entry["path"]] if entry.get("path") else []
+    places = [place_of(folder, entry["path"])] if entry.get("path") else []
     places += [Path(name), folder / name] if name else []
     if there := next((place for place in places if place.exists()), None):
         return there

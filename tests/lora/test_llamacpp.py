@@ -1,6 +1,7 @@
 """llama.cpp adapter files mean here what they mean by llama.cpp's rules; tests/parity asks llama.cpp itself."""
 
 import dataclasses
+import json
 
 import gguf
 import numpy as np
@@ -11,9 +12,12 @@ from smallmodels import IDS, logits
 
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import write_gguf as write_gguf_file
+from minilora.files.gguf_header import read_header
+from minilora.files.stored import values_of
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter
 from minilora.lora.llamacpp import load_gguf_adapter, save_gguf_adapter
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.lora.provenance import provenance_of_base
 from minilora.nn.families import FAMILIES
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
@@ -71,6 +75,7 @@ def test_names_shapes_types_and_metadata_are_llama_cpps(tmp_path):
         "general.name": "law",
         "adapter.type": "lora",
         "adapter.lora.alpha": 6.0,
+        "minilora.base": json.dumps(provenance_of_base(new_llama(), path)),
     }
     assert reader.fields["adapter.lora.alpha"].types == [gguf.GGUFValueType.FLOAT32]
 
@@ -98,6 +103,24 @@ def test_a_float64_adapter_is_written_in_float32(tmp_path):
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")
     assert {t.tensor_type.name for t in gguf.GGUFReader(path).tensors} == {"F32"}
     assert distance(in_llama_cpp(new_llama(), path), logits(model)) < 1e-4
+
+
+def test_a_file_of_another_base_is_refused_and_one_that_names_none_is_not(tmp_path):
+    path = save_gguf_adapter(adapted(new_llama()), tmp_path / "adapter.gguf")
+    other = new_llama()
+    next(other.parameters()).data += 1
+    before = logits(other)
+    for load in (load_gguf_adapter, load_adapter):
+        with pytest.raises(ModelFileError, match="made for the base that it was trained on|made for another base"):
+            load(other, path)
+    assert not other.adapters and logits(other).tobytes() == before.tobytes()
+    load_adapter(other, path, force=True)
+    remove_adapter(other, "default")
+    header = read_header(path)
+    kept = {key: field for key, field in header.fields.items() if not key.startswith(("minilora.", "general.arch"))}
+    tensors = {tensor.name: (values_of(tensor), "F32") for tensor in header.tensors}
+    write_gguf_file(tmp_path / "theirs.gguf", {"general.architecture": "llama"} | kept, tensors)
+    load_adapter(other, tmp_path / "theirs.gguf")
 
 
 # -- there and back ----------------------------------------------------------------------------------------------------

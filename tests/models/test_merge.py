@@ -23,6 +23,7 @@ from minilora.models import merge as merging
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF
 from minilora.models.merge import MergeReport, Requantised, export, merge, requantised, save_model
+from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.module import Module
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -185,25 +186,35 @@ ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context
 
 
 @pytest.mark.parametrize("data", [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED], ids=str)
-def test_a_merged_model_knows_how_its_adapter_was_trained_and_what_llama_cpp_does_not(data, folder, adapter, tmp_path):
+def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_programs_do_not(
+    data, folder, adapter, tmp_path
+):
     files = {"path": "../mine.csv", "context_path": "../book.txt"} if data else {}
     data = data | files
     (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
-    for out in (tmp_path / "a" / "merged", tmp_path / "a" / "merged.gguf"):
-        lines = str(merge(folder, adapter, out)).splitlines()
-        stored = zoo.load(out)[0].data
+    for write, name, other in (
+        (merge, "merged", "transformers does"),
+        (merge, "merged.gguf", "llama.cpp and ollama do"),
+        (export, "adapter.gguf", "llama.cpp does"),
+    ):
+        out = tmp_path / "a" / name
+        lines = str(write(folder, adapter, out)).splitlines()
+        model = zoo.load(out)[0] if write is merge else load_with_adapters({"a": out}, folder)[0]
+        stored = model.data if write is merge else model.adapters["a"].data
         assert stored | files == data
         for key, file in files.items():
             assert os.path.normpath(out / stored[key]) == os.path.normpath(adapter / file)
-        told = [i for i, line in enumerate(lines) if "llama.cpp and ollama do not read that" in line]
-        assert bool(told) == (not data.keys().isdisjoint(ASKED) and out.suffix == ".gguf")
+        told = [i for i, line in enumerate(lines) if f"; {other} not read that:" in line]
+        assert bool(told) == (not data.keys().isdisjoint(ASKED))
         if told:
             words = {"labels": "labels", "schema": "fields", "quote": "quote", "context_template": "passage"}
             words["system"] = "system prompt"
             assert {key for key, word in words.items() if word in lines[told[0]]} == data.keys() & ASKED.keys()
-            assert ("cannot quote" in lines[told[0] + 1]) == ("quote" in data)
-            assert ("the Modelfile gives ollama the system prompt" in "".join(lines)) == ("system" in data)
-            assert ('SYSTEM """Be kind."""' in out.with_suffix(".Modelfile").read_text()) == ("system" in data)
+            assert ("quoting needs minilora" in lines[told[0] + 1]) == ("quote" in data)
+            with_file = write is merge and out.suffix == ".gguf" and "system" in data
+            assert ("the Modelfile gives ollama the system prompt" in "".join(lines)) == with_file
+            modelfile = out.with_suffix(".Modelfile")
+            assert (modelfile.exists() and 'SYSTEM """Be kind."""' in modelfile.read_text()) == with_file
 
 
 @pytest.mark.parametrize(

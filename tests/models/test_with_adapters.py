@@ -18,6 +18,7 @@ from minilora.files.disk import ModelFileError
 from minilora.models import hub, with_adapters
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
+from minilora.models.merge import export
 from minilora.models.with_adapters import (
     base_of,
     load_with_adapters,
@@ -212,6 +213,18 @@ def test_between_two_drives_the_path_is_absolute(here, monkeypatch):
 def test_a_base_that_is_gone_is_named_with_what_to_do(here):
     shutil.rmtree(here / "models" / "one")
     refusal(lambda: load_with_adapters({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
+
+
+def test_an_exported_adapter_finds_its_base_also_when_both_were_moved(here):
+    export(None, here / "runs" / "legal", here / "files" / "legal.gguf")
+    assert base_of({"legal": here / "files" / "legal.gguf"}).samefile(here / "models" / "one")
+    (here / "elsewhere").mkdir()
+    for name in ("models", "files"):
+        (here / name).rename(here / "elsewhere" / name)
+    moved = here / "elsewhere" / "files" / "legal.gguf"
+    assert base_of({"legal": moved}).samefile(here / "elsewhere" / "models" / "one")
+    shutil.rmtree(here / "elsewhere" / "models")
+    refusal(lambda: load_with_adapters({"legal": moved}), "legal.gguf", "models/one", "--base")
 
 
 def test_an_adapter_that_names_no_base_is_taken_for_one_of_the_real_model(here, caplog):
