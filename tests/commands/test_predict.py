@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -328,6 +329,33 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     whole = (tmp_path / f"part{suffix}").read_bytes()
     (tmp_path / f"part{suffix}").write_bytes(whole[:-3])  # as a full disk leaves it
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
+
+
+def test_rows_are_continued_by_what_began_them_and_by_nothing_else(folder, shop, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "AT_ONCE", 2)
+    words = ["predict", write_jsonl(tmp_path / "in.jsonl", [{"text": x} for x in TEXTS]), "--out", "part.jsonl"]
+    same = folder({})
+    for found, left in (([], 0), ([[{"answer": "yes"}] * 2], 2)):  # interrupted in the first batch, in the second
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "predict", Mock(side_effect=[*found, KeyboardInterrupt]))
+            assert main([*words, *same]) == 130
+        assert len([*tmp_path.glob("part*")]) == left
+    begun = {path: path.read_bytes() for path in tmp_path.glob("part*")}
+    others = {
+        "--max-new-tokens": [*same[:-1], "3"],
+        "--temperature": [*same, "--temperature", "0.5"],
+        "--seed": [*same, "--seed", "1"],
+        "--system": [*same, "--system", "Be brief."],
+        "base and adapter": [str(shop / "support") if word == "legal" else word for word in same],
+    }
+    for name, flags in others.items():
+        capsys.readouterr()
+        assert main([*words, *flags, "--resume"]) == 1
+        line = f"minilora: part.jsonl: its rows were predicted with another value of {name}: give the same ones, or "
+        assert capsys.readouterr().err.splitlines()[-1] == f"{line}--overwrite replaces the file"
+        assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == begun
+    assert main([*words, *same, "--resume"]) == 0
+    assert [path.name for path in tmp_path.glob("part*")] == ["part.jsonl"] and len(read(tmp_path / "part.jsonl")) == 5
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
