@@ -101,8 +101,8 @@ class Options:
 
     adapter: str | None = option(
         None,
-        "train the adapter in this folder further, with its rank and its other LoRA options (one that began as PiSSA: as "
-        "the plain LoRA of twice the rank that it was saved as)",
+        "train the adapter in this folder further, with its rank and its other LoRA options; one that began as PiSSA "
+        "goes on as the plain LoRA of twice the rank that it was saved as",
         only={"method": "lora"},
         path=True,
     )
