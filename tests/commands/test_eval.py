@@ -4,17 +4,20 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from jobs import options
 from modelfiles import TERMS
+from peftfiles import link
 
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.eval import EvalOptions, data_of, evaluate_adapters, page
 from minilora.data.rows import DataError
 from minilora.measure.scores import MeasuredSet, Scores, read_sets, summary
+from minilora.models.merge import export
 from minilora.train.job import finetune
 from minilora.train.material import prepare
 
@@ -206,6 +209,15 @@ def test_data_are_found_from_another_folder_and_what_is_gone_or_changed_is_logge
     (moved / "run" / "minilora.json").unlink()
     sets, (line,) = sets_of(home, caplog)
     assert sets == ["general"] and "no minilora.json that names its training data" in line
+
+
+def test_data_are_found_from_a_file_that_was_exported_and_through_a_link(home, moved, monkeypatch):
+    export(home / "base", moved / "run", moved / "files" / "run.gguf")
+    (moved / "far" / "away").mkdir(parents=True)
+    link(moved / "far" / "away" / "run", moved / "run")
+    monkeypatch.chdir(moved / "far")
+    for adapter in (moved / "run", moved / "files" / "run.gguf", moved / "far" / "away" / "run"):
+        assert Path(data_of(adapter)).samefile(moved / "own.jsonl")
 
 
 def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp_path, caplog):

@@ -331,29 +331,42 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
 
 
-def test_rows_are_continued_by_what_began_them_and_by_nothing_else(folder, shop, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("begun", ["an adapter", "a base, with passages", "a base, with fields"])
+def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
+    begun, folder, shop, tiny_folder, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(command, "AT_ONCE", 2)
     words = ["predict", write_jsonl(tmp_path / "in.jsonl", [{"text": x} for x in TEXTS]), "--out", "part.jsonl"]
-    same = folder({})
-    for found, left in (([], 0), ([[{"answer": "yes"}] * 2], 2)):  # interrupted in the first batch, in the second
+    adapter, base = folder({}), ["--base", str(shop / "base"), "--max-new-tokens", "60"]
+    for name, kinds in (("one", ["new", "old"]), ("two", ["new", "used"])):
+        (tmp_path / f"{name}.md").write_text(f"It costs {len(kinds[1])}.")
+        (tmp_path / f"{name}.json").write_text(json.dumps({"type": "object", "properties": {"kind": {"enum": kinds}}}))
+    same, others = {
+        "an adapter": (adapter, {
+            "--max-new-tokens": [*adapter[:-1], "3"],
+            "--temperature": [*adapter, "--temperature", "0.5"],
+            "--seed": [*adapter, "--seed", "1"],
+            "--system": [*adapter, "--system", "Be brief."],
+            "base and adapter": [str(shop / "support") if word == "legal" else word for word in adapter],
+        }),
+        "a base, with passages": ([*base, "--context", "one.md"], {
+            "--context": [*base, "--context", "two.md"],
+            "base and adapter": ["--base", str(tiny_folder / "base"), *base[2:], "--context", "one.md"],
+        }),
+        "a base, with fields": ([*base, "--schema", "one.json"], {"--schema": [*base, "--schema", "two.json"]}),
+    }[begun]  # fmt: skip
+    for found, left in (([], 0), ([[{}] * 2], 2)):  # interrupted in the first batch, in the second
         with monkeypatch.context() as patch:
             patch.setattr(command, "predict", Mock(side_effect=[*found, KeyboardInterrupt]))
             assert main([*words, *same]) == 130
         assert len([*tmp_path.glob("part*")]) == left
-    begun = {path: path.read_bytes() for path in tmp_path.glob("part*")}
-    others = {
-        "--max-new-tokens": [*same[:-1], "3"],
-        "--temperature": [*same, "--temperature", "0.5"],
-        "--seed": [*same, "--seed", "1"],
-        "--system": [*same, "--system", "Be brief."],
-        "base and adapter": [str(shop / "support") if word == "legal" else word for word in same],
-    }
+    there = {path: path.read_bytes() for path in tmp_path.glob("part*")}
     for name, flags in others.items():
         capsys.readouterr()
         assert main([*words, *flags, "--resume"]) == 1
         line = f"minilora: part.jsonl: its rows were predicted with another value of {name}: give the same ones, or "
         assert capsys.readouterr().err.splitlines()[-1] == f"{line}--overwrite replaces the file"
-        assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == begun
+        assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == there
     assert main([*words, *same, "--resume"]) == 0
     assert [path.name for path in tmp_path.glob("part*")] == ["part.jsonl"] and len(read(tmp_path / "part.jsonl")) == 5
 

@@ -113,6 +113,8 @@ def test_a_file_of_another_base_is_refused_and_one_that_names_none_is_not(tmp_pa
     for load in (load_gguf_adapter, load_adapter):
         with pytest.raises(ModelFileError, match="made for the base that it was trained on|made for another base"):
             load(other, path)
+    with pytest.raises(ModelFileError, match="sha256 0: "):
+        load_adapter(new_llama(), path, base_sha256="0")  # as it was computed before
     assert not other.adapters and logits(other).tobytes() == before.tobytes()
     load_adapter(other, path, force=True)
     remove_adapter(other, "default")

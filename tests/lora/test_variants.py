@@ -144,15 +144,18 @@ def test_only_the_correction_sees_dropout_and_the_frozen_product_does_not(rng, d
     np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-11)
 
 
-def test_of_two_active_adapters_each_drops_its_own_inputs(rng):
-    layer, one = one_layer(rng, init_lora_weights=False, lora_dropout=0.5)
-    _, two = one_layer(rng, init_lora_weights=False, lora_dropout=0.3)
+@pytest.mark.parametrize("init", [False, "pissa"])
+def test_of_two_active_adapters_each_drops_its_own_inputs(rng, init):
+    layer, one = one_layer(rng, init_lora_weights=init, lora_dropout=0.5)
+    _, two = one_layer(rng, init_lora_weights=init, lora_dropout=0.3)
     layer.adapters["b"], layer.active = two, {"a": 1.0, "b": 0.5}
     x = rng.standard_normal((4, 6))
     expected = x @ layer.weight.data.T
     for each, factor in ((one, 1.0), (two, 0.5)):
         mask = Dropout(each.dropout.p, each.dropout.seed)(Tensor(np.ones_like(x))).data
         expected += factor * (x * mask) @ each.delta().T
+        if each.initial is not None:
+            expected -= factor * (x - x * mask) @ (each.scale * each.initial[1] @ each.initial[0]).T
     np.testing.assert_allclose(layer(Tensor(x)).data, expected, rtol=1e-11)
 
 

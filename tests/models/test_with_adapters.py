@@ -215,6 +215,13 @@ def test_a_base_that_is_gone_is_named_with_what_to_do(here):
     refusal(lambda: load_with_adapters({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
 
 
+def test_an_adapter_behind_a_link_finds_its_base(here, monkeypatch):
+    (here / "far" / "away").mkdir(parents=True)
+    link(here / "far" / "away" / "legal", here / "runs" / "legal")
+    monkeypatch.chdir(here / "far")
+    assert base_of({"legal": here / "far" / "away" / "legal"}).samefile(here / "models" / "one")
+
+
 def test_an_exported_adapter_finds_its_base_also_when_both_were_moved(here):
     export(None, here / "runs" / "legal", here / "files" / "legal.gguf")
     assert base_of({"legal": here / "files" / "legal.gguf"}).samefile(here / "models" / "one")
