@@ -214,7 +214,8 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
             with_file = write is merge and out.suffix == ".gguf" and "system" in data
             assert ("the Modelfile gives ollama the system prompt" in "".join(lines)) == with_file
             modelfile = out.with_suffix(".Modelfile")
-            assert "mlx-lm does not read that:" in str(export(folder, adapter, tmp_path / f"for {name}", format="mlx"))
+            for_mlx = export(folder, adapter, tmp_path / f"mlx {name}".replace(".", " "), format="mlx")
+            assert "mlx-lm does not read that:" in str(for_mlx)
             assert (modelfile.exists() and 'SYSTEM """Be kind."""' in modelfile.read_text()) == with_file
 
 
