@@ -3,7 +3,8 @@
 Of a conversation only the assistant's words are scored, with the token that ends them; of a text, everything is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
 from numbers import Real
@@ -227,6 +228,11 @@ def truncate_and_log(name: str, samples: Sequence[One], max_length: int) -> list
         what = f"longer than --max-length {max_length} and were truncated{lost}"
         log.info(f"{name}: {longer} of {len(samples)} records are {what}")
     return kept
+
+
+def steps_per_epoch(samples: Sized, records_per_step: int) -> int:
+    """The steps in which an epoch takes every sample once; the last one may have fewer samples than the others."""
+    return math.ceil(len(samples) / records_per_step)
 
 
 def epochs(samples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:

@@ -18,6 +18,7 @@ import numpy as np
 from ..data.fields import stored_tasks
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
+from ..data.samples import steps_per_epoch
 from ..engine import bfloat16
 from ..engine.factors import compiles
 from ..files.disk import remove_folder, write_bytes, write_json
@@ -220,10 +221,11 @@ class Job:
         trained.data = {name: value for name, value in trained.data.items() if value is not None}
         parameters = self.model.trainable_parameters()
         scale = _lora_plus(options, parameters)
+        epoch = steps_per_epoch(material.train, options.records_per_step)
         return Trainer(
             self.model,
-            self.material.train,
-            options.steps or math.ceil(options.epochs * len(self.material.train) / options.records_per_step),
+            material.train,
+            options.steps or math.ceil(options.epochs * epoch),
             AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
             batch_size=options.batch_size,
             seed=options.seed,
@@ -321,7 +323,7 @@ def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[st
 
 def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
     """Train, from the start or from the checkpoint, and save the result; also where training breaks off."""
-    options, epoch = job.options, math.ceil(len(job.material.train) / job.options.records_per_step)
+    options, epoch = job.options, trainer.steps_per_epoch
     files = {} if place is None else _files(job, trainer, state, place)
     finish_report = files.pop("finish_report", lambda: None)
     if options.keep == "last":

@@ -78,7 +78,7 @@ def values_of(trainer: Trainer) -> dict[str, float]:
         "train/loss": history.losses[-1],
         "train/grad_norm": history.norms[-1],
         "train/learning_rate": history.rates[-1],
-        "train/epoch": step * trainer.records_per_step / len(trainer.samples),
+        "train/epoch": step / trainer.steps_per_epoch,
     }
     sets = {"loss": history.validation} | {f"{name}_loss": each for name, each in history.validation_sets.items()}
     return values | {f"eval/{name}": each[-1][1] for name, each in sets.items() if each and each[-1][0] == step}

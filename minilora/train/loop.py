@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ..data.samples import epochs
+from ..data.samples import epochs, steps_per_epoch
 from ..engine.backend import Array
 from ..lora.adapters import adapter_weights
 from ..lora.layer import LoraWeights
@@ -141,7 +141,7 @@ def fit(
         history=history,
         ranks=ranks,
     )
-    every = eval_every or math.ceil(len(samples) / trainer.records_per_step)
+    every = eval_every or trainer.steps_per_epoch
     best: dict[str, Array] = {}
     with trainer:
         while trainer.done < steps:
@@ -201,6 +201,7 @@ class Trainer:
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
         self.records_per_step, self.ranks = grad_accumulation * batch_size, ranks
+        self.steps_per_epoch = steps_per_epoch(samples, self.records_per_step)
         whole = sum(p.size for _, p in model.named_parameters())
         self.few = sum(p.size for p in self.parameters.values()) < 0.5 * whole  # an adapter: a copy is some megabytes
         self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from smallmodels import random_samples
 
-from minilora.data.samples import epochs
+from minilora.data.samples import epochs, steps_per_epoch
 from minilora.engine.fused import NOT_SCORED
 from minilora.nn.parts import Sample
 
@@ -18,11 +18,10 @@ def sample(*ids, unscored):
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 20])
 def test_every_epoch_has_every_sample_once(batch_size):
     samples = [sample(0, n, n, unscored=2) for n in range(1, 11)]  # the scored token tells which sample it is
-    per_epoch = -(-len(samples) // batch_size)
     batches = epochs(samples, batch_size, seed=3)
     orders = []
     for _ in range(3):
-        orders.append([s.labels[-1] for batch in islice(batches, per_epoch) for s in batch])
+        orders.append([s.labels[-1] for batch in islice(batches, steps_per_epoch(samples, batch_size)) for s in batch])
     assert all(sorted(order) == list(range(1, 11)) for order in orders)
     assert orders[0] != orders[1]
 
@@ -48,14 +47,14 @@ def test_samples_that_begin_with_the_same_document_follow_one_another_up_to_half
     samples = [sample(*[owner] * 80, n, n, unscored=81) for n, owner in enumerate(owners)]
     batches, found = epochs(samples, batch_size, seed=3), []
     for _ in range(9):
-        order = [s.labels[-1] for batch in islice(batches, -(-len(samples) // batch_size)) for s in batch]
+        order = [s.labels[-1] for batch in islice(batches, steps_per_epoch(samples, batch_size)) for s in batch]
         assert sorted(order) == list(range(len(samples)))
         in_turn = [owner for owner, _ in groupby(owners[n] for n in order)]
         found.append(in_turn.count(0))
         assert batch_size < 8 or in_turn.count(1) == 1
     assert (runs if batch_size > 1 else 5) <= max(found) <= runs  # fewer where two runs meet by chance
     alone = [sample(n, n, n, unscored=2) for n in range(len(samples))]  # without documents the order is the generator's
-    first = islice(epochs(alone, batch_size, 3), -(-len(alone) // batch_size))
+    first = islice(epochs(alone, batch_size, 3), steps_per_epoch(alone, batch_size))
     assert [s.labels[-1] for batch in first for s in batch] == np.random.default_rng(3).permutation(len(alone)).tolist()
 
 

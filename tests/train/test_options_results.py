@@ -2,6 +2,8 @@
 
 import json
 from argparse import Namespace
+from collections import Counter
+from itertools import tee
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from minilora.cli import main
 from minilora.commands.shared import read_options
 from minilora.files.tensors import read_tensors
 from minilora.nn.optim import AdamW
+from minilora.train import job
+from minilora.train.learn import values_of
 from minilora.train.log import read_log
+from minilora.train.loop import Trainer
 
 
 def run(home, out, **change):
@@ -107,8 +112,31 @@ def test_each_option_of_the_test_above_changes_the_result(name, home, with_all):
     assert others != losses or not same(without, weights)
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(3, 1), (5, 1), (2, 3), (8, 1), (20, 1)])
+def test_in_whole_epochs_every_record_is_trained_equally_often(batch_size, accumulation, home, tmp_path, monkeypatch):
+    taken, logged = Counter(), []
+
+    class Counting(Trainer):
+        def step(self):
+            self.batches, again = tee(self.batches)
+            taken.update(sample.ids for sample in next(again))
+            loss = super().step()
+            logged.append(values_of(self)["train/epoch"])
+            return loss
+
+    monkeypatch.setattr(job, "Trainer", Counting)
+    chosen = options(
+        home, tmp_path / "run", steps=None, epochs=3.0, batch_size=batch_size, grad_accumulation=accumulation
+    )
+    metrics = trained(chosen)
+    assert len(taken) == metrics["records"]["train"] and set(taken.values()) == {3}
+    per_epoch = metrics["steps"] / 3
+    assert logged == pytest.approx([step / per_epoch for step in range(1, metrics["steps"] + 1)])
+    assert [step for step, _ in metrics["validation_loss"]] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+
+
 def test_a_part_of_an_epoch_is_rounded_up(home, tmp_path):
-    assert trained(options(home, tmp_path / "run", steps=None, epochs=1.1, batch_size=3))["steps"] == 3  # of 2.9
+    assert trained(options(home, tmp_path / "run", steps=None, epochs=1.1, batch_size=3))["steps"] == 4  # of 3.3
 
 
 def test_recomputing_takes_less_memory_for_the_same_numbers(home, tmp_path, plain):
