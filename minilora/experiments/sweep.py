@@ -300,6 +300,7 @@ def _summary(
 ) -> dict[str, Any]:
     """One setting, over all its seeds: its options and its results."""
     whole, setting = [one for one in found if "failed" not in one], settings[0]
+    finished = [setting for setting, one in zip(settings, found, strict=True) if "failed" not in one] or settings
     row: dict[str, Any] = {
         "varied": _values(setting, [name for name in varied if name != "seed"]),
         "method": setting["method"],
@@ -307,7 +308,7 @@ def _summary(
         "r": setting.get("r"),
         "target_modules": word(setting.get("target_modules")),
         "lr": as_options(setting).learning_rate,
-        "command": _command(setting),
+        "command": _command(finished[0], averaged=len(finished) > 1),
         "failed": len(found) - len(whole),
     }
     for name in AVERAGED:
@@ -335,10 +336,11 @@ def _best(method: str, data: str, rows: Sequence[dict[str, Any]]) -> dict[str, A
     return best | {"try_lr": next_rate(places, nearest=1.5, farthest=HALF_DECADE)}
 
 
-def _command(setting: Mapping[str, Any]) -> str:
+def _command(setting: Mapping[str, Any], averaged: bool) -> str:
+    """The command that repeats a trial. averaged: the result is a mean over seeds, and the command names none."""
     words = ["minilora", "finetune"]
     for name, value in as_options(setting).__dict__.items():
-        if name == "seed" or value == Options.__dataclass_fields__[name].default:
+        if (averaged and name == "seed") or value == Options.__dataclass_fields__[name].default:
             continue
         words.append(flag(name))
         if isinstance(value, Mapping):

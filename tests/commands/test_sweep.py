@@ -516,8 +516,15 @@ def test_the_best_setting_is_a_command():
     assert best["command"] == f"minilora finetune --base tiny {told}"
     random = summed([3.0], init_lora_weights=[False])["best"]["lora"]["command"]
     assert from_flags(Options, build_parser().parse_args(shlex.split(random)[1:])).init_lora_weights is False
-    several = summed([3.0, 2.0], seed=[1, 2], lr=[3e-3])["best"]["lora"]  # it stands for all its seeds
-    assert several["command"] == "minilora finetune --base tiny --strength 1 --lr 0.003"
+
+
+def test_the_command_of_one_seed_names_it_and_that_of_a_mean_over_seeds_names_none():
+    def command(losses, **options):
+        return summed(losses, lr=[3e-3], **options)["best"]["lora"]["command"]
+
+    usual = "minilora finetune --base tiny --strength 1 --lr 0.003"
+    assert command([3.0], seed=[7]) == command([None, 3.0], seed=[1, 7]) == f"{usual} --seed 7"
+    assert command([3.0, 2.0], seed=[1, 2]) == command([3.0]) == command([3.0], seed=[0]) == usual
 
 
 def test_the_page_fits_and_says_what_failed():
