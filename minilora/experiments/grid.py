@@ -39,7 +39,11 @@ class Sweep:
         **_SWEEP,
     )
     trials: int | None = option(
-        None, f"number of trials, for random and for a grid of more than {MOST}", least=1, **_SWEEP
+        None,
+        "for random, the number of combinations that are drawn, each run with every --seed; for a grid of more than "
+        f"{MOST} trials, their number",
+        least=1,
+        **_SWEEP,
     )
     jobs: int | None = option(
         None, "trials at a time, each with its share of the cores (default: one per core)", least=1, **_SWEEP
@@ -79,7 +83,8 @@ class Sweep:
         return json.loads(json.dumps(named | {"search": self.search, "trials": self.trials}))  # an inf stays one
 
     def settings(self) -> list[dict[str, Any]]:
-        """Every trial: the options that mean something in it, by name. Two that would be the same are one.
+        """Every trial: the options that mean something in it, by name. Two that would be the same are one. A random
+        search runs each combination that it draws with every seed, so that all are compared by the same seeds.
 
         Raises ValueError for too many, for an option that means nothing in all of them, and for values that finetune
         does not accept.
@@ -87,9 +92,11 @@ class Sweep:
         values = {name: self.values(name) for name in FOUND}
         if len(values["loss"]) > 1:
             raise ValueError("loss: those of sft and of dpo cannot be compared: make a sweep for each")
-        between = values["lr"] if self.search == "random" and len(values["lr"]) == 2 else None
-        if between:
-            values["lr"] = between[:1]
+        seeds, between = values["seed"], None
+        if self.search == "random":
+            values["seed"] = seeds[:1]
+            if len(values["lr"]) == 2:
+                between, values["lr"] = values["lr"], values["lr"][:1]
         if (count := math.prod(map(len, values.values()))) > 100 * MOST:
             raise ValueError(f"{count:,} combinations of these values are too many: give fewer values")
         combinations = [dict(zip(values, one, strict=True)) for one in product(*values.values())]
@@ -98,19 +105,27 @@ class Sweep:
         for name in FOUND:
             if getattr(self, name) is not None and not any(name in one for one in found):
                 raise ValueError(f"{flag(name)} means nothing in any of these trials: leave it out")
-        for one in [*found, *({**found[0], "lr": lr} for lr in between or ())]:
+        changes = [*({"seed": seed} for seed in seeds), *({"lr": lr} for lr in between or ())]
+        for one in [*found, *(found[0] | change for change in changes)]:
             as_options(one)
         if self.search == "grid":
             if (self.trials or len(found)) < len(found):
                 advice = "leave out --trials, or draw some with --search random"
                 raise ValueError(f"a grid makes all {len(found):,} trials, not {self.trials}: {advice}")
             return found
-        draw = random.Random(0)  # with more trials, the first ones stay the same
+        return [one | {"seed": seed} for one in self._drawn(found, between) for seed in seeds]
+
+    def _drawn(self, combinations: list[dict[str, Any]], between: list[float] | None) -> list[dict[str, Any]]:
+        """As many combinations as a random search draws, with learning rates between two, where these are given.
+
+        With more trials, the first ones stay the same.
+        """
+        draw = random.Random(0)
         if between is None:
-            draw.shuffle(order := list(range(len(found))))
-            return [found[i] for i in sorted(order[: self.trials])]
+            draw.shuffle(order := list(range(len(combinations))))
+            return [combinations[i] for i in sorted(order[: self.trials])]
         low, high = map(math.log, between)
-        drawn = ((draw.choice(found), math.exp(draw.uniform(low, high))) for _ in range(self.trials or 1))
+        drawn = ((draw.choice(combinations), math.exp(draw.uniform(low, high))) for _ in range(self.trials or 1))
         return [one | {"lr": float(f"{lr:.3g}")} for one, lr in drawn]
 
 

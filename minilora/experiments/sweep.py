@@ -163,8 +163,9 @@ def _records(setting: Mapping[str, Any]) -> list[Record]:
 
 
 def _refuse_too_many(options: Sweep, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a grid of more than MOST trials whose number was not given. A random search gives it."""
     count = len(settings)
-    if count <= max(MOST, options.trials or 0):
+    if options.search == "random" or count <= max(MOST, options.trials or 0):
         return
     seconds = sum(map(_guess, settings)) / min(options.jobs or processors(), processors())
     advice = f"draw some with --search random --trials 60, or run all of them with --trials {count}"

@@ -112,6 +112,21 @@ def test_two_learning_rates_of_a_random_search_are_the_ends_of_a_range():
 
 
 @pytest.mark.parametrize("rates", [[1e-4, 1e-2], [1e-4, 1e-3, 1e-2]])
+def test_a_random_search_runs_every_combination_that_it_draws_with_every_seed(rates):
+    search = dict(r=[1, 2, 4, 8], lr=rates, search="random", trials=5)
+    one_seed, three = SweepOptions(**search).settings(), SweepOptions(**search, seed=[0, 7, 3]).settings()
+    assert len(one_seed) == 5 and three == [one | {"seed": seed} for one in one_seed for seed in (0, 7, 3)]
+    result = summed([float(i) for i in range(15)], **search, seed=[0, 7, 3])
+    assert [row["validation_loss"]["n"] for row in result["settings"]] == [3] * 5
+
+
+def test_a_random_search_of_more_trials_than_a_grid_may_have_is_not_refused(tiny_folder, no_training, monkeypatch):
+    monkeypatch.setattr(sweeping, "MOST", 3)
+    command = quick(tiny_folder, "--r", 1, 2, 3, "--search", "random", "--trials", 2, "--seed", 0, 1, 2)
+    assert status(*command) == 0 and len(no_training) == 6
+
+
+@pytest.mark.parametrize("rates", [[1e-4, 1e-2], [1e-4, 1e-3, 1e-2]])
 def test_more_random_trials_begin_with_the_same_ones(rates):
     few, many = (SweepOptions(r=[1, 2, 3, 4], lr=rates, search="random", trials=trials).settings() for trials in (4, 9))
     assert len(few) == 4 and len(many) == 9 and all(one in many for one in few)
@@ -133,6 +148,7 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
         (dict(search="some"), "search must be one of grid, random, got 'some'"),
         (dict(search="random", trials=3, lr=[1e-3, -1e-2]), "lr must be a number above 0"),
         (dict(search="random", trials=3, lr=[-1e-3, 1e-2]), "lr must be a number above 0"),
+        (dict(search="random", trials=3, seed=[0, -1]), "seed must be at least 0"),
         (dict(jobs=0), "jobs must be at least 1"),
         (dict(seed=list(range(400)), r=list(range(1, 401))), "160,000 combinations"),
     ],
