@@ -130,12 +130,16 @@ class Sweep:
 
 
 def word(value: Any) -> str:
-    """A value as a table shows it, and as a flag takes it: names joined by commas, nothing for None."""
+    """A value as a table shows it, and as a flag takes it: names joined by commas, nothing for None. A number has as
+    many digits as it takes to read the same number again.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(float(value))
+    return "" if value is None else str(value)
 
 
 def as_options(setting: Mapping[str, Any], **change: Any) -> Options:

@@ -74,7 +74,7 @@ def sweep(options: Sweep) -> dict[str, Any]:
     columns = ["trial", *(name for name in FOUND if name in {*ALWAYS, *options.varied}), *MEASURED, "failed"]
 
     def row(number: int) -> dict[str, Any]:
-        return {"trial": number} | {name: word(settings[number].get(name)) for name in columns[1:]} | found[number]
+        return {"trial": number} | _values(settings[number], columns[1:]) | found[number]
 
     def done(position: int, result: dict[str, Any]) -> None:
         number = ahead[position]
@@ -320,8 +320,10 @@ def _summary(
     return row
 
 
-def _values(setting: Mapping[str, Any], varied: Sequence[str]) -> dict[str, str]:
-    return {name: word(setting.get(name)) for name in varied}
+def _values(setting: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """What a table shows of these options of a trial, with the learning rate that is in effect."""
+    values = {**setting, "lr": as_options(setting).learning_rate}
+    return {name: word(values.get(name)) for name in names}
 
 
 def _best(method: str, data: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from commandline import complaint, instead, status, written
 from hearing import counts_of
@@ -61,6 +62,12 @@ def table(folder="s"):
         return list(csv.DictReader(file))
 
 
+def table_of(home, *flags):
+    """The table of a new sweep with these flags."""
+    assert status(*quick(home, *flags, "--overwrite")) == 0
+    return table()
+
+
 # -- which trials ------------------------------------------------------------------------------------------------------
 
 
@@ -86,6 +93,7 @@ def test_groups_of_modules_have_names_and_lists_are_joined_by_commas(tmp_path):
     assert targets == [["q_proj", "v_proj"], attention, mlp, "all-linear", ["q_proj", "o_proj"], "v_proj"]
     assert as_options(SweepOptions(exclude_modules=["mlp"]).settings()[0]).exclude_modules == mlp
     assert [word(value) for value in (None, True, ["a", "b"], 0.25, 8)] == ["", "true", "a,b", "0.25", "8"]
+    assert [word(value) for value in (math.inf, 1e-3, np.float64(1 / 3))] == ["inf", "0.001", "0.3333333333333333"]
     said = [item.name for item in fields(SweepOptions) if "are groups" in item.metadata.get("help", "")]
     assert said == ["target_modules"]
 
@@ -269,6 +277,19 @@ def test_rows_are_there_as_trials_end_and_a_failed_one_is_a_row_with_its_reason(
     said = capsys.readouterr().out
     assert "2 of 4 trials failed" in said and "lr 99, seed 0: the loss is no number" in said
     assert written(sweeping.Path("s")) == ["sweep.json", "trials.csv"]  # of one learning rate there is no curve
+
+
+def test_the_table_has_the_learning_rate_in_effect_and_every_digit_of_it(tiny_folder, no_training, quick_pictures):
+    rates = {(row["method"], row["r"]): row["lr"] for row in table_of(tiny_folder, "--method", "lora", "full")}
+    assert rates == {("lora", "8"): "0.002", ("full", ""): "0.0002"}
+    assert [row["lr"] for row in table_of(tiny_folder, "--loss", "dpo")] == ["0.0002"]
+    rates = [0.12345678901234567, 1 / 3, 1e-3]
+    assert [float(row["lr"]) for row in table_of(tiny_folder, "--lr", *rates)] == rates
+    result = json.loads(sweeping.Path("s/sweep.json").read_text())
+    assert [float(row["varied"]["lr"]) for row in result["settings"]] == sorted(rates)
+    commands = [from_flags(Options, build_parser().parse_args(shlex.split(row["command"])[1:]))
+                for row in result["settings"]]  # fmt: skip
+    assert [chosen.lr for chosen in commands] == sorted(rates)
 
 
 def test_a_sweep_of_which_no_trial_finished_ends_with_status_1_after_its_page(tiny_folder, no_training, capsys):
