@@ -228,7 +228,7 @@ def _judged(name: str, file: Any, claim: Claim, options: ReproduceOptions) -> Fo
         found |= (record := _record(name, file, claim, options))
         band, interval = claim.band_of(options.small), Interval.of(record["numbers"]["measured"])
         verdict = band.verdict(interval)
-        found |= {"power": claim.effect.told(claim.band, len(claim.seeds)) if claim.effect else ""}
+        found |= {"power": "" if options.small else _power(claim, len(record["seeds"]))}
         found |= {"band": {"quantity": band.quantity, "text": str(band)}, "interval": asdict(interval)}
         found |= {"verdict": str(verdict), "explained": "" if options.switched else claim.explained.get(verdict, "")}
         if options.switched:
@@ -237,6 +237,15 @@ def _judged(name: str, file: Any, claim: Claim, options: ReproduceOptions) -> Fo
     except Exception as error:
         return found | {"failed": reason(error), "seconds": time.perf_counter() - start}
     return found
+
+
+def _power(claim: Claim, seeds: int) -> str:
+    """The power of the whole form's band with this number of seeds, in a sentence. Nothing for a claim without an
+    effect, and for one seed of a claim that has several: one number has no interval.
+    """
+    if claim.effect is None or seeds == 1 < len(claim.seeds):
+        return ""
+    return claim.effect.told(claim.band, seeds)
 
 
 def _record(name: str, file: Any, claim: Claim, options: ReproduceOptions) -> Found:

@@ -420,6 +420,21 @@ def test_a_caveat_stands_beside_a_verdict_that_holds_and_power_beside_the_band(s
     assert text.count("Its power") == 1 and "not known" not in text
 
 
+def test_the_power_is_that_of_the_seeds_that_were_run_and_only_of_the_whole_form(shelf):
+    rewritten(shelf, "good", "Band, Claim", "Band, Claim, Effect")
+    rewritten(shelf, "good", "explained=", "effect=Effect(paper=2, none=1, std=0.5), explained=")
+    claim = claims.read_claim("good").CLAIM
+
+    def power(**change):
+        return run(["good"], ReproduceOptions(jobs=1, **change))["claims"]["good"]["power"]
+
+    assert power() == claim.effect.told(claim.band, 3)
+    assert power(seeds=[4, 5]) == claim.effect.told(claim.band, 2) != power()
+    assert power(seeds=[4]) == power(small=True) == power(small=True, seeds=[4, 5]) == ""
+    rewritten(shelf, "good", "base=", "seeds=(0,), base=")  # its number is exact
+    assert power() == claim.effect.told(claim.band, 1)
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert status("reproduce", "planted-rnk") == 2
