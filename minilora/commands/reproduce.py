@@ -168,21 +168,24 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
     except OSError as error:
         raise unwritable(options.folder, error) from error
     files = {name: _read(name) for name in claim_names()}
-    ahead = {name: 60 * _minutes(name, files[name], options) for name in asked if not isinstance(files[name], str)}
-    if seconds := sum(ahead.values()):
-        count = counted(sum(map(bool, ahead.values())), "claim")
-        log.info("%s to run, about %s of one core", count, duration(seconds))
+    ahead = {name: _ahead(name, files[name], options) for name in asked if not isinstance(files[name], str)}
+    ahead = {name: forms for name, forms in ahead.items() if forms}
+    seconds = {name: 60 * sum(claim.minutes for claim in forms) for name, forms in ahead.items()}
+    sizes = {name: 1 if options.small else round(each) for name, each in seconds.items()}
+    if ahead:
+        how = "in the smallest form" if options.small else f"about {duration(sum(seconds.values()))} of one core"
+        log.info("%s to run, %s", counted(len(ahead), "claim"), how)
     try:
-        with progress("claims", round(seconds), "s") as bar:
+        with progress("claims", sum(sizes.values()), "claim" if options.small else "s") as bar:
             for name in asked:
                 bar.update(0, text=name)
                 found[name] = _found(name, files[name], options)
-                bar.update(round(ahead.get(name, 0)))
+                bar.update(sizes.get(name, 0))
     except KeyboardInterrupt:
         log.info("\nwhat is done is kept in %s: the same command continues from there", options.folder)
         raise
     for name in files.keys() - found.keys():
-        if not isinstance(files[name], str) and not _minutes(name, files[name], options):
+        if not isinstance(files[name], str) and not _ahead(name, files[name], options):
             found[name] = _found(name, files[name], options)
     result = {
         **here_and_now(),
@@ -264,11 +267,11 @@ def _record(name: str, file: Any, claim: Claim, options: ReproduceOptions) -> Fo
     return {"numbers": record["result"]} | {k: v for k, v in record.items() if k not in ("decides", "result")}
 
 
-def _minutes(name: str, file: ClaimFile, options: ReproduceOptions) -> float:
-    """How long those forms of a claim take that are not kept."""
+def _ahead(name: str, file: ClaimFile, options: ReproduceOptions) -> list[Claim]:
+    """Those forms of a claim that are not kept, once for each way in which they are run."""
     ways = [options, options.on] if options.switched else [options]
     forms = [(claim, way) for claim in options.forms(file.CLAIM) for way in ways]
-    return sum(claim.minutes for claim, way in forms if _kept(name, file, claim, way) is None)
+    return [claim for claim, way in forms if _kept(name, file, claim, way) is None]
 
 
 def _kept(name: str, file: ClaimFile, claim: Claim, options: ReproduceOptions) -> Found | None:

@@ -224,6 +224,12 @@ def test_ctrl_c_keeps_what_is_done(shelf, tmp_path, caplog):
     assert runs(tmp_path) == ran  # also-good was whole
 
 
+def test_the_smallest_form_is_announced_without_the_minutes_of_the_whole_one(shelf, caplog):
+    with caplog.at_level("INFO", "minilora"), counts_of("claim") as counted:
+        run([], ReproduceOptions(jobs=1, small=True))
+    assert caplog.messages == ["2 claims to run, in the smallest form"] and sum(counted) == 2
+
+
 def test_the_page_has_everything(shelf, tmp_path):
     result = run(["good"], SERIAL)
     text = write_page(result, tmp_path / "runs/claims").read_text("utf-8")
