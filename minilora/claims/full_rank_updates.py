@@ -21,6 +21,7 @@ CLAIM = Claim(
     switch="LoRA's update replaces that of full fine-tuning.",
     base="smollm2",
     minutes=0.1,
+    shares_with="dora-directions",
     band=Band("rank for 90 % of full fine-tuning's variance, over LoRA's r (median)", low=10, against_below=1),
     effect=Effect(paper=30, none=1, std=0.11),
 )

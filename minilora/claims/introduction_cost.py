@@ -38,6 +38,7 @@ CLAIM = Claim(
         here="The same with SmolLM2, 40 steps of 8, with the validation loss every 10 steps and a straight line between"
         " two looks; each best learning rate is that of the first seed.",
         minutes=3,
+        shares_with="forgets-less",
         effect=Effect(paper=0.25, none=1, std=0.057, assumed=True),
         explained={
             "not at this size": "LoRA reaches the same loss in as many steps (33 to 40, full fine-tuning 39 to 40), and"

@@ -17,6 +17,7 @@ CLAIM = Claim(
     " the smallest form, an update of full rank.",
     base="tiny",
     minutes=6,
+    shares_with="introduction-cost",
     band=SLIGHT.of("share of full fine-tuning's gain that LoRA reaches"),
     explained={
         "not at this size": "LoRA reached four fifths of full fine-tuning's gain: it is behind by more than slightly."
@@ -28,6 +29,7 @@ CLAIM = Claim(
     on_smollm2=OnSmolLM2(
         here="The same with SmolLM2, 40 steps of 8; each best learning rate is that of the first seed.",
         minutes=0.1,
+        shares_with="forgets-less",
         effect=Effect(paper=0.975, none=0.73, std=0.0083, assumed=True),
         explained={
             "reproduced": "On a pretrained base LoRA with 1.8 % of the parameters reaches the loss of full fine-tuning:"

@@ -21,6 +21,7 @@ CLAIM = Claim(
     switch="A random Gaussian matrix replaces the A with r = 64, as in the paper's figure 4.",
     base="smollm2",
     minutes=25,
+    shares_with="dora-directions",
     band=Band("φ(1, 1) of A, r = 8 and r = 64 (mean over layers)", low=0.5, high=1, against_below=0.05),
     small_band=Band("φ(1, 1) of A, r = 8 and r = 16, after 16 steps", low=0.03),
     explained={

@@ -138,7 +138,9 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def listing(names: Sequence[str], width: int = 80) -> str:
-    """Each claim on a line: name, source, base, minutes of one core; and the sum."""
+    """Each claim on a line: name, source, base, minutes of one core; below it, how many they may be where the runs that
+    it shares with another claim are not kept; and the sum.
+    """
     lines, minutes, room = [], 0.0, max(10, width - NAME - 19)
     for name in names:
         if isinstance(file := _read(name), str):
@@ -149,6 +151,9 @@ def listing(names: Sequence[str], width: int = 80) -> str:
             minutes += claim.minutes
             source = shortened(source, room - 1)
             lines.append(f"{shown:<{NAME}} {source:<{room}}{claim.base:<10}{claim.minutes:>4g} min")
+            if other := _shared(claim):
+                most = claim.minutes + other.minutes
+                lines.append(f"{'':<{NAME}} up to {most:.0f} min without the runs of {claim.shares_with}")
     return "\n".join([*lines, f"{counted(len(names), 'claim')}, {minutes:.0f} minutes of one core in all"])
 
 
@@ -174,7 +179,7 @@ def reproduce(names: Sequence[str] = (), options: ReproduceOptions | None = None
     sizes = {name: 1 if options.small else round(each) for name, each in seconds.items()}
     if ahead:
         how = "in the smallest form" if options.small else f"about {duration(sum(seconds.values()))} of one core"
-        log.info("%s to run, %s", counted(len(ahead), "claim"), how)
+        log.info("%s to run, %s%s", counted(len(ahead), "claim"), how, _and_shared(ahead, files, options))
     try:
         with progress("claims", sum(sizes.values()), "claim" if options.small else "s") as bar:
             for name in asked:
@@ -272,6 +277,25 @@ def _ahead(name: str, file: ClaimFile, options: ReproduceOptions) -> list[Claim]
     ways = [options, options.on] if options.switched else [options]
     forms = [(claim, way) for claim in options.forms(file.CLAIM) for way in ways]
     return [claim for claim, way in forms if _kept(name, file, claim, way) is None]
+
+
+def _and_shared(ahead: Mapping[str, Sequence[Claim]], files: Mapping[str, Any], options: ReproduceOptions) -> str:
+    """What the claims ahead may take besides, in words: the runs that they share with claims which are neither kept nor
+    ahead. Nothing where there are none, and for the smallest forms, which take seconds.
+    """
+    lacking: dict[tuple[str, str], float] = {}
+    for claim in [form for forms in ahead.values() for form in forms if not options.small]:
+        name, form = claim.shares_with, _shared(claim)
+        if form and name not in ahead and _kept(name, files[name], form, options) is None:
+            lacking[name, claim.base] = 60 * form.minutes
+    names = " and ".join(dict.fromkeys(name for name, _ in lacking))
+    return f", and up to {duration(sum(lacking.values()))} for the runs of {names}, which are not kept" if names else ""
+
+
+def _shared(claim: Claim) -> Claim | None:
+    """The form of another claim whose runs this one uses as well; None where there is none that can be read."""
+    file = _read(claim.shares_with) if claim.shares_with else ""
+    return None if isinstance(file, str) else file.CLAIM.form_on(claim.base)
 
 
 def _kept(name: str, file: ClaimFile, claim: Claim, options: ReproduceOptions) -> Found | None:

@@ -204,6 +204,7 @@ class OnSmolLM2:
     band: Band | None = None
     explained: Mapping[str, str] = field(default_factory=dict)
     effect: Effect | None = None
+    shares_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ class Claim:
     switch: the same experiment without the cause, so that the verdict must turn.
     base: "matrices", "tiny" or "smollm2".
     minutes: of one core, where the claims before it in the alphabet have run: the runs that they share are kept.
+    shares_with: the claim before it in the alphabet whose form on the same base has runs that this one uses as well.
+        Where they are not kept, it takes up to the minutes of that form more.
     band: of `measured`. small_band: of the small form, if that needs its own.
     second_hand: the paper itself could not be read.
     explained: by verdict, a paragraph: the reason for what is not reproduced, a caveat for what is.
@@ -240,6 +243,7 @@ class Claim:
     effect: Effect | None = None
     one_rate: str = ""
     on_smollm2: OnSmolLM2 | None = None
+    shares_with: str = ""
 
     @property
     def forms(self) -> list[Claim]:
@@ -248,7 +252,13 @@ class Claim:
             return [self]
         band, explained = other.band or self.band, other.explained
         own = replace(self, base="smollm2", here=other.here, minutes=other.minutes, band=band, explained=explained)
-        return [self, replace(own, effect=other.effect, on_smollm2=None)]
+        return [self, replace(own, effect=other.effect, on_smollm2=None, shares_with=other.shares_with)]
+
+    def form_on(self, base: str) -> Claim:
+        """The form on this base. Raises ValueError where there is none."""
+        if (found := next((form for form in self.forms if form.base == base), None)) is None:
+            raise ValueError(f"no form of this claim is on {base}")
+        return found
 
     def verdict(self, numbers: Mapping[str, Any], small: bool = False) -> Verdict:
         """What these numbers of `run` say about the claim."""

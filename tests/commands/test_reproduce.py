@@ -230,6 +230,28 @@ def test_the_smallest_form_is_announced_without_the_minutes_of_the_whole_one(she
     assert caplog.messages == ["2 claims to run, in the smallest form"] and sum(counted) == 2
 
 
+def test_the_time_of_runs_that_a_claim_shares_is_announced_where_they_are_not_kept(shelf, caplog):
+    rewritten(shelf, "good", "explained=", 'shares_with="also-good", explained=')
+    rewritten(shelf, "also_good", "minutes=0.1", "minutes=30")
+    few = "1 claim to run, about 6.00 s of one core"
+
+    def announced(names, **change):
+        caplog.clear()
+        with caplog.at_level("INFO", "minilora"):
+            run(names, ReproduceOptions(jobs=1, **change))
+        return caplog.messages
+
+    assert announced(["good"]) == [f"{few}, and up to 30.0 minutes for the runs of also-good, which are not kept"]
+    assert announced(["good"], out="second", small=True) == ["1 claim to run, in the smallest form"]
+    assert announced(["good", "also-good"], out="third") == ["2 claims to run, about 30.1 minutes of one core"]
+    assert announced(["also-good"], out="fourth") == ["1 claim to run, about 30.0 minutes of one core"]
+    assert announced(["good"], out="fourth") == [few]
+    (shelf / "also_good.py").write_text("nothing", encoding="utf-8")
+    rewritten(shelf, "good", "0.01 * seed", "0.02 * seed")
+    assert announced(["good"]) == [few]
+    assert "up to" not in listing(["good"])
+
+
 def test_the_page_has_everything(shelf, tmp_path):
     result = run(["good"], SERIAL)
     text = write_page(result, tmp_path / "runs/claims").read_text("utf-8")
@@ -466,9 +488,11 @@ def test_the_list_names_all_with_their_minutes(capsys):
     line, total = capsys.readouterr().out.splitlines()
     assert line.startswith("planted-rank ") and total.startswith("1 claim, ")
     assert status("reproduce", "--list", "planted-rank", "learns-less") == 0
-    *_, second, total = capsys.readouterr().out.splitlines()
+    *_, second, shared, total = capsys.readouterr().out.splitlines()
     small, large = (form.minutes for form in claims.read_claim("learns-less").CLAIM.forms)
     assert second.split() == ["the", "same", "on", "SmolLM2", "smollm2", f"{large:g}", "min"]
+    other = claims.read_claim("forgets-less").CLAIM.form_on("smollm2").minutes
+    assert shared.strip() == f"up to {large + other:.0f} min without the runs of forgets-less"
     minutes = claims.read_claim("planted-rank").CLAIM.minutes + small + large
     assert total == f"2 claims, {minutes:.0f} minutes of one core in all"
     assert status("reproduce", "--list", "--json") == 2

@@ -73,6 +73,18 @@ def test_the_page_states_the_band_and_the_sentences_of_the_file(name):
     assert claim.effect and claim.effect.told(claim.band, len(claim.seeds)) in section
 
 
+def test_a_claim_that_uses_the_runs_of_others_names_the_first_of_them():
+    for shared in ("shared_runs", "followed_on_smollm2"):
+        first, *others = (name for name in NAMES if hasattr(read_claim(name), shared))
+        assert others and not read_claim(first).CLAIM.form_on("smollm2").shares_with
+        assert {read_claim(name).CLAIM.form_on("smollm2").shares_with for name in others} == {first}
+    for name in NAMES:
+        for form in read_claim(name).CLAIM.forms:
+            if other := form.shares_with:
+                assert other in NAMES and other < name, "the minutes count on it"
+                assert read_claim(other).CLAIM.form_on(form.base).minutes
+
+
 def test_the_page_has_the_forms_on_smollm2_of_all_claims_that_have_one():
     sections = sections_of((FOLDER / "README.md").read_text("utf-8"))
     shown = [name for name in NAMES if "**On SmolLM2**: " in sections.get(name, "")]
