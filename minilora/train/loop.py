@@ -98,8 +98,9 @@ def fit(
     """Train the trainable parameters for `steps` steps, and return the history.
 
     samples: samples, or pairs for DPO, which have had their reference from `with_reference`.
-    lr: the peak learning rate, 1e-3 by default. It rises during the first `warmup` share of the steps, and then falls
-        to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`.
+    lr: the peak learning rate, 1e-3 by default. It rises during the first `warmup` share of the steps, one or more,
+        and then falls to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`. With a
+        `warmup` of 0 the first step has the peak, and the fall begins with the second one.
     batch_size: samples per batch. Every epoch takes all samples once, in a new order that `seed` decides; of a sample
         with `others`, it takes another one each time.
     grad_accumulation: batches per step: the result of a larger batch, in the memory of one.
@@ -196,7 +197,8 @@ class Trainer:
             check_value(Options, name, value)
         check_value(Options, "max_grad_norm", max_norm, "max_norm")
         self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
-        self.warmup, self.max_norm, self.schedule = max(1, round(warmup * steps)), max_norm, SCHEDULES[schedule]
+        self.warmup = max(1, round(warmup * steps)) if warmup else 0
+        self.max_norm, self.schedule = max_norm, SCHEDULES[schedule]
         self.parameters = model.trainable_parameters()
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history

@@ -179,7 +179,7 @@ class Options:
         **_TRAINING,
     )
     warmup: float = option(
-        0.1, "share of the steps in which the learning rate rises to its peak", least=0, most=1, **_TRAINING
+        0.1, "share of the steps in which the learning rate rises to its peak; 0: none", least=0, most=1, **_TRAINING
     )
     schedule: str = option(
         "cosine", "how the learning rate falls after the warmup", choices=tuple(SCHEDULES), **_TRAINING

@@ -1,8 +1,8 @@
-"""Parity with torch: optimizers and gradient clipping move parameters to the same place."""
+"""Parity with torch: optimizers, gradient clipping and schedules move parameters to the same place."""
 
 import numpy as np
 import pytest
-from otherside import parity, torch
+from otherside import parity, torch, transformers
 
 from minilora.engine.tensor import Tensor
 from minilora.nn import optim
@@ -67,3 +67,15 @@ def test_clipping_scales_gradients_and_reports_the_norm_as_torch_does(factor, dt
         assert (p.grad is None) == (q.grad is None)
         if p.grad is not None:
             np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_after_the_warmup_a_schedule_is_that_of_transformers(name, warmup):
+    """The warmup itself differs: that of transformers begins at 0, so that its first step changes nothing."""
+    kind = "constant_with_warmup" if name == "constant" else name
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = transformers.get_scheduler(kind, optimizer, warmup, num_training_steps=11)
+    theirs = [(scheduler.get_last_lr()[0], optimizer.step(), scheduler.step())[0] for _ in range(11)]
+    ours = [optim.SCHEDULES[name](step, 11, warmup) for step in range(11)]
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])

@@ -100,7 +100,8 @@ def assert_alike(got, wanted):
 LOOPS = [  # steps, batch size, warm-up and the steps that it makes, largest norm
     (10, 3, 0.1, 1, 1.0),
     (7, 2, 0.5, 4, 1.0),  # 3.5 steps are rounded, not cut
-    (6, 4, 0.0, 1, 1.0),  # never less than one
+    (6, 4, 0.01, 1, 1.0),  # never less than one
+    (6, 4, 0.0, 0, 1.0),  # unless there is none
     (8, 3, 0.25, 2, 0.05),  # clipped at every step
     (8, 3, 0.25, 2, math.inf),
 ]
@@ -149,6 +150,13 @@ def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warm
     optimizer = AdamW((model := adapted(tiny_config)).trainable_parameters(), lr=1e-3, weight_decay=0.0)
     with Trainer(model, many, 20, optimizer) as trainer:
         assert [trainer.step() for _ in range(20)] == usual.losses
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_without_warmup_the_learning_rate_falls_from_the_first_step_to_the_second(schedule, tiny_config):
+    rates = fit(adapted(tiny_config), samples(), 5, lr=1.0, warmup=0, schedule=schedule).rates
+    fall = {"cosine": lambda x: (1 + math.cos(math.pi * x)) / 2, "linear": lambda x: 1 - x, "constant": lambda x: 1.0}
+    assert rates == pytest.approx([fall[schedule](step / 5) for step in range(5)])
 
 
 # -- an optimizer of one's own -----------------------------------------------------------------------------------------
