@@ -29,7 +29,17 @@ from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_s
 from ..generate.quotes import candidates, likeliest, quoting_of, refuse_without_passages
 from .bounds import error_response, json_response
 from .engine import Engine
-from .protocol import ApiError, Piece, Reply, Request, event, read_json_object, read_request, unknown_model
+from .protocol import (
+    ApiError,
+    Piece,
+    Reply,
+    Request,
+    event,
+    read_json_object,
+    read_request,
+    refuse_for_quotation,
+    unknown_model,
+)
 
 Result = TypeVar("Result")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -144,8 +154,10 @@ class App:
                 raise ApiError(400, str(error), "model") from error
             quoting = None if self.handbook is None else quoting_of(model, request.choice)
             if quoting is not None and self.handbook is not None:
+                refuse_for_quotation(request)
                 request = await _unless_gone(http, self._quoted(request, quoting, self.handbook))
-        request = replace(request, limit=await self._limit(request))
+        if request.answer is None:
+            request = replace(request, limit=await self._limit(request))
         pieces = self._pieces(request)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place
         reply = Reply(request, first.tokens)

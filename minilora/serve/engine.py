@@ -30,7 +30,7 @@ from ..generate.labels import ranked_labels
 from ..generate.prefix_cache import PrefixCache, ReadPassages
 from ..generate.quotes import read
 from ..generate.schema import check_room
-from ..generate.streams import Answer, LogProb, Streams
+from ..generate.streams import UNFINISHED, Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
@@ -150,7 +150,7 @@ class Engine:
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
         task, messages = self.task(request), request.messages
         if request.answer is not None:
-            tell(Piece(request.answer, len(self.tokenizer.encode(request.answer)), "stop"))
+            tell(self._quotation(request.answer, request.limit))
             return self.count(request)
         refuse_for_task(request, task)
         if isinstance(task, LabelTask):
@@ -175,6 +175,13 @@ class Engine:
             return read(
                 self.model, self.tokenizer, quoting, question, passage, system, True, request.choice, self.passages
             )
+
+    def _quotation(self, text: str, limit: int | None) -> Piece:
+        """A quotation as the only piece of its answer, cut after `limit` tokens."""
+        ids = self.tokenizer.encode(text)
+        if limit is None or len(ids) <= limit:
+            return Piece(text, len(ids), "stop")
+        return Piece(self.tokenizer.decode(ids[:limit]).rstrip(UNFINISHED), limit, "length")
 
     def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:
         """Answer with a label at once; the answers that are running wait for it as for a prompt."""

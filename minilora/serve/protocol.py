@@ -6,9 +6,11 @@ support=0.3". An adapter that was trained on labels answers the last message wit
 temperature; `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
 `response_format` "json_object" the answer is {"label": ..., "probability": ...}. An adapter that was trained on fields
 answers the last message with a JSON object under its schema. With the `response_format` "json_schema" the base and
-every adapter without labels do so under the schema of the request, as OpenAI's structured outputs. Of `n` answers the
-seeds count up from `seed`; at temperature 0 all are equal. Where the server looks up passages, the answer and the first
-chunk say which one it was given: {"context": {"id": ..., "text": ...}}.
+every adapter that generates its answer do so under the schema of the request, as OpenAI's structured outputs. Of `n`
+answers the seeds count up from `seed`; at temperature 0 all are equal. Where the server looks up passages, the answer
+and the first chunk say which one it was given: {"context": {"id": ..., "text": ...}}. An adapter that quotes answers
+with sentences of a passage, whatever the temperature. It takes no other `response_format` than "text", no `logprobs`
+and no `stop`; a quotation of more than `max_tokens` tokens is cut there, with the finish_reason "length".
 """
 
 import json
@@ -223,6 +225,18 @@ def refuse_for_task(request: Request, task: Task | None) -> None:
     else:
         return
     raise ApiError(400, f"response_format {wrong}: leave it out", "response_format", "unsupported_parameter")
+
+
+def refuse_for_quotation(request: Request) -> None:
+    """Raise ApiError for fields that mean nothing where the answer is a quotation, which is not generated."""
+    given = {
+        "response_format": request.as_json or request.schema is not None,
+        "logprobs": request.top_logprobs is not None,
+        "stop": bool(request.stop),
+    }
+    if (name := next((name for name, is_given in given.items() if is_given), None)) is not None:
+        wrong = f"{name} is not for adapters that answer with sentences of passages: leave it out"
+        raise ApiError(400, wrong, name, "unsupported_parameter")
 
 
 def _schema(value: Any) -> FieldTask | None:

@@ -110,11 +110,11 @@ def test_an_adapter_that_quotes_answers_with_sentences_and_says_from_which_passa
     monkeypatch.setattr(server.app, "handbook", handbook)
     monkeypatch.setitem(server.engine.model.adapters["legal"].data, "quote", Quoting(1).entry()["quote"])
     found = quote(*loaded, Quoting(1), "hello", handbook, mixed=True, choice="legal")
-    answer = complete(client, max_tokens=8)
+    answer = complete(client)
     assert answer.choices[0].message.content == found.text and answer.choices[0].finish_reason == "stop"
     assert answer.context == {"id": found.passage.id, "text": found.passage.text}
     assert answer.usage.completion_tokens == len(loaded[1].encode(found.text))
-    chunks = list(complete(client, max_tokens=8, stream=True))
+    chunks = list(complete(client, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == found.text
     monkeypatch.setattr(server.app, "handbook", None)
     with pytest.raises(openai.BadRequestError, match="legal answers with sentences of passages: give some with"):
@@ -122,6 +122,9 @@ def test_an_adapter_that_quotes_answers_with_sentences_and_says_from_which_passa
 
 
 BIRDS = Handbook([Passage(f"birds/{i}", f"Bird {i} says hello. It eats.") for i in range(5)], "x")
+
+
+ONE_FIELD = {"type": "object", "properties": {"kind": {"enum": ["new", "old"]}}}
 
 
 @pytest.fixture
@@ -132,6 +135,47 @@ def quoting(server, monkeypatch):
     monkeypatch.setitem(server.engine.model.adapters["legal"].data, "quote", Quoting(1).entry()["quote"])
     monkeypatch.setattr(server.engine, "read", lambda *given: passages.append(given[2].id) or read(*given))
     return passages
+
+
+@pytest.mark.parametrize(
+    "before", [[], [{"role": "user", "content": "x" * 999}, {"role": "assistant", "content": "y"}]]
+)
+def test_a_quotation_is_cut_at_max_tokens_and_nowhere_else(client, server, loaded, quoting, monkeypatch, before):
+    monkeypatch.setattr(server.app, "default_limit", 1)  # which is for answers that are generated
+    asked = dict(model="legal", messages=[*before, *QUESTION])
+    whole = client.chat.completions.create(**asked)
+    text, tokens = whole.choices[0].message.content, whole.usage.completion_tokens
+    assert text in {part for passage in BIRDS.passages for part in Quoting(1).parts(passage.text)}
+    for limit in (1, tokens - 1, tokens, tokens + 1, 100_000):
+        for name in ("max_tokens", "max_completion_tokens"):
+            answer = client.chat.completions.create(**asked, **{name: limit})
+            (choice,), kept = answer.choices, min(limit, tokens)
+            assert answer.usage.completion_tokens == len(loaded[1].encode(choice.message.content)) == kept
+            assert text.startswith(choice.message.content)
+            assert choice.finish_reason == ("length" if limit < tokens else "stop")
+
+
+def test_a_quotation_is_not_cut_within_a_character(client, server, quoting, monkeypatch):
+    monkeypatch.setattr(server.app, "handbook", Handbook([Passage("birds/owl", "Hélène says hello.")], "x"))
+    for limit in range(1, 12):
+        assert "Hélène says hello.".startswith(complete(client, max_tokens=limit).choices[0].message.content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": ONE_FIELD}}}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"stop": ["."]}, "stop"),
+    ],
+)
+def test_what_a_quotation_cannot_have_is_refused_before_a_passage_is_read(client, quoting, fields, param):
+    with pytest.raises(openai.BadRequestError, match=f"{param} is not for adapters that answer with sente") as caught:
+        complete(client, **fields)
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter") and quoting == []
+    plain = complete(client, response_format={"type": "text"}, logprobs=False, stop=[], temperature=1.5, top_p=0.5)
+    assert plain.choices[0].message == complete(client).choices[0].message  # these change nothing
 
 
 def test_other_answers_have_as_much_time_as_the_reading(client, server, quoting, monkeypatch):
