@@ -22,6 +22,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
 
+from ..data.labels import LabelTask
 from ..data.passages import Handbook
 from ..data.quotes import Quoting
 from ..files.disk import ModelFileError
@@ -181,17 +182,21 @@ class App:
         return replace(request, passage=quotation.passage, answer=quotation.text)
 
     async def _limit(self, request: Request) -> int:
-        """How many tokens the answer may have. Raises ApiError if they do not fit into the context."""
+        """How many tokens the answer may have. Raises ApiError if they do not fit into the context.
+
+        A label is not generated: only its question must fit, whatever the request says.
+        """
         context = self.engine.context
         try:
             count = await asyncio.to_thread(self.engine.count, request)
         except ValueError as error:
             raise ApiError(400, str(error), request.param) from error
         limit = request.limit or max(min(self.default_limit, context - count), 1)
-        if count + limit > context:
+        generated = 0 if isinstance(self.engine.task(request), LabelTask) else limit
+        if count + generated > context:
             what = f"the conversation has {count:,} tokens" if count <= context else "the conversation is too long"
-            detail = f"{what}; with an answer of up to {limit:,}, at most {context:,} fit"
-            raise ApiError(400, detail, request.param, "context_length_exceeded")
+            answer = f"with an answer of up to {generated:,}, " if generated else ""
+            raise ApiError(400, f"{what}; {answer}at most {context:,} fit", request.param, "context_length_exceeded")
         return limit
 
     async def _pieces(self, request: Request) -> AsyncGenerator[Piece, None]:

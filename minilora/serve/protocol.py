@@ -2,15 +2,20 @@
 
 https://platform.openai.com/docs/api-reference/chat and .../completions. A field that would change the answer and is not
 supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
-support=0.3". An adapter that was trained on labels answers the last message with its most likely label, whatever the
-temperature; `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
-`response_format` "json_object" the answer is {"label": ..., "probability": ...}. An adapter that was trained on fields
-answers the last message with a JSON object under its schema. With the `response_format` "json_schema" the base and
-every adapter that generates its answer do so under the schema of the request, as OpenAI's structured outputs. Of `n`
-answers the seeds count up from `seed`; at temperature 0 all are equal. Where the server looks up passages, the answer
-and the first chunk say which one it was given: {"context": {"id": ..., "text": ...}}. An adapter that quotes answers
-with sentences of a passage, whatever the temperature. It takes no other `response_format` than "text", no `logprobs`
-and no `stop`; a quotation of more than `max_tokens` tokens is cut there, with the finish_reason "length".
+support=0.3". Of `n` answers the seeds count up from `seed`; at temperature 0 all are equal. With the `response_format`
+"json_schema" the base and every adapter that generates its answer follow the schema of the request, as OpenAI's
+structured outputs.
+
+- An adapter that was trained on labels answers the last message with its most likely label, whatever the temperature
+  and `max_tokens`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
+  `response_format` "json_object" the answer is {"label": ..., "probability": ...}.
+- An adapter that was trained on fields answers the last message with a JSON object under its schema.
+- An adapter that quotes answers the last message with sentences of a passage, whatever the temperature. It takes no
+  other `response_format` than "text", no `logprobs` and no `stop`. A quotation that is longer than `max_tokens` is cut
+  there, and its finish_reason is "length".
+
+Where the server looks up passages, the answer and the first chunk say which one it was given: {"context": {"id": ...,
+"text": ...}}.
 """
 
 import json

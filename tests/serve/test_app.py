@@ -454,6 +454,18 @@ def test_a_label_or_fields_can_be_asked_for_after_any_conversation(client, serve
         assert alone.usage.prompt_tokens == after.usage.prompt_tokens == read
 
 
+def test_a_label_needs_no_room_for_an_answer(client, server, loaded, labels, monkeypatch):
+    alone = complete(client)
+    assert complete(client, max_tokens=100_000).choices[0].message == alone.choices[0].message
+    monkeypatch.setattr(server.engine, "context", alone.usage.prompt_tokens)
+    for limit in (None, 1, 100_000):
+        assert complete(client, max_tokens=limit).choices[0].message == alone.choices[0].message
+    monkeypatch.setattr(server.engine, "context", alone.usage.prompt_tokens - 1)
+    with pytest.raises(openai.BadRequestError, match=r"has \d+ tokens; at most \d+ fit|is too long; at most") as caught:
+        complete(client, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_json_without_a_schema_is_for_labels_and_fields(client, labels):
     with pytest.raises(openai.BadRequestError, match="json_object.* is for adapters that were trained on la") as caught:
         complete(client, "support", response_format={"type": "json_object"})
