@@ -69,8 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     named = adapters(options.adapter)
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
-    room = model.config.max_position_embeddings - options.max_new_tokens
-    handbook = read_context(options.context, model, tokenizer, room)
+    handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
     drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
     talk = Talk(model, tokenizer, *drawn, options.system, handbook, schema)
     to_terminal = sys.stdout.isatty()

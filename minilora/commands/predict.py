@@ -93,8 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     set_adapter(model, choice)
     if options.context is None and not all(prompt.passage or prompt.error for prompt in prompts):
         refuse_without_passages(model, choice, None)
-    room = model.config.max_position_embeddings - options.max_new_tokens
-    handbook = read_context(options.context, model, tokenizer, room)
+    handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     task = task_for(model, choice, schema)
     added = _added(task, handbook is not None)

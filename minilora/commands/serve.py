@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             base, named = demo_folders()
         model, tokenizer = options.load(named, base)
         with Engine(model, tokenizer, options.slots, options.queue, options.context_length) as engine:
-            handbook = read_context(options.context, model, tokenizer, engine.context - options.max_new_tokens)
+            handbook = read_context(options.context, model, tokenizer, options.max_new_tokens, engine.context)
             server = Server(App(engine, Path.cwd(), options.max_new_tokens, handbook), options.host, listener)
             listener.listen()
             address = f"http://{_reachable(options.host)}:{listener.getsockname()[1]}"

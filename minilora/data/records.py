@@ -219,11 +219,19 @@ def read_source(
     return reader.finish(source if is_dataset(source) else path_of(source), stored)
 
 
-def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handbook:
+def read_handbook(
+    source: str | Path,
+    tokenizer: Tokenizer,
+    limit: int,
+    max_new_tokens: int = 0,
+    prompt: Callable[[str], str] | None = None,
+) -> Handbook:
     """The passages of a built-in handbook, of a .txt or .md file or a folder of them, a paragraph each with the heading
     before it, or of rows with a column text, which may have `questions`: those that the passage answers.
 
-    limit: the most tokens of a prompt with a passage.
+    limit: the most tokens of a prompt with a passage and of the answer after it.
+    max_new_tokens: of these, those of the answer, which --max-new-tokens sets; 0 where none is generated.
+    prompt: gives the longest prompt that a passage is in (default: the one that asks "?").
 
     Raises DataError for a source that cannot be read, that has other rows, or has a passage that is too long.
     """
@@ -239,10 +247,13 @@ def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int) -> Handb
             for i, text in enumerate(re.split(r"\n\s*\n", HEADING.sub(r"\1", whole.text)), 1)
         ]
     for passage in passages:
-        asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
-        if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > limit:
-            room = f"makes a prompt of {length:,} tokens, and there is room for {limit:,}"
-            raise DataError(f"{source}: {passage.id} {room}: divide it into shorter passages")
+        longest = fill(passage.text, "?") if prompt is None else prompt(passage.text)
+        asked: list[Message] = [{"role": "user", "content": longest}]
+        if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > (room := limit - max_new_tokens):
+            before = f" before an answer of {max_new_tokens:,}" if max_new_tokens else ""
+            wrong = f"makes a prompt of {length:,} tokens, and there is room for {room:,}{before}"
+            fewer = ", or give fewer --max-new-tokens" if length < limit else ""
+            raise DataError(f"{source}: {passage.id} {wrong}: divide it into shorter passages{fewer}")
     return Handbook(passages, str(source))
 
 

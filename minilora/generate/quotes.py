@@ -92,6 +92,11 @@ def read(
     return without_nan(label_logprobs(model, tokenizer, talks, [question], mixed, choice, known))[:, 0]
 
 
+def longest_prompt(quoting: Quoting, passage: str) -> str:
+    """The longest of the prompts with which `read` asks about a passage."""
+    return quoting.prompt(passage, max(quoting.parts(passage, min(RUN, quoting.sentences)), key=len))
+
+
 def likeliest(quoting: Quoting, passages: Sequence[Passage], found: Sequence[np.ndarray]) -> Quotation:
     """The sentences with the largest expected share of the answer. found: of each passage what `read` returns."""
     number, start = window(found, min(RUN, quoting.sentences), quoting.sentences)

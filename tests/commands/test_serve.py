@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from commandline import complaint, status
 from serving import QUESTION, Served, read_response
 
 from minilora.commands import demo, serve
+from minilora.data.quotes import Quoting
 from minilora.lora.peft import WEIGHTS_FILE
 from minilora.serve.app import App
 from minilora.serve.server import Server
@@ -140,6 +142,34 @@ def test_a_context_that_cannot_be_used_is_one_line(command, content, said, shop,
         path.write_bytes(content)
     assert status(*command, "--base", shop / "base", "--context", path) == 1
     assert f"{path}: " in (line := complaint(capsys)) and said in line
+
+
+def quoting_adapter(shop, folder):
+    """The adapter legal, stored as one that learned to quote."""
+    shutil.copytree(shop / "legal", folder)
+    notes = json.loads((folder / "minilora.json").read_text())
+    (folder / "minilora.json").write_text(json.dumps(notes | {"data": Quoting(2).entry()}))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "predict"])
+def test_only_an_answer_that_is_generated_takes_room_from_the_passages(command, shop, tmp_path, opened, capsys):
+    book, asked = tmp_path / "book.txt", tmp_path / "asked.txt"
+    book.write_text("Owls eat mice. " * 56)
+    asked.write_text("hello")
+    words = {"serve": ["--port", 0], "chat": ["--prompt", "hello"], "predict": [asked]}[command]
+    flags = [*words, "--base", shop / "base", "--context", book]
+    quoting = ["--adapter", quoting_adapter(shop, tmp_path / "quoting")]
+    for more in ([], ["--max-new-tokens", 400]):
+        assert status(command, *flags, *quoting, *more) == 0, capsys.readouterr().err
+    only_quotes = [] if command == "predict" else [[*quoting, shop / "legal"]]
+    for others in ([], ["--adapter", shop / "legal"], *only_quotes):
+        capsys.readouterr()
+        assert status(command, *flags, *others) == 1
+        assert "there is room for 768 before an answer of 256: " in (line := complaint(capsys))
+        assert line.endswith("divide it into shorter passages, or give fewer --max-new-tokens")
+        assert status(command, *flags, *others, "--max-new-tokens", 60) == 0
+    assert status(command, *flags, "--max-new-tokens", 1024) == 2
 
 
 @pytest.fixture

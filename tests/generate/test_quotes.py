@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from threadranks import in_ranks
 
 import minilora as ml
+from minilora.commands.asking import read_context
 from minilora.commands.chat import Chat, Output
 from minilora.data.passages import Handbook, Passage
 from minilora.data.quotes import Quoting
@@ -344,3 +345,20 @@ def test_a_talk_predictions_and_measurements_read_each_passage_once(model, token
         tokens.clear()
         assert answers(QUESTIONS) == expected
         assert sum(tokens) < 1.5 * once
+
+
+def test_a_handbook_is_refused_where_a_passage_would_be_too_long_to_be_asked_about(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    path, asked = tmp_path / "book.txt", []
+    path.write_text(f"{HERON.text}\n\n{OWL.text}")
+    answer = quotes.label_logprobs
+    monkeypatch.setattr(quotes, "label_logprobs", lambda *given: asked.extend(given[2]) or answer(*given))
+    monkeypatch.delitem(model.adapters, "legal")
+    quote(model, tokenizer, QUOTING, "?", read_context(str(path), model, tokenizer, 12))
+    longest = max(len(tokenizer.encode_chat(messages, answer_next=True)) for messages in asked)
+    assert read_context(str(path), model, tokenizer, 12, longest).passages
+    with pytest.raises(
+        ValueError, match=f"{longest} tokens, and there is room for {longest - 1}: divide it into .*es$"
+    ):
+        read_context(str(path), model, tokenizer, 12, longest - 1)
