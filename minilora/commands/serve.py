@@ -1,8 +1,10 @@
 """`minilora serve`: a base and its adapters over HTTP, for a page in the browser and OpenAI's clients."""
 
 import argparse
+import re
 import threading
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from .asking import Answering, read_context
 from .shared import adapters
 
 HELP = "serve a base and its adapters over HTTP: a page in the browser, and OpenAI's API"
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?")
 _LIMITS: dict[str, Any] = {"group": "limits"}
 
 
@@ -27,6 +30,11 @@ class ServeOptions(Answering):
     )
     no_open: bool = option(False, "with --demo: do not open the page in a browser")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines reach it")
+    allowed_hosts: Sequence[str] = option(
+        (),
+        "other host names that clients reach it by, as behind a proxy or in a container; every IP address is allowed",
+        metavar="NAME[:PORT]",
+    )
     port: int = option(8000, "port to listen on; 0 takes a free one", least=0, most=65535)
 
     slots: int = option(16, "answers that are computed at a time; more wait", least=1, **_LIMITS)
@@ -42,6 +50,10 @@ class ServeOptions(Answering):
             raise ValueError("--demo has its own base and adapters: leave out --adapter and --base, or --demo")
         if (self.context or "").isdecimal():
             raise ValueError("--context is a file of passages; the number of tokens is --context-length")
+        if wrong := [name for name in self.allowed_hosts if not _HOST.fullmatch(name)]:
+            raise ValueError(
+                f"--allowed-hosts {wrong[0]}: expected a name as in llm.example.com or llm.example.com:8443"
+            )
         check(self)
 
 
@@ -72,7 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
         model, tokenizer = options.load(named, base)
         with Engine(model, tokenizer, options.slots, options.queue, options.context_length) as engine:
             handbook = read_context(options.context, model, tokenizer, options.max_new_tokens, engine.context)
-            server = Server(App(engine, Path.cwd(), options.max_new_tokens, handbook), options.host, listener)
+            app = App(engine, Path.cwd(), options.max_new_tokens, handbook)
+            server = Server(app, options.host, listener, options.allowed_hosts)
             listener.listen()
             address = f"http://{_reachable(options.host)}:{listener.getsockname()[1]}"
             names = ", ".join(engine.versions)

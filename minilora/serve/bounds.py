@@ -5,7 +5,8 @@ is not HTTP, and closes a connection on which no other request follows. They hav
 why it is written here:
 
 - a `Host` that is not a name of this server: a page from elsewhere could otherwise reach the server under its own name
-  that leads here (DNS rebinding). Starlette's TrustedHostMiddleware refuses it without saying what to do (`Guard`);
+  that leads here (DNS rebinding). `--allowed-hosts` adds names to this machine's. Starlette's TrustedHostMiddleware
+  refuses the others without saying what to do (`Guard`);
 - the time that a request's body may take (`Guard`), and, in most versions of Starlette, its size;
 - pages of another origin, which Starlette can allow but not refuse (`Guard`);
 - a client that does not read its answer (`Guard`);
@@ -19,6 +20,7 @@ import ipaddress
 import json
 import os
 import socket
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +38,10 @@ SEND_SECONDS = 30.0  # until the client has read a part of its answer
 AT_ONCE = 16  # connections that are being closed
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_OTHER_ORIGIN = (
+    "pages of other origins may not ask here; if it is this server's page behind a proxy, start the server with "
+    "--allowed-hosts and the page's host name"
+)
 _SAFE = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -114,12 +120,14 @@ class Listener(socket.socket):
 class Guard:
     """The application, guarded: what is refused never reaches it, and a fault inside it is logged as one line.
 
-    host: the address that the server listens on. listener: where its connections come from.
+    host: the address that the server listens on. listener: where its connections come from. allowed_hosts: other names
+    that clients reach it by, such as that of a proxy, each with or without a port.
     """
 
-    def __init__(self, app: ASGIApp, host: str, listener: Listener):
+    def __init__(self, app: ASGIApp, host: str, listener: Listener, allowed_hosts: Collection[str] = ()):
         self.app, self.listener = app, listener
-        self.names = {*LOCAL_NAMES, host.lower(), socket.gethostname().lower()}
+        self.allowed = {name.lower() for name in allowed_hosts}
+        self.names = {*LOCAL_NAMES, host.lower(), socket.gethostname().lower(), *self.allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -130,14 +138,13 @@ class Guard:
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         host = headers.get(b"host", "")
         try:
-            if headers.get(b"origin", own := f"{scope['scheme']}://{host}") != own:
-                raise ApiError(403, "pages of other origins may not ask here", code="wrong_origin")
+            if (origin := headers.get(b"origin")) is not None and not self._is_own(origin, host):
+                raise ApiError(403, _OTHER_ORIGIN, code="wrong_origin")
             if (length := headers.get(b"content-length", "")).isdigit() and int(length) > MAX_BODY:
                 raise _too_long()
-            if not _is_called_by_address(host) and host.split(":")[0] not in self.names:
-                name = host[:80]
-                told = f"this server is not called {name!r}: use its IP address, or start it with --host and that name"
-                raise ApiError(400, told, code="wrong_host")
+            if not _is_called_by_address(host) and not _is_one_of(host, self.names):
+                told = f"this server is not called {host[:80]!r}: use its IP address, or start it with --allowed-hosts"
+                raise ApiError(400, f"{told} and that name", code="wrong_host")
             await self.app(scope, bounded, guarded)
         except ApiError as error:
             await error_response(error)(scope, receive, guarded)
@@ -148,6 +155,14 @@ class Guard:
             log.error(line, exc_info="MINILORA_TRACEBACK" in os.environ)
         finally:
             self.listener.answered(client)
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page is this server's: of the request's own host, or of an allowed one where a proxy changes that.
+
+        A proxy may have added TLS, so that the page's scheme is https.
+        """
+        scheme, _, authority = origin.partition("://")
+        return scheme in ("http", "https") and (authority == host or _is_one_of(authority, self.allowed))
 
     def _receiver(self, client: Client, receive: Receive) -> Receive:
         """`receive` for a body of limited size and time. Raises ApiError: 413, 408, or 503 where too many are busy."""
@@ -190,6 +205,15 @@ class Guard:
 
 def _too_long() -> ApiError:
     return ApiError(413, f"the body is longer than the {MAX_BODY:,} bytes that are read")
+
+
+def _is_one_of(authority: str, names: Collection[str]) -> bool:
+    """Whether a host, with or without a port, is one of these names. A name that has a port is for this port alone.
+
+    >>> [_is_one_of(host, {"box", "llm.example:8443"}) for host in ("box:80", "llm.example:8443", "llm.example")]
+    [True, True, False]
+    """
+    return authority in names or authority.split(":")[0] in names
 
 
 def _is_called_by_address(host: str) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+from collections.abc import Collection
 from types import FrameType
 
 import uvicorn
@@ -16,12 +17,12 @@ KEEP_ALIVE = 5  # seconds until another request follows on the same connection
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server of an application, for a listener that is bound to `host`."""
+    """uvicorn's server of an application, for a listener that is bound to `host`. allowed_hosts: as for `Guard`."""
 
-    def __init__(self, app: App, host: str, listener: Listener):
+    def __init__(self, app: App, host: str, listener: Listener, allowed_hosts: Collection[str] = ()):
         self.listener = listener
         config = uvicorn.Config(
-            Guard(app.asgi(), host, listener),
+            Guard(app.asgi(), host, listener, allowed_hosts),
             http="h11",
             ws="none",
             lifespan="off",

@@ -18,6 +18,7 @@ from minilora.commands import demo, serve
 from minilora.data.quotes import Quoting
 from minilora.lora.peft import WEIGHTS_FILE
 from minilora.serve.app import App
+from minilora.serve.bounds import Guard
 from minilora.serve.server import Server
 
 
@@ -115,6 +116,8 @@ def test_a_host_that_is_none(capsys):
         (["--adapter", "legal=a", "--adapter", "legal=b"], "two adapters are called 'legal'"),
         (["--adapter", "base=a"], "'base' is the model without an adapter"),
         (["--demo", "--adapter", "a"], "--demo has its own base and adapters"),
+        (["--allowed-hosts", "*"], "--allowed-hosts *: expected a name as in llm.example.com"),
+        (["--allowed-hosts", "a.example", "https://b.example"], "--allowed-hosts https://b.example: expected a name"),
         (["--port", "70000"], "port must be from 0 to 65535"),
         (["--context", "2048"], "--context is a file of passages; the number of tokens is --context-length"),
     ],
@@ -201,6 +204,15 @@ def test_the_limits_are_those_that_were_given(shop, opened, monkeypatch):
     assert status("serve", "--base", shop / "base", "--port", 0, *limits) == 0
     (app,) = apps
     assert (app.engine.slots, app.engine.waiting, app.engine.context, app.default_limit) == (3, 5, 99, 7)
+
+
+def test_the_names_of_the_hosts_reach_the_guard(shop, opened, monkeypatch):
+    guards, usual = [], Guard.__init__
+    monkeypatch.setattr(Guard, "__init__", lambda self, *given: guards.append(self) or usual(self, *given))
+    names = ["--allowed-hosts", "llm.example.com", "minilora:8768", "--allowed-hosts", "box_1"]
+    assert status("serve", "--base", shop / "base", "--port", 0, *names) == 0
+    (guard,) = guards
+    assert {"llm.example.com", "minilora:8768", "box_1", "localhost"} <= guard.names
 
 
 @pytest.mark.long

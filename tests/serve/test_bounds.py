@@ -36,7 +36,7 @@ def test_another_host_is_refused(server, host):
         status, headers, body = server.send("GET", path, host=host)
         assert status == 400 and headers["x-content-type-options"] == "nosniff"
         said = json.loads(body)["error"]
-        assert said["code"] == "wrong_host" and repr(host) in said["message"] and "--host" in said["message"]
+        assert said["code"] == "wrong_host" and repr(host) in said["message"] and "--allowed-hosts" in said["message"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1234", "LOCALHOST", "127.0.0.1", "[::1]:8000", "192.168.1.5"])
@@ -44,34 +44,74 @@ def test_names_of_this_machine_and_addresses_are_its_own(server, host):
     assert server.send("GET", "/health", host=host)[0] == 200
 
 
-def test_the_name_that_it_was_started_with_and_the_machines_are_its_own_as_well(monkeypatch):
+def statuses(started, requests):
+    """The status that a guard answers requests, each its headers, with. started: its host, then the allowed ones."""
+
     async def noted(message):
         sent.append(message)
 
     async def answers(scope, receive, send):
         await send({"type": "http.response.start", "status": 204, "headers": []})
 
-    monkeypatch.setattr(bounds.socket, "gethostname", lambda: "Annas-Mac.local")
     sent, listener = [], bounds.Listener()
-    guard = bounds.Guard(answers, "Box.example", listener)
-    for host in (b"box.example:8000", b"BOX.EXAMPLE", b"annas-mac.local:8000", b"other.example"):
-        scope = {"type": "http", "client": ["127.0.0.1", 1], "headers": [(b"host", host)], "scheme": "http"}
+    guard = bounds.Guard(answers, started[0], listener, started[1:])
+    for headers in requests:
+        given = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "client": ["127.0.0.1", 1], "headers": given, "scheme": "http"}
         asyncio.run(guard(scope, None, noted))
     listener.close()
-    assert [message["status"] for message in sent if "status" in message] == [204, 204, 204, 400]
+    return [message["status"] for message in sent if "status" in message]
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost:8000", "http://localhost:3000"])
+def test_the_name_that_it_was_started_with_and_the_machines_are_its_own_as_well(monkeypatch):
+    monkeypatch.setattr(bounds.socket, "gethostname", lambda: "Annas-Mac.local")
+    hosts = ("box.example:8000", "BOX.EXAMPLE", "annas-mac.local:8000", "other.example")
+    assert statuses(["Box.example"], [{"host": host} for host in hosts]) == [204, 204, 204, 400]
+
+
+ALLOWED = ["0.0.0.0", "LLM.example", "minilora", "box.example:8443"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 204) for host in ("llm.example", "llm.example:443", "Minilora:8768", "box.example:8443", "localhost")),
+        *((host, 400) for host in ("box.example", "box.example:80", "a.llm.example", "llm.example.evil", "evil", "")),
+    ],
+)
+def test_the_names_that_it_may_be_called_by_are_its_own_as_well(host, status):
+    assert statuses(ALLOWED, [{"host": host}]) == [status]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        *((origin, 204) for origin in ("https://llm.example", "http://minilora:8768", "https://127.0.0.1:8768")),
+        *((origin, 403) for origin in ("https://evil", "https://box.example", "ftp://llm.example", "https://", "null")),
+    ],
+)
+def test_its_own_page_may_ask_behind_a_proxy_that_gives_another_host(origin, status):
+    assert statuses(ALLOWED, [{"host": "127.0.0.1:8768", "origin": origin}]) == [status]
+
+
+def test_a_name_that_leads_here_is_refused_whatever_its_page_says():
+    evil = [{"host": "evil.example:8000", "origin": f"{scheme}://evil.example:8000"} for scheme in ("http", "https")]
+    assert statuses(ALLOWED, evil) == [400, 400]  # DNS rebinding
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost:3000", "http://localhost:3000"])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("POST", "/adapters"),
                                               ("DELETE", "/adapters/legal"), ("GET", "/v1/models")])  # fmt: skip
 def test_another_origin_is_refused(server, method, path, origin):
     status, headers, body = server.send(method, path, {}, host="localhost:8000", origin=origin)
-    assert status == 403 and json.loads(body)["error"]["code"] == "wrong_origin"
+    said = json.loads(body)["error"]
+    assert status == 403 and said["code"] == "wrong_origin" and "--allowed-hosts" in said["message"]
     assert not any(name.startswith("access-control") for name in headers)
 
 
-def test_its_own_page_may_ask(server):
-    assert server.send("GET", "/v1/models", host="localhost:8000", origin="http://localhost:8000")[0] == 200
+@pytest.mark.parametrize("scheme", ["http", "https"])  # of a proxy that adds TLS
+def test_its_own_page_may_ask(server, scheme):
+    assert server.send("GET", "/v1/models", host="localhost:8000", origin=f"{scheme}://localhost:8000")[0] == 200
 
 
 def test_which_addresses_only_this_machine_can_reach():
