@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .tokenizer import Tokenizer
 
 BASE_NAME = "base"  # the name of the model without an adapter in commands
 DEFAULT_BASE = "smollm2"
+_SEPARATOR = re.compile(r"[\s,=]")  # in a weighted combination
 LARGEST_FACTOR = 100  # of an adapter: activations stay finite, although answers make no sense long before
 
 
@@ -76,6 +78,24 @@ def read_combination(text: str) -> dict[str, float]:
             )
         factors[name] = factor
     return factors
+
+
+def mixable(named: Mapping[str, Path]) -> dict[str, Path]:
+    """Adapters under names that `read_combination` can read: spaces, commas and = become -, which the log says.
+
+    >>> list(mixable({"legal": Path("legal"), "my law, r=8": Path("law")}))
+    ['legal', 'my-law--r-8']
+
+    Raises ValueError if two names become the same.
+    """
+    renamed: dict[str, Path] = {}
+    for name, folder in named.items():
+        if (new := _SEPARATOR.sub("-", name)) in renamed or (new != name and new in named):
+            raise ValueError(f"two adapters would be called {new!r}, one of them {folder}: name them as NAME=DIR")
+        renamed[new] = folder
+    if told := [f"{name!r} as {new}" for name, new in zip(named, renamed, strict=True) if name != new]:
+        log.info(f"served under names without spaces, commas and =, so that they can be mixed: {', '.join(told)}")
+    return renamed
 
 
 def load_with_adapters(

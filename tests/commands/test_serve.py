@@ -215,6 +215,16 @@ def test_the_names_of_the_hosts_reach_the_guard(shop, opened, monkeypatch):
     assert {"llm.example.com", "minilora:8768", "box_1", "localhost"} <= guard.names
 
 
+def test_an_adapter_with_a_space_in_its_name_is_served_under_one_that_can_be_mixed(shop, tmp_path, opened, capsys):
+    folders = [shutil.copytree(shop / "legal", tmp_path / name) for name in ("légal x", "légal,x")]
+    flags = ["serve", "--base", shop / "base", "--port", 0, "--adapter"]
+    assert status(*flags, folders[0], shop / "support") == 0
+    told, started = capsys.readouterr().err.splitlines()
+    assert "'légal x' as légal-x" in told and started.startswith("base, légal-x, support: http://")
+    assert status(*flags, *folders) == 2
+    assert "two adapters would be called 'légal-x'" in complaint(capsys)
+
+
 @pytest.mark.long
 def test_the_demo_trains_what_is_missing_once_and_opens_the_page(tmp_path, monkeypatch, opened, capsys):
     monkeypatch.chdir(tmp_path)

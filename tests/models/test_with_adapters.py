@@ -1,6 +1,7 @@
 """Adapters and the base they were made for: found by their folder, refused on another, loaded side by side."""
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from modelfiles import CONFIG, IDS, new_llama, new_tokenizer, write_gguf
 from peftfiles import CONFIG as CONFIG_FILE
 from peftfiles import NOTES, link, provenance_of, rewrite
@@ -23,6 +26,7 @@ from minilora.models.with_adapters import (
     base_of,
     load_with_adapters,
     log_other_rounding,
+    mixable,
     named_folders,
     read_combination,
 )
@@ -104,6 +108,32 @@ def test_a_combination_names_each_adapter_once_with_a_number():
                  "legal=1 legal=1"):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{text.split()[-1]}: expected NAME=FACTOR"):
             read_combination(text)
+
+
+NAME = st.text("ab-é. \t,=", min_size=1, max_size=4)
+
+
+@given(st.dictionaries(NAME, st.builds(Path, NAME), min_size=1))
+def test_adapters_under_the_names_that_are_served_can_be_mixed(named):
+    try:
+        served = mixable(named)
+    except ValueError as error:
+        assert "name them as NAME=DIR" in str(error)
+        assert len({re.sub(r"[\s,=]", "-", name) for name in named}) < len(named)  # else all can be served
+        return
+    assert list(served.values()) == list(named.values()) and len(served) == len(named)
+    assert read_combination(" ".join(f"{name}=0.5" for name in served)) == dict.fromkeys(served, 0.5)
+    for old, new in zip(named, served, strict=True):
+        assert new == old or set(old).intersection(" \t,=")
+
+
+def test_the_log_says_under_which_other_names_adapters_are_served(caplog):
+    caplog.set_level("INFO", "minilora")
+    plain = {"legal": Path("a"), "v1-2": Path("b")}
+    assert mixable(plain) == plain and not caplog.messages
+    assert list(mixable({"légal x": Path("a"), "legal": Path("b"), "r=8": Path("c")})) == ["légal-x", "legal", "r-8"]
+    (line,) = caplog.messages
+    assert "'légal x' as légal-x, 'r=8' as r-8" in line
 
 
 # -- what a folder says ------------------------------------------------------------------------------------------------
