@@ -1,7 +1,7 @@
 """A conversation with one base and its adapters: what was said, who answers, and how much of it the model sees."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -93,12 +93,18 @@ def open_book(
     return [*messages[:-1], {"role": "user", "content": prompt}], passage
 
 
-def without_passages(model: LanguageModel, handbook: Handbook | None) -> list[str]:
+def without_passages(
+    model: LanguageModel, handbook: Handbook | None, names: Collection[str] | None = None
+) -> list[str]:
     """One line that names the adapters that get no passages: without a handbook those that learned to read some, with
-    one those that were trained without any; none if there are no such adapters."""
-    quoting = [name for name in model.adapters if quoting_of(model, name)]
-    readers = [name for name, adapter in model.adapters.items() if stored_template(adapter.data) or name in quoting]
-    others = [name for name in model.adapters if template_of(model, name) is None and name not in quoting]
+    one those that were trained without any; none if there are no such adapters.
+
+    names: of the adapters that are looked at (default: all).
+    """
+    names = model.adapters if names is None else names
+    quoting = [name for name in names if quoting_of(model, name)]
+    readers = [name for name in names if stored_template(model.adapters[name].data) or name in quoting]
+    others = [name for name in names if template_of(model, name) is None and name not in quoting]
     if handbook is not None:
         return [f"{', '.join(others)}: trained without passages, and asked without them"] if others else []
     what = "learned to answer from passages: --context FILE gives some to look them up in"

@@ -128,11 +128,19 @@ def load_with_adapters(
 
 
 def log_other_rounding(model: LanguageModel, named: Mapping[str, Path]) -> None:
-    """Log each adapter that was trained on its base quantised otherwise: for commands that have --quantized."""
-    for name, folder in named.items():
-        kind = read_provenance(folder).get("base", {}).get("rounded_to")
-        if kind not in (None, "bf16", model.rounded_to):  # the differences of bfloat16 are small
-            log.info("%s was trained on its base quantised to %s, which --quantized %s gives", name, kind, kind)
+    """Log the lines of `other_rounding`: for commands that have --quantized."""
+    for line in other_rounding(model, named):
+        log.info(line)
+
+
+def other_rounding(model: LanguageModel, named: Mapping[str, Path]) -> list[str]:
+    """One line for each adapter that was trained on its base quantised otherwise."""
+    kinds = {name: read_provenance(folder).get("base", {}).get("rounded_to") for name, folder in named.items()}
+    return [
+        f"{name} was trained on its base quantised to {kind}, which --quantized {kind} gives"
+        for name, kind in kinds.items()
+        if kind not in (None, "bf16", model.rounded_to)  # the differences of bfloat16 are small
+    ]
 
 
 def base_of(named: Mapping[str, Path]) -> str | Path:

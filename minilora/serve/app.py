@@ -100,7 +100,7 @@ class App:
     # -- adapters come and go ------------------------------------------------------------------------------------------
 
     async def post_adapter(self, request: HttpRequest) -> Response:
-        """Load an adapter: {"name": "legal", "folder": "runs/legal"}."""
+        """Load an adapter: {"name": "legal", "folder": "runs/legal"}. `note` says what it lacks here, if anything."""
         fields = read_json_object(await request.body())
         name, folder = fields.get("name"), fields.get("folder")
         if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -108,7 +108,7 @@ class App:
         if not isinstance(folder, str) or not folder:
             raise ApiError(400, "folder must be the folder of an adapter", "folder")
         path = self.below(folder)
-        version = await self._in_turn(lambda: self.engine.add_adapter(name, path), "folder")
+        version = await self._in_turn(lambda: self.engine.add_adapter(name, path, self.handbook), "folder")
         return json_response(version.entry(), 201)
 
     async def delete_adapter(self, request: HttpRequest) -> Response:

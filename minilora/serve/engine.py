@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,9 +22,9 @@ import numpy as np
 
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Passage
+from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
-from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of
+from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of, without_passages
 from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
 from ..generate.prefix_cache import PrefixCache, ReadPassages
@@ -34,7 +34,7 @@ from ..generate.streams import UNFINISHED, Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
-from ..models.with_adapters import BASE_NAME
+from ..models.with_adapters import BASE_NAME, other_rounding
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import hide_progress, log
@@ -201,8 +201,10 @@ class Engine:
             self.streams.cancel(job.answer)
             self._let_go()
 
-    def add_adapter(self, name: str, folder: Path) -> Version:
-        """Load an adapter under a name.
+    def add_adapter(self, name: str, folder: Path, handbook: Handbook | None = None) -> Version:
+        """Load an adapter under a name. What the command line would say of it is in its note, and in the log.
+
+        handbook: the passages that questions are answered from, if any.
 
         Raises ApiError for a name that is taken, ModelFileError, ValueError; nothing has changed then.
         """
@@ -212,7 +214,14 @@ class Engine:
         if self.digest is None:
             self.digest = sha256_of(base_state(self.model))
         load_adapter(self.model, folder, name, base_sha256=self.digest)  # active now, which no mixed batch asks
-        version = self._version(name)
+        try:
+            lines = [*other_rounding(self.model, {name: folder}), *without_passages(self.model, handbook, [name])]
+            version = replace(self._version(name), note="; ".join(lines) or None)
+        except ValueError:  # its notes cannot be what they say
+            remove_adapter(self.model, name)
+            raise
+        for line in lines:
+            log.info(line)
         self.versions = {**self.versions, name: version}
         return version
 

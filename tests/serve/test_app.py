@@ -20,14 +20,16 @@ from serving import QUESTION, serving
 import minilora as ml
 from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
-from minilora.data.passages import Handbook, Passage
+from minilora.data.passages import TEMPLATE, Handbook, Passage
 from minilora.data.quotes import Quoting
 from minilora.generate.answers import generate_batch
+from minilora.generate.conversation import without_passages
 from minilora.generate.fields import guide_of
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.generate.prefix_cache import ReadPassages
 from minilora.generate.quotes import quote
 from minilora.models.folder import save_folder
+from minilora.models.with_adapters import load_with_adapters, log_other_rounding
 from minilora.serve import engine as engine_module
 from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
@@ -620,6 +622,41 @@ def test_an_adapter_is_added_asked_and_removed(place, expected):
     assert add(place, "shop", place.folder / "runs" / "support")[0] == 201  # a whole path, and the name is free again
 
 
+@pytest.mark.parametrize("handbook", [None, BIRDS])
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {},
+        {"data": {"name": "x"}},
+        {"data": {"name": "x", "context_template": TEMPLATE}},
+        {"data": Quoting(2).entry()},
+        {"base": {"rounded_to": "nf4"}},
+        {"base": {"rounded_to": "nf4"}, "data": {"name": "x"}},
+        {"base": {"rounded_to": "nf4"}, "data": Quoting(2).entry()},
+    ],
+    ids=str,
+)
+def test_an_adapter_that_is_added_has_the_notices_of_the_command_line(place, handbook, notes, monkeypatch, caplog):
+    monkeypatch.setattr(place.app, "handbook", handbook)
+    others = {"name": "x"} if handbook else {"context_template": TEMPLATE}  # a notice of its own, which is not repeated
+    monkeypatch.setattr(place.engine.model.adapters["legal"], "data", others)
+    file = place.folder / "runs" / "support" / "minilora.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps(stored | notes | {"base": stored["base"] | notes.get("base", {})}))
+    caplog.set_level("INFO", "minilora")
+    status, entry = add(place, "shop", "runs/support")
+    said = caplog.messages[:]
+    model, _ = load_with_adapters({"shop": file.parent}, place.engine.model.source)
+    caplog.clear()
+    log_other_rounding(model, {"shop": file.parent})
+    expected = [*caplog.messages, *without_passages(model, handbook)]
+    assert status == 201 and said == expected and entry["note"] == ("; ".join(expected) or None)
+    assert json.loads(place.send("GET", "/v1/models/shop")[2])["note"] == entry["note"]
+    assert bool(expected) == (
+        "base" in notes or ("data" in notes and (set(notes["data"]) == {"name"}) == bool(handbook))
+    )
+
+
 def test_an_adapter_named_as_on_the_hub_is_described_and_removed(place):
     place.engine.call(lambda: place.engine.add_adapter("org/shop", place.folder / "runs" / "support")).result(30)
     for method, path in (("GET", "/v1/models/org/shop"), ("DELETE", "/adapters/org/shop")):
@@ -645,6 +682,17 @@ def test_an_adapter_of_another_base(place, loaded):
     hashes = [ml.sha256_of(ml.base_state(one)) for one in (model, place.engine.model)]
     assert status == 400 and error["param"] == "folder" and all(digest[:12] in error["message"] for digest in hashes)
     assert str(place.folder) not in error["message"] and list(place.engine.versions) == ["base", "legal"]
+
+
+@pytest.mark.parametrize("data", [{"quote": {"sentences": 0}}, {"context_template": "x"}, {"labels": 5}], ids=str)
+def test_an_adapter_whose_notes_are_wrong_leaves_nothing_behind(place, data):
+    file = place.folder / "runs" / "support" / "minilora.json"
+    right = file.read_text()
+    file.write_text(json.dumps(json.loads(right) | {"data": data}))
+    assert add(place, "shop", "runs/support")[0] == 400
+    assert list(place.engine.versions) == ["base", "legal"] and list(place.engine.model.adapters) == ["legal"]
+    file.write_text(right)
+    assert add(place, "shop", "runs/support")[0] == 201
 
 
 ELSEWHERE = ["..", "../../etc", "/etc", "/", "runs/../../x", "link", "linked"]
