@@ -60,6 +60,10 @@ class ServeOptions(Answering):
 def add(parser: argparse.ArgumentParser) -> None:
     """The flags are the fields of ServeOptions."""
     add_flags(parser, ServeOptions)
+    parser.epilog = (
+        "Where a request gives no temperature, it is 0, unlike OpenAI's 1: the same question has the same answer, and "
+        "n answers are equal. An answer that was cut to fit a schema within max_tokens has the finish_reason length."
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -2,9 +2,10 @@
 
 https://platform.openai.com/docs/api-reference/chat and .../completions. A field that would change the answer and is not
 supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
-support=0.3". Of `n` answers the seeds count up from `seed`; at temperature 0 all are equal. With the `response_format`
-"json_schema" the base and every adapter that generates its answer follow the schema of the request, as OpenAI's
-structured outputs.
+support=0.3". Without a `temperature` it is 0, where OpenAI's is 1. Of `n` answers the seeds count up from `seed`; at
+temperature 0 all are equal. With the `response_format` "json_schema" the base and every adapter that generates its
+answer follow the schema of the request, as OpenAI's structured outputs. An answer that was cut so that its JSON ends
+within `max_tokens` fits the schema, and its finish_reason is "length".
 
 - An adapter that was trained on labels answers the last message with its most likely label, whatever the temperature
   and `max_tokens`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the

@@ -19,6 +19,7 @@ from minilora.data.quotes import Quoting
 from minilora.lora.peft import WEIGHTS_FILE
 from minilora.serve.app import App
 from minilora.serve.bounds import Guard
+from minilora.serve.protocol import Request
 from minilora.serve.server import Server
 
 
@@ -125,6 +126,13 @@ def test_a_host_that_is_none(capsys):
 def test_what_means_nothing_is_refused(flags, said, capsys):
     assert status("serve", *flags) == 2
     assert said in complaint(capsys)
+
+
+def test_the_help_says_where_defaults_differ_from_openais(capsys):
+    assert status("serve", "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"no temperature, it is {Request(QUESTION).temperature:g}, unlike OpenAI's 1" in said
+    assert "cut to fit a schema within max_tokens has the finish_reason length" in said
 
 
 def test_packages_that_are_missing_are_named(monkeypatch, capsys):

@@ -408,6 +408,18 @@ def test_any_model_answers_under_the_schema_of_the_request(client, model):
     assert list(values) == ["item", "kind"] and values["kind"] in ("new", "old")
 
 
+def test_json_that_was_cut_to_fit_its_schema_says_so(client):
+    schema = {"type": "object", "properties": {"x": {"type": "string"}}}
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    said = complete(client, response_format=format, max_tokens=12).choices[0]
+    assert isinstance(json.loads(said.message.content)["x"], str) and said.finish_reason == "length"
+
+
+def test_without_a_temperature_all_answers_are_the_likeliest(client, expected):
+    answers = {choice.message.content for choice in complete(client, n=3, max_tokens=12).choices}
+    assert answers == {expected("legal", max_new_tokens=12, temperature=0)}
+
+
 def test_a_class_of_pydantic_is_a_schema(client):
     pydantic = pytest.importorskip("pydantic")
 
