@@ -230,6 +230,7 @@ def embedding(w, ids):
     Saves the ids. A token that occurs several times accumulates all its gradients.
     """
     xp, shape, dtype = array_module(w), w.shape, w.dtype
+    ids = xp.asarray(ids)
 
     def dw(g):
         out = xp.zeros(shape, dtype)
@@ -564,7 +565,7 @@ def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, voca
 def _scored(labels: Array, known: Array | None) -> Array:
     scored = (labels != NOT_SCORED).nonzero()[0] if known is None else known
     if len(scored) == 0:
-        raise ValueError("no token is scored: every label is -100")
+        raise ValueError("no token is scored: every label is -100, or belongs to a first token, which nothing predicts")
     on_host = known is None and array_module(labels) is np  # a GPU would make the host wait once more
     if on_host and (least := int(labels[scored].min())) < 0:  # NumPy would count it from the end
         raise ValueError(f"labels must be at least 0, or -100 where nothing is scored, got {least}")

@@ -259,7 +259,10 @@ def _swapped(operation: Operation) -> Operation:
 
 
 def _in_place(operation: Operation) -> Callable[[Tensor, Any], Any]:
-    """x -= y and the like: it changes the array of a leaf or a parameter, as in PyTorch; of others it is x = x - y."""
+    """x -= y and the like: it changes the array of a leaf or a parameter, as in PyTorch; of others it is x = x - y.
+
+    A graph that was computed from x before uses the changed values in its backward pass. PyTorch raises there.
+    """
 
     def change(self: Tensor, other: Any) -> Any:
         leaf = self.node is not None and self.node.edges == []

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-from .backend import Array
+from .backend import Array, array_module
 from .tensor import Node, Tensor, backward_pass, is_recording, leaves, shared_backward
 
 _drawn: ContextVar[list[int] | None] = ContextVar("drawn", default=None)
@@ -20,17 +20,20 @@ _replayed: ContextVar[Iterator[int] | None] = ContextVar("replayed", default=Non
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), of which only x is saved for the backward pass. The parameters inside get their usual gradients.
 
-    They get them even if x itself needs no gradient, as above a frozen embedding.
+    They get them even if x itself needs no gradient, as above a frozen embedding. Raises ValueError if the function
+    uses another tensor that was computed before, whose part of the gradient could not be known.
     """
     if not is_recording():
         return function(x)
     drawn: list[int] = []
-    token = _drawn.set(drawn)
+    began, token = Node([]).number, _drawn.set(drawn)
     try:
         y = function(x.detach())
     finally:
         _drawn.reset(token)
-    start, before, value, inside = x.data, x.node, y.data, leaves(y)
+    if (around := _drawn.get()) is not None:  # of a function around this one, which will draw again all that it drew
+        around += drawn
+    start, before, value, inside = x.data, x.node, y.data, leaves(y, began)
     if before is None and not inside:
         return y  # nothing to train, neither inside nor before
     sources = inside if before is None else inside | {before: x.shape}
@@ -42,11 +45,12 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             y = function(entrance)
         finally:
             _replayed.reset(token)
-        totals: dict[Node, Node] = defaultdict(lambda: Node([]))  # one for each leaf, to accumulate its gradient
+        totals: dict[Node | None, Node] = defaultdict(lambda: Node([]))  # one for each source, to add up its gradient
         for leaf, grad in backward_pass(y, g):
-            totals[leaf].receive(grad, fresh=True)
-        own = [*inside] if entrance.node is None else [*inside, entrance.node]
-        return tuple(totals[leaf].grad for leaf in own)
+            totals[before if leaf is entrance.node else leaf].receive(grad, fresh=True)
+        if before is not None and totals[before].grad is None:  # the function does not use x
+            totals[before].grad = array_module(start).zeros_like(start)
+        return tuple(totals[source].grad for source in sources)
 
     edges = zip(sources, shared_backward(backward, len(sources)), sources.values(), strict=True)
     return Tensor(value, node=Node(list(edges), "recomputed"))
@@ -54,9 +58,8 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def remembered(draw: Callable[[], int]) -> int:
     """draw(), a random number; if a block is computed for the second time, the number drawn the first time."""
-    if (numbers := _replayed.get()) is not None:
-        return next(numbers)
-    number = draw()
+    numbers = _replayed.get()
+    number = draw() if numbers is None else next(numbers)
     if (drawn := _drawn.get()) is not None:
         drawn.append(number)
     return number

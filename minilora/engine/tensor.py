@@ -106,6 +106,9 @@ class Tensor:
     def __len__(self) -> int:
         return len(self.data)
 
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
     def __repr__(self) -> str:
         """Its values if they are few, otherwise its shape."""
         few = isinstance(self.data, np.ndarray) and self.size <= 64
@@ -206,7 +209,8 @@ def refuse_numpy(name: str) -> NoReturn:
     """Raise TypeError: this function of NumPy does not take a tensor. The message names what to use instead."""
     there = name in OPS and OPS[name].__module__ == "minilora.engine.ops"  # not an operation of the user's
     own = f"minilora.engine.ops.{name}" if there else "the tensor's own methods and operators"
-    own = f"tensor.{name}()" if hasattr(Tensor, name) else own
+    if hasattr(Tensor, name):
+        own = f"tensor.{name}" + ("" if isinstance(getattr(Tensor, name), property) else "()")
     raise TypeError(f"np.{name} cannot follow the gradient of a Tensor: use {own}, or pass tensor.numpy() without one")
 
 
@@ -250,11 +254,19 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
             del part
 
 
-def leaves(y: Tensor) -> dict[Node, tuple[int, ...]]:
-    """The leaves that `y` was computed from, each with its shape, oldest first."""
+def leaves(y: Tensor, began: int = 0) -> dict[Node, tuple[int, ...]]:
+    """The leaves that `y` was computed from, each with its shape, oldest first.
+
+    began: the number of a node. Raises ValueError if `y` was computed from an older one that is no leaf.
+    """
     if y.node is None:
         return {}
     nodes = _reachable(y.node)
+    if any(node.edges and node.number < began for node in nodes):
+        raise ValueError(
+            "recomputation: the block, or a hook in it, uses a tensor that was computed before the block, besides its "
+            "input: compute it in the block, use its detach(), or leave recomputation out"
+        )
     found = {parent: shape for node in nodes for parent, _, shape in node.edges or () if not parent.edges}
     found |= {y.node: y.shape} if not y.node.edges else {}
     return dict(sorted(found.items(), key=lambda pair: pair[0].number))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, dense, is_packed, to_numpy
+from ..engine.backend import Array, array_module, dense, is_packed, to_numpy
 from .disk import ModelFileError, replacing
 from .stored import StoredTensor
 
@@ -124,6 +124,8 @@ def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]
             continue
         if tuple(given[name].shape) != shape:
             problems.append(f"{name} has shape {tuple(given[name].shape)}, expected {shape}")
+        elif not is_packed(given[name]) and given[name].dtype.kind in "iubc":
+            problems.append(f"{name} has dtype {given[name].dtype}, expected floating-point numbers")
         elif not _is_finite(given[name]):
             problems.append(f"{name} holds NaN or infinity")
     if problems:
@@ -134,5 +136,6 @@ def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]
 def _is_finite(w: Array) -> bool:
     if is_packed(w):
         return w.is_finite()
-    # A sum is NaN or infinite if any element is. A sum in float16 could overflow by itself.
-    return bool(np.isfinite(w.sum(dtype=np.promote_types(w.dtype, np.float32))))
+    # A sum is NaN or infinite if any element is, and if it overflows by itself, as in float16 it often would.
+    total = w.sum(dtype=np.promote_types(w.dtype, np.float32))
+    return bool(np.isfinite(total)) or bool(array_module(w).isfinite(w).all())

@@ -137,7 +137,7 @@ def set_adapter(model: Module, which: Choice) -> None:
     """Choose the active adapter by name, a weighted combination of several, or None for the base alone.
 
     A single adapter becomes trainable. A combination such as {"legal": 0.7, "support": 0.3} adds the weighted updates
-    and is for inference only: nothing is trainable. Raises ValueError for an unknown name, or while an update is
+    and is for inference only: no adapter is trainable. Raises ValueError for an unknown name, or while an update is
     merged.
     """
     factors = factors_of(which)

@@ -121,7 +121,7 @@ class LoraConfig:
         for name, kind in (("target_modules", str), ("exclude_modules", str), ("layers_to_transform", int)):
             value = getattr(self, name)
             items = value if isinstance(value, Collection) else [value]
-            if value is not None and not all(isinstance(item, kind) for item in items):
+            if value is not None and not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
                 raise ValueError(f"{name} must be one {kind.__name__} or a list of them, got {value!r}")
             object.__setattr__(self, name, _as_list(value))
         for name in ("use_rslora", "use_dora", "freeze_A"):

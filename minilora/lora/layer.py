@@ -145,8 +145,10 @@ class LoraLayer(Module):
         self.unmerged_bias: Array | None = None
 
     def base_layer(self) -> Module:
-        """The plain layer that this one replaced. Both share one weight."""
-        return self.replaced.layer
+        """The plain layer that this one replaced, with this one's mode and hooks. Both share one weight."""
+        layer = self.replaced.layer
+        layer.training, layer.forward_hooks = self.training, self.forward_hooks
+        return layer
 
     @property
     def merged(self) -> bool:  # type: ignore[override]

@@ -179,7 +179,7 @@ class LanguageModel(Module):
 
     def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:
         """Return both as integer arrays (B, T); raise ValueError for another shape, dtype, length or range."""
-        input_ids = self.check_ids(input_ids, packing)
+        input_ids, labels = self.check_ids(input_ids, packing), _without_graph(labels)
         if (shape := np.shape(labels)) != input_ids.shape:
             raise ValueError(f"labels have shape {shape}, input_ids {input_ids.shape}: they must be equal")
         return input_ids, self._integers(labels, "labels", fused.NOT_SCORED)
@@ -199,6 +199,7 @@ class LanguageModel(Module):
 
         The range is checked on the host only, which would have to wait for a GPU.
         """
+        values = _without_graph(values)
         is_array = hasattr(getattr(values, "dtype", None), "kind")  # a list is none, nor is a tensor of torch
         ids = values if is_array else np.asarray(values)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
@@ -211,6 +212,10 @@ class LanguageModel(Module):
                 besides = "" if not_scored is None else f", or be {not_scored} where nothing is scored"
                 raise ValueError(f"{name} must lie in 0..{most}{besides}, got {least}..{largest}")
         return ids
+
+
+def _without_graph(values: Any) -> Any:
+    return values.data if isinstance(values, Tensor) else values
 
 
 @dataclass

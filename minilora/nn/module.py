@@ -89,8 +89,9 @@ class Module:
 
         inputs: a tuple. What the hook returns, unless None, replaces the output. Remove it with the handle's `remove`,
         or use the handle in a `with` statement. `loss_and_grad` and `fit` call it for each micro-batch, in threads.
-        With `recompute`, a hook on a block or inside one is called again in the backward pass. A hook on a language
-        model itself makes its losses compute all logits, which takes more time and memory.
+        With `recompute`, a hook on a block or inside one is called again in the backward pass, and must not use tensors
+        from outside of the block. A hook on a language model itself makes its losses compute all logits, which takes
+        more time and memory.
         """
         if not self.forward_hooks:
             self.forward_hooks = {}
@@ -190,8 +191,10 @@ class Module:
     # -- switches ----------------------------------------------------------------------------------------------------
     def requires_grad_(self, wanted: bool = True) -> Module:
         """Freeze (`False`) or unfreeze (`True`) every parameter below this module; returns the module."""
-        for _, parameter in self.named_parameters():
+        for _, parameter in self._held(Parameter):
             parameter.requires_grad = wanted
+        for _, child in self.named_children():
+            child.requires_grad_(wanted)
         return self
 
     def train(self, mode: bool = True) -> Module:
@@ -214,8 +217,11 @@ class Module:
         The arrays become the model's own: give copies where another model is trained with them. Of torch tensors, the
         memory is used. To set some parameters only: `model.load_state_dict(model.state_dict() | some)`.
 
-        Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors, before any change.
+        Raises ModelFileError that lists missing, unexpected, misshapen and non-finite tensors, or those of integers,
+        before any change; ValueError while an adapter is merged, since unmerging would take the new weights away.
         """
+        if any(module.merged for _, module in self.named_modules()):
+            raise ValueError("an adapter is merged into the weights: call unmerge_adapter before load_state_dict")
         own, state = dict(self.named_parameters()), {name: Tensor(w).data for name, w in state.items()}
         check_fit(state, {name: p.shape for name, p in own.items()}, "the tensors do not fit this model")
         for name, parameter in own.items():

@@ -500,9 +500,16 @@ def test_functions_of_numpy_refuse_a_tensor_and_name_what_to_use(requires_grad):
     for name, call in calls.items():
         with pytest.raises(TypeError, match=r"^np\.\w+ cannot follow the gradient of a Tensor: use ") as caught:
             call()
-        own = f"tensor.{name}()" if hasattr(Tensor, name) else f"minilora.engine.ops.{name}"
+        call = "" if isinstance(getattr(Tensor, name, None), property) else "()"
+        own = f"tensor.{name}{call}" if hasattr(Tensor, name) else f"minilora.engine.ops.{name}"
         assert f"use {own}" in str(caught.value) or name not in tensor.OPS or name == "pow", name
         assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_is_true_as_its_number_is():
+    assert [bool(Tensor(x)) for x in (0.0, 2.0, [0.0], [[3.0]])] == [False, True, False, True]
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(Tensor([1.0, 2.0]))
 
 
 def test_an_operation_of_the_users_is_not_called_one_of_minilora(own_registry):

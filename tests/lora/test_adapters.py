@@ -407,6 +407,26 @@ def test_biases_learn_as_asked_and_the_bases_stay(tiny_config, rng, bias, target
     assert sha256_of(model.state_dict()) == digest and logits(model).tobytes() == before.tobytes()
 
 
+def test_the_restored_layers_keep_the_mode_and_the_hooks_that_came_with_the_adapter(tiny_model):
+    calls = []
+    tiny_model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *seen: calls.append("before"))
+    add_adapter(tiny_model, config(target_modules=QV))
+    tiny_model.model.layers[0].self_attn.v_proj.register_forward_hook(lambda *seen: calls.append("after"))
+    tiny_model.eval()
+    remove_adapter(tiny_model, "default")
+    tiny_model(IDS)
+    assert sorted(calls) == ["after", "before"] and not any(module.training for _, module in tiny_model.named_modules())
+
+
+def test_a_frozen_A_stays_frozen_when_the_whole_model_is_unfrozen(tiny_model):
+    add_adapter(tiny_model, config(target_modules=QV, freeze_A=True))
+    tiny_model.requires_grad_(True)
+    everything = {name for name, _ in tiny_model.named_parameters() if not name.endswith("lora_A")}
+    assert set(tiny_model.trainable_parameters()) == everything
+    tiny_model.requires_grad_(False)
+    assert not tiny_model.trainable_parameters()
+
+
 def test_biases_that_are_not_there_or_that_no_adapter_could_own(tiny_model, tiny_config, rng):
     add_adapter(tiny_model, config(bias="all"))
     assert {name.rpartition(".")[2] for name in tiny_model.trainable_parameters()} == {"lora_A", "lora_B"}

@@ -214,7 +214,7 @@ WRONG = {  # field: values, and the words of the error
     "lora_alpha": ([0, -16, "16", None, True, NAN, INF], "alpha must be a positive number"),
     "target_modules": ([[], "", None, 5, ["q_proj", 3]], "target_modules"),
     "exclude_modules": ([5, [5]], "exclude_modules must be one str"),
-    "layers_to_transform": (["1", 1.5, [0, None]], "layers_to_transform must be one int"),
+    "layers_to_transform": (["1", 1.5, [0, None], True, [1, False]], "layers_to_transform must be one int"),
     "lora_dropout": ([1.0, -0.1, "0.1", True, NAN], "lora_dropout must be a number"),
     "bias": ([True, "some"], "bias must be"),
     "use_rslora": (["false", 1], "use_rslora must be True or False"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from smallmodels import SMALL, SWITCHES, in_float64
 
 from minilora.engine.attention import Packing
-from minilora.engine.tensor import no_grad
+from minilora.engine.tensor import Tensor, no_grad
 from minilora.lora.adapters import add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
@@ -178,6 +178,14 @@ def test_the_loss_is_that_of_the_logits_of_a_changed_head(ids, how):
     rows, columns = np.indices(ids[:, 1:].shape)
     expected = -model(ids).log_softmax()[rows, columns, ids[:, 1:]].mean().item()
     assert model.loss(ids, ids).item() == pytest.approx(expected, rel=1e-12) != pytest.approx(loss, rel=1e-3)
+
+
+def test_token_ids_may_be_a_tensor_and_of_one_token_nothing_can_be_scored(ids):
+    model = made(*FAMILIES["llama, untied"])
+    assert np.array_equal(model(Tensor(ids)).data, model(ids).data)
+    assert model.loss(Tensor(ids), Tensor(ids)).item() == model.loss(ids, ids).item()
+    with pytest.raises(ValueError, match="^no token is scored: .*a first token, which nothing predicts$"):
+        model.loss(ids[:, :1], ids[:, :1])
 
 
 def test_an_empty_model_takes_no_memory():

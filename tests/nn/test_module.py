@@ -7,7 +7,7 @@ import pytest
 from smallmodels import IN_A_LAYER, SMALL
 
 from minilora.files.disk import ModelFileError
-from minilora.lora.adapters import add_adapter
+from minilora.lora.adapters import add_adapter, merge_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.layers import Embedding, Linear, RMSNorm
 from minilora.nn.llama import Llama
@@ -67,15 +67,33 @@ MISFITS = {
     "missing model.norm.weight": lambda state: {k: v for k, v in state.items() if k != "model.norm.weight"},
     r"model.norm.weight has shape \(7,\), expected \(8,\)": replaced(np.ones(7)),
     "model.norm.weight holds NaN or infinity": replaced(np.r_[np.ones(7), np.nan]),
+    "model.norm.weight has dtype int64, expected floating-point numbers": replaced(np.ones(8, np.int64)),
+    "model.norm.weight has dtype complex128, expected": replaced(np.ones(8, complex)),
 }
 
 
-@pytest.mark.parametrize(("message", "broken"), MISFITS.items(), ids=["missing", "shape", "nan"])
+@pytest.mark.parametrize(("message", "broken"), MISFITS.items(), ids=["missing", "shape", "nan", "int", "complex"])
 def test_loading_a_state_that_does_not_fit_says_what_and_changes_nothing(model, message, broken):
     before = model.state_dict()
     with pytest.raises(ModelFileError, match=message):
         model.load_state_dict(broken({name: array * 2 for name, array in before.items()}))
     assert all(array is before[name] for name, array in model.state_dict().items())
+
+
+def test_large_numbers_whose_sum_is_infinite_are_finite():
+    layer = Linear(2, 2, rng=None)
+    layer.load_state_dict({"weight": np.full((2, 2), 2e38, np.float32)})
+    with pytest.raises(ModelFileError, match="NaN or infinity"):
+        layer.load_state_dict({"weight": np.array([[2e38, -np.inf], [0, 0]], np.float32)})
+
+
+def test_no_state_is_loaded_that_unmerging_would_take_away(model):
+    add_adapter(model, LoraConfig(r=2, lora_alpha=4, init_lora_weights=False))
+    merge_adapter(model)
+    with pytest.raises(ValueError, match="call unmerge_adapter before load_state_dict"):
+        model.load_state_dict(model.state_dict())
+    unmerge_adapter(model)
+    model.load_state_dict(model.state_dict())
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------

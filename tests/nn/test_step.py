@@ -468,6 +468,41 @@ def test_a_block_computes_no_gradient_that_nobody_needs(monkeypatch):
     assert np.array_equal(alone.grad, np.ones(3))
 
 
+def test_a_recomputed_function_may_use_leaves_from_outside_and_need_not_use_its_input():
+    for used, expected in ((lambda h, x: h * x, 6), (lambda h, x: x * x, 6), (lambda h, x: h * h, 6)):
+        x = Tensor([3.0], requires_grad=True)
+        recomputed(lambda h, used=used, x=x: used(h, x), x).sum().backward()
+        assert x.grad == expected
+    x, k = Tensor([3.0], requires_grad=True), Tensor([5.0], requires_grad=True)
+    recomputed(lambda h: k * k, x * 2).sum().backward()
+    assert (x.grad, k.grad) == (0, 10)
+
+
+def test_a_recomputed_function_that_uses_what_was_computed_before_is_refused(tiny_model):
+    x = Tensor([2.0], requires_grad=True)
+    for before, used in ((x * 2, lambda h, y: h * y), (x * 2, lambda h, y: y)):
+        with pytest.raises(ValueError, match="a tensor that was computed before the block.*use its detach()"):
+            recomputed(lambda h, used=used, y=before: used(h, y), before)
+        alone = before.detach()
+        recomputed(lambda h, y=alone: h * y, before).sum().backward()
+    ids, embedded = np.array([[1, 2, 3]]), []
+    tiny_model.model.embed_tokens.register_forward_hook(lambda layer, inputs, y: embedded.append(y))
+    tiny_model.model.layers[1].register_forward_hook(lambda layer, inputs, y: y + embedded[-1])
+    tiny_model.loss(ids, ids).backward()
+    tiny_model.decoder.recompute = True
+    with pytest.raises(ValueError, match="a hook in it"):
+        tiny_model.loss(ids, ids)
+
+
+def test_random_numbers_of_a_function_inside_another_are_drawn_once():
+    rng = np.random.default_rng(0)
+    drawn = lambda x: x * float(remembered(lambda: int(rng.integers(2, 100))))
+    x = Tensor(np.ones(3), requires_grad=True)
+    y = recomputed(lambda x: drawn(recomputed(lambda x: drawn(drawn(x)), drawn(x))), x)
+    y.sum().backward()
+    assert np.array_equal(x.grad, y.data)  # the product of all four numbers
+
+
 def test_random_numbers_are_drawn_once():
     rng, seen = np.random.default_rng(0), []
 
