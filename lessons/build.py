@@ -46,7 +46,7 @@ import nbformat
 from tables import filled, mistakes, outcomes, plans, variants
 from times import words_of_prose
 
-from minilora.course.copy import smaller
+from minilora.course.copy import smaller, without_links
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.map import map_figure
@@ -372,17 +372,33 @@ def make_course(folder: Path, sources: list[Path], variant: int | None, overlay:
 
     overlay: a folder of NAME.py; each function `test_NAME_OF_EXERCISE(function)` in them becomes hidden lines of that
     exercise's check, which nbgrader takes out of what students get.
+
+    Raises LessonError for an overlay that is no folder, or has a file that belongs to none of all sources.
     """
+    if overlay:
+        refuse_other_files(overlay)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "nbgrader_config.py", folder)
     for source in sources:
         notebook = read_source(source, variant)
         if not any("nbgrader" in cell.metadata for cell in notebook.cells):
             continue  # the self-test: nothing in it is graded
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":  # a student gets this page alone
+                cell.source = without_links(cell.source, f"exercises/{source.stem}.ipynb")
         if overlay and (own := overlay / source.name).exists():
             hide_tests(notebook, own)
         write(notebook, folder / "source" / source.stem / f"{source.stem}.ipynb")
         print(f"{folder / 'source' / source.stem / source.stem}.ipynb", flush=True)
+
+
+def refuse_other_files(overlay: Path) -> None:
+    """Raise LessonError unless each Python file of an overlay has the name of an exercise page's source."""
+    if not overlay.is_dir():
+        raise LessonError(f"--overlay {overlay}: there is no such folder")
+    known = {source.name for source in (HERE / "src" / "exercises").glob("[0-9]*.py")}
+    if other := sorted({path.name for path in overlay.glob("*.py")} - known):
+        raise LessonError(f"{overlay / other[0]} belongs to no page of exercises: their names are as {min(known)}")
 
 
 def pages() -> dict[Path, str]:
@@ -399,6 +415,13 @@ def hide_tests(notebook: nbformat.NotebookNode, overlay: Path) -> None:
     """Append an overlay's tests to the checks they belong to, between nbgrader's marks for hidden tests."""
     text = overlay.read_text("utf-8")
     tree = ast.parse(text)
+    kinds = (ast.FunctionDef, ast.Import, ast.ImportFrom)
+    for node in tree.body[ast.get_docstring(tree) is not None :]:
+        if not isinstance(node, kinds):
+            what = (ast.get_source_segment(text, node) or "").splitlines()[0]
+            raise LessonError(
+                f"{overlay.name}, line {node.lineno}: {what!r} is no import and no test: put it into a test"
+            )
     tests = {node.name: ast.get_source_segment(text, node) for node in tree.body if isinstance(node, ast.FunctionDef)}
     imports = [ast.get_source_segment(text, n) for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
     checks = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if "nbgrader" in cell.metadata}

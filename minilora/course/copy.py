@@ -62,25 +62,32 @@ def copy_course(target: Path, site: str = "") -> str:
 def to_read(text: str, name: str, names: Collection[str], site: str = "") -> str:
     """A notebook as a reader gets it: without outputs, so that no answer is below a question before it is asked.
 
-    name: where the notebook goes. names: what else is there. A link to anything else would lead nowhere, so it becomes
-    the name of the file. site: as for `copy_course`.
+    name, names: as for `without_links`. site: as for `copy_course`.
+    """
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+        else:
+            cell["source"] = without_links("".join(cell["source"]), name, names).splitlines(keepends=True)
+    if site and not notebook["metadata"].get("minilora", {}).get("needs_model"):
+        title, *rest = notebook["cells"][0]["source"]
+        link = f"[Open in the browser]({site.rstrip('/')}/course/lab/index.html?path={name})\n"
+        notebook["cells"][0]["source"] = [title.rstrip() + "\n", "\n", link, *rest]
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def without_links(text: str, name: str, names: Collection[str] = ()) -> str:
+    """Markdown without links to files that are not there: each becomes the name of the file.
+
+    name: where the text goes, from the folder of the course. names: what else is there.
     """
 
     def linked(found: re.Match[str]) -> str:
         file = posixpath.normpath(posixpath.join(posixpath.dirname(name), found[2]))
         return found[0] if file in names else f"{found[1]} (`{file.removeprefix('../')}`)"
 
-    notebook = json.loads(text)
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
-        else:
-            cell["source"] = LINK.sub(linked, "".join(cell["source"])).splitlines(keepends=True)
-    if site and not notebook["metadata"].get("minilora", {}).get("needs_model"):
-        title, *rest = notebook["cells"][0]["source"]
-        link = f"[Open in the browser]({site.rstrip('/')}/course/lab/index.html?path={name})\n"
-        notebook["cells"][0]["source"] = [title.rstrip() + "\n", "\n", link, *rest]
-    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    return LINK.sub(linked, text)
 
 
 def smaller(code: str) -> str:

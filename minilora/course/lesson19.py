@@ -102,7 +102,7 @@ def pissa_start(W, r, alpha):
 
 variant(
     "pissa_start",
-    RS | {"s = alpha / r\n": "s = alpha / r**0.5\n"},
+    RS | {"    s = alpha / r\n    U, S": "    s = alpha / r**0.5\n    U, S"},
     "the scale is that of rsLoRA",
     lines={
         "alpha / r -> alpha / np.sqrt(r)": "alpha / r**0.5 -> alpha / r",

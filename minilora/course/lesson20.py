@@ -72,7 +72,7 @@ variant(
     "rope_base",
     {
         "turns exactly once": "turns exactly a quarter",
-        "less than one turn": "less than a quarter of a turn",
+        "pairs make less than one turn": "pairs make less than a quarter of a turn",
         "T / (2 * np.pi)": "T / (0.5 * np.pi)",
     },
     "a quarter of a turn, not a whole one",

@@ -301,6 +301,55 @@ def test_a_fresh_build_measures_again_and_changes_nothing_else(lesson, program, 
     assert program.main([], tmp_path) == 0 and outputs(target)[-1] == measured  # kept, since the code is the same
 
 
+# -- the folder of an instructor ---------------------------------------------------------------------------------------
+
+PAGES = sorted((LESSONS / "src" / "exercises").glob("[0-9]*.py"))
+
+
+def made(program, folder, *names, overlay=None):
+    """The notebooks of these pages, as an instructor hands them out, with their solutions."""
+    pages = [page for page in PAGES if page.stem in names]
+    program.make_course(folder, pages, None, overlay)
+    return [json.loads((folder / "source" / name / f"{name}.ipynb").read_text("utf-8")) for name in names]
+
+
+def test_a_page_that_is_handed_out_alone_has_no_link_to_a_file(program, tmp_path):
+    names = [page.stem for page in PAGES if not page.stem.startswith("00")]
+    for notebook in made(program, tmp_path, *names):
+        text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == [] and "`" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("9_lora.py", "", "9_lora.py belongs to no page of exercises: their names are as 00_"),
+        ("09_lora.py", "SHAPE = (4, 1)\n\ndef test_lora_backward(f): ...", "line 1: 'SHAPE = (4, 1)' is no import and"),
+        ("09_lora.py", '"Mine."\nimport math\nprint(1)', "09_lora.py, line 3: 'print(1)' is no import and no test"),
+    ],
+)
+def test_what_an_overlay_cannot_hold_is_refused(program, tmp_path, name, text, words):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / name).write_text(text)
+    with pytest.raises(program.LessonError, match=re.escape(words)):
+        made(program, tmp_path / "course", "09_lora", overlay=own)
+    (own / name).unlink()
+    (own / "09_lora.py").write_text('"Mine."\nimport math\n\ndef test_lora_backward(f):\n    math.pi\n')
+    (notebook,) = made(program, tmp_path / "course", "09_lora", overlay=own)
+    assert "math.pi" in str(notebook) and "HIDDEN TESTS" in str(notebook)
+    with pytest.raises(program.LessonError, match="absent: there is no such folder"):
+        made(program, tmp_path / "course", "09_lora", overlay=tmp_path / "absent")
+
+
+def test_the_rows_of_tables_stay_whole_in_every_variant(program):
+    for page in PAGES:
+        for variant in (0, 1, 2):
+            cells = [cell for cell in program.read_source(page, variant).cells if cell.cell_type == "markdown"]
+            rows = [line for cell in cells for line in cell.source.splitlines() if line.startswith("| ")]
+            assert [row for row in rows if not row.endswith("|")] == [], (page.stem, variant)
+
+
 @pytest.mark.parametrize(
     "wheel, folder, installed",
     [
