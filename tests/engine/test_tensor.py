@@ -506,6 +506,12 @@ def test_functions_of_numpy_refuse_a_tensor_and_name_what_to_use(requires_grad):
         assert "\n" not in str(caught.value)
 
 
+def test_a_property_is_named_without_a_call_where_numpy_is_refused():
+    for name in ("shape", "ndim", "size"):
+        with pytest.raises(TypeError, match=f"use tensor.{name}, or pass"):
+            getattr(np, name)(Tensor([1.0]))
+
+
 def test_a_tensor_is_true_as_its_number_is():
     assert [bool(Tensor(x)) for x in (0.0, 2.0, [0.0], [[3.0]])] == [False, True, False, True]
     with pytest.raises(ValueError, match="ambiguous"):
