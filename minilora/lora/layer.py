@@ -147,7 +147,9 @@ class LoraLayer(Module):
     def base_layer(self) -> Module:
         """The plain layer that this one replaced, with this one's mode and hooks. Both share one weight."""
         layer = self.replaced.layer
-        layer.training, layer.forward_hooks = self.training, self.forward_hooks
+        layer.training = self.training
+        if "forward_hooks" in vars(self):  # of this layer, and not the empty ones of its class
+            layer.forward_hooks = self.forward_hooks
         return layer
 
     @property

@@ -1,5 +1,6 @@
 """Adapters on a model: no change at initialisation, a base that never changes, updates that add up, clear refusals."""
 
+import copy
 import dataclasses
 from types import MappingProxyType
 
@@ -415,6 +416,7 @@ def test_the_restored_layers_keep_the_mode_and_the_hooks_that_came_with_the_adap
     tiny_model.eval()
     remove_adapter(tiny_model, "default")
     tiny_model(IDS)
+    copy.deepcopy(tiny_model)
     assert sorted(calls) == ["after", "before"] and not any(module.training for _, module in tiny_model.named_modules())
 
 
