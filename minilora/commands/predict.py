@@ -37,7 +37,9 @@ HELP = "write a label, fields or an answer for every row of a file"
 AT_ONCE = 192  # rows whose predictions are written together
 SHOWN = 3  # rows without a prediction that are named
 PREFIX = "predicted_"  # of the columns that are added
-SETTINGS = ("max_new_tokens", "temperature", "seed", "system", "context", "schema")  # that decide a prediction
+SETTINGS = (  # that decide a prediction
+    "base", "quantized", "bf16", "dtype", "max_new_tokens", "temperature", "seed", "system", "context", "schema",
+)  # fmt: skip
 ASKED = (*PROMPTS, "input", "system", *PASSAGES)  # columns that make the prompt
 
 
@@ -176,10 +178,9 @@ def _settings_file(out: Path) -> Path:
 
 
 def _settings(options: PredictOptions, model: LanguageModel, choice: str | None) -> dict[str, Any]:
-    """What decides a prediction: the settings by their flags, and the weights of base and adapter."""
+    """What decides a prediction: the settings by their flags, and the weights of the adapter, or of a base alone."""
     found = {f"--{name.replace('_', '-')}": getattr(options, name) for name in SETTINGS}
-    weights = {**base_state(model), **(adapter_state(model, choice) if choice is not None else {})}
-    return found | {"base and adapter": sha256_of(weights)}
+    return found | {"weights": sha256_of(base_state(model) if choice is None else adapter_state(model, choice))}
 
 
 def _settle(file: Path, settings: Mapping[str, Any], goes_on: bool) -> None:
@@ -193,7 +194,7 @@ def _settle(file: Path, settings: Mapping[str, Any], goes_on: bool) -> None:
         before = read_json(file)
         if other := [name for name, value in settings.items() if before.get(name) != value]:
             raise ValueError(
-                f"{file.name.removesuffix('.unfinished.json')}: its rows were predicted with another value of "
+                f"{file.name.removesuffix('.unfinished.json')}: its rows were predicted with other values of "
                 f"{listed(other)}: give the same ones, or --overwrite replaces the file"
             )
 

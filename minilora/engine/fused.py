@@ -565,7 +565,7 @@ def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, voca
 def _scored(labels: Array, known: Array | None) -> Array:
     scored = (labels != NOT_SCORED).nonzero()[0] if known is None else known
     if len(scored) == 0:
-        raise ValueError("no token is scored: every label is -100, or belongs to a first token, which nothing predicts")
+        raise ValueError("no token is scored: every label is -100 (in a sequence, every label but the first)")
     on_host = known is None and array_module(labels) is np  # a GPU would make the host wait once more
     if on_host and (least := int(labels[scored].min())) < 0:  # NumPy would count it from the end
         raise ValueError(f"labels must be at least 0, or -100 where nothing is scored, got {least}")

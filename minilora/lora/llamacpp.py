@@ -35,10 +35,17 @@ from .provenance import KEYS, moved_data, provenance_of_base, read_provenance, r
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "default", dtype: str = "float32") -> Path:
+def save_gguf_adapter(
+    model: LanguageModel,
+    path: str | Path,
+    name: str = "default",
+    dtype: str = "float32",
+    base_sha256: str | None = None,
+) -> Path:
     """Write one adapter as a GGUF file for llama.cpp, in float32 or float16, and return the path.
 
     It appears whole or not at all. For minilora it holds what the adapter's `minilora.json` says of base and data.
+    base_sha256: as for `save_adapter`.
 
     Raises ValueError for an unknown name, for values too large for `dtype`, or for an adapter that llama.cpp's files
     cannot express and must be merged.
@@ -65,7 +72,10 @@ def save_gguf_adapter(model: LanguageModel, path: str | Path, name: str = "defau
     stored = {key: (array, kind) for key, array in in_dtype(tensors, dtype, "--dtype float32").items()}
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
     known = model.adapters[name]
-    entries = {"base": provenance_of_base(model, path), "data": moved_data(known.data, known.folder or path, path)}
+    entries = {
+        "base": provenance_of_base(model, path, sha256=base_sha256),
+        "data": moved_data(known.data, known.folder or path, path),
+    }
     metadata |= {KEYS[part]: json.dumps(entry) for part, entry in entries.items() if entry}
     write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(stored))
     return path

@@ -35,6 +35,7 @@ from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, moved_data, read_provenance
 from ..nn.families import FAMILIES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
+from ..nn.module import sha256_of
 from ..terminal import quote
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
@@ -295,9 +296,10 @@ def export(
         size = sum(file.stat().st_size for file in out.iterdir())
         return ExportReport(out, size, len(lora_modules(model)), None, dtype, data)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_gguf_adapter(model, out, dtype=dtype)
+    digest = sha256_of(base_state(model))
+    save_gguf_adapter(model, out, dtype=dtype, base_sha256=digest)
     expected = _logits(model)
-    load_adapter(model, out, name="written")  # becomes the active one
+    load_adapter(model, out, name="written", base_sha256=digest)  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
     return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart, dtype, data)
 

@@ -7,9 +7,9 @@ temperature 0 all are equal. With the `response_format` "json_schema" the base a
 answer follow the schema of the request, as OpenAI's structured outputs. An answer that was cut so that its JSON ends
 within `max_tokens` fits the schema, and its finish_reason is "length".
 
-- An adapter that was trained on labels answers the last message with its most likely label, whatever the temperature
-  and `max_tokens`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
-  `response_format` "json_object" the answer is {"label": ..., "probability": ...}.
+- An adapter that was trained on labels answers the last message with its most likely label, whatever the temperature,
+  `max_tokens` and `stop`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with
+  the `response_format` "json_object" the answer is {"label": ..., "probability": ...}.
 - An adapter that was trained on fields answers the last message with a JSON object under its schema.
 - An adapter that quotes answers the last message with sentences of a passage, whatever the temperature. It takes no
   other `response_format` than "text", no `logprobs` and no `stop`. A quotation that is longer than `max_tokens` is cut

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
 from unittest.mock import Mock
@@ -331,6 +331,11 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
 
 
+def test_every_flag_decides_a_prediction_or_is_known_not_to():
+    others = {"adapter", "device", "force", "out", "resume", "field"}  # of an adapter, the weights are compared
+    assert {*command.SETTINGS} == {item.name for item in fields(command.PredictOptions)} - others
+
+
 @pytest.mark.parametrize("begun", ["an adapter", "a base, with passages", "a base, with fields"])
 def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
     begun, folder, shop, tiny_folder, tmp_path, capsys, monkeypatch
@@ -347,11 +352,13 @@ def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
             "--temperature": [*adapter, "--temperature", "0.5"],
             "--seed": [*adapter, "--seed", "1"],
             "--system": [*adapter, "--system", "Be brief."],
-            "base and adapter": [str(shop / "support") if word == "legal" else word for word in adapter],
+            "--dtype": [*adapter, "--dtype", "auto"],
+            "weights": [str(shop / "support") if word == "legal" else word for word in adapter],
         }),
         "a base, with passages": ([*base, "--context", "one.md"], {
             "--context": [*base, "--context", "two.md"],
-            "base and adapter": ["--base", str(tiny_folder / "base"), *base[2:], "--context", "one.md"],
+            "--base, weights": ["--base", str(tiny_folder / "base"), *base[2:], "--context", "one.md"],
+            "--quantized, weights": [*base, "--context", "one.md", "--quantized", "q8_0"],
         }),
         "a base, with fields": ([*base, "--schema", "one.json"], {"--schema": [*base, "--schema", "two.json"]}),
     }[begun]  # fmt: skip
@@ -364,7 +371,7 @@ def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
     for name, flags in others.items():
         capsys.readouterr()
         assert main([*words, *flags, "--resume"]) == 1
-        line = f"minilora: part.jsonl: its rows were predicted with another value of {name}: give the same ones, or "
+        line = f"minilora: part.jsonl: its rows were predicted with other values of {name}: give the same ones, or "
         assert capsys.readouterr().err.splitlines()[-1] == f"{line}--overwrite replaces the file"
         assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == there
     assert main([*words, *same, "--resume"]) == 0
