@@ -182,6 +182,7 @@ def test_a_job_that_cannot_work_is_status_1_in_one_line_and_writes_nothing(
 # -- finetune: what works, and what breaks on the way ------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "folder", "weights"),
     [

@@ -25,6 +25,7 @@ def content(svg):
     return re.findall(r"<!-- (.*?) -->", svg), [(int(a), int(b)) for a, b in re.findall(ARC, svg)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("lessons", "ground"), [(PLAN, "light"), (PLAN, "dark"), (SMALL, "light"), ({0: SMALL[0]}, "light")]
 )
@@ -33,6 +34,7 @@ def test_the_map_can_be_read(lessons, ground):
         assert problems(map_figure(lessons)) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, ground", [("course-map.svg", "light"), ("course-map-dark.svg", "dark")])
 def test_the_maps_of_the_page_show_the_plan(name, ground, tmp_path):
     with theme(ground):

@@ -243,6 +243,7 @@ def test_no_two_answers_of_different_splits_or_domains_share_half_of_their_words
     assert close == []
 
 
+@pytest.mark.long
 def test_the_card_counts_the_legal_records_whose_keywords_are_all_in_another_answer():
     legal = RECORDS["legal"]
     answers = {record["id"]: record["answer"] for record in legal}

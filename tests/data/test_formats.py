@@ -287,6 +287,7 @@ def test_an_object_around_a_list_of_records_is_read_as_the_list(tmp_path, before
         assert message_of(path).startswith(f"{path}: one JSON object on several lines")
 
 
+@pytest.mark.long
 def test_a_large_file_is_read_without_holding_it_a_second_time(tmp_path):
     records = [{"question": f"{i} " * 200, "answer": f"{i}, again. " * 100} for i in range(400)]
     for suffix, (write, _) in KINDS.items():

@@ -118,6 +118,7 @@ TEMPLATES = {
 ANSWERS = ("So.", " So. ", "\n\nSo", "So\n", "12 34", "a<|im_end|>b", "<|im_end|>", "<|im_start|>user\nSo.", "<|im_")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("known", [True, False], ids=["end token", "end token spelled out"])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone(build, template, known, monkeypatch):

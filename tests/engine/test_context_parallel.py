@@ -41,6 +41,7 @@ def in_threads(found, task):
     return [results[shard.number] for shard in found]
 
 
+@pytest.mark.long
 @given(divisions())
 def test_every_token_is_in_one_shard_at_its_position_and_all_put_together_are_the_sequence(division):
     count, tokens = division

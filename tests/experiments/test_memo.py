@@ -114,6 +114,7 @@ def test_a_file_outside_the_package_counts_with_what_it_imports(package, tmp_pat
     assert fingerprint(package, tmp_path / "own.py") != before
 
 
+@pytest.mark.long
 def test_the_code_of_a_claim_is_what_it_uses():
     root = memo.ROOT
     used = {path.relative_to(root).as_posix() for path in memo._used(root / "claims/planted_rank.py", root)}

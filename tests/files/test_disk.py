@@ -271,6 +271,7 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer_and_tha
     assert len(list(tmp_path.glob(f".{name}.*"))) == 0 and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.long
 @posix
 @pytest.mark.parametrize("refused", ["iterdir", "unlink"])
 def test_what_a_killed_process_of_another_user_left_stops_no_writer(tmp_path, monkeypatch, refused):

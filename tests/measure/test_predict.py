@@ -340,6 +340,7 @@ ADAPTERS = {
     "DoRA from PiSSA": {"use_dora": True, "init_lora_weights": "pissa"},
     "DoRA on the embedding": {"use_dora": True, "target_modules": ["embed_tokens", "down_proj"]},
 }
+LONG = pytest.mark.long
 SECOND = {
     "none": None,
     "another one": {"r": 30, "freeze_A": True},
@@ -347,7 +348,7 @@ SECOND = {
 }
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=LONG)], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("second", SECOND.values(), ids=SECOND)
 @pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
 def test_of_every_adapter_parameters_and_the_graph_hold_what_was_predicted(rng, settings, second, recompute):
@@ -481,7 +482,7 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recom
     assert peak(step) == pytest.approx(told.gradients + told.activations + told.scratch, rel=0.1)
 
 
-@pytest.mark.parametrize("base", ["float32", "Q8_0", "recomputed"])
+@pytest.mark.parametrize("base", ["float32", pytest.param("Q8_0", marks=LONG), pytest.param("recomputed", marks=LONG)])
 @pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
 def test_so_is_the_peak_with_every_adapter(rng, settings, base):
     model, ids = Llama(replace(MEDIUM, vocab_size=4096 if base == "Q8_0" else 1024), rng), ids_of(rng, 1, 512)

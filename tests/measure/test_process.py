@@ -58,6 +58,7 @@ def stay():
     time.sleep(100)
 
 
+@pytest.mark.long
 def test_a_function_is_called_in_a_process_of_its_own(here, capfd):
     assert apart(answer, 41, "abc") == {"sum": 42, "words": "cba", "process": peak_memory() is not None}
     out, err = capfd.readouterr()
@@ -86,6 +87,7 @@ def test_a_failure_comes_back_as_its_reason(here, monkeypatch, kind, error, word
         apart(fail, kind)
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_an_error(here):
     with pytest.raises(RuntimeError, match="ended with status 9; is there enough memory"):
         apart(leave)
@@ -107,6 +109,7 @@ def test_a_process_ends_with_the_one_that_started_it(here):
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_peak_of_the_process_is_at_least_what_it_just_held_and_the_programs_share_is_less():
     if peak_memory() is None:
         pytest.skip("this system does not know it")
@@ -124,6 +127,7 @@ def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
     assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.001
 
 
+@pytest.mark.long
 def test_the_peak_is_this_process_own_and_not_that_of_the_program_that_started_it():
     if peak_memory() is None:
         pytest.skip("this system does not know it")

@@ -180,6 +180,7 @@ def test_a_folder_of_pickles_and_one_without_tokenizer_are_told_what_to_do(model
         from_folder(folder)
 
 
+@pytest.mark.long
 def test_absurd_sizes_are_refused_before_anything_is_allocated(model, tmp_path):
     changes = [{"num_hidden_layers": 10**9}, {"hidden_size": 2**31}, {"vocab_size": 2**40}, {"head_dim": 2**30}]
     changes += [{"num_attention_heads": 2**30, "num_key_value_heads": 2**30, "head_dim": 2}]
@@ -308,6 +309,7 @@ def test_matrices_in_16_bits_are_quantised_as_if_they_had_been_widened_first(mod
             np.testing.assert_array_equal(rounded.state_dict()[name].raw, quantize(w, "Q8_0"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [pytest.param("F32", marks=pytest.mark.long), "BF16"])
 def test_no_more_than_one_tensor_is_in_memory_beyond_the_model(tmp_path, rng, dtype, monkeypatch):
     """Of two files, in float32, quantised, and as they are stored. To quantise a tensor takes five times its size."""

@@ -293,6 +293,7 @@ def test_a_window_that_llama_cpp_does_not_have_ends_the_context_and_says_so(tmp_
 # -- the real one ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_smollm2_has_the_shape_and_size_it_should_have(smollm2):
     model, tokenizer = smollm2

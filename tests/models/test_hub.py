@@ -199,6 +199,7 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="Windows does not tell which processes are running")
 def test_the_next_pull_removes_what_a_killed_one_left_and_not_what_a_running_one_needs(cache, pip, monkeypatch):
     program = f"""

@@ -52,6 +52,7 @@ def ask(endpoint, home, *names):
     return answer_of(SCRIPT, endpoint, home, *names)
 
 
+@pytest.mark.long
 def test_safetensors_and_texts_alone_are_downloaded_and_the_revision_is_recorded(hub, tmp_path):
     found = ask(hub, tmp_path, "org/good", "org/pickled", "org/gated", "org/absent", "org/good@v9")
     revision, files = found["org/good"]

@@ -192,6 +192,7 @@ def train(ranks, model, settings=None, recompute=False, **change):
     return history, {name: p.data for name, p in model.trainable_parameters().items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_the_losses_are_those_of_one_process(way, tiny_model):
     alone, weights = train(ALONE, tiny_model, **WAYS[way])
@@ -290,6 +291,7 @@ JOBS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_jobs")
 @pytest.mark.parametrize("way", ["full", "dora", pytest.param("lora", marks=pytest.mark.long)])
 def test_a_whole_job_gives_the_numbers_of_one_process(way, home, tmp_path, said):
@@ -323,6 +325,7 @@ def test_dropout_draws_its_own_holes_on_each_rank(home, tmp_path, monkeypatch):
     assert len(set(seeds.values())) == 3 and np.isfinite(metrics["train_loss"]).all()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_jobs")
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 1)], ids=str)
 def test_a_job_is_gone_on_with_by_another_number_of_ranks(sizes, home, tmp_path, monkeypatch):

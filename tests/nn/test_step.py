@@ -124,6 +124,7 @@ ALL += [("window", *case) for case in FEW]
 ALL += [pytest.param(family, *case, marks=pytest.mark.long) for family in ("gpt2", "gemma3") for case in FEW]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "settings", "labels", "threads"), ALL, indirect=["threads"])
 def test_one_long_sequence_on_several_threads_has_the_loss_and_the_gradients_of_the_whole(
     family, monkeypatch, threads, labels, settings
@@ -272,6 +273,7 @@ def test_a_failure_in_one_thread_of_a_sequence_is_raised_and_no_other_waits(monk
             compute(model, ONE, ONE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_threads_of_one_sequence_hold_together_what_one_thread_holds(monkeypatch, threads):
     peaks = []
@@ -351,6 +353,7 @@ def test_a_mixed_batch_keeps_its_rows_together(tiny_model, threads):
     assert all(np.array_equal(grad, found[name]) and grad.any() for name, grad in expected.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_only_the_micro_batches_in_progress_hold_activations(tiny_config, threads):
     model = adapted(Llama(tiny_config, np.random.default_rng(0)))

@@ -55,6 +55,7 @@ def head_of(path):
     return hub.ModelCard.load(path).data.to_dict()
 
 
+@pytest.mark.long
 def test_the_hub_reads_the_head_and_finds_the_base(tmp_path):
     card_of(tmp_path)
     assert head_of(tmp_path / "README.md") == {

@@ -60,6 +60,7 @@ FAULTS = {  # what is drawn -> the line that names it
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fault", "line"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_is_the_one_line_that_is_listed(figure, fault, line):
     fault(figure.axes[0])
@@ -113,6 +114,7 @@ def luminance(pixel):
     return float(np.dot([0.2126, 0.7152, 0.0722], pixel[:3]))
 
 
+@pytest.mark.long
 def test_each_page_has_its_own_ground_and_letters_that_can_be_read_on_it(tmp_path):
     from matplotlib.image import imread
 

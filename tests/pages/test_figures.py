@@ -58,6 +58,7 @@ RUNS = {  # as in `compared` and in MATRICES, what is read on a dark page below 
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_a_run_of_any_kind_can_be_read(run):
     assert problems(run_figure(run)) == []
@@ -143,6 +144,7 @@ SHORT = metrics(losses=(3.0,), steps=1, seconds=0.2)
 SLOW = metrics(seconds=9.0, seconds_per_step=9.0)  # three times as slow as full fine-tuning
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "found",
     [compared(SHORT, metrics("full", (2.9,), 1, 0.4)), compared(SLOW), compared(metrics(), metrics())],
@@ -215,6 +217,7 @@ MATRICES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("measured", MATRICES.values(), ids=MATRICES)
 def test_a_matrix_of_any_size_can_be_read(measured):
     assert problems(matrix_figure(measured)) == []
@@ -291,6 +294,7 @@ ALL = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("draw", ALL.values(), ids=ALL)
 def test_on_a_dark_page_no_letter_is_too_dark(draw):
     with theme("dark"):

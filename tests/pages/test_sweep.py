@@ -30,6 +30,7 @@ def drawn(rows):
     return sweep_figure({"settings": rows})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "ground"), [(RANKS, "light"), (BOTH, "light"), (GROUPS, "light"), (BOTH, "dark")])
 def test_any_sweep_can_be_read(rows, ground):
     with theme(ground):

@@ -277,6 +277,7 @@ def test_a_distribution_without_numpy_is_refused(tmp_path, monkeypatch):
         write.write_site(tmp_path / "page", distribution(tmp_path / "pyodide", monkeypatch, numpy=False))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fails", ["package", "files"])
 def test_a_page_that_was_interrupted_is_written_again(tmp_path, monkeypatch, packed_once, fails):
     with monkeypatch.context() as patch, pytest.raises(TypeError):

@@ -220,6 +220,7 @@ def test_a_second_job_is_refused_and_the_first_is_not_disturbed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_job_that_was_killed_is_no_obstacle(tmp_path):
     code = (
         "import os, sys, pathlib; from minilora.train.run_folder import RunFolder\n"
