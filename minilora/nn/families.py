@@ -50,11 +50,12 @@ def empty_model(config: Any) -> LanguageModel:
 # They name things, say how weights are stored or how training began, or choose what a call returns. Dropout is one of
 # them: it is part of training, and minilora's is an option of the adapter (lora_dropout).
 _IGNORED = {
-    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
-    "dtype", "embd_pdrop", "eos_token_id", "initializer_range", "is_llama_config", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "resid_pdrop", "return_dict",
-    "torch_dtype", "transformers_version", "transformers.js_config", "unsloth_fixed", "unsloth_version",
-    "use_cache",
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures",
+    "attention_dropout", "auto_map", "bos_token_id", "dtype", "embd_pdrop", "eos_token_id", "finetuning_task",
+    "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "label2id", "max_sequence_length",
+    "model_type", "neftune_noise_alpha", "output_attentions", "output_hidden_states", "output_past", "pad_token_id",
+    "pretraining_tp", "resid_pdrop", "return_dict", "tokenizer_class", "torch_dtype", "transformers_version",
+    "transformers.js_config", "unsloth_fixed", "unsloth_version", "use_cache",
 }  # fmt: skip
 
 
@@ -324,7 +325,7 @@ _MISTRAL = replace(
 _QWEN2 = replace(
     _LLAMA, model_type="qwen2", class_name="Qwen2ForCausalLM", gguf="qwen2", permuted=False,
     always={"attention_bias": True}, fields=_shape(_WIDTH, context=32768), only=_SILU | _NO_WINDOW,
-    ignored=_WINDOW_UNUSED, assumed={"num_key_value_heads": 32},
+    ignored=_WINDOW_UNUSED | {"use_mrope"}, assumed={"num_key_value_heads": 32},
 )  # fmt: skip
 _QWEN3 = replace(
     _QWEN2, model_type="qwen3", class_name="Qwen3ForCausalLM", gguf="qwen3", always={"qk_norm": True},
@@ -430,8 +431,9 @@ _GPT2 = Family(
     },
     only={"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
           "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-    ignored=frozenset(("attn_pdrop", "n_ctx", "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout",
-                       "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params")),
+    ignored=frozenset(("attn_pdrop", "n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn",
+                       "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+                       "summary_use_proj", "task_specific_params")),
     transposed=("attn.c_attn.weight", "c_proj.weight", "mlp.c_fc.weight"), prefix="transformer.",
 )  # fmt: skip
 
