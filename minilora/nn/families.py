@@ -216,9 +216,12 @@ def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> tuple[Any, M
 
 
 def _plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """Rotary positions as the fields rope_theta and rope_scaling. transformers has used two names and two places."""
+    """Rotary positions as the fields rope_theta and rope_scaling. transformers has used two names and two places.
+
+    Where both names are there, rope_scaling counts, as in transformers.
+    """
     rest = {key: value for key, value in raw.items() if key not in ("rope_parameters", "rope_scaling")}
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters and rope_scaling must be objects, got {rope!r}")
     rope = {key: value for key, value in rope.items() if value is not None}

@@ -105,6 +105,7 @@ def test_config_json_is_read_with_hugging_faces_defaults(model, tmp_path):
         ({"head_dim": 16}, "head_dim", 16),
         ({"rope_theta": None, "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}}, "rope_theta", 5000.0),
         ({"rope_theta": None}, "rope_theta", 10000.0),
+        ({"rope_parameters": {"rope_theta": 5.0}, "rope_scaling": {"rope_type": "default"}}, "rope_theta", 100000.0),
         ({"rope_scaling": None}, "rope_theta", 100000.0),
         ({"rms_norm_eps": None}, "rms_norm_eps", 1e-6),
         ({"tie_word_embeddings": None}, "tie_word_embeddings", False),
