@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..engine.backend import Array
 from ..files.disk import ModelFileError, read_json, write_json
 from ..files.quant import Packed
@@ -78,9 +80,24 @@ def stored_parameters(folder: Path, config: Any) -> dict[str, StoredTensor]:
                 "or convert it with transformers (save_pretrained)"
             )
     stored = {name: tensor for file in files for name, tensor in stored_tensors(folder / file).items()}
-    if config.tie_word_embeddings:
-        stored.pop("lm_head.weight", None)  # some files store a tied embedding twice
-    return FAMILIES[config.model_type].from_hugging_face(stored)
+    family = FAMILIES[config.model_type]
+    state = family.from_hugging_face(stored)
+    head = state.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    table = state.get(f"{family.tensors['token_embd']}.weight")
+    if head is not None and table is not None and not _same(head, table):  # some files store a tied embedding twice
+        raise ModelFileError(
+            f"{folder}: config.json has tie_word_embeddings true, but lm_head.weight is another matrix than "
+            f"{table.name}: set tie_word_embeddings to false, or remove lm_head.weight"
+        )
+    return state
+
+
+def _same(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two matrices in the layout of their files hold the same values, compared some rows at a time."""
+    if (a.shape, a.kind) != (b.shape, b.kind):
+        return False
+    rows, others = a.raw(mapped=True), b.raw(mapped=True)
+    return all(np.array_equal(rows[i : i + 1024], others[i : i + 1024]) for i in range(0, len(rows), 1024))
 
 
 def save_folder(folder: str | Path, config: Any, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:

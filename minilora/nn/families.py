@@ -74,6 +74,8 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
         raise ValueError(f"{error} is missing") from error
     except (AttributeError, TypeError) as error:
         raise ValueError(f"a field has a value of the wrong type: {error}") from error
+    if not isinstance(tied := values["tie_word_embeddings"], bool):
+        raise ValueError(f"tie_word_embeddings must be true or false, got {tied!r}")
     if absent := [key for key in family.needed if key not in raw]:
         raise ValueError(f"{absent[0]!r} is missing; minilora supports only {family.only[absent[0]][0]!r}")
     known = {each.json for each in family.fields} | _IGNORED | family.ignored

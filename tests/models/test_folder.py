@@ -91,6 +91,9 @@ def test_what_a_file_may_hold_besides_is_read_or_skipped(model, tmp_path, rng):
     for dtype in ("F32", "BF16"):
         loaded = load_folder(write_folder(tmp_path / dtype, model, dtype, tensors=extra))
         assert list(loaded.state_dict()) == list(model.state_dict())
+    extra["lm_head.weight"] = changed = model.head_weight.data.copy()  # transformers would not tie these
+    changed[-1, -1] += 1
+    refused(write_folder(tmp_path / "m", model, tensors=extra), "tie_word_embeddings", "model.embed_tokens.weight")
     untied = Llama(dataclasses.replace(CONFIG, tie_word_embeddings=False), rng)
     loaded = load_folder(write_folder(tmp_path / "m", untied))
     np.testing.assert_array_equal(logits(loaded, IDS), logits(untied, IDS))
@@ -133,7 +136,12 @@ UNSUPPORTED = [
     ({"final_logit_softcapping": 30.0}, "final_logit_softcapping (here 30.0)"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, "'linear'"),
     ({"rope_scaling": "linear"}, "rope"),
+    *(
+        ({"tie_word_embeddings": value}, f"tie_word_embeddings must be true or false, got {value!r}")
+        for value in ("false", 0)
+    ),
     *(({field: True}, field) for field in ("attention_bias", "mlp_bias")),
     *(({"model_type": value}, repr(value)) for value in ("falcon", None)),
     *(({field: None}, field) for field in ("hidden_size", "vocab_size", "num_hidden_layers")),
