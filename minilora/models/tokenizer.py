@@ -164,9 +164,10 @@ class Tokenizer:
         said = [{**message, "content": self.plain(message["content"])} for message in messages]
         template = self._compiled_template
         try:
-            return template.render(
-                messages=said, add_generation_prompt=answer_next, eos_token=self.eos, bos_token=self.bos
-            )
+            return template.render(  # transformers gives None, too, where there are no tools and documents
+                messages=said, tools=None, documents=None, add_generation_prompt=answer_next, eos_token=self.eos,
+                bos_token=self.bos,
+            )  # fmt: skip
         except Exception as error:  # a template is a program, and can fail in any way
             raise ModelFileError(f"the model's chat template cannot render this conversation: {error}") from error
 
@@ -220,8 +221,8 @@ def check_tokenizer(tokenizer: Any) -> None:
 def from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    It is in `tokenizer.json`; special tokens and chat template are in `tokenizer_config.json`. Raises ModelFileError if
-    it is missing or unusable.
+    It is in `tokenizer.json`; special tokens and chat template are in `tokenizer_config.json`, in old folders special
+    tokens in `special_tokens_map.json`. Raises ModelFileError if it is missing or unusable.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -234,7 +235,8 @@ def from_folder(folder: Path) -> Tokenizer:
     except Exception as error:  # the library defines no error type
         raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
     settings_path = folder / "tokenizer_config.json"
-    settings = read_json(settings_path) if settings_path.is_file() else {}
+    files = [path for path in (folder / "special_tokens_map.json", settings_path) if path.is_file()]
+    settings = {key: value for path in files for key, value in read_json(path).items()}
     template_path = folder / "chat_template.jinja"
     template = settings.get("chat_template")
     if isinstance(template, list):  # several with names, such as the one for tools
