@@ -314,7 +314,7 @@ def _columns(
     options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
 ) -> dict[str, Mapping[str, str]]:
     """The columns of each data set under other names: those given, or those of the adapter that was trained on it. Of
-    other data those of the adapters' training, if they all have these columns.
+    other data those of the adapters' training, if they all have these columns; built-in data have columns of their own.
 
     trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
     """
@@ -327,7 +327,7 @@ def _columns(
     def columns(source: str) -> Mapping[str, str]:
         if given and (options.data or source in stored):
             return given
-        if source in stored or not shared:
+        if source in stored or source in BUILT_IN or not shared:
             return stored.get(source, {})
         return shared if columns_of(source).issuperset(shared.values()) else {}
 

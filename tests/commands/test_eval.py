@@ -233,12 +233,14 @@ def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp
 
 
 def test_columns_under_other_names_are_those_of_training_unless_others_are_given(home, tmp_path):
-    asked = [{"ask" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
-    other = write(tmp_path, [one | {"then": one["ask"][::-1]} for one in asked])
-    finetune(options(home, tmp_path / "run", data=other, steps=1, field={"question": "ask"}), measure=False)
+    asked = [{"topic" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
+    other = write(tmp_path, [one | {"then": one["topic"][::-1]} for one in asked])
+    finetune(options(home, tmp_path / "run", data=other, steps=1, field={"question": "topic"}), measure=False)
     given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True, limit=2)
     found = evaluate_adapters(EvalOptions(**given))
-    assert list(found["sets"]) == ["own/paraphrase", "own/unseen", "general"]  # general has its own columns
+    assert list(found["sets"]) == ["own/paraphrase", "own/unseen", "general"]
+    plain = evaluate_adapters(EvalOptions(base=str(home / "base"), no_recall=True, limit=2))["scores"]["general"]
+    assert found["scores"]["general"]["base"] == plain["base"]  # general has a topic, too, but its own columns
     assert (
         evaluate_adapters(EvalOptions(**given, data=[other]))["scores"]["own/unseen"] == found["scores"]["own/unseen"]
     )
@@ -248,7 +250,7 @@ def test_columns_under_other_names_are_those_of_training_unless_others_are_given
         evaluate_adapters(EvalOptions(**given, data=[other, "general"], field={"question": "then"}))
     notes = json.loads((tmp_path / "run" / "minilora.json").read_text())
     for bad, said in (
-        ({"question": ["ask"]}, "no such column"),
+        ({"question": ["topic"]}, "no such column"),
         ({"ask": "question"}, "reads no 'ask'"),
         ("ask", "object"),
     ):
