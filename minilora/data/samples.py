@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from ..engine.fused import NOT_SCORED
+from ..files.disk import ModelFileError
 from ..models.tokenizer import Tokenizer, check_tokenizer
 from ..nn.parts import Example, Pair, Sample, begin_alike
 from ..progress import log, progress
@@ -65,7 +66,7 @@ def encode_records(
 def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     """`encode_record` of each; the texts of all of them are encoded at once."""
     check_tokenizer(tokenizer)
-    wholes = [record.text or tokenizer.render(record.messages) for record in records]
+    wholes = [record.text or _rendered(record, tokenizer) for record in records]
     lengths: dict[str, int] = {}
     samples = []
     for record, text, ids in zip(records, wholes, tokenizer.encode_all(wholes), strict=True):
@@ -77,6 +78,14 @@ def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
         else:
             samples.append(_conversation(record, text, ids, tokenizer, lengths))
     return samples
+
+
+def _rendered(record: Record, tokenizer: Tokenizer) -> str:
+    """A conversation as text. Some templates refuse a system message, or roles that do not alternate."""
+    try:
+        return tokenizer.render(record.messages)
+    except ModelFileError as error:
+        raise ModelFileError(f"record {record.id}: {error}") from error
 
 
 def _conversation(record: Record, text: str, ids: list[int], tokenizer: Tokenizer, lengths: dict[str, int]) -> Sample:

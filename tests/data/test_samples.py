@@ -19,6 +19,7 @@ from minilora.data.samples import (
     warning_of_control_tokens,
 )
 from minilora.engine.fused import NOT_SCORED
+from minilora.files.disk import ModelFileError
 from minilora.models.gguf import GGUF
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Llama
@@ -171,6 +172,12 @@ def test_answers_that_cannot_be_found_in_a_conversation_are_refused_in_one_line(
     tokenizer = build(CHATML.replace("m['content']", "m['content'] | upper").replace("assistant\n", "assistant\n>"))
     with pytest.raises(ValueError, match="record talk: the model's chat template renders the prompt of answer 2 diff"):
         encode_record(Record("talk", tuple(TALK)), tokenizer)
+
+
+def test_the_record_that_a_template_refuses_is_named(build):
+    tokenizer = build("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}x")
+    with pytest.raises(ModelFileError, match="^record bad: .*: no system role$"):
+        encode_records([Record("good", tuple(TALK[1:3])), Record("bad", tuple(TALK))], tokenizer)
 
 
 def test_an_answer_whose_first_token_begins_before_it_is_refused_where_the_prompt_is_another(build):
