@@ -163,7 +163,10 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     found = None if used else _splitting(record)
     if found is None:
         what = ", ".join(used) or "this way of splitting text into words"
-        raise ModelFileError(f"the tokenizer uses {what}: minilora cannot write it to a GGUF file")
+        raise ModelFileError(
+            f"the tokenizer uses {what}, which minilora cannot write to a GGUF file: write a folder instead, or export "
+            "the adapter alone"
+        )
     if not model["merges"]:
         raise ModelFileError("the tokenizer has no merges, which a GGUF file cannot express")
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
