@@ -193,6 +193,15 @@ class LoraConfig:
                 named[name] = {re.escape(module): value for module, value in values.items() if value is not None}
         return replace(self, **named)
 
+    def without_absent_targets(self, modules: Sequence[str]) -> LoraConfig:
+        """The same config without names of targets that none of these modules has, which PEFT ignores if another one
+        matches: adapters are trained with lists of names from several families. If none matches, all of them stay.
+        """
+        if isinstance(wanted := self.target_modules, str):
+            return self
+        there = [name for name in wanted if name == _HEAD or _matching(modules, [name])]  # a tied head is refused
+        return replace(self, target_modules=there or wanted)
+
     def unused_patterns(self, adapted: Collection[str], modules: Sequence[str]) -> list[str]:
         """What is named here and does not exist, such as "rank_pattern 'q_prj'": patterns that match none of the
         adapted modules, and names to leave out that none of the model's modules has. PEFT ignores the former, too.

@@ -50,10 +50,19 @@ def test_tensors_that_do_not_fit_are_named(base, folder):
     refused(model, folder, "(4, 32)", "expected (8, 32)")
 
 
-@pytest.mark.parametrize("targets", [["c_attn"], ["q_proj", "v_prj"], "q_prj", ["lm_head"]], ids=str)
-def test_targets_that_the_model_does_not_have_are_refused(base, folder, targets):
+@pytest.mark.parametrize(
+    ("targets", "word"),
+    [
+        (["c_attn"], "'c_attn' matches no module"),
+        (["q_proj", "v_prj"], "unexpected base_model.model.model.layers.0.self_attn.v_proj"),
+        ("q_prj", "'q_prj' matches no module"),
+        (["q_proj", "lm_head"], "shares its matrix"),
+    ],
+    ids=str,
+)
+def test_targets_that_the_model_does_not_have_are_refused(base, folder, targets, word):
     rewrite(folder, {"target_modules": targets})
-    refused(base(), folder, error=ValueError)
+    refused(base(), folder, word, error=ValueError)
 
 
 def test_an_adapter_of_a_larger_model_is_refused_with_both_shapes(folder):
