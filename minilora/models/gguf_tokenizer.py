@@ -149,7 +149,8 @@ def _add_tokens(core: Any, tokens: Sequence[str], kinds: Sequence[int]) -> None:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """A byte-level BPE tokenizer as metadata of a GGUF file. Ids below `vocab_size` without a token are padded.
+    """A byte-level BPE tokenizer as metadata of a GGUF file. Ids below `vocab_size` without a token are padded, and
+    tokens beyond are left out.
 
     Raises ModelFileError, with the reason, for a tokenizer that llama.cpp would run differently.
     """
@@ -172,6 +173,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     kinds = [_UNUSED] * vocab_size
     for token, i in tokenizer.core.get_vocab(with_added_tokens=True).items():
+        if i >= vocab_size:
+            continue
         tokens[i] = token
         kinds[i] = _NORMAL if token not in added else _CONTROL if added[token] else _USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

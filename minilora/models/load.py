@@ -90,7 +90,7 @@ def load(
             model, tokenizer = file.load(quantized is True, kind), file.tokenizer()
         else:
             raise _unknown(name)
-    if len(tokenizer) > model.config.vocab_size:
+    if not tokenizer.fits(model.config.vocab_size):
         raise ModelFileError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model has only {model.config.vocab_size}: "
             "put the tokenizer of this model there"

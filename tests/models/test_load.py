@@ -6,16 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelfiles import CONFIG, write_folder, write_gguf
+from modelfiles import CONFIG, new_tokenizer, write_folder, write_gguf
+from tokenizers import AddedToken
 
 from minilora.commands.shared import Loading
 from minilora.engine import bfloat16
 from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
+from minilora.generate.answers import generate
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.config import LoraConfig
 from minilora.measure.memory import Job
+from minilora.models.folder import save_folder
 from minilora.models.load import dtype_of, kept_types, load, load_tokenizer, sha256_of_base
+from minilora.models.merge import save_model
+from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
@@ -123,6 +128,26 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, rng):
     model = Llama(dataclasses.replace(CONFIG, vocab_size=256), rng)
     with pytest.raises(ModelFileError, match=r"m\.gguf: the tokenizer has .* tokens, but the model has only 256"):
         load(write_gguf(tmp_path / "m.gguf", model))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_control_token_that_the_model_does_not_have_is_no_reason_to_refuse_it(tmp_path, rng, special):
+    """Gemma 3's text models have no row for the tokenizer's <image_soft_token>."""
+    tokenizer = new_tokenizer()
+    size = len(tokenizer)
+    tokenizer.core.add_tokens([AddedToken("<image>", special=special, normalized=False)])
+    model = Llama(dataclasses.replace(CONFIG, vocab_size=size), rng)
+    folder = save_folder(tmp_path / "m", model.config, model.state_dict(), tokenizer)
+    if not special:
+        with pytest.raises(ModelFileError, match=f"has {size + 1} tokens, but the model has only {size}"):
+            load(folder)
+        return
+    loaded, again = load(folder)
+    answer = generate(loaded, again, "Is <image> a word?", 2)
+    save_model(loaded, again, tmp_path / "m.gguf")
+    assert generate(*load(tmp_path / "m.gguf"), "Is <image> a word?", 2) == answer
+    for changed in ({"eos": "<image>"}, {"pad_id": size}, {"other_ends": [size]}):
+        assert not Tokenizer(again.core, **{"eos": "<|im_end|>"} | changed).fits(size), changed
 
 
 @pytest.mark.parametrize(
