@@ -90,6 +90,8 @@ def load(
             model, tokenizer = file.load(quantized is True, kind), file.tokenizer()
         else:
             raise _unknown(name)
+    if tokenizer.pad_id >= model.config.vocab_size:
+        tokenizer.pad_id = tokenizer.eos_id  # no token attends to padding
     if not tokenizer.fits(model.config.vocab_size):
         raise ModelFileError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model has only {model.config.vocab_size}: "

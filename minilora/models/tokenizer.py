@@ -75,12 +75,12 @@ class Tokenizer:
 
     def fits(self, vocab_size: int) -> bool:
         """Whether a model with so many tokens reads what this tokenizer encodes. Control tokens may lie beyond them if
-        no answer ends with them, such as the one that Gemma 3 has for images: no text that is `plain` has any.
+        no answer ends with them, as Gemma 3's for images and Llama 2's for padding: no text that is `plain` has any.
         """
         if len(self) <= vocab_size:
             return True
         beyond = {i for i in self.core.get_vocab(with_added_tokens=True).values() if i >= vocab_size}
-        return beyond <= self.control_ids - {*self.end_ids, self.pad_id}
+        return beyond <= self.control_ids - self.end_ids
 
     def __repr__(self) -> str:
         return f"Tokenizer({len(self):,} tokens, answers end with {' or '.join(self.ends) or 'none'})"

@@ -137,17 +137,20 @@ def test_a_control_token_that_the_model_does_not_have_is_no_reason_to_refuse_it(
     size = len(tokenizer)
     tokenizer.core.add_tokens([AddedToken("<image>", special=special, normalized=False)])
     model = Llama(dataclasses.replace(CONFIG, vocab_size=size), rng)
-    folder = save_folder(tmp_path / "m", model.config, model.state_dict(), tokenizer)
+    folder = save_folder(
+        tmp_path / "m", model.config, model.state_dict(), Tokenizer(tokenizer.core, "<|im_end|>", pad_id=size)
+    )
     if not special:
         with pytest.raises(ModelFileError, match=f"has {size + 1} tokens, but the model has only {size}"):
             load(folder)
         return
     loaded, again = load(folder)
+    assert again.pad_id == again.eos_id  # which no token attends to
     answer = generate(loaded, again, "Is <image> a word?", 2)
     save_model(loaded, again, tmp_path / "m.gguf")
     assert generate(*load(tmp_path / "m.gguf"), "Is <image> a word?", 2) == answer
-    for changed in ({"eos": "<image>"}, {"pad_id": size}, {"other_ends": [size]}):
-        assert not Tokenizer(again.core, **{"eos": "<|im_end|>"} | changed).fits(size), changed
+    for changed in ({"eos": "<image>"}, {"eos": "<|im_end|>", "other_ends": [size]}):
+        assert not Tokenizer(again.core, **changed).fits(size), changed
 
 
 @pytest.mark.parametrize(
