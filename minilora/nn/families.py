@@ -476,7 +476,7 @@ _GEMMA3 = Family(
     (
         *(each for each in _shape(_WIDTH, tied=True, context=131072) if each.name not in ("head_dim", "rope_theta")),
         Field("head_dim", "head_dim", default=256),
-        Field("rope_theta", "rope_theta", "rope.freq_base", 1e6, 1e6),
+        Field("rope_theta", "rope_theta", "rope.freq_base", 1e6),  # llama.cpp would take 1e4
         Field("rope_local_base_freq", "rope_local_base_freq", "rope.freq_base_swa", 1e4, 1e4),
         Field("sliding_window", "sliding_window", "attention.sliding_window", 4096),
         Field("layer_types", "layer_types", default=()),

@@ -281,6 +281,13 @@ def test_a_checkpoint_of_gpt2_is_transposed_there_and_back_without_its_buffers(b
     assert all(np.array_equal(w, own[name]) for name, w in again.items())
 
 
+def test_a_gguf_of_gemma_without_the_base_of_its_rotations_is_refused():
+    metadata, _ = config_to_gguf(config_from_json(GEMMA))
+    del metadata["gemma3.rope.freq_base"]  # llama.cpp takes 10,000, and transformers 1,000,000
+    with pytest.raises(ValueError, match="gemma3.rope.freq_base is missing"):
+        config_from_gguf(metadata, {"token_embd.weight": (64, 32)})
+
+
 def test_gemmas_norms_are_stored_with_one_added_and_come_back():
     family, config, w = FAMILIES["gemma3_text"], config_from_json(GEMMA), np.array([0.25, -0.5], np.float32)
     stored = family.to_llama_cpp("model.layers.0.self_attn.q_norm.weight", w, config)
