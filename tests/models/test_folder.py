@@ -91,12 +91,21 @@ def test_what_a_file_may_hold_besides_is_read_or_skipped(model, tmp_path, rng):
     for dtype in ("F32", "BF16"):
         loaded = load_folder(write_folder(tmp_path / dtype, model, dtype, tensors=extra))
         assert list(loaded.state_dict()) == list(model.state_dict())
-    extra["lm_head.weight"] = changed = model.head_weight.data.copy()  # transformers would not tie these
-    changed[-1, -1] += 1
-    refused(write_folder(tmp_path / "m", model, tensors=extra), "tie_word_embeddings", "model.embed_tokens.weight")
     untied = Llama(dataclasses.replace(CONFIG, tie_word_embeddings=False), rng)
     loaded = load_folder(write_folder(tmp_path / "m", untied))
     np.testing.assert_array_equal(logits(loaded, IDS), logits(untied, IDS))
+
+
+def test_a_head_that_is_not_the_embedding_that_it_is_tied_to_is_refused(tmp_path, rng):
+    """transformers would not tie them. 1,024 rows are compared at once."""
+    gpt2 = GPT2(GPT2Config(1025, 4, 1, 2, 4, 8), rng)
+    folder = save_folder(tmp_path, gpt2.config, gpt2.state_dict(), new_tokenizer())
+    stored, head = FAMILIES["gpt2"].to_hugging_face(gpt2.state_dict()), gpt2.head_weight.data
+    write_tensors(folder / "model.safetensors", stored | {"lm_head.weight": head.copy()})
+    assert load_folder(folder).state_dict().keys() == gpt2.state_dict().keys()
+    for other in (head + np.eye(1025, 4, -1024, "f4"), head[:-1], head.astype(np.float16)):
+        write_tensors(folder / "model.safetensors", stored | {"lm_head.weight": other})
+        refused(folder, "tie_word_embeddings true", "than transformer.wte.weight")
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------
