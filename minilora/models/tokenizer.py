@@ -22,9 +22,10 @@ Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content":
 
 CUT = "\udfff"  # half a surrogate pair, which no text contains; inside a name such as <|im_end|> it makes it plain text
 
-_PLAIN_TEMPLATE = (  # for models without a chat template
-    "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' "
-    "else '' }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+_PLAIN_TEMPLATE = (  # for models without a chat template; a space before an answer would merge with its first word
+    "{% for m in messages %}{{ m['role'] | capitalize }}:{{ '\n' if m['role'] == 'assistant' else ' ' }}"
+    "{{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else '' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")  # marks the answers, to find them
 

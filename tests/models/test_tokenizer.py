@@ -250,7 +250,7 @@ def test_templates_of_other_families_are_rendered_as_transformers_renders_them(b
         assert build(chat_template=template).render(answered) == expected
     assert build(chat_template=INDENTED).render(HELLO, answer_next=True) == "Q: Who are you?\nA: "
     assert build(**{"ggml.bos_token_id": None}, chat_template=LLAMA).render(HELLO) == "[INST] Who are you? [/INST]"
-    assert build().render(HELLO, answer_next=True) == "User: Who are you?\nAssistant: "  # without a template
+    assert build().render(HELLO, answer_next=True) == "User: Who are you?\nAssistant:\n"  # without a template
 
 
 def test_templates_may_use_what_transformers_gives_them(build):
