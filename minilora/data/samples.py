@@ -67,7 +67,7 @@ def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
     """`encode_record` of each; the texts of all of them are encoded at once."""
     check_tokenizer(tokenizer)
     wholes = [record.text or _rendered(record, tokenizer) for record in records]
-    lengths: dict[str, int] = {}
+    heads: dict[str, list[int]] = {}
     samples = []
     for record, text, ids in zip(records, wholes, tokenizer.encode_all(wholes), strict=True):
         ids = [_INTS.setdefault(i, i) for i in ids]
@@ -76,7 +76,7 @@ def _encoded(records: Sequence[Record], tokenizer: Tokenizer) -> list[Sample]:
             ids = ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]
             samples.append(Sample(tuple(ids), (NOT_SCORED, *ids[1:])))
         else:
-            samples.append(_conversation(record, text, ids, tokenizer, lengths))
+            samples.append(_conversation(record, text, ids, tokenizer, heads))
     return samples
 
 
@@ -88,8 +88,10 @@ def _rendered(record: Record, tokenizer: Tokenizer) -> str:
         raise ModelFileError(f"record {record.id}: {error}") from error
 
 
-def _conversation(record: Record, text: str, ids: list[int], tokenizer: Tokenizer, lengths: dict[str, int]) -> Sample:
-    """A conversation as a sample. text, ids: all of it, rendered and encoded. lengths: see `_answer_start`."""
+def _conversation(
+    record: Record, text: str, ids: list[int], tokenizer: Tokenizer, heads: dict[str, list[int]]
+) -> Sample:
+    """A conversation as a sample. text, ids: all of it, rendered and encoded. heads: see `_answer_start`."""
     labels = [NOT_SCORED] * len(ids)
     for i, message in enumerate(record.messages):
         if message["role"] != "assistant" or message.get("weight") == 0:
@@ -97,14 +99,20 @@ def _conversation(record: Record, text: str, ids: list[int], tokenizer: Tokenize
         answer, before = message["content"], tokenizer.render(record.messages[:i], answer_next=True)
         if not text.startswith(before):
             before = _found_before(record, i, text, ids, tokenizer)
-        start = _answer_start(before, text, ids, tokenizer, lengths)
+        start = _answer_start(before, text, ids, tokenizer, heads)
         # Usually the first end token is the answer's own, and the answer need not be encoded to find its end.
         usual = any(end not in answer and text.startswith(f"{before}{answer}{end}") for end in tokenizer.ends)
         end = next((place for place in range(start, len(ids)) if ids[place] in tokenizer.end_ids), len(ids))
         if not usual or end == len(ids):
-            said = tokenizer.encode(tokenizer.plain(answer))
+            plain = tokenizer.plain(answer)
+            said = tokenizer.encode(plain)
             if ids[start : start + len(said)] == said:  # False if the template trims or merges
                 end = start + len(said)
+            else:  # in a template whose turns end with no end token, neither beyond the answer nor beyond its turn
+                places = (before + plain, tokenizer.render(record.messages[: i + 1]), text)
+                known = tokenizer.encode(next(place for place in places if text.startswith(place)))
+                same = _alike(known, ids)
+                end = min(end, same + (same < len(known)))  # with the token that reaches across the end
         end += end < len(ids) and ids[end] in tokenizer.end_ids
         labels[start:end] = ids[start:end]
     return Sample(tuple(ids), tuple(labels))
@@ -131,20 +139,26 @@ def _found_before(record: Record, i: int, text: str, ids: list[int], tokenizer: 
     return before
 
 
-def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, lengths: dict[str, int]) -> int:
-    """How many tokens `before` has.
+def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, heads: dict[str, list[int]]) -> int:
+    """At which token the answer begins: after the tokens of `before`, or at the one that reaches from there into it.
 
     If the text with these ids begins with it, only what follows its last control token is encoded, which is usually the
-    same in all records. lengths: the number of tokens of what was encoded already.
+    same in all records. heads: the tokens of what was encoded already.
     """
     control = tokenizer.control_tokens(before) if text.startswith(before) else []
-    tail = before[control[-1][0] :] if control else before
-    if tail not in lengths:
-        lengths[tail] = len(tokenizer.encode(tail))
-    if not control:
-        return lengths[tail]
-    places = [place for place, i in enumerate(ids) if i in tokenizer.control_ids]
-    return places[len(control) - 1] + lengths[tail] if len(places) >= len(control) else len(tokenizer.encode(before))
+    places = [place for place, i in enumerate(ids) if i in tokenizer.control_ids] if control else []
+    whole = len(places) < len(control) or not control
+    tail = before if whole else before[control[-1][0] :]
+    if tail not in heads:
+        heads[tail] = tokenizer.encode(tail)
+    begin = 0 if whole else places[len(control) - 1]
+    start = begin + len(heads[tail])
+    return start if ids[begin:start] == heads[tail] else _alike(tokenizer.encode(before), ids)
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many numbers both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -> list[str]:

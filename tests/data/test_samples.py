@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from modelfiles import CHATML, CONFIG, TALK, write_gguf
+from modelfiles import CHATML, CONFIG, TALK, new_tokenizer, write_gguf
 from tokenizers import Tokenizer as Core
 
 from minilora.data import samples
@@ -64,6 +64,27 @@ def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
     trimming = build(CHATML.replace("m['content']", "m['content'] | trim"))
     messages = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": " So.  "})
     assert scored_text(encode_record(Record("x", messages), trimming), trimming) == ["So.<|im_end|>"]
+
+
+@pytest.mark.parametrize("end", ["\n", "3", " and"])  # "12 3" is one token
+@pytest.mark.parametrize("content", ["m['content']", "(m['content'] | trim)"])
+def test_nothing_of_the_users_is_scored_where_no_token_ends_a_turn(build, content, end):
+    turns = f"{{% for m in messages %}}{{{{ m['role'] + ': ' + {content} + {end!r} }}}}{{% endfor %}}"
+    tokenizer = build(turns + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    for answer in ("hello", "So 12", " So.\n", "12"):  # " hello" is one token
+        talk = [{**message, "content": answer} if message["role"] == "assistant" else message for message in TALK]
+        scored = scored_text(encode_record(Record("talk", tuple(talk)), tokenizer), tokenizer)
+        assert len(scored) == 2 and all(answer.strip() in text and "user" not in text for text in scored), scored
+
+
+def test_a_model_without_a_template_learns_answers_from_their_first_token_after_the_very_prompt():
+    tokenizer = new_tokenizer(template=None)
+    for answer in ("hello", "12", "So."):  # " hello" is one token
+        talk = [TALK[1], {"role": "assistant", "content": answer}]
+        sample = encode_record(Record("talk", tuple(talk)), tokenizer)
+        prompt, said = tokenizer.encode_chat(talk[:1], answer_next=True), [*tokenizer.encode(answer), tokenizer.eos_id]
+        assert list(sample.ids[: len(prompt) + len(said)]) == prompt + said
+        assert [i for i in sample.labels if i != NOT_SCORED] == said
 
 
 @pytest.mark.parametrize("length", [1, 3, 10, 1000])
@@ -135,7 +156,8 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
                 answer = tokenizer.encode(tokenizer.plain(message["content"]))
                 end = start + len(answer)
                 if ids[start:end] != answer:
-                    end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:] else len(ids)
+                    end = len(tokenizer.encode(tokenizer.render(record.messages[: i + 1])))
+                    end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:end] else end
                 end += ids[end : end + 1] == [tokenizer.eos_id]
                 labels[start:end] = ids[start:end]
         return Sample(tuple(ids), tuple(labels))
