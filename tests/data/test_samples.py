@@ -66,15 +66,16 @@ def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
     assert scored_text(encode_record(Record("x", messages), trimming), trimming) == ["So.<|im_end|>"]
 
 
-@pytest.mark.parametrize("end", ["\n", "3", " and"])  # "12 3" is one token
+@pytest.mark.parametrize("end", ["\n", "o", " and"])
 @pytest.mark.parametrize("content", ["m['content']", "(m['content'] | trim)"])
 def test_nothing_of_the_users_is_scored_where_no_token_ends_a_turn(build, content, end):
     turns = f"{{% for m in messages %}}{{{{ m['role'] + ': ' + {content} + {end!r} }}}}{{% endfor %}}"
     tokenizer = build(turns + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
-    for answer in ("hello", "So 12", " So.\n", "12"):  # " hello" is one token
+    for answer in ("hello", "So hell", " So.\n", "hell", "hello <|im_end|>"):  # " hello" is one token
         talk = [{**message, "content": answer} if message["role"] == "assistant" else message for message in TALK]
         scored = scored_text(encode_record(Record("talk", tuple(talk)), tokenizer), tokenizer)
         assert len(scored) == 2 and all(answer.strip() in text and "user" not in text for text in scored), scored
+        assert end == "o" or answer != answer.strip() or all(text.endswith(answer) for text in scored), scored
 
 
 def test_a_model_without_a_template_learns_answers_from_their_first_token_after_the_very_prompt():
