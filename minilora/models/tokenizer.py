@@ -35,7 +35,7 @@ class Tokenizer:
 
     core: a tokenizer of the `tokenizers` library, or `BytePairs`.
     eos: the text of the token that ends an answer; its id is `eos_id`.
-    template: a Jinja chat template; a plain one if left out.
+    template: a Jinja chat template; a plain one if left out, which begins with `bos` if every text does.
     bos: the text of the token that begins a text, for the template.
     pad_id: the id of the padding token; `eos_id` if left out.
     other_ends: the ids of further tokens that end an answer, as Llama 3 and Gemma have them. Only control tokens count.
@@ -61,12 +61,13 @@ class Tokenizer:
         self.pad_id: int = eos_id if pad_id is None else pad_id
         if not isinstance(template, str | None):
             raise ModelFileError(f"the model's chat template is a {type(template).__name__}, expected a text")
-        self.template = template or _PLAIN_TEMPLATE
         self.byte_level = isinstance(core, BytePairs) or type(core.decoder).__name__ == "ByteLevel"
         symbols = SYMBOLS if self.byte_level else {}
         self.unknown_bytes = {byte for byte, symbol in symbols.items() if core.token_to_id(symbol) is None}
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
+        begins = bos != "" and self.begun([]) == [core.token_to_id(bos)]
+        self.template = template or "{{ bos_token }}" * begins + _PLAIN_TEMPLATE
         self.end_ids = frozenset({eos_id, *other_ends} & {eos_id, *control})
         self.ends = [core.id_to_token(i) for i in sorted(self.end_ids)]
         self._control = re.compile(f"(?=({'|'.join(control.values())}))." if control else r"(?!)", re.DOTALL)

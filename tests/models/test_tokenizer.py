@@ -327,7 +327,15 @@ def test_a_text_begins_with_the_models_first_token_where_transformers_puts_one(t
         assert ours.begun([1, 5]) == [1, 5] and ours.encode_chat(HELLO)[:1] != [1, 1]
         assert encode_text("hello hello", ours, 99)[0].ids[0] == 1 == encode_record(Record("a", text="x"), ours).ids[0]
     assert build(splitting="llama-bpe").begun([]) == [1]  # where llama.cpp assumes it
-    assert build(splitting="llama-bpe", **{"ggml.add_bos_token": False}).begun([]) == []
+
+
+def test_without_a_template_a_conversation_begins_as_a_text_does_and_with_one_as_it_says(build, tmp_path):
+    begins, does_not = (build(**{"ggml.add_bos_token": on}) for on in (True, False))
+    assert begins.encode_chat(HELLO) == begins.begun(does_not.encode_chat(HELLO)) != does_not.encode_chat(HELLO)
+    to_folder(begins, tmp_path)
+    assert from_folder(tmp_path).encode_chat(HELLO) == begins.encode_chat(HELLO)  # transformers reads it, too
+    written = build(**{"ggml.add_bos_token": True}, chat_template=INDENTED)
+    assert written.render(HELLO) == build(chat_template=INDENTED).render(HELLO)
 
 
 def test_of_several_templates_with_names_the_default_is_taken(folder):
