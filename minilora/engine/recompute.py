@@ -15,13 +15,18 @@ from .tensor import Node, Tensor, backward_pass, is_recording, leaves, shared_ba
 
 _drawn: ContextVar[list[int] | None] = ContextVar("drawn", default=None)
 _replayed: ContextVar[Iterator[int] | None] = ContextVar("replayed", default=None)
+_CHANGED = (
+    "recomputation: the block is not the same in the backward pass: call backward() before the model's mode or "
+    "its adapters change"
+)
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), of which only x is saved for the backward pass. The parameters inside get their usual gradients.
 
     They get them even if x itself needs no gradient, as above a frozen embedding. Raises ValueError if the function
-    uses another tensor that was computed before, whose part of the gradient could not be known.
+    uses another tensor that was computed before, whose part of the gradient could not be known. The backward pass
+    raises RuntimeError if the function then draws more or fewer random numbers, or no longer uses a parameter.
     """
     if not is_recording():
         return function(x)
@@ -39,12 +44,14 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     sources = inside if before is None else inside | {before: x.shape}
 
     def backward(g: Array) -> tuple[Array, ...]:
-        entrance = Tensor(start, requires_grad=before is not None)
-        token = _replayed.set(iter(drawn))
+        entrance, again = Tensor(start, requires_grad=before is not None), iter(drawn)
+        token = _replayed.set(again)
         try:
             y = function(entrance)
         finally:
             _replayed.reset(token)
+        if is_recording() and (next(again, None) is not None or not inside.keys() <= leaves(y).keys()):
+            raise RuntimeError(_CHANGED)
         totals: dict[Node | None, Node] = defaultdict(lambda: Node([]))  # one for each source, to add up its gradient
         for leaf, grad in backward_pass(y, g):
             totals[before if leaf is entrance.node else leaf].receive(grad, fresh=True)
@@ -59,7 +66,9 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def remembered(draw: Callable[[], int]) -> int:
     """draw(), a random number; if a block is computed for the second time, the number drawn the first time."""
     numbers = _replayed.get()
-    number = draw() if numbers is None else next(numbers)
+    number = draw() if numbers is None else next(numbers, None)
+    if number is None:
+        raise RuntimeError(_CHANGED)
     if (drawn := _drawn.get()) is not None:
         drawn.append(number)
     return number

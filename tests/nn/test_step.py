@@ -497,6 +497,31 @@ def test_a_recomputed_function_that_uses_what_was_computed_before_is_refused(tin
         tiny_model.loss(ids, ids)
 
 
+@pytest.mark.parametrize(("dropout", "change"), [
+    (0.5, lambda model: model.eval()), (0.0, lambda model: set_adapter(model, None)),
+    (0.0, lambda model: set_adapter(model, "other")),
+], ids=["no dropout", "no adapter", "another adapter"])  # fmt: skip
+def test_a_block_that_changes_before_the_backward_pass_is_refused_where_its_gradient_would_be_wrong(
+    tiny_model, dropout, change
+):
+    add_adapter(tiny_model, LoraConfig(r=2, lora_alpha=4), "other")
+    adapted(tiny_model, lora_dropout=dropout).decoder.recompute = True
+    losses = [tiny_model.loss(IDS, IDS) for _ in range(2)]
+    losses[0].backward()
+    change(tiny_model)
+    with pytest.raises(RuntimeError, match=r"not the same .*: call backward\(\) before"):
+        losses[1].backward()
+
+
+def test_a_block_that_draws_more_numbers_in_the_backward_pass_is_refused(tiny_model):
+    adapted(tiny_model, lora_dropout=0.5).eval()
+    tiny_model.decoder.recompute = True
+    loss = tiny_model.loss(IDS, IDS)
+    tiny_model.train()
+    with pytest.raises(RuntimeError, match="not the same"):
+        loss.backward()
+
+
 def test_random_numbers_of_a_function_inside_another_are_drawn_once():
     rng = np.random.default_rng(0)
     drawn = lambda x: x * float(remembered(lambda: int(rng.integers(2, 100))))
