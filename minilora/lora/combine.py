@@ -93,7 +93,7 @@ def combine_adapters(
             raise ValueError(f"adapter {odd[0]!r} has DoRA, PiSSA or a bias, and only plain LoRAs can be combined")
         if method == "linear" and (len(own) < len(names) or len({one.rank for one, _ in own}) > 1):
             raise ValueError(f"method 'linear' needs all adapters with equal rank on {path}: use 'cat' or 'svd'")
-        weighted = [(one, one.scale * w) for one, w in own]
+        weighted = [(one, one.scale * float(w)) for one, w in own]  # NumPy's would turn float32 into float64
         factors = [(to_numpy(one.lora_B.data) * w, to_numpy(one.lora_A.data), w) for one, w in weighted]
         if method == "linear":
             b, a = _linear(factors)

@@ -80,6 +80,16 @@ def test_misuse_is_one_clear_error_and_changes_nothing(two, arguments, message):
     assert list(two.adapters) == before
 
 
+@pytest.mark.parametrize("method", ["cat", "svd", "linear"])
+def test_weights_of_numpy_give_the_bits_that_pythons_give(tiny_model, method):
+    for name in ("a", "b"):
+        ml.add_adapter(tiny_model, ml.LoraConfig(r=2, lora_alpha=3, init_lora_weights=False), name, seed=ord(name))
+    for name, weights in (("python", [0.3, 0.7]), ("numpy", np.array([0.3, 0.7]))):
+        ml.combine_adapters(tiny_model, ["a", "b"], weights, method, name)
+    made = [ml.adapter_state(tiny_model, name) for name in ("python", "numpy")]
+    assert ml.sha256_of(made[0]) == ml.sha256_of(made[1])  # which counts the dtypes
+
+
 KINDS = {
     "rsLoRA": {"use_rslora": True},
     "ranks and alphas by pattern": {"rank_pattern": {"q_proj": 1, "down_proj": 4}, "alpha_pattern": {"q_proj": 3}},
