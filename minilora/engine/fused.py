@@ -448,12 +448,13 @@ def cross_entropy(logits, labels: Array, scored: Array | None = None):
     """The mean of -log softmax(logits)[label] over the scored tokens.
 
     logits (..., V), labels (...) integers, -100 for a token that is not scored  ->  a scalar. Raises ValueError if no
-    token is scored, or for another label below 0. Saves (N, V) probabilities: for a large V use `linear_cross_entropy`.
+    token is scored, for another label outside of 0..V - 1, and for another number of labels than of tokens. Saves
+    (N, V) probabilities: for a large V use `linear_cross_entropy`.
     scored: the indices of the scored labels, if they are known already; finding them makes the host wait for a GPU.
     """
     xp, shape = array_module(logits), logits.shape
     labels = labels.reshape(-1)
-    scored = _scored(labels, scored)
+    scored = _scored(labels, scored, logits.shape)
     delta, losses = _softmax_loss(rows(logits).take(scored, axis=0), labels.take(scored))
 
     def dlogits(g):
@@ -503,7 +504,7 @@ def linear_cross_entropy(
     """
     xp, shape, (V, C) = array_module(x), x.shape, w.shape
     labels = labels.reshape(-1)
-    scored = _scored(labels, scored)
+    scored = _scored(labels, scored, (*shape[:-1], V))
     h, targets = rows(x)[scored], labels[scored]  # (N, C), (N)
     N = len(targets)
     lse, logit = xp.empty(N, x.dtype), xp.empty(N, x.dtype)  # log Σ exp(logits), logit of the target
@@ -562,11 +563,15 @@ def running_softmax(h: Array, w: Array, targets: Array, mean: Array | None, voca
     return (top + xp.log(total))[:, 0], logit
 
 
-def _scored(labels: Array, known: Array | None) -> Array:
+def _scored(labels: Array, known: Array | None, shape: tuple[int, ...]) -> Array:
+    """The indices of the scored ones of all labels, (N), of logits of this shape. known: these indices, unchecked."""
+    if len(labels) != math.prod(shape[:-1]):
+        raise ValueError(f"expected a label for each of {math.prod(shape[:-1])} tokens, got {len(labels)}")
     scored = (labels != NOT_SCORED).nonzero()[0] if known is None else known
     if len(scored) == 0:
         raise ValueError("no token is scored: every label is -100 (in a sequence, every label but the first)")
-    on_host = known is None and array_module(labels) is np  # a GPU would make the host wait once more
-    if on_host and (least := int(labels[scored].min())) < 0:  # NumPy would count it from the end
-        raise ValueError(f"labels must be at least 0, or -100 where nothing is scored, got {least}")
+    if known is None and array_module(labels) is np:  # a GPU would make the host wait once more
+        least, most, last = int(labels[scored].min()), int(labels[scored].max()), shape[-1] - 1
+        if least < 0 or most > last:  # NumPy would count the former from the end
+            raise ValueError(f"labels must lie in 0..{last}, or be -100 where nothing is scored, got {least}..{most}")
     return scored

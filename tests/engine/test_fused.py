@@ -173,11 +173,20 @@ def test_cross_entropy_of_equal_logits_is_log_v_and_of_large_ones_does_not_overf
     assert loss == 5e3
 
 
-@pytest.mark.parametrize("loss", [fused.cross_entropy, lambda z, labels: fused.linear_cross_entropy(z, z, labels)])
-def test_a_loss_over_no_token_or_of_a_label_below_zero_raises(loss):
-    for labels, message in (([-100, -100], "no token is scored"), ([-100, -1], "at least 0, or -100 .* got -1")):
-        with pytest.raises(ValueError, match=message):
-            loss(Tensor(np.zeros((2, 3)), requires_grad=True), np.array(labels))
+@pytest.mark.parametrize(
+    "loss", [fused.cross_entropy, lambda z, *of, **known: fused.linear_cross_entropy(z, z, *of, **known)]
+)
+def test_a_loss_over_no_token_of_an_impossible_label_or_of_too_few_labels_raises(loss):
+    for labels, message in (
+        ([[-100, -100]], "no token is scored"),
+        ([[-100, -1]], r"in 0\.\.1, or be -100 .* got -1\.\.-1"),
+        ([[1, 2]], r"in 0\.\.1, or be -100 .* got 1\.\.2"),
+        ([[1]], "a label for each of 2 tokens, got 1"),
+        ([[1], [0], [1]], "a label for each of 2 tokens, got 3"),
+    ):
+        for known in (None, np.array([0])) if "for each" in message else (None,):
+            with pytest.raises(ValueError, match=message):
+                loss(Tensor(np.zeros((2, 2)), requires_grad=True), np.array(labels), scored=known)
 
 
 @pytest.mark.parametrize("trained", [[0], [0, 1]], ids=["w frozen", "w trained"])
