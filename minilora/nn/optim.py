@@ -20,6 +20,8 @@ def _listed(parameters: Mapping[str, Tensor] | Iterable[Tensor]) -> list[Tensor]
     listed = list(given) if isinstance(given, Iterable) else [given]
     if wrong := [type(each).__name__ for each in listed if not isinstance(each, Tensor)]:
         raise TypeError(f"expected parameters, such as model.trainable_parameters(), got a {wrong[0]}")
+    if len({id(each) for each in listed}) < len(listed):  # it would take two steps at once
+        raise ValueError("the same parameter is given twice: give each once, as model.trainable_parameters() does")
     return listed
 
 

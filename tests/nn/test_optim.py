@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def test_sgd_follows_its_formula(rng, momentum):
         expected -= 0.1 * velocity
     train(SGD([p], lr=0.1, momentum=momentum), [p], gradients)
     np.testing.assert_allclose(p.data, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("use", [AdamW, partial(SGD, lr=1.0), partial(clip_grad_norm, max_norm=1.0)])
+def test_a_parameter_that_is_given_twice_is_refused(rng, use):
+    p, q = parameter(rng, 2), parameter(rng, 2)
+    p.grad = q.grad = np.ones(2)
+    use([p, q])
+    for twice in ([p, q, p], {"one": p, "other": p}):
+        with pytest.raises(ValueError, match="given twice"):
+            use(twice)
 
 
 def test_momentum_remembers_the_gradient_that_was_and_not_its_array(rng):
