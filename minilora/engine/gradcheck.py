@@ -66,7 +66,7 @@ def compare(f: F, name: str, of: Mapping[str, Tensor], eps: float, tolerance: fl
     if not inputs:
         raise ValueError("gradcheck needs at least one array to differentiate with respect to")
     y = f(*inputs)
-    if not y.requires_grad:
+    if not isinstance(y, Tensor) or not y.requires_grad:
         raise GradientError(f"{name}: the result does not depend on any input through the graph")
     weights = np.random.default_rng(seed).standard_normal(y.shape)
     y.backward(weights)

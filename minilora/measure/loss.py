@@ -49,11 +49,11 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     Raises ValueError for no samples and for a batch_size below 1, TypeError for a module that is no language model.
     """
     check_language_model(model, "mean_loss")
+    check_samples(samples)
     if not samples:
         raise ValueError("no samples to evaluate")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    check_samples(samples)
     ordered = sorted((sample for sample in samples if sample.scored), key=lambda sample: len(sample.ids))
     if not ordered:
         raise ValueError("no token is scored: every label is -100")

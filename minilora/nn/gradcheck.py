@@ -20,7 +20,7 @@ from ..engine.tensor import Tensor
 from ..progress import progress
 from .language_model import LanguageModel
 from .module import Module
-from .parts import Batch, Example
+from .parts import Batch, Example, check_samples
 from .step import add_gradients, loss_without_grad
 
 __all__ = ["gradcheck", "gradcheck_model"]  # the first takes functions as well as models
@@ -76,8 +76,10 @@ def gradcheck_model(
     is wrong: the mistake lies in an operation between that one and the next. Raises RuntimeError if nothing is
     trainable, ValueError without samples or directions.
     """
-    if not isinstance(batch, Batch) and not batch:
-        raise ValueError("no samples to check the gradient on: give some")
+    if not isinstance(batch, Batch):
+        check_samples(batch)
+        if not batch:
+            raise ValueError("no samples to check the gradient on: give some")
     if not isinstance(directions, Integral) or directions < 1:
         raise ValueError(f"directions must be a whole number of at least 1, got {directions!r}")
     check = _Check(model, batch, eps, seed)
@@ -86,7 +88,7 @@ def gradcheck_model(
         for name in check.parameters:
             error = max(check.error(name) for _ in range(directions))
             worst = max(worst, (error, name))
-            if error > tolerance:
+            if not error <= tolerance:  # written so that NaN fails
                 wrong.append(name)
             bar.update(1)
     if wrong:

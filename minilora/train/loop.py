@@ -187,9 +187,9 @@ class Trainer:
         history: History | None = None,
         ranks: Ranks = ALONE,
     ):
+        check_samples(samples)
         if not samples:
             raise ValueError("no samples to train on")
-        check_samples(samples)
         if (empty := next((i for i, sample in enumerate(samples) if not sample.scored), None)) is not None:
             raise ValueError(f"sample {empty} has no token that is scored: every label is -100; leave it out")
         given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}

@@ -54,6 +54,8 @@ def test_evaluating_nothing_and_what_is_no_sample_is_an_error(tiny_model):
         mean_loss(tiny_model, [])
     with pytest.raises(TypeError, match="expected samples, got a Record: call encode_records"):
         mean_loss(tiny_model, [Record("a", text="b")])
+    with pytest.raises(TypeError, match="expected a list of samples, got a ndarray"):
+        mean_loss(tiny_model, np.ones((2, 3), int))
 
 
 def test_samples_are_scored_sixteen_at_a_time_the_short_ones_first_and_leave_no_gradient(tiny_model, rng, monkeypatch):

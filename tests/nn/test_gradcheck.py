@@ -186,6 +186,13 @@ def test_of_another_module_the_parameters_are_checked_as_well_as_the_inputs(fact
 def test_without_samples_there_is_nothing_to_check():
     with pytest.raises(ValueError, match="no samples to check the gradient on"):
         ml.gradcheck(model_of(0), [])
+    with pytest.raises(TypeError, match="expected a list of samples, got a ndarray"):
+        ml.gradcheck(model_of(0), np.ones((2, 3), int))
+
+
+def test_a_tolerance_that_is_no_number_accepts_no_gradient():
+    with pytest.raises(ml.GradientError, match="have a wrong gradient"):
+        ml.gradcheck(model_of(0), SAMPLES, tolerance=float("nan"))
 
 
 @pytest.mark.parametrize("directions", [0, -1, 1.5, "2", None])

@@ -237,6 +237,11 @@ def test_what_cannot_be_trained_is_refused_at_once(change, reason, tiny_config):
         fit(model, **(dict(samples=samples(), steps=1) | change))
 
 
+def test_an_array_of_ids_is_no_list_of_samples(tiny_config):
+    with pytest.raises(TypeError, match="expected a list of samples, got a ndarray"):
+        fit(adapted(tiny_config), np.ones((2, 3), int), 1)
+
+
 # -- what breaks on the way --------------------------------------------------------------------------------------------
 
 
