@@ -106,6 +106,10 @@ class Tensor:
     def __len__(self) -> int:
         return len(self.data)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """The elements of the first axis. Raises TypeError if there is none."""
+        return (self[i] for i in range(len(self)))
+
     def __bool__(self) -> bool:
         return bool(self.data)
 
@@ -244,7 +248,7 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
         while edges:  # popped one by one: what only this VJP had captured is freed before the next one runs
             parent, vjp, shape = edges.pop()
             part = vjp(g)
-            if getattr(part, "shape", None) != shape:
+            if isinstance(part, Tensor) or getattr(part, "shape", None) != shape:
                 raise TypeError(_misfit(node.name, vjp, part, shape))
             fresh = part is not g and part.base is None  # a VJP may return g, a view, or a fresh array
             if parent.edges:
@@ -286,9 +290,12 @@ def _reachable(start: Node) -> set[Node]:
 
 
 def _misfit(name: str, vjp: Vjp, part: Any, shape: tuple[int, ...]) -> str:
-    found = f"shape {part.shape}" if hasattr(part, "shape") else f"a {type(part).__name__}"
+    is_array = hasattr(part, "shape") and not isinstance(part, Tensor)
+    found = f"shape {part.shape}" if is_array else f"a {type(part).__name__}"
     own = getattr(vjp, "__name__", "").strip("<>")
-    return f"{name}: a VJP ({own}) returned {found} for an input of shape {shape}; the two shapes must be equal"
+    return (
+        f"{name}: a VJP ({own}) returned {found} for an input of shape {shape}; it must return an array of that shape"
+    )
 
 
 # -- operations --------------------------------------------------------------------------------------------------------
@@ -326,6 +333,8 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
         result = function(*arrays, **settings)
         if type(result) is not tuple or len(result) < 2 or not callable(result[1]):
             raise TypeError(f"{name}: an @op must return its value and one VJP for each array input, as a tuple")
+        if isinstance(result[0], Tensor):  # whose own graph would be lost
+            raise TypeError(f"{name}: the value of an @op is an array, got a tensor: pass every tensor as an input")
         edges: list[Edge] = []
         if _recording.get():
             for i, x in enumerate(inputs):

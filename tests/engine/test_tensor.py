@@ -423,8 +423,23 @@ def test_an_operation_without_its_vjps_is_told_what_it_must_return(own_registry,
         tensor.op(halved)(leaf(3))
 
 
+def test_an_operation_that_computes_with_a_tensor_from_outside_is_refused_since_its_gradient_would_be_lost(
+    own_registry,
+):
+    w = leaf(3)
+
+    @tensor.op
+    def scaled(x):
+        return x * w, lambda g: g * w.data
+
+    for x in (leaf(3), np.ones(3)):
+        with pytest.raises(TypeError, match="scaled: .* got a tensor: pass every tensor as an input"):
+            scaled(x)
+
+
 @pytest.mark.parametrize(
-    ("gradient", "found"), [(np.ones(()), r"shape \(\)"), (np.ones((1, 3)), r"shape \(1, 3\)"), (2.0, "a float")]
+    ("gradient", "found"),
+    [(np.ones(()), r"shape \(\)"), (np.ones((1, 3)), r"shape \(1, 3\)"), (2.0, "a float"), (leaf(3), "a Tensor")],
 )
 @pytest.mark.parametrize("before", [lambda x: x, lambda x: x * 2], ids=["leaf", "inside"])
 def test_a_gradient_of_another_shape_names_its_operation_and_reaches_no_leaf(own_registry, gradient, found, before):
@@ -435,7 +450,9 @@ def test_a_gradient_of_another_shape_names_its_operation_and_reaches_no_leaf(own
         return x / 2, dx
 
     x = leaf(3)
-    message = rf"halved: a VJP \(dx\) returned {found} for an input of shape \(3,\); the two shapes must be equal"
+    message = (
+        rf"halved: a VJP \(dx\) returned {found} for an input of shape \(3,\); it must return an array of that shape"
+    )
     with pytest.raises(TypeError, match=message):
         tensor.op(halved)(before(x)).backward(np.ones(3))
     assert x.grad is None
@@ -510,6 +527,14 @@ def test_a_property_is_named_without_a_call_where_numpy_is_refused():
     for name in ("shape", "ndim", "size"):
         with pytest.raises(TypeError, match=f"use tensor.{name}, or pass"):
             getattr(np, name)(Tensor([1.0]))
+
+
+def test_a_tensor_is_iterated_over_as_its_array_is():
+    x = leaf(2, 3)
+    (sum(x) * np.array([1, 2, 3])).sum().backward()
+    np.testing.assert_array_equal(x.grad, [[1, 2, 3], [1, 2, 3]])
+    with pytest.raises(TypeError):
+        sum(Tensor(3.0))  # not 0
 
 
 def test_a_tensor_is_true_as_its_number_is():
