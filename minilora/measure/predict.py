@@ -21,7 +21,7 @@ from ..lora.adapters import base_state, lora_modules
 from ..lora.layer import LoraEmbedding, LoraLayer, LoraWeights
 from ..nn.gpt2 import GPT2Config
 from ..nn.language_model import LanguageModel, check_language_model
-from ..nn.parts import Batch, Example, micro_batches
+from ..nn.parts import Batch, Example, check_samples, micro_batches
 from ..nn.step import divided
 from .blocks import Linears, Saves, block_of, matrices, names_of
 
@@ -159,8 +159,10 @@ class Step:
         """
         if not isinstance(model, LanguageModel) and not hasattr(model, "num_hidden_layers"):  # a shape has it
             check_language_model(model, "Step.of")
-        if not isinstance(batch, Batch) and not batch:
-            raise ValueError("expected at least one sample, got none")
+        if not isinstance(batch, Batch):
+            check_samples(batch)
+            if not batch:
+                raise ValueError("expected at least one sample, got none")
         if isinstance(model, LanguageModel):
             config, batches, known = model.config, divided(model, batch, threads), _fields_of(model) | known
         else:

@@ -234,6 +234,8 @@ def test_without_a_sample_there_is_no_step(tiny_model, tiny_config):
     for model in (tiny_model, tiny_config):
         with pytest.raises(ValueError, match="^expected at least one sample, got none$"):
             Step.of(model, [])
+        with pytest.raises(TypeError, match="expected a list of samples, got a ndarray"):
+            Step.of(model, np.ones((2, 3), int))
 
 
 def test_of_an_adapter_that_differs_between_modules_each_has_its_own_parameters(rng):
