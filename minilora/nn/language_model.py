@@ -178,11 +178,21 @@ class LanguageModel(Module):
         return fused.linear_cross_entropy(x, self.head_weight, shifted, scored=scored)
 
     def check_batch(self, input_ids: Array, labels: Array, packing: Packing | None = None) -> tuple[Array, Array]:
-        """Return both as integer arrays (B, T); raise ValueError for another shape, dtype, length or range."""
+        """Return both as integer arrays (B, T); raise ValueError for another shape, dtype, length or range, or if the
+        first own token of a packed sequence has a label.
+        """
         input_ids, labels = self.check_ids(input_ids, packing), _without_graph(labels)
         if (shape := np.shape(labels)) != input_ids.shape:
             raise ValueError(f"labels have shape {shape}, input_ids {input_ids.shape}: they must be equal")
-        return input_ids, self._integers(labels, "labels", fused.NOT_SCORED)
+        labels = self._integers(labels, "labels", fused.NOT_SCORED)
+        if packing and isinstance(labels, np.ndarray):
+            starts = [start for start, end in packing.own_spans() if 0 < start < end]
+            if wrong := [start for start in starts if labels[0, start] != fused.NOT_SCORED]:
+                raise ValueError(
+                    f"the packed sequence that begins at {wrong[0]} has a label for its first token, which a token of "
+                    "another sequence would predict: make it -100"
+                )
+        return input_ids, labels
 
     def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range."""

@@ -122,6 +122,19 @@ def test_labels_of_another_shape_are_refused_also_those_of_as_many_tokens(model,
         model.loss(np.zeros((2, 3), int), np.zeros(shape, int))
 
 
+@pytest.mark.parametrize(("packing", "starts"), [(Packing(0, (3, 3, 8)), [3]), (Packing(2, (5, 8)), [2, 5])], ids=str)
+def test_the_first_token_of_a_packed_sequence_is_predicted_by_no_other_sequence(model, packing, starts):
+    ids = np.arange(8)[None] % 5
+    labels = ids.copy()
+    labels[0, starts] = -100
+    for compute in (model.loss, partial(loss_and_grad, model)):
+        assert np.isfinite(compute(ids, labels, packing).item())
+        for start in starts:
+            wrong = np.where(np.arange(8) == start, ids, labels)
+            with pytest.raises(ValueError, match=rf"begins at {start} has a label .* make it -100"):
+                compute(ids, wrong, packing)
+
+
 def test_a_packing_describes_its_row_and_its_longest_sequence_must_fit(model):
     for ids in (np.zeros((1, 7), int), np.zeros((2, 8), int)):
         with pytest.raises(ValueError, match=r"a packing of 8 tokens does not describe input_ids of shape"):
