@@ -192,8 +192,8 @@ def attention(
         return (rows @ y).reshape(K, B, -1, y.shape[2]).transpose(1, 0, 2, 3)
 
     def backward(g):
-        if P:
-            raise ValueError("attention after a beginning that all rows share has no gradient: use no_grad")
+        if beginning is not None:
+            raise ValueError("attention over a KV cache has no gradient: leave the cache out, or use no_grad")
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dkeys, dvalues = dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)  # (B, K, S, D)
         for at, less in zip(windows, lse, strict=True):

@@ -237,7 +237,8 @@ class Context:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, layer: int, **settings: Any) -> Tensor:
-    """`attention` of q (B, T, H, D) over k and v (B, T, K, D), and over those of earlier tokens in the KV cache.
+    """`attention` of q (B, T, H, D) over k and v (B, T, K, D), and over those of earlier tokens in the KV cache, which
+    has no gradient: the backward pass raises ValueError.
 
     context: has cache and packing. layer: the block's number, for the cache. settings: of `attention`.
     """
@@ -246,8 +247,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, layer: int, **settings
         if isinstance(packing, Shard):
             k, v = gathered(k, shard=packing), gathered(v, shard=packing)
         return attention(q, k, v, packing=packing, **settings)
-    known = cache.extend(layer, k.data, v.data)
-    return attention(q, *known, first=cache.first, beginning=cache.shared(layer), **settings)
+    keys, values = cache.extend(layer, k.data, v.data)
+    beginning = cache.shared(layer) or (keys[:1, :0], values[:1, :0])  # with one, attention refuses a backward pass
+    known = Tensor(keys, node=k.node), Tensor(values, node=v.node)
+    return attention(q, *known, first=cache.first, beginning=beginning, **settings)
 
 
 def through_blocks(blocks: Sequence[Module], x: Tensor, context: Any, recompute: bool = False) -> Tensor:

@@ -55,6 +55,16 @@ def test_token_by_token_with_a_cache_equals_all_tokens_at_once(new, ids, steps):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), model(ids).data, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("trained", ["q", "k", "v"])
+def test_logits_that_were_computed_with_a_cache_refuse_a_backward_pass(tiny_model, trained, ids):
+    """Of keys and values there are only arrays in a cache: what lies before them would get no gradient, or a part."""
+    tiny_model.requires_grad_(False).get_submodule(f"model.layers.0.self_attn.{trained}_proj").requires_grad_()
+    cache = tiny_model.new_cache(2, capacity=7)
+    for part in (ids[:, :4], ids[:, 4:]):
+        with pytest.raises(ValueError, match="over a KV cache has no gradient"):
+            tiny_model(part, cache).sum().backward()
+
+
 def test_a_batch_padded_on_the_left_equals_its_rows_alone(new, ids):
     model, first = new(), np.array([0, 3])
     cache = model.new_cache(2, capacity=8, first=first)
