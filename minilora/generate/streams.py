@@ -186,7 +186,10 @@ class Streams:
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
         self.reading: Reading | None = None  # the answers that join next
-        self.before, self.prefix = len(prefix), model.new_cache(1, len(prefix)) if prefix else None
+        if mixed and len(prefix):
+            raise ValueError("a prefix is computed with the adapters that are active or merged: give mixed=False")
+        self.begins, self.before = list(prefix), len(prefix)
+        self.prefix = model.new_cache(1, self.before) if self.before else None
         if self.prefix is not None:
             self._compute([], np.array([prefix]), self.prefix)
 
@@ -227,8 +230,8 @@ class Streams:
         top_logprobs: the log-probabilities that `Answer.logprobs` has next to each token's own; None for no
             `Answer.logprobs`. They are the model's own, whatever temperature, top_p and guide make of them.
 
-        Raises ValueError for impossible settings, an unknown adapter, messages that are not a conversation or too long
-        for the model, and fewer new tokens than the guide's shortest answer needs.
+        Raises ValueError for impossible settings, an unknown adapter, messages that are not a conversation, do not
+        begin with the prefix or are too long for the model, and fewer new tokens than the guide's shortest answer.
         """
         check_settings(max_new_tokens, temperature, seed, top_p)
         if top_logprobs is not None:
@@ -251,6 +254,8 @@ class Streams:
         length, limit = len(prompt), self.model.config.max_position_embeddings
         if not prompt:
             raise ValueError("a conversation without a token has no answer")
+        if prompt[: self.before] != self.begins or length == self.before:
+            raise ValueError("the conversation's tokens are not the prefix of these streams and at least one more")
         if length + max_new_tokens > limit:
             both = f"{length} tokens and an answer of {max_new_tokens}"
             raise ValueError(f"{both} are more than the {limit} the model can see")

@@ -58,6 +58,19 @@ def finish(streams):
         streams.step()
 
 
+def test_a_prompt_begins_with_the_prefix_of_its_streams_and_a_prefix_is_for_the_active_adapters(model, tokenizer):
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "What is a lien?"}], answer_next=True)
+    streams = Streams(model, tokenizer, mixed=False, prefix=prompt[:-3])
+    answer = streams.add("What is a lien?", max_new_tokens=6)
+    for prefix in (prompt, [*prompt[:4], prompt[4] + 1]):
+        with pytest.raises(ValueError, match="not the prefix of these streams and at least one more"):
+            Streams(model, tokenizer, mixed=False, prefix=prefix).add("What is a lien?")
+    finish(streams)
+    assert answer.text == alone(model, tokenizer, "What is a lien?", None, 6)
+    with pytest.raises(ValueError, match="adapters that are active or merged: give mixed=False"):
+        Streams(model, tokenizer, prefix=prompt[:-3])
+
+
 # -- each is what it is alone ------------------------------------------------------------------------------------------
 
 
