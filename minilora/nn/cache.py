@@ -61,6 +61,12 @@ class KVCache:
         """How many tokens all rows begin with."""
         return self.beginning.length if self.beginning else 0
 
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest row has, with those that all rows begin with."""
+        padding = 0 if self.first is None or not self.batch else int(self.first.min())
+        return self.before + self.length - padding
+
     def shared(self, layer: int) -> tuple[Array, Array] | None:
         """Keys and values of `layer` that all rows begin with, (1, P, K, D)."""
         if (one := self.beginning) is None:

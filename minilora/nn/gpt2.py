@@ -119,11 +119,8 @@ class Decoder(Module):
         self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, packing: Packing | None = None) -> Tensor:
-        """input_ids (B, T) -> (B, T, C). Raises ValueError for a position that has no vector."""
-        positions, known = positions_of(input_ids, cache, packing), self.wpe.num_embeddings  # (1 or B, T)
-        if isinstance(positions, np.ndarray) and positions.max() >= known:
-            raise ValueError(f"position {positions.max()} is beyond the {known} positions that the model has learned")
-        x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
+        """input_ids (B, T) -> (B, T, C)"""
+        x = self.wte(input_ids) + self.wpe(positions_of(input_ids, cache, packing))  # (B, T, C)
         return self.ln_f(through_blocks(self.h, x, Context(cache, packing), self.recompute))
 
 

@@ -99,7 +99,7 @@ class LanguageModel(Module):
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) of the last token only, if `last`."""
-        input_ids = self.check_ids(input_ids)
+        input_ids = self.check_ids(input_ids, cache=cache)
         if isinstance(input_ids, np.ndarray):
             (input_ids,) = to_device_of(self.head_weight.data, input_ids)
         x = self.decoder(input_ids, cache)  # (B, T, C)
@@ -194,12 +194,12 @@ class LanguageModel(Module):
                 )
         return input_ids, labels
 
-    def check_ids(self, input_ids: Array, packing: Packing | None = None) -> Array:
+    def check_ids(self, input_ids: Array, packing: Packing | None = None, cache: KVCache | None = None) -> Array:
         """Return `input_ids` as an integer array (B, T); raise ValueError for another shape, dtype, length or range."""
         ids = self._integers(input_ids, "input_ids")
         if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
             raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
-        longest = max(packing.positions()) + 1 if packing else ids.shape[1]
+        longest = max(packing.positions()) + 1 if packing else ids.shape[1] + (cache.longest if cache else 0)
         if longest > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{longest} tokens are more than the {limit} the model can see")
         return ids

@@ -54,6 +54,22 @@ def test_a_cache_without_padding_has_none_noted(model):
     assert cache.first is None
 
 
+def test_a_row_grows_up_to_what_the_model_can_see_wherever_its_padding_ends(tiny_config):
+    model = new_model(replace(tiny_config, max_position_embeddings=8))
+    cache, shared = read(model, TEXT[:6], TEXT[6:9]), read(model, TEXT[:3])
+    for grown in (cache, after(model, shared, TEXT[3:6], TEXT[:1])):
+        step = np.ones((2, 1), int)
+        grown.reserve(2, room=12)
+        with no_grad():
+            model(step, grown), model(step, grown)  # the first row has 8 tokens, the second one less
+            with pytest.raises(ValueError, match="9 tokens are more than the 8 the model can see"):
+                model(step, grown)
+            grown.keep([1])
+            assert model(step[:1], grown).shape == (1, 1, 64) and grown.longest < 8 < grown.before + grown.length
+        grown.keep([])
+        assert grown.longest == grown.before + grown.length  # of no row, the tokens that each would have
+
+
 @pytest.mark.parametrize("alive", [[0, 1, 2, 3], [0, 3, 2], [3], [3, 1], [1, 0], [3, 2, 1, 0], [2, 0]], ids=str)
 def test_rows_are_kept_in_the_order_asked_for(model, alive):
     rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6))]

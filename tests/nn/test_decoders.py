@@ -145,7 +145,7 @@ def test_the_decoder_computes_what_plain_numpy_computes(rng, ids, family, plain,
 def test_a_position_that_was_never_learned_is_refused(ids):
     model = GPT2(GPT_2)
     cache = model.new_cache(2, capacity=20)
-    with no_grad(), pytest.raises(ValueError, match="position 20 is beyond the 16 positions that the model has"):
+    with no_grad(), pytest.raises(ValueError, match="21 tokens are more than the 16 the model can see"):
         for _ in range(3):
             model(ids, cache)
 
