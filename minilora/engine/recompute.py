@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from .backend import Array, array_module
-from .tensor import Node, Tensor, backward_pass, is_recording, leaves, shared_backward
+from .tensor import Node, Tensor, _recording, backward_pass, is_recording, leaves, shared_backward
 
 _drawn: ContextVar[list[int] | None] = ContextVar("drawn", default=None)
 _replayed: ContextVar[Iterator[int] | None] = ContextVar("replayed", default=None)
@@ -45,12 +45,13 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     def backward(g: Array) -> tuple[Array, ...]:
         entrance, again = Tensor(start, requires_grad=before is not None), iter(drawn)
-        token = _replayed.set(again)
+        token, recording = _replayed.set(again), _recording.set(True)  # backward() may be called inside no_grad
         try:
             y = function(entrance)
         finally:
             _replayed.reset(token)
-        if is_recording() and (next(again, None) is not None or not inside.keys() <= leaves(y).keys()):
+            _recording.reset(recording)
+        if next(again, None) is not None or not inside.keys() <= leaves(y).keys():
             raise RuntimeError(_CHANGED)
         totals: dict[Node | None, Node] = defaultdict(lambda: Node([]))  # one for each source, to add up its gradient
         for leaf, grad in backward_pass(y, g):

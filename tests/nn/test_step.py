@@ -14,7 +14,7 @@ import minilora as ml
 from minilora.engine import tensor
 from minilora.engine.attention import Packing
 from minilora.engine.recompute import recomputed, remembered
-from minilora.engine.tensor import Tensor, no_grad
+from minilora.engine.tensor import Tensor, is_recording, no_grad
 from minilora.files.quant import Packed
 from minilora.lora.adapters import add_adapter, merge_adapter, set_adapter
 from minilora.lora.config import LoraConfig
@@ -511,6 +511,19 @@ def test_a_block_that_changes_before_the_backward_pass_is_refused_where_its_grad
     change(tiny_model)
     with pytest.raises(RuntimeError, match=r"not the same .*: call backward\(\) before"):
         losses[1].backward()
+
+
+def test_a_backward_pass_inside_no_grad_is_the_same_with_recomputation(tiny_config):
+    found = []
+    for recompute in (False, True):
+        model = adapted(Llama(tiny_config, 0), lora_dropout=0.5)
+        model.decoder.recompute = recompute
+        loss = model.loss(IDS, IDS)
+        with no_grad():
+            loss.backward()
+        assert is_recording()
+        found.append({name: p.grad for name, p in model.trainable_parameters().items()})
+    assert all(np.array_equal(found[0][name], grad) for name, grad in found[1].items())
 
 
 def test_a_block_that_draws_more_numbers_in_the_backward_pass_is_refused(tiny_model):
