@@ -144,15 +144,16 @@ def fit(
     )
     every = eval_every or trainer.steps_per_epoch
     best: dict[str, Array] = {}
+    lowest, begun = math.inf, len(trainer.history.validation)  # a history may go on from an earlier call
     with trainer:
         while trainer.done < steps:
             trainer.step()
             if validation and (trainer.done % every == 0 or trainer.done == steps):
                 validate(trainer, {"validation": validation})
-                if keep == "best" and trainer.history.best == trainer.history.validation[-1]:
-                    best = {name: p.data.copy() for name, p in trainer.parameters.items()}
+                if keep == "best" and (loss := trainer.history.validation[-1][1]) < lowest:
+                    lowest, best = loss, {name: p.data.copy() for name, p in trainer.parameters.items()}
             asked = each_step is not None and each_step(trainer.done) == "stop"
-            if ranks.same(asked or out_of_patience(trainer.history.validation, patience)):
+            if ranks.same(asked or out_of_patience(trainer.history.validation[begun:], patience)):
                 break
     for name, array in best.items():
         trainer.parameters[name].data[...] = array
@@ -190,7 +191,8 @@ class Trainer:
         check_samples(samples)
         if not samples:
             raise ValueError("no samples to train on")
-        if (empty := next((i for i, sample in enumerate(samples) if not sample.scored), None)) is not None:
+        scored = [sample.scored and all(other.scored for other in sample.others) for sample in samples]
+        if (empty := next((i for i, is_scored in enumerate(scored) if not is_scored), None)) is not None:
             raise ValueError(f"sample {empty} has no token that is scored: every label is -100; leave it out")
         given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}
         for name, value in (given | {"schedule": schedule, "seed": seed}).items():

@@ -215,9 +215,10 @@ def test_a_micro_batch_of_samples_in_which_nothing_is_scored_is_left_out(threads
 
 def test_fit_names_a_sample_in_which_nothing_is_scored(tiny_model):
     tiny_model.requires_grad_()
-    samples = [Sample((5, 6), (-100, 6)), Sample((5, 6), (-100, -100))]
-    with pytest.raises(ValueError, match="sample 1 has no token that is scored: every label is -100"):
-        ml.fit(tiny_model, samples, steps=1)
+    scored, not_scored = Sample((5, 6), (-100, 6)), Sample((5, 6), (-100, -100))
+    for wrong in (not_scored, Sample((5, 6), (-100, 6), others=(scored, not_scored))):
+        with pytest.raises(ValueError, match="sample 1 has no token that is scored: every label is -100"):
+            ml.fit(tiny_model, [scored, wrong], steps=1)
 
 
 def test_a_sample_prints_in_one_line_and_its_wordings_take_turns():

@@ -237,6 +237,18 @@ def test_what_cannot_be_trained_is_refused_at_once(change, reason, tiny_config):
         fit(model, **(dict(samples=samples(), steps=1) | change))
 
 
+def test_what_a_history_has_of_an_earlier_training_decides_nothing_about_the_next(tiny_config):
+    def trained(earlier):
+        """The loss that a training ends with, and its validation losses."""
+        model, few, others = adapted(tiny_config), samples()[:3], samples()[3:]
+        history = History(validation=list(earlier))
+        fit(model, few, 12, lr=1.0, validation=others, eval_every=1, history=history, patience=2)
+        return ml.mean_loss(model, others), [loss for _, loss in history.validation[len(earlier) :]]
+
+    assert trained([(7, 0.0)]) == (expected := trained([]))
+    assert expected[0] == min(expected[1]) < expected[1][-1] and 2 < len(expected[1]) < 12
+
+
 def test_an_array_of_ids_is_no_list_of_samples(tiny_config):
     with pytest.raises(TypeError, match="expected a list of samples, got a ndarray"):
         fit(adapted(tiny_config), np.ones((2, 3), int), 1)
