@@ -247,6 +247,8 @@ def collate(samples: Sequence[Sample], pad_id: int = 0) -> tuple[np.ndarray, np.
            [-100,    9, -100]]))
     """
     check_samples(samples)
+    if any(isinstance(sample, Pair) for sample in samples):
+        raise TypeError("expected samples, got a Pair: give its chosen and its rejected sample")
     shape = len(samples), max((len(sample.ids) for sample in samples), default=0)
     input_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, NOT_SCORED, np.int64)
     for row, sample in enumerate(samples):

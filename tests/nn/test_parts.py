@@ -253,6 +253,8 @@ def test_samples_that_can_be_read_once_and_those_among_pairs_are_refused(tiny_mo
     one = Sample((1, 2), (-100, 2))
     with pytest.raises(TypeError, match="samples alone or pairs alone"):
         ml.mean_loss(tiny_model, [one, ml.Pair(one, one)])
+    with pytest.raises(TypeError, match="expected samples, got a Pair"):
+        ml.collate([ml.Pair(one, one)])  # one row of both answers would train the rejected one
 
 
 NO_SAMPLES = [ml.Record("q", "a"), {"question": "q", "answer": "a"}, "text", (1, 2, 3), np.arange(3), None]
