@@ -132,6 +132,8 @@ class Record:
 
 def check_records(records: Sequence[Record]) -> None:
     """Raise TypeError for what is no list of records, such as the name of a file."""
+    if isinstance(records, Record):
+        raise TypeError("expected a list of records, got a single Record: put it in a list")
     for record in records if isinstance(records, Sequence) else [records]:
         if not isinstance(record, Record):
             kind = type(record).__name__

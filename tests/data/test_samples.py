@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Core
 from minilora.data import samples
 from minilora.data.records import Record, read_records
 from minilora.data.samples import (
+    encode_pairs,
     encode_record,
     encode_records,
     encode_text,
@@ -227,6 +228,12 @@ def test_what_is_no_record_is_named(tokenizer, records):
         TypeError, match="^expected records, got a (dict|str): read_records makes them of a file, or of dicts$"
     ):
         encode_records(records, tokenizer)
+
+
+def test_a_single_record_is_no_list_of_records(tokenizer):
+    for given in (encode_records, encode_pairs):
+        with pytest.raises(TypeError, match="expected a list of records, got a single Record: put it in a list"):
+            given(Record("a", text="b"), tokenizer)
 
 
 def test_further_phrasings_are_encoded_if_asked_for(tokenizer):
