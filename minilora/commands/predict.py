@@ -7,7 +7,8 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,18 @@ def run(arguments: argparse.Namespace) -> None:
     Raises RuntimeError at the end if rows have no prediction.
     """
     options = from_flags(PredictOptions, arguments)
+    path, out = path_of(arguments.file), None if options.out is None else Path(options.out)
+    if out is None:
+        return _predict(options, path, None)
+    _refuse_unwritable(out, path, options.resume or arguments.overwrite)
+    with _alone(out):
+        _predict(options, path, out)
+
+
+def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
+    """`run`, where nothing else writes to `out`."""
     named = adapters(options.adapter)
     choice = next(iter(named), None)
-    path, out = path_of(arguments.file), None if options.out is None else Path(options.out)
-    if out is not None:
-        _refuse_unwritable(out, path, options.resume or arguments.overwrite)
     prompts = read_prompts(path, _columns(options, named))
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
@@ -170,6 +178,22 @@ def _refuse_unwritable(out: Path, source: Path, replaced: bool) -> None:
     out.open("a").close()
     if not there:
         out.unlink()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """In this block no other command writes rows to the file. Raises ValueError where one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0) as lock:
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows deletes it when it is released
+                    Path(lock.lock_file).unlink()
+    except Timeout as error:
+        raise ValueError(f"{out}: another predict is writing there; choose another --out") from error
 
 
 def _settings_file(out: Path) -> Path:

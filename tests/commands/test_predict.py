@@ -400,6 +400,22 @@ def test_rows_do_not_follow_others_that_were_moved_away(folder, tmp_path, capsys
     assert "out.csv: No such file or directory" in capsys.readouterr().err and not (tmp_path / "out.csv").exists()
 
 
+def test_one_command_at_a_time_writes_to_a_file(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "AT_ONCE", 2)
+    words = ["predict", write_jsonl(tmp_path / "in.jsonl", [{"text": x} for x in TEXTS]), *folder(TRAINED["labels"])]
+    found, whole = [], [*words, "--out", "out.jsonl"]
+
+    def with_a_second(*args):
+        monkeypatch.setattr(command, "predict", predict)
+        found.append((main(whole), capsys.readouterr().err.split("minilora: ")[-1]))
+        return predict(*args)
+
+    monkeypatch.setattr(command, "predict", with_a_second)
+    assert main(whole) == 0 and len(read(tmp_path / "out.jsonl")) == len(TEXTS)
+    assert found == [(1, "out.jsonl: another predict is writing there; choose another --out\n")]
+    assert [path.name for path in tmp_path.glob("*out*")] == ["out.jsonl"] and main([*whole, "--overwrite"]) == 0
+
+
 def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsys):
     flags = folder(TRAINED["labels"])
     (tmp_path / "in.csv").write_text("text,n\nhello,1\n")
