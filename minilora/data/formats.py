@@ -5,6 +5,7 @@ format; the rows of a file may have different ones.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ FORMATS = (  # the first one whose columns a row has
 )
 _OPENAI = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # TRL's columns of preferences -> OpenAI's
 _LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
+_TRL = {"prompt", "completion", "chosen", "rejected"}  # columns of a text, or of messages, which a table holds as JSON
+_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")  # as a list of messages begins
 OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
 PROMPTS = ("messages", "conversations", "question", "q", "instruction", *_TEXTS[::-1])  # columns that may be asked
 NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
@@ -239,6 +242,9 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
         named |= {"prompt": asked.get("messages")} | {
             one: named.pop(key) for one, key in _OPENAI.items() if key in named
         }
+    for name in _TRL.intersection(named):
+        if isinstance(text := named[name], str) and _TURNS.match(text):
+            named[name] = _list_of(name, text)
     if isinstance(chosen := named.get("chosen"), list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
@@ -259,7 +265,7 @@ def _list_of(name: str, text: str) -> list[Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, list):
-        raise ValueError(f'{name} must be a list, such as ["...", "..."], got {_short(text)}')
+        raise ValueError(f'{name} must be a list in JSON, such as ["...", "..."], got {_short(text)}')
     return value
 
 

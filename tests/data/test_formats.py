@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora.data.formats import FORMATS, NAMES, listed
+from minilora.data.prompts import read_prompts
 from minilora.data.records import DataError, Record, read_records, read_source
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
@@ -361,6 +362,7 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "prompt,chosen,rejected\nx,y,\n", ":2: rejected must be a non-empty text, got nothing (an empty cell"),
     ("a.jsonl", '{"prompt": [], "chosen": "y", "rejected": "z"}', "the last message of the prompt must be the user's"),
     ("a.jsonl", '{"prompt": "x", "chosen": [{"role": "user", "content": "y"}], "rejected": "z"}', "chosen must be a"),
+    ("a.csv", f"chosen,rejected\n\"{[*ASKED]}\",x\n", 'chosen must be a list in JSON, such as ["...", "..."], got '),
     ("a.jsonl", json.dumps({"chosen": [*ASKED], "rejected": [SYSTEM, *ASKED]}), "the same up to the last message"),
     ("a.jsonl", json.dumps({"chosen": ASKED, "rejected": [ASKED[0] | {"content": "x"}, ASKED[1]]}), "both answer one"),
     ("a.jsonl", json.dumps({"input": {"messages": ASKED[:1]}, "preferred_output": ASKED[1:]}), "a column rejected"),
@@ -375,7 +377,7 @@ BROKEN = [  # a file, its content, part of the message
      ":1: the last answer has the weight 0, so nothing learns it: leave it out, with its question"),
     ("a.jsonl", json.dumps({"messages": [ASKED[0], ASKED[1] | {"weight": 0.5}]}),
      ":1: the weight of message 2 must be 0 (an answer that is not learned) or 1, got 0.5"),
-    ("a.csv", "q,a,keywords\nx,y,[claim\n", """:2: keywords must be a list, such as ["...", "..."], got '[claim'"""),
+    ("a.csv", "q,a,keywords\nx,y,[claim\n", """:2: keywords must be a list in JSON, such as ["...", "..."]"""),
     ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": "x", "a" "y"}\n', ":2: not JSON (Expecting ':' delimiter at column 16)"),
     ("a.jsonl", "\ufeff\n \n", ": the file is empty"),
 ]  # fmt: skip
@@ -525,6 +527,15 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
     assert "input" not in reading.unread
     assert [record.messages for record in records] == [(*prompt, *one)] * len(forms)
     assert [record.rejected for record in records] == [rejected] * 5 + [None] * 3
+    for form, record in zip(forms, records, strict=True):
+        if "input" not in form:
+            table(tmp_path / "data.csv", [form])  # with lists as JSON
+            (same,) = read_records(tmp_path / "data.csv")
+            assert (same.messages, same.rejected) == (record.messages, record.rejected)
+            (asked_alone,) = read_prompts(tmp_path / "data.csv")
+            assert asked_alone.messages == prompt
+    jsonl(tmp_path / "data.jsonl", [{"prompt": '[{"id": 1}]', "completion": '["role"]'}])  # texts
+    assert [m["content"] for m in read_records(tmp_path / "data.jsonl")[0].messages] == ['[{"id": 1}]', '["role"]']
     jsonl(tmp_path / "data.jsonl", [{"good": whole["chosen"], "bad": whole["rejected"]}])
     (renamed,) = read_records(tmp_path / "data.jsonl", field={"chosen": "good", "rejected": "bad"})
     assert (renamed.messages, renamed.rejected) == (records[0].messages, rejected)
