@@ -158,7 +158,7 @@ class Field:
             return False
         if isinstance(value, list):
             return self.items is not None and all(self.items.fits(one) for one in value)
-        return kind != "string" or not self.pattern or re.fullmatch(self.pattern[1:-1], value) is not None
+        return kind != "string" or not self.pattern or re.fullmatch(self.pattern[1:-1], value, re.ASCII) is not None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ class Language:
         if kind in ("null", "boolean"):
             values: list[Any] = [None] if kind == "null" else [True, False]
         elif kind == "string":
-            values = [one for one in re.findall(field.pattern[1:-1], text or "") if is_copy(one, text or "")]
+            found = re.findall(f"(?=({field.pattern[1:-1]}))", text or "", re.ASCII)  # also those that overlap
+            values = [one for one in dict.fromkeys(found) if is_copy(one, text or "")]
         else:
             values = [number for number in numbers_in(text or "") if kind == "number" or isinstance(number, int)]
         return [partial(self.literal, as_json(value)) for value in dict.fromkeys(values)]

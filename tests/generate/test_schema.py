@@ -103,6 +103,22 @@ def test_every_string_can_be_answered_letter_by_letter(text, copied):
     assert guide.allowed(1).tolist() == [tiny().eos_id] and not guide.hurried
 
 
+@given(st.text("AB1- \u00e9", max_size=12), st.sampled_from([r"^[\w-]{3}$", r"^[A-Z ]{2}\d$", r"^\w{2}$"]))
+@example("AB-AB-1", r"^[\w-]{4}$")  # whose matches overlap
+def test_every_copy_like_a_pattern_can_be_answered_and_is_what_data_may_have(text, pattern):
+    task = FieldTask.of({"properties": {"x": {"type": "string", "pattern": pattern}}})
+    task = FieldTask(task.fields, task.template, ("x",))
+    parts = {text[i:j] for i in range(len(text)) for j in range(i, len(text) + 1)}
+    copies = {one for one in parts if is_copy(one, text) and re.fullmatch(pattern, one, re.ASCII)}
+    assert copies == {one for one in parts if is_copy(one, text) and task.fields[0].fits(one)}
+    language = Language.of(task, text)
+    for one in parts if copies else ():
+        state = language.state([0])
+        for byte in json.dumps({"x": one}, ensure_ascii=False, separators=(",", ":")).encode():
+            state = language.after(state).get(byte, frozenset())
+        assert (language.end in state) == (one in copies)
+
+
 @pytest.mark.parametrize("pattern", ["^[ -~]{2}$", '^[a"]$', r'^["\\\\]$', "^[b-d]$", "^\u00e9$", '^"$', r"^[\w.]$"])
 def test_a_pattern_allows_the_characters_of_its_class_and_no_others(pattern):
     language = Language.of(FieldTask.of({"properties": {"x": {"type": "string", "pattern": pattern}}}))
