@@ -75,7 +75,8 @@ def wilson(right: np.ndarray) -> Interval:
     """
     z, share, n = 1.959963984540054, float(np.mean(right)), len(right)  # z: of the normal distribution, for 95 %
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n)), n)
+    low, high = (max(0.0, min(1.0, (centre + sign * half) / (1 + z * z / n))) for sign in (-1, 1))
+    return Interval(share, min(low, share), max(share, high), n)  # of 0 or 1, rounding would leave the share outside
 
 
 def student(freedom: int, share: float = 0.95) -> float:

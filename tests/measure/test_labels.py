@@ -98,7 +98,8 @@ def test_wilsons_interval_is_that_of_the_score_test_and_has_a_width_where_all_ar
         assert found.low <= found.mean == right / n <= found.high and found.high - found.low > 0.01
         for end in {found.low, found.high} - {0.0, 1.0}:  # where the test is at its limit
             assert abs(right / n - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(1.959964, rel=1e-5)
-    assert wilson(np.ones(5)).high == 1 and wilson(np.zeros(5)).low == 0
+    for n in range(1, 200):
+        assert wilson(np.ones(n, bool)).high == 1 and wilson(np.zeros(n, bool)).low == 0
 
 
 def test_the_majority_is_that_of_the_training_records():
