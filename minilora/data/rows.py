@@ -37,6 +37,7 @@ _KEY = re.compile(r'"([^"\\]*)"\s*:')
 _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
     rf'\s*{{\s*(?:{_KEY.pattern}\s*(?:"[^"\\]*"|[-+.\w]+)\s*,\s*)*{_KEY.pattern}\s*(?=\[\s*{{)'
 )
+_QUOTED = re.compile(r"""(?<![^,;\t\r\n])"(?:[^"]|"")*\"""")  # a cell in quotes
 _LARGEST = 1 << 30  # characters of a cell: Python's limit for the whole program is 131,072 until it is raised
 _FIRST = 1 << 16  # characters of a file's first line that decide its kind
 
@@ -90,7 +91,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         lines = iter(lambda: file.readline(_FIRST), "")  # a list may be one line of a gigabyte
         first, second = islice(chain((line.strip() for line in lines if line.strip()), ("", "")), 2)
         file.seek(0)
-        start = _WRAPPED.match(file.read(_FIRST))
+        start = _WRAPPED.match(beginning := file.read(_FIRST))
     if not first:
         raise EmptyFileError(f"{path}: the file is empty")
 
@@ -102,7 +103,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     if suffix in TEXT_SUFFIXES:
         return TEXT_FILE, reading(lambda file: iter([(1, {"text": file.read()})]))
     if suffix in TABLES:
-        comma = _comma(suffix, first)
+        comma = _comma(suffix, beginning)
         return suffix[1:].upper(), reading(lambda file: _table(file, comma))
     if first[0] == "[":
         return JSON_LIST, reading(_elements)
@@ -121,14 +122,15 @@ def dialect_of(path: Path) -> tuple[str, str]:
     """The delimiter of a table, and an encoding with which Excel reads another file as it reads this one."""
     encoding = _encoding(path, head := _head(path))
     with _opened(path, encoding) as file:
-        first = next((line for line in file if line.strip()), "")
+        beginning = file.read(_FIRST)
     marked = encoding == "utf-16" or head.startswith(codecs.BOM_UTF8)
-    return _comma(path.suffix.lower(), first), "utf-8-sig" if marked else "utf-8"
+    return _comma(path.suffix.lower(), beginning), "utf-8-sig" if marked else "utf-8"
 
 
-def _comma(suffix: str, first: str) -> str:
-    """The delimiter of a table. first: its first line."""
-    return TABLES[suffix] if suffix != ".csv" else max(",;\t", key=first.count)
+def _comma(suffix: str, beginning: str) -> str:
+    """The delimiter of a table: in its first line, outside of quotes, in which a name may have commas and lines."""
+    heading = re.split(r"[\r\n]", _QUOTED.sub("", beginning).lstrip(), maxsplit=1)[0]
+    return TABLES[suffix] if suffix != ".csv" else max(",;\t", key=heading.count)
 
 
 def _head(path: Path) -> bytes:

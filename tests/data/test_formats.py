@@ -11,13 +11,14 @@ from dataclasses import replace
 from shlex import quote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
 from minilora.data.formats import FORMATS, NAMES, listed
 from minilora.data.prompts import read_prompts
 from minilora.data.records import DataError, Record, read_records, read_source
+from minilora.data.rows import dialect_of
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
 ASKED = ({"role": "user", "content": ASK}, {"role": "assistant", "content": TELL})
@@ -247,6 +248,20 @@ def test_a_table_may_be_divided_by_semicolons_or_tabs(mark, tmp_path):
     table(tmp_path / "data.csv", [{"question": "a, b, c; or d?", "answer": "None, I think, of all."}], delimiter=mark)
     (record,) = read_records(tmp_path / "data.csv")
     assert record.messages[1]["content"] == "None, I think, of all."
+
+
+@given(name=st.text('ab ,;\t"\n', max_size=8), mark=st.sampled_from(",;\t"), quoting=st.booleans())
+@example(name="A name, in\ntwo lines", mark=";", quoting=False)  # as Excel writes it
+@example(name='at 5" and 7"', mark=";", quoting=True)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+def test_names_of_columns_may_have_delimiters_quotes_and_lines(tmp_path, name, mark, quoting):
+    heading = ["question", "answer", f"c{name}d" if quoting else f"c\n{name}d"]  # which has quotes in any case
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=mark, quoting=csv.QUOTE_ALL if quoting else csv.QUOTE_MINIMAL).writerow(heading)
+        file.write(f'"Why, Ann;"{mark}So.{mark}1\n')
+    assert read_source(tmp_path / "data.csv").unread == {heading[2]: 1} and dialect_of(tmp_path / "data.csv")[0] == mark
+    (tmp_path / "data.csv").write_text(f'size (")"{mark}question{mark}answer\n1{mark}Why?{mark}"So."\n')
+    assert len(read_source(tmp_path / "data.csv").unread) == 1
 
 
 def test_spaces_around_a_heading_columns_of_nothing_and_a_line_for_excel_are_no_part_of_a_table(tmp_path):
