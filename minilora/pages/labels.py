@@ -79,7 +79,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _confusion(report: Mapping[str, Any]) -> Iterator[str]:
-    labels, counts = report["labels"], np.array(report["confusion"])
+    labels, counts = [shortened(label, WIDTH) for label in report["labels"]], np.array(report["confusion"])
     if len(labels) <= MATRIX:
         yield f"confusion matrix of {report['subject']} (row: true label, column: label given)"
         cells = [[f"{j + 1}" for j in range(len(labels))]]
@@ -122,7 +122,8 @@ def mistakes(
 
 
 def _said(one: Mapping[str, Any]) -> str:
-    return f"{one['label']} was taken for {one['chosen']} ({percent(one['confidence'])})"
+    own, chosen = (shortened(one[key], WIDTH) for key in ("label", "chosen"))
+    return f"{own} was taken for {chosen} ({percent(one['confidence'])})"
 
 
 def labels_figure(report: Mapping[str, Any]) -> Any:

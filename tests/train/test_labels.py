@@ -306,7 +306,7 @@ def test_no_page_or_picture_is_steered_by_what_data_say(task, home, tmp_path, ca
 
 def report_of(n, records=40, lead=(0.1, 0.02, 0.2)):
     """A report with `n` labels, of which some are confused."""
-    labels = [f"label number {i}" for i in range(n)]
+    labels = [f"label\nnumber {i}" for i in range(n)]
     counts = np.eye(n, dtype=int) * (records // n)
     counts[0, 1] += records - counts.sum()
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
@@ -319,7 +319,7 @@ def report_of(n, records=40, lead=(0.1, 0.02, 0.2)):
          "lead": dict(zip(("value", "low", "high"), lead, strict=True))}
         for name in ("base, zero-shot", "LoRA")
     ]  # fmt: skip
-    mistakes = [{"id": "x", "text": "a\nlong text " * 30, "label": "a", "chosen": "b", "confidence": 0.9}] * 7
+    mistakes = [{"id": "x", "text": "a\nlong text " * 30, "label": "a\n1", "chosen": "b", "confidence": 0.9}] * 7
     return {"labels": labels, "records": records, "subject": "LoRA", "rows": rows, "confusion": counts.tolist(),
             "mistakes": mistakes}  # fmt: skip
 
@@ -330,7 +330,7 @@ def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
     assert "the most frequent confusions of LoRA" in many and "  6  label number 0 taken for label number 1" in many
     for text in (few, many):
         assert "90-100" in text and "7 mistakes, the most confident first" in text and "and 2 more" in text
-        assert text.count("a was taken for b (90 %): a long text") == 5 and max(map(len, text.splitlines())) <= 80
+        assert text.count("a 1 was taken for b (90 %): a long text") == 5 and max(map(len, text.splitlines())) <= 80
         assert re.search(rf"\nrecords +6 +{46 - 6}\nof them right, % +100 +50\n", text)
     assert "accuracy by kind" not in few and "0 taken for label number 0" not in many
     assert "no mistakes" in list(label_lines(report_of(4) | {"mistakes": []}))
