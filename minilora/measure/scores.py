@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.fields import Task
+from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.records import BUILT_IN, Record, read_source
 from ..data.rows import SPLITS
@@ -111,6 +112,11 @@ def read_sets(
             hint = ["to measure labels, name their column with --label"] * (classified and not reading.label_hint())
             for line in [*reading.notes(), *hint]:
                 log.info(f"{source}: {line}")
+        labels = {*task.labels} if isinstance(task, LabelTask) and task not in stored else set()
+        new = [labels - {*each.labels} for each in stored if isinstance(each, LabelTask) and labels & {*each.labels}]
+        if new:
+            few = listed(min(map(sorted, new), key=len))
+            log.warning(f"{source}: no adapter was trained on the labels {few}: all prompts are unlike in training")
         encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
         if as_trained and source in as_trained:
             records, encode = as_trained[source](records)

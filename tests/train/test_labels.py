@@ -138,6 +138,19 @@ def test_a_file_without_training_records_is_measured_with_the_stored_labels(home
     assert [row["name"] for row in report["rows"]] == ["base, zero-shot", "run"]
 
 
+def test_a_label_that_is_new_to_the_adapters_is_named_since_it_changes_all_prompts(home, run, tmp_path, said):
+    settings = EvalOptions(
+        adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "new.jsonl")], no_recall=True
+    )
+    line = "no adapter was trained on the labels Bill, z: all prompts are unlike in training"
+    for labels, known in (("bill parcel z Bill", False), ("bill parcel", True), ("other", True), ("z Bill", True)):
+        rows = [{"text": f"the invoice {label}", "label": label} for label in labels.split()]
+        (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        before = len(said())
+        evaluate_adapters(settings)
+        assert (f"{tmp_path / 'new.jsonl'}: {line}" in said()[before:]) != known, labels
+
+
 def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
     own = f"mine={run[0]}"
     shutil.copytree(run[0], run[0].parent / "elsewhere", dirs_exist_ok=True)
