@@ -418,16 +418,19 @@ def field_task_of(
     if without:
         bare = f"no fields for {len(without):,} of {len(texts):,} records ({listed(without, 5)})"
         raise DataError(f"{source}: {bare}: give each record its fields, or leave those out")
-    known = [task for task in stored if isinstance(task, FieldTask)]
+    known, misfit = [task for task in stored if isinstance(task, FieldTask)], ""
     if schema is not None:
         return next((task for task in known if task.fields == schema.fields), schema.copying(found))
     for task in known:
-        with suppress(ValueError):
-            for _, _, fields, _ in texts:
+        try:
+            for name, _, fields, _ in texts:  # noqa: B007 (the error names it)
                 task.answer(fields or {})
             return task
+        except ValueError as error:
+            misfit = f" (that of the adapter does not fit {name}: {error})"
     beside = Path(str(source)).with_suffix(SCHEMA_ENDING).name
-    raise DataError(f"{source}: data with fields need a JSON Schema: give one with --schema, or put it into {beside}")
+    needed = f"data with fields need a JSON Schema{misfit}"
+    raise DataError(f"{source}: {needed}: give one with --schema, or put it into {beside}")
 
 
 def stored_tasks(folders: Iterable[Path]) -> list[Task]:
