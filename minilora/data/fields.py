@@ -26,6 +26,8 @@ from .rows import DataError
 
 SCHEMA_ENDING = ".schema.json"  # support.jsonl has its schema in support.schema.json
 COPIES = 5  # values of a field in the training records, at least, of which all are in their texts, for it to be copied
+DIGITS, DECIMALS = 15, 6  # of a number in an answer, at most
+_NUMBER = re.compile(rf"-?\d{{1,{DIGITS}}}(\.\d{{1,{DECIMALS}}})?")
 _KINDS: dict[str, Any] = {  # JSON Schema's types of a value -> Python's
     "string": str,
     "number": (int, float),
@@ -110,10 +112,10 @@ class Field:
             if "array" in items.kinds:
                 raise ValueError(f"{name}: a list of lists is not supported: only one level is")
         characters_of(pattern := rule.get("pattern", ""), name)
-        free = cls(name, kinds, items=items, pattern=pattern)
-        if bad := [choice for choice in choices if not free.fits(json.loads(choice))]:
+        field = cls(name, kinds, choices, items, pattern)
+        if bad := [choice for choice in choices if not field.fits(json.loads(choice))]:
             raise ValueError(f"{name}: the choice {bad[0]} is not of the type {' or '.join(kinds)}")
-        return replace(free, choices=choices)
+        return field
 
     def rule(self) -> dict[str, Any]:
         """The property that `of` reads."""
@@ -153,6 +155,8 @@ class Field:
         """May the field have this value?"""
         kind = kind_of(value)
         if kind not in self.kinds and not (kind == "integer" and "number" in self.kinds):
+            return False
+        if not self.choices and is_long(value):
             return False
         if self.choices and as_json(value) not in self.choices:
             return False
@@ -256,7 +260,8 @@ class FieldTask(Asking):
             if not field.fits(value):
                 allowed = f"one of {', '.join(field.choices)}" if field.choices else " or ".join(field.kinds)
                 like = f" like {field.pattern}" if field.pattern else ""
-                found = as_json(value) if field.name in values else "missing"
+                like += f" of up to {DIGITS} digits, and {DECIMALS} after the point" if is_long(value) else ""
+                found = json.dumps(value, ensure_ascii=False) if field.name in values else "missing"
                 where = ": allow null there if texts may lack it" if value is None else ""
                 raise ValueError(f"{field.name} is {found}, the schema has {allowed}{like}{where}")
             whole.append(f"{as_json(field.name)}:{as_json(value)}")
@@ -299,6 +304,11 @@ def kind_of(value: Any) -> str:
     return "integer" if isinstance(value, float) and value.is_integer() else (found or ["object"])[0]
 
 
+def is_long(value: Any) -> bool:
+    """Is it a number that no answer can have?"""
+    return kind_of(value) in ("integer", "number") and not _NUMBER.fullmatch(json.dumps(value))
+
+
 def members(value: Any) -> list[Any]:
     """The values in a field: those of a list, or the one that it has, if any."""
     return value if isinstance(value, list) else [] if value is None else [value]
@@ -322,7 +332,7 @@ def numbers_in(text: str) -> list[float]:
     """
     plain = re.sub(r"(\d),(?=\d{3}(?!\d))", r"\1", text)
     whole = re.findall(r"(?<![A-Za-z\d])\d+(?:\.\d+)?", plain)
-    found = [float(number) for number in whole if re.fullmatch(r"\d{1,15}(?:\.\d{1,6})?", number)]
+    found = [float(number) for number in whole if _NUMBER.fullmatch(number)]
     return [int(number) if number.is_integer() else number for number in found]
 
 

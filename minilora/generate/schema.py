@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.fields import Field, FieldTask, as_json, borders, characters_of, is_copy, numbers_in
+from ..data.fields import DECIMALS, DIGITS, Field, FieldTask, as_json, borders, characters_of, is_copy, numbers_in
 from ..models.tokenizer import Tokenizer
 
-DIGITS, DECIMALS = 15, 6  # of a number, at most
 _PLAIN = frozenset(range(32, 128)) - set(b'"\\')  # ASCII that stands for itself in a JSON string
 _AFTER = frozenset(range(0x80, 0xC0))  # the second and later bytes of a character in UTF-8
 _WIDE = (  # the first bytes of a character of two bytes and more, and those that may follow

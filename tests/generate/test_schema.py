@@ -1,18 +1,19 @@
 """Answers under a schema: whatever the model would like to say, they parse, they fit, and they end in time."""
 
 import json
+import math
 import re
 import sys
 from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from modelfiles import CONFIG, write_gguf
 
 import minilora as ml
-from minilora.data.fields import FieldTask, is_copy, members, read_schema
+from minilora.data.fields import FieldTask, as_json, is_copy, members, read_schema
 from minilora.data.records import read_source
 from minilora.generate.answers import generate_batch
 from minilora.generate.fields import guide_of
@@ -103,8 +104,29 @@ def test_every_string_can_be_answered_letter_by_letter(text, copied):
     assert guide.allowed(1).tolist() == [tiny().eos_id] and not guide.hurried
 
 
+@given(st.floats() | st.integers() | st.decimals(-(10**15), 10**15, places=6).map(float), st.booleans())
+@example(999_999_999_999_999, False)
+@example(-(10**15), False)
+@example(48.1371079, False)
+@example(10**400, False)
+@settings(max_examples=40)
+def test_data_may_have_the_numbers_that_can_be_answered_and_a_choice_of_any(value, chosen):
+    finite = abs(value) < math.inf
+    rule = {"type": ["number", "null"]} | ({"enum": [value]} if chosen and finite else {})
+    (field,) = (task := FieldTask.of({"properties": {"x": rule}})).fields
+    language = Language.of(task)
+    state = language.state([0])
+    for byte in f'{{"x":{as_json(value) if finite else value}}}'.encode():
+        state = language.after(state).get(byte, frozenset())
+    assert field.fits(value) == (language.end in state)
+    if not field.fits(value):
+        with pytest.raises(ValueError, match="^x is .*, the schema has number or null of up to 15 digits, and 6 after"):
+            task.answer({"x": value})
+
+
 @given(st.text("AB1- \u00e9", max_size=12), st.sampled_from([r"^[\w-]{3}$", r"^[A-Z ]{2}\d$", r"^\w{2}$"]))
 @example("AB-AB-1", r"^[\w-]{4}$")  # whose matches overlap
+@settings(max_examples=50)
 def test_every_copy_like_a_pattern_can_be_answered_and_is_what_data_may_have(text, pattern):
     task = FieldTask.of({"properties": {"x": {"type": "string", "pattern": pattern}}})
     task = FieldTask(task.fields, task.template, ("x",))
