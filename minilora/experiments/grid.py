@@ -92,6 +92,8 @@ class Sweep:
         values = {name: self.values(name) for name in FOUND}
         if len(values["loss"]) > 1:
             raise ValueError("loss: those of sft and of dpo cannot be compared: make a sweep for each")
+        if len(values["beta"]) > 1:
+            raise ValueError("beta: it is a factor in DPO's loss, so that trials cannot be compared: give one value")
         seeds, between = values["seed"], None
         if self.search == "random":
             values["seed"] = seeds[:1]

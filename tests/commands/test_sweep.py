@@ -149,6 +149,7 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
         (dict(lr=[0.0]), "lr must be a number above 0"),
         (dict(method=["full"], r=[1, 4]), "--r means nothing in any of these trials"),
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
+        (dict(loss=["dpo"], beta=[0.1, 0.5]), "beta: it is a factor in DPO's loss, so that trials cannot be compared"),
         (dict(loss=["sft", "dpo"]), "loss: those of sft and of dpo cannot be compared: make a sweep for each"),
         (dict(search="random"), "give --trials N"),
         (dict(r=[1, 2, 3], trials=2), "a grid makes all 3 trials, not 2: leave out --trials, or draw some"),
