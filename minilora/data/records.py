@@ -237,9 +237,12 @@ def read_handbook(
 
     Raises DataError for a source that cannot be read, that has other rows, or has a passage that is too long.
     """
+    needed = "a context is a .txt or .md file or rows with a column text"
+    if (names := columns_of(source)) and TEXT.needs[0] not in {str(name).strip().lower() for name in names}:
+        raise DataError(f"{source}: {needed}; there are {listed(sorted(map(str, names)))}")
     reading = read_source(source, tokenizer)
     if others := [record.id for record in reading.records if not record.text]:
-        raise DataError(f"{source}: {others[0]} is no text: a context is a .txt or .md file or rows with a column text")
+        raise DataError(f"{source}: {others[0]} is no text: {needed}")
     passages = [Passage(record.id, record.text.strip(), record.phrasings) for record in reading.records]
     if TEXT_FILE in reading.files.values():
         of_file = "{}, paragraph {}" if len(passages) > 1 else "paragraph {1}"

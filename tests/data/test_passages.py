@@ -160,7 +160,13 @@ def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
         ("blank.txt", b" \n\n", "the file is empty"),
         ("latin.txt", "Caf\u00e9".encode("latin-1"), "cannot be read as UTF-8"),
         ("latin.jsonl", '{"text": "Caf\u00e9"}'.encode("latin-1"), "cannot be read as UTF-8"),
-        ("talk.jsonl", b'{"question": "Why?", "answer": "So."}', "line-1 is no text"),
+        ("talk.jsonl", b'{"question": "Why?", "answer": "So."}', "a column text; there are answer, question"),
+        (
+            "talk.csv",
+            b"Titel;Inhalt\na;b\n",
+            "a context is a .txt or .md file or rows with a column text; there are Inh",
+        ),
+        ("talk.jsonl", b'{"text": "a"}\n{"question": "Why?", "answer": "So."}', "line-2 is no text: a context is"),
         (
             "bare.jsonl",
             b'{"id": "!", "text": "?!"}\n{"id": "of", "text": "It is."}\n',
