@@ -115,8 +115,8 @@ def read_sets(
         labels = {*task.labels} if isinstance(task, LabelTask) and task not in stored else set()
         new = [labels - {*each.labels} for each in stored if isinstance(each, LabelTask) and labels & {*each.labels}]
         if new:
-            few = listed(min(map(sorted, new), key=len))
-            log.warning(f"{source}: no adapter was trained on the labels {few}: all prompts are unlike in training")
+            wrong = f"no adapter was trained on all of its labels (not on {listed(sorted(new[0]))})"
+            log.warning(f"{source}: {wrong}: all prompts are unlike in training")
         encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
         if as_trained and source in as_trained:
             records, encode = as_trained[source](records)
