@@ -114,6 +114,9 @@ def test_the_task_of_an_adapter_is_preferred_for_its_prompt(tmp_path):
     misfit = "does not fit .*: the schema has no field '.*': it has x"
     with pytest.raises(DataError, match=misfit + r"\): give one with --schema, or put it into own\.schema\.json$"):
         read_source(path, stored=[other])
+    data(path, [*ROWS, {"text": "x", "fields": {"item": "x", "price": 1, "kind": "used"}}], None)
+    with pytest.raises(DataError, match=f"does not fit line-{len(ROWS) + 1}: kind is .used., the schema has one of"):
+        read_source(path, stored=[stored])
 
 
 @given(

@@ -260,8 +260,10 @@ def test_names_of_columns_may_have_delimiters_quotes_and_lines(tmp_path, name, m
         csv.writer(file, delimiter=mark, quoting=csv.QUOTE_ALL if quoting else csv.QUOTE_MINIMAL).writerow(heading)
         file.write(f'"Why, Ann;"{mark}So.{mark}1\n')
     assert read_source(tmp_path / "data.csv").unread == {heading[2]: 1} and dialect_of(tmp_path / "data.csv")[0] == mark
-    (tmp_path / "data.csv").write_text(f'size (")"{mark}question{mark}answer\n1{mark}Why?{mark}"So."\n')
+    (tmp_path / "data.csv").write_text(f'size 5"{mark}question{mark}answer\n1{mark}Why?{mark}"So."\n')
     assert len(read_source(tmp_path / "data.csv").unread) == 1
+    (tmp_path / "data.csv").write_bytes(f"\r \rquestion{mark}answer\r1, 2, 3, 4, 5;;;;{mark}So.\r".encode())
+    assert dialect_of(tmp_path / "data.csv")[0] == mark
 
 
 def test_spaces_around_a_heading_columns_of_nothing_and_a_line_for_excel_are_no_part_of_a_table(tmp_path):
@@ -514,9 +516,13 @@ def test_two_files_for_one_split_and_a_record_that_contradicts_its_file_are_refu
     assert message_of(tmp_path) == f"{tmp_path}: val.jsonl and valid.csv are both for validation: keep one of them"
 
 
-@given(said=st.lists(st.text("abc", min_size=1), min_size=4, max_size=8, unique=True), system=st.booleans())
+@given(
+    said=st.lists(st.text("abc", min_size=1), min_size=4, max_size=8, unique=True),
+    system=st.booleans(),
+    keys=st.sampled_from([("role", "content"), ("content", "role"), ("from", "value"), ("value", "from")]),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tmp_path, said, system):
+def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tmp_path, said, system, keys):
     *asked, chosen, rejected = said[: len(said) - (len(said) + 1) % 2]  # an odd number of turns before two answers
     prompt = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(asked)]
     prompt = [SYSTEM, *prompt] if system else prompt
@@ -544,7 +550,9 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
     assert [record.rejected for record in records] == [rejected] * 5 + [None] * 3
     for form, record in zip(forms, records, strict=True):
         if "input" not in form:
-            table(tmp_path / "data.csv", [form])  # with lists as JSON
+            named = {name: "role" if name in ("role", "from") else "content" for name in keys}
+            turns = lambda one, named=named: {name: one[named[name]] for name in named} if "role" in one else one
+            table(tmp_path / "data.csv", [json.loads(json.dumps(form), object_hook=turns)])  # with lists as JSON
             (same,) = read_records(tmp_path / "data.csv")
             assert (same.messages, same.rejected) == (record.messages, record.rejected)
             (asked_alone,) = read_prompts(tmp_path / "data.csv")

@@ -149,6 +149,8 @@ def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
     rows[2]["questions"] = ["Who hoots?", "Which bird is awake at midnight?"]
     handbook = read_handbook(write_jsonl(tmp_path / "h.jsonl", rows), tokenizer, 200)
     passage, prompt = handbook.ask("Is anybody awake at midnight?")
+    (tmp_path / "h.csv").write_text("Text ;id\nOwls.;a\n")
+    assert [each.id for each in read_handbook(tmp_path / "h.csv", tokenizer, 200).passages] == ["a"]
     assert passage.id == "p2" and passage.text == TEXTS[2] and prompt == fill(TEXTS[2], "Is anybody awake at midnight?")
 
 
@@ -161,11 +163,8 @@ def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
         ("latin.txt", "Caf\u00e9".encode("latin-1"), "cannot be read as UTF-8"),
         ("latin.jsonl", '{"text": "Caf\u00e9"}'.encode("latin-1"), "cannot be read as UTF-8"),
         ("talk.jsonl", b'{"question": "Why?", "answer": "So."}', "a column text; there are answer, question"),
-        (
-            "talk.csv",
-            b"Titel;Inhalt\na;b\n",
-            "a context is a .txt or .md file or rows with a column text; there are Inh",
-        ),
+        ("talk.csv", b"Titel;Inhalt\na;b\n", "a .txt or .md file or rows with a column text; there are Inhalt, Titel"),
+        ("talk.jsonl", b'{"text"', "not JSON"),
         ("talk.jsonl", b'{"text": "a"}\n{"question": "Why?", "answer": "So."}', "line-2 is no text: a context is"),
         (
             "bare.jsonl",
