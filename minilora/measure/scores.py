@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.fields import Task
+from ..data.fields import FieldTask, Task
 from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.records import BUILT_IN, Record, read_source
@@ -112,10 +112,7 @@ def read_sets(
             hint = ["to measure labels, name their column with --label"] * (classified and not reading.label_hint())
             for line in [*reading.notes(), *hint]:
                 log.info(f"{source}: {line}")
-        labels = {*task.labels} if isinstance(task, LabelTask) and task not in stored else set()
-        new = [labels - {*each.labels} for each in stored if isinstance(each, LabelTask) and labels & {*each.labels}]
-        if new:
-            wrong = f"no adapter was trained on all of its labels (not on {listed(sorted(new[0]))})"
+        if task is not None and task not in stored and (wrong := _unlike(task, stored)):
             log.warning(f"{source}: {wrong}: all prompts are unlike in training")
         encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
         if as_trained and source in as_trained:
@@ -138,6 +135,17 @@ def read_sets(
             asked = [one for one in own if one.keywords]
             sets.append(MeasuredSet(name, source, kind, samples, asked, checked_of(task, own, examples)))
     return sets
+
+
+def _unlike(task: Task, stored: Sequence[Task]) -> str:
+    """What makes a task another one than a similar one of an adapter; nothing if none is similar."""
+    if isinstance(task, LabelTask):
+        labels = [{*each.labels} for each in stored if isinstance(each, LabelTask)]
+        new = [listed(sorted({*task.labels} - known)) for known in labels if known.intersection(task.labels)]
+        return f"no adapter was trained on all of its labels (not on {new[0]})" if new else ""
+    names = [{field.name for field in each.fields} for each in (task, *stored) if isinstance(each, FieldTask)]
+    similar = any(names[0] <= known or known <= names[0] for known in names[1:])
+    return "its schema is not the one that the adapter was trained on" if similar else ""
 
 
 def _chosen(

@@ -91,6 +91,21 @@ def test_new_data_are_measured_and_a_chat_answers_under_the_stored_schema(home, 
     }  # fmt: skip
 
 
+def test_a_schema_that_has_changed_since_training_is_named_since_it_changes_all_prompts(home, run, tmp_path, said):
+    (tmp_path / "new.jsonl").write_text('{"text": "pay x, gus", "fields": {"kind": "bill"}}')
+    own, one = SCHEMA["properties"], {"type": ["string", "null"]}
+    for rules, same in (
+        (own, True), (own | {"kind": {"enum": ["bill", "b"]}}, False), (own | {"more": one}, False),
+        ({"kind": own["kind"]}, False), ({"kind": own["kind"], "more": one}, True),
+    ):  # fmt: skip
+        (tmp_path / "new.schema.json").write_text(json.dumps({"properties": rules}))
+        before, data = len(said()), str(tmp_path / "new.jsonl")
+        evaluate_adapters(EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[data], no_recall=True))
+        told = [line for line in said()[before:] if "all prompts are unlike in training" in line]
+        line = f"{data}: its schema is not the one that the adapter was trained on: all prompts are unlike in training"
+        assert told == [line] * (not same), rules
+
+
 def test_a_model_that_was_fine_tuned_as_a_whole_keeps_the_schema(home, run, tmp_path, capsys):
     settings = options(home, tmp_path / "full", data=str(run[1]), steps=1, method="full")
     finetune(settings, measure=False, answers=False)
