@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,8 @@ def _added(task: Task | None, passages: bool) -> list[str]:
 def _write(out: Path | None, encoding: str, text: str, more: bool) -> None:
     """Write rows to a file, after those that it has, or print them. Raises OSError that says how to continue."""
     if out is None:
+        if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():  # the bytes of a file, on Windows, too
+            sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors, newline="\n")
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
         return

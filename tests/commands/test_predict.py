@@ -1,6 +1,7 @@
 """`minilora predict` and `ml.predict`: which rows are read, what is predicted for them, and what is written."""
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -426,6 +427,21 @@ def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsy
     assert main(["predict", "in.txt", *flags]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in rows] == ["hello", "tea, please"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_in_a_pipe_are_those_of_a_file_whatever_its_encoding_and_line_ends(folder, tmp_path, monkeypatch, suffix):
+    flags, rows = folder(TRAINED["labels"]), [{"text": "łódź 😀\nGröße"}, {"text": "tea"}]
+    path = str(tmp_path / f"in{suffix}")
+    if suffix == ".csv":
+        Path(path).write_text('text\n"łódź 😀\nGröße"\ntea\n', "utf-8")
+    else:
+        write_jsonl(tmp_path / "in.jsonl", rows)
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\r\n")  # as Windows makes one
+    monkeypatch.setattr("sys.stdout", pipe)
+    assert main(["predict", path, *flags]) == main(["predict", path, *flags, "--out", f"out{suffix}"]) == 0
+    assert pipe.buffer.getvalue() == (tmp_path / f"out{suffix}").read_bytes()
+    assert [row["text"] for row in read(tmp_path / f"out{suffix}")] == [row["text"] for row in rows]
 
 
 def test_columns_have_the_names_of_training(folder, tmp_path, capsys):
