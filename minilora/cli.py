@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_progress(not ranks.number)
             with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank prints it
                 _refuse_unknown_command(words)
+                _refuse_what_cannot_be_stored(words)
                 arguments = parse(build_parser(words[:1]), words)
             if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
                 with ranks.hand_out() as first:
@@ -101,6 +102,21 @@ def _refuse_unknown_command(words: Sequence[str]) -> None:
     if not words[0].startswith("-") and words[0] not in NAMES:
         meant = suggestion(ELSEWHERE.get(words[0], words[0]), NAMES)
         raise UsageError(f"there is no command {words[0]!r}{meant}; minilora --help lists all commands")
+
+
+def _refuse_what_cannot_be_stored(words: Sequence[str]) -> None:
+    """Raise UsageError for a word whose bytes are no text, and OSError where relative paths lead nowhere."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            coding = sys.getfilesystemencoding()
+            what = "rename such a file or folder, or set a locale (LC_ALL) with its letters"
+            raise UsageError(f"{word!a} is no text in {coding}: {what}") from None
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise OSError("the folder you are in was removed: change to another one (cd)") from None
 
 
 def build_parser(named: Sequence[str] = ()) -> argparse.ArgumentParser:

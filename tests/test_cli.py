@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from commandline import LONG, complaint, instead, job, status, written
@@ -319,6 +320,19 @@ def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, mon
     assert status(*job(tiny_folder)) == 1
     line = "a/b: Read-only" if "a/b" in str(error) else str(error) or "MemoryError"
     assert complaint(capsys) == line.replace("\x1b", "\ufffd")
+
+
+@pytest.mark.parametrize("words", [["data", "a\udcff.csv"], ["finetune", "--base", "tiny", "--out", "\ud800"]])
+def test_a_name_that_no_file_of_text_can_hold_is_refused_before_work(words, capsys):
+    assert status(*words) == 2
+    assert complaint(capsys).startswith(f"{words[-1]!a} is no text in {sys.getfilesystemencoding()}: rename")
+
+
+def test_where_the_folder_one_is_in_was_removed_a_command_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(os, "getcwd", Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory")))
+    assert status("data", "legal") == 1
+    monkeypatch.undo()
+    assert complaint(capsys) == "the folder you are in was removed: change to another one (cd)"
 
 
 @pytest.mark.parametrize("file", [None, "a.csv"])
