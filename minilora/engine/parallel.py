@@ -45,17 +45,24 @@ def processors() -> int:
 
 
 def cores() -> int:
-    """How many threads a matmul may use now: OPENBLAS_NUM_THREADS and its like are respected."""
+    """How many threads a matmul may use now: OPENBLAS_NUM_THREADS and its like are respected.
+
+    So they are with a library that threadpoolctl does not know, as Accelerate on macOS.
+    """
     if _left:
         return _left[0]
     libraries = _controller().select(user_api="blas").info()
-    return max((library["num_threads"] for library in libraries), default=0) or processors()
+    if known := max((library["num_threads"] for library in libraries), default=0):
+        return known
+    given = [os.environ.get(name, "") for name in THREADS]
+    return min([processors(), *_kept, *(int(value) for value in given if value.isdigit() and int(value))])
 
 
 def keep_threads(most: int) -> None:
     """From now on let matmuls use `most` threads, or fewer if OPENBLAS_NUM_THREADS and its like allow fewer."""
     limited = any(name in os.environ for name in THREADS)
     _controller().limit(limits=min(most, cores()) if limited else most, user_api="blas")
+    _kept[:] = [most]
 
 
 def leave_cores(to_another: bool) -> None:
@@ -70,6 +77,7 @@ def leave_cores(to_another: bool) -> None:
         _controller().limit(limits=_left.pop(), user_api="blas")
 
 
+_kept: list[int] = []  # by keep_threads, for a library that threadpoolctl does not know
 _left: list[int] = []  # the number of cores left to another library, if they are
 
 
