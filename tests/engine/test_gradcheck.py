@@ -173,6 +173,22 @@ def test_an_input_used_outside_the_graph_is_caught():
         gradcheck(lambda x, y: x * y.data, np.ones(2), np.ones(2))
 
 
+CONSTANT = [lambda x: ops.softmax(x).sum(), lambda x: (x - x.mean()).sum(), lambda x: x * 3 - x * 2 - x]
+
+
+@pytest.mark.parametrize("f", CONSTANT)
+@pytest.mark.parametrize("slope", [1e-9, np.nan])
+def test_a_function_that_does_not_change_has_the_gradient_zero_and_no_other(f, slope):
+    def wrong(x):
+        return x * 0, lambda g: slope * g
+
+    for seed in range(20):
+        assert gradcheck(f, np.random.default_rng(seed).standard_normal(4)).max_relative_error == 0
+    other = tensor.op(wrong)
+    with pytest.raises(GradientError):
+        gradcheck(lambda x: f(x) + other(x), np.ones(4))
+
+
 # -- inputs and results of any kind ------------------------------------------------------------------------------------
 
 
