@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ class Log:
     """The CSV file of a run, with a row for each step in its history.
 
     In a resumed run, the rows of steps after the checkpoint are removed, since these steps are repeated. Each row is
-    written at once, so a killed run has its log as well.
+    written at once, so a killed run has its log as well. While another program keeps the file to itself, as Excel does
+    on Windows, rows wait for the next one.
     """
 
     def __init__(self, path: Path, history: History):
         self.path, self.history, self.tokens = path, history, history.tokens
+        self.waiting: list[Iterable[Any]] = []
         if not history.losses:
             path.unlink(missing_ok=True)
             return
@@ -36,9 +39,11 @@ class Log:
         history = self.history
         tokens, self.tokens = history.tokens - self.tokens, history.tokens
         speed = f"{tokens / history.seconds[-1]:.1f}"
-        _append(
-            self.path, (len(history.losses), history.losses[-1], history.rates[-1], history.norms[-1], speed, memory)
-        )
+        last = (len(history.losses), history.losses[-1], history.rates[-1], history.norms[-1], speed, memory)
+        self.waiting.append(last)
+        with suppress(PermissionError):
+            _append(self.path, *self.waiting)
+            self.waiting.clear()
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """log.csv: a row for each step, digits and all, and what a run that continues leaves of it."""
 
 import csv
+from unittest.mock import Mock
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_what_is_not_known_of_memory_is_left_empty(path):
     history = History()
     take(history, Log(path, history), 1.0, memory=None)
     assert read_log(path)[0]["peak_memory_bytes"] == ""
+
+
+def test_rows_wait_while_another_program_keeps_the_file_to_itself(path, monkeypatch):
+    history = History()
+    log = Log(path, history)
+    take(history, log, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "open", Mock(side_effect=PermissionError(13, "Excel on Windows")))
+        take(history, log, 2.0)
+        take(history, log, 3.0)
+    assert losses(path) == [1.0]
+    take(history, log, 4.0)
+    take(history, log, 5.0)
+    assert losses(path) == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_a_new_run_begins_a_new_log(path):
