@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
         "minilora": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
+        "blas": f"{blas['name']} {blas['version']}" if "version" in blas else "none",
     } | ({"llvmlite": version("llvmlite")} if find_spec("llvmlite") else {})
 
 
