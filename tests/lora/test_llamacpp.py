@@ -88,7 +88,10 @@ def test_the_alpha_that_is_written_and_what_is_folded_into_b(tmp_path):
         ({"alpha_pattern": {"q_proj": 3}}, 8),  # what most modules have; q's B carries 3 / 8, and no other B a factor
     ):
         model = adapted(new_llama(), **change)
-        reader = gguf.GGUFReader(save_gguf_adapter(model, tmp_path / "adapter.gguf"))
+        path = (
+            tmp_path / f"{'-'.join(change) or 'plain'}.gguf"
+        )  # not one file twice: the reader keeps it mapped, as Windows minds
+        reader = gguf.GGUFReader(save_gguf_adapter(model, path))
         assert reader.fields["adapter.lora.alpha"].contents() == alpha
         stored, state = {t.name: t.data for t in reader.tensors}, adapter_state(model, "default")
         for name, key in (("attn_v.weight.lora_b", "v_proj.lora_B"), ("attn_q.weight.lora_a", "q_proj.lora_A")):
