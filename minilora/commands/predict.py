@@ -38,6 +38,7 @@ from .shared import OVERWRITE, Instead, adapters
 HELP = "write a label, fields or an answer for every row of a file"
 AT_ONCE = 192  # rows whose predictions are written together
 SHOWN = 3  # rows without a prediction that are named
+ESCAPED = "backslashreplace"  # half of a surrogate pair, which JSON can hold, as JSON writes it
 PREFIX = "predicted_"  # of the columns that are added
 SETTINGS = (  # that decide a prediction
     "base", "quantized", "bf16", "dtype", "max_new_tokens", "temperature", "seed", "system", "context", "schema",
@@ -246,12 +247,13 @@ def _write(out: Path | None, encoding: str, text: str, more: bool) -> None:
     """Write rows to a file, after those that it has, or print them. Raises OSError that says how to continue."""
     if out is None:
         if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():  # the bytes of a file, on Windows, too
-            sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors, newline="\n")
+            sys.stdout.reconfigure(encoding="utf-8", errors=ESCAPED, newline="\n")
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
         return
     try:
-        with out.open("r+" if more else "w", encoding=encoding, newline="") as file:  # an error if it was moved away
+        mode = "r+" if more else "w"  # an error if it was moved away
+        with out.open(mode, encoding=encoding, errors=ESCAPED, newline="") as file:
             file.seek(0, os.SEEK_END)
             file.write(text)
     except OSError as error:

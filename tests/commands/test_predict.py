@@ -429,19 +429,23 @@ def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsy
     assert [row["text"] for row in rows] == ["hello", "tea, please"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_rows_in_a_pipe_are_those_of_a_file_whatever_its_encoding_and_line_ends(folder, tmp_path, monkeypatch, suffix):
-    flags, rows = folder(TRAINED["labels"]), [{"text": "łódź 😀\nGröße"}, {"text": "tea"}]
-    path = str(tmp_path / f"in{suffix}")
+def test_rows_in_a_pipe_are_those_of_a_file_whatever_its_encoding(folder, tmp_path, monkeypatch, suffix, terminal):
+    flags, path = folder(TRAINED["labels"]), str(tmp_path / f"in{suffix}")
+    rows = [{"text": "łódź 😀\nGröße", "n": "1" if suffix == ".csv" else "\ud83d"}, {"text": "tea", "n": "2"}]
     if suffix == ".csv":
-        Path(path).write_text('text\n"łódź 😀\nGröße"\ntea\n', "utf-8")
+        Path(path).write_text('text,n\n"łódź 😀\nGröße",1\ntea,2\n', "utf-8")
     else:
-        write_jsonl(tmp_path / "in.jsonl", rows)
-    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\r\n")  # as Windows makes one
+        Path(path).write_text("\n".join(map(json.dumps, rows)))
+    pipe = io.TextIOWrapper(io.BytesIO(), "cp1252", "backslashreplace", newline="\r\n")  # as Windows makes one
+    pipe.isatty = lambda: terminal
     monkeypatch.setattr("sys.stdout", pipe)
     assert main(["predict", path, *flags]) == main(["predict", path, *flags, "--out", f"out{suffix}"]) == 0
-    assert pipe.buffer.getvalue() == (tmp_path / f"out{suffix}").read_bytes()
-    assert [row["text"] for row in read(tmp_path / f"out{suffix}")] == [row["text"] for row in rows]
+    same = pipe.buffer.getvalue() == (tmp_path / f"out{suffix}").read_bytes()
+    assert same != terminal and (pipe.encoding == "cp1252") == terminal
+    found = [{name: row[name] for name in ("text", "n")} for row in read(tmp_path / f"out{suffix}")]
+    assert found == rows
 
 
 def test_columns_have_the_names_of_training(folder, tmp_path, capsys):
