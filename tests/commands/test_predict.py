@@ -435,7 +435,7 @@ def test_rows_in_a_pipe_are_those_of_a_file_whatever_its_encoding(folder, tmp_pa
     flags, path = folder(TRAINED["labels"]), str(tmp_path / f"in{suffix}")
     rows = [{"text": "łódź 😀\nGröße", "n": "1" if suffix == ".csv" else "\ud83d"}, {"text": "tea", "n": "2"}]
     if suffix == ".csv":
-        Path(path).write_text('text,n\n"łódź 😀\nGröße",1\ntea,2\n', "utf-8")
+        Path(path).write_text('text,n\n"łódź 😀\nGröße",1\ntea,2\n', "utf-8", newline="\n")
     else:
         Path(path).write_text("\n".join(map(json.dumps, rows)))
     pipe = io.TextIOWrapper(io.BytesIO(), "cp1252", "backslashreplace", newline="\r\n")  # as Windows makes one
