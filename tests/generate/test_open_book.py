@@ -51,7 +51,7 @@ def test_the_best_passage_is_in_the_prompt_and_not_in_what_was_said(talk, model,
     messages = [{"role": role, "content": text} for role, text in said]
     assert second == generate(model, loaded[1], messages, 12)
     talk.save(tmp_path / "talk.jsonl")
-    (saved,) = map(json.loads, (tmp_path / "talk.jsonl").read_text().splitlines())
+    (saved,) = map(json.loads, (tmp_path / "talk.jsonl").read_text("utf-8").splitlines())
     assert [m["content"] for m in saved["messages"]] == [QUESTION, first, "And a heron?", second]
 
 
