@@ -35,7 +35,7 @@ def served(monkeypatch, setup, turns=0):
 
 def test_all_take_turns_after_all_are_ready(monkeypatch):
     pauses = []
-    monkeypatch.setattr(turns.time, "sleep", pauses.append)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=pauses.append))  # not that of subprocess, which waits
     with counts_of("turn") as counted:
         results = take_turns([saying("a", ANSWER), saying("b", ANSWER)], rounds=2, pause=0.5)
     assert sum(counted) == 2 * 3 and pauses == [0.5] * 4
