@@ -66,8 +66,7 @@ class Tokenizer:
         self.unknown_bytes = {byte for byte, symbol in symbols.items() if core.token_to_id(symbol) is None}
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
-        begins = bos != "" and self.begun([]) == [core.token_to_id(bos)]
-        self.template = template or "{{ bos_token }}" * begins + _PLAIN_TEMPLATE
+        self.template = template or "{{ bos_token }}" * len(self.begun([])) + _PLAIN_TEMPLATE
         self.end_ids = frozenset({eos_id, *other_ends} & {eos_id, *control})
         self.ends = [core.id_to_token(i) for i in sorted(self.end_ids)]
         self._control = re.compile(f"(?=({'|'.join(control.values())}))." if control else r"(?!)", re.DOTALL)
