@@ -314,7 +314,7 @@ def _columns(
     options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
 ) -> dict[str, Mapping[str, str]]:
     """The columns of each data set under other names: those given, or those of the adapter that was trained on it. Of
-    other data those of the adapters' training, if they all have these columns; built-in data have columns of their own.
+    other data those of the adapters' training, if they all have these columns; built-in data have their own.
 
     trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
     """

@@ -7,8 +7,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..data.formats import PROMPTS, listed
 from ..data.labels import LabelTask
 from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
 from ..data.records import path_of
-from ..files.disk import read_json, write_json
+from ..files.disk import locked, read_json, write_json
 from ..generate.fields import task_for
 from ..generate.predict import predict
 from ..generate.quotes import refuse_without_passages
@@ -91,7 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     if out is None:
         return _predict(options, path, None)
     _refuse_unwritable(out, path, options.resume or arguments.overwrite)
-    with _alone(out):
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"{out}: another predict is writing there; choose another --out"):
         _predict(options, path, out)
 
 
@@ -180,22 +180,6 @@ def _refuse_unwritable(out: Path, source: Path, replaced: bool) -> None:
     out.open("a").close()
     if not there:
         out.unlink()
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """In this block no other command writes rows to the file. Raises ValueError where one does."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0) as lock:
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows deletes it when it is released
-                    Path(lock.lock_file).unlink()
-    except Timeout as error:
-        raise ValueError(f"{out}: another predict is writing there; choose another --out") from error
 
 
 def _settings_file(out: Path) -> Path:

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..data.formats import with_label
 from ..data.records import Record, read_source, sha256_of_data
 from ..data.splits import has_validation, split_records
 from ..engine.parallel import processors
-from ..files.disk import read_json, remove_folder, write_bytes, write_json
+from ..files.disk import locked, read_json, remove_folder, write_bytes, write_json
 from ..measure.statistics import Interval
 from ..models.load import load_tokenizer, locate, sha256_of_base
 from ..options import flag, refuse_other_settings
@@ -190,21 +190,13 @@ def _guess(setting: Mapping[str, Any]) -> float:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """In this block no other sweep writes to the folder. Raises ValueError where it is not a sweep's to write to."""
-    from filelock import FileLock, Timeout
-
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out")
     refuse_foreign(folder, FILES, "a sweep")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, timeout=0) as lock:
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows deletes it when it is released
-                    Path(lock.lock_file).unlink()
-    except Timeout as error:
-        raise ValueError(f"{folder}: another sweep is running there; choose another --out") from error
+        with locked(folder / LOCK, f"{folder}: another sweep is running there; choose another --out"):
+            yield
     except OSError as error:
         raise unwritable(folder, error) from error
 

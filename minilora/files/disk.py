@@ -36,6 +36,24 @@ def reading(path: Path) -> Iterator[None]:
         raise ModelFileError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
 
 
+@contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """A block that no other process is in with the same path, which is a file that exists meanwhile. Raises ValueError
+    with the message `otherwise` where one is.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows deletes it when it is released
+                    path.unlink()
+    except Timeout as error:
+        raise ValueError(otherwise) from error
+
+
 OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # Finder and Explorer leave them in folders
 
 
