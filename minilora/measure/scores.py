@@ -113,7 +113,7 @@ def read_sets(
             for line in [*reading.notes(), *hint]:
                 log.info(f"{source}: {line}")
         if task is not None and task not in stored and (wrong := _unlike(task, stored)):
-            log.warning(f"{source}: {wrong}: all prompts are unlike in training")
+            log.warning(f"{source}: {wrong}: its prompts differ from those of training")
         encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
         if as_trained and source in as_trained:
             records, encode = as_trained[source](records)

@@ -142,7 +142,7 @@ def test_a_label_that_is_new_to_the_adapters_is_named_since_it_changes_all_promp
     settings = EvalOptions(
         adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "new.jsonl")], no_recall=True
     )
-    line = "no adapter was trained on all of its labels (not on Bill, z): all prompts are unlike in training"
+    line = "no adapter was trained on all of its labels (not on Bill, z): its prompts differ from those of training"
     for labels, known in (("bill parcel z Bill", False), ("bill parcel", True), ("other", True), ("z Bill", True)):
         rows = [{"text": f"the invoice {label}", "label": label} for label in labels.split()]
         (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
