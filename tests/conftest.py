@@ -136,6 +136,14 @@ def loaded(shop):
     return load_with_adapters({name: shop / name for name in SHOP}, shop / "base")
 
 
+@pytest.fixture
+def model(loaded):
+    """The base with both adapters, of which none is active at the beginning."""
+    ml.set_adapter(loaded[0], None)
+    yield loaded[0]
+    ml.set_adapter(loaded[0], None)
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The real model and its tokenizer, shared by the session: a test that changes it must change it back."""

@@ -16,14 +16,6 @@ from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
 from minilora.models import load, with_adapters
 
-
-@pytest.fixture
-def model(loaded):
-    """The base with both adapters; none is active at the beginning."""
-    ml.set_adapter(loaded[0], None)
-    return loaded[0]
-
-
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 

@@ -40,11 +40,10 @@ TRAINED = {"answer": {}, "labels": LABELS.entry(), "fields": FIELDS.entry()}  # 
 
 
 @pytest.fixture
-def model(loaded):
+def model(model):
     """The base with the adapter legal active."""
-    ml.set_adapter(loaded[0], "legal")
-    yield loaded[0]
-    ml.set_adapter(loaded[0], None)
+    ml.set_adapter(model, "legal")
+    return model
 
 
 @pytest.fixture

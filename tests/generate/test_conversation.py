@@ -14,13 +14,6 @@ from minilora.generate.streams import Streams
 
 
 @pytest.fixture
-def model(loaded):
-    """The base with both adapters; none is active at the beginning."""
-    ml.set_adapter(loaded[0], None)
-    return loaded[0]
-
-
-@pytest.fixture
 def talk(model, tokenizer):
     return Talk(model, tokenizer, 12)
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import minilora as ml
 from minilora.commands.asking import read_context
 from minilora.commands.chat import Chat, Output
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
@@ -15,13 +14,6 @@ BOOK = Handbook([Passage("birds/heron", "A heron eats fish."), Passage("birds/ow
 QUESTION = "What does the owl eat?"
 PROMPT = fill("An owl eats mice.", QUESTION)
 OTHER = "Read: {passage} Then say: {question}"
-
-
-@pytest.fixture
-def model(loaded):
-    ml.set_adapter(loaded[0], None)
-    yield loaded[0]
-    ml.set_adapter(loaded[0], None)
 
 
 @pytest.fixture

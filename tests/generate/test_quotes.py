@@ -32,14 +32,12 @@ QUESTIONS = ("hello", "a?", "Why?", "An owl?", "Is it grey?", "by day")
 
 
 @pytest.fixture
-def model(loaded, monkeypatch):
+def model(model, monkeypatch):
     """The base, with the adapter support, which learned to quote, and legal, which did not."""
-    model, _ = loaded
     monkeypatch.setattr(model.adapters["support"], "data", {"name": "x", **QUOTING.entry()})
     monkeypatch.setattr(model.adapters["legal"], "data", {"name": "legal"})
     ml.set_adapter(model, "support")
-    yield model
-    ml.set_adapter(model, None)
+    return model
 
 
 def likeliest(model, tokenizer, question, passages, system=None, quoting=QUOTING):
