@@ -8,26 +8,18 @@ and a Chromium.
 """
 
 import argparse
-import functools
 import sys
 import tempfile
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from browsers import chromium
+from browsers import chromium, served
 
 from minilora.site.write import write_site
-
-
-class Silent(SimpleHTTPRequestHandler):
-    def log_message(self, *words):
-        pass
 
 
 def largest():
@@ -57,14 +49,11 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(f"{write_site(Path(folder, 'site'), arguments.pyodide) / 1e6:.1f} MB")
-        handler = functools.partial(Silent, directory=Path(folder, "site"))
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            found = []
+        found = []
+        with served(Path(folder, "site")) as address:
             for _ in range(arguments.rounds):
-                found.append(opened(f"http://127.0.0.1:{server.server_port}/"))
+                found.append(opened(address))
                 print("ready {:.1f} s, taught {:.1f} s, {:.0f} MB, {} right".format(*found[-1]))
-            server.shutdown()
     ready, taught, size, _ = zip(*found, strict=True)
     print(f"medians: ready {median(ready):.1f} s, taught {median(taught):.1f} s, {median(size):.0f} MB")
 
