@@ -542,16 +542,4 @@ def test_random_numbers_of_a_function_inside_another_are_drawn_once():
     y = recomputed(lambda x: drawn(recomputed(lambda x: drawn(drawn(x)), drawn(x))), x)
     y.sum().backward()
     assert np.array_equal(x.grad, y.data)  # the product of all four numbers
-
-
-def test_random_numbers_are_drawn_once():
-    rng, seen = np.random.default_rng(0), []
-
-    def noisy(x):
-        seen.append(remembered(lambda: int(rng.integers(100))))
-        return x * float(seen[-1])
-
-    x = Tensor(np.ones(3), requires_grad=True)
-    recomputed(noisy, x).sum().backward()
-    assert seen[0] == seen[1] and np.array_equal(x.grad, np.full(3, float(seen[0])))
     assert remembered(lambda: 7) == 7
