@@ -11,14 +11,12 @@ from smallmodels import DTYPES, EMBED, as_float64, logits, one_layer, shaken, to
 from smallmodels import lora_config as config
 
 from minilora.engine.gradcheck import gradcheck
-from minilora.engine.tensor import Tensor
 from minilora.lora.adapters import adapter_state, add_adapter, base_state, lora_modules, merge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.layer import LoraEmbedding, LoraLinear, new_weights
 from minilora.lora.variants import Dropout
 from minilora.nn.layers import Embedding, Linear
 from minilora.nn.llama import Llama
-from minilora.nn.module import Parameter
 
 # -- one layer ---------------------------------------------------------------------------------------------------------
 
@@ -60,14 +58,6 @@ def test_a_layer_computes_its_formula_and_merging_it_changes_nothing(
         np.testing.assert_allclose(lora(x).data / scale, y / scale, **tolerance(dtype))
     lora.unmerge()
     assert lora.weight.data.tobytes() == w.tobytes() and lora(x).data.tobytes() == y.tobytes()
-
-
-def test_a_trained_bias_takes_the_place_of_the_layers_own(rng):
-    layer, share = one_layer(rng, bias=True)
-    share.bias = Parameter(rng.standard_normal(5))
-    share.lora_B.data[...] = 0
-    x = rng.standard_normal((4, 6))
-    np.testing.assert_allclose(layer(Tensor(x)).data, x @ layer.weight.data.T + share.bias.data, rtol=1e-12)
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------

@@ -43,11 +43,6 @@ def test_a_mixed_batch_of_another_number_of_rows_is_refused(model, kinds, rows):
             net(ROWS)
 
 
-def test_a_mixed_batch_of_an_unknown_adapter_is_refused(model):
-    with pytest.raises(ValueError, match="nobody"), ml.mixed_batch(model, ["nobody"]):
-        pass
-
-
 def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
     names = [*MIX, None, MIX]
     ids = np.arange(7 * 5).reshape(7, 5) * 11 % 64
