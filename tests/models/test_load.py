@@ -124,12 +124,6 @@ def test_what_stays_as_stored_is_for_folders_that_are_not_quantised_and_not_the_
     assert [dtype_of(each) for each in commands] == ["auto", "bfloat16", "float32", "float32", "float32", "auto"]
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, rng):
-    model = Llama(dataclasses.replace(CONFIG, vocab_size=256), rng)
-    with pytest.raises(ModelFileError, match=r"m\.gguf: the tokenizer has .* tokens, but the model has only 256"):
-        load(write_gguf(tmp_path / "m.gguf", model))
-
-
 @pytest.mark.parametrize("special", [True, False])
 def test_a_control_token_that_the_model_does_not_have_is_no_reason_to_refuse_it(tmp_path, rng, special):
     """Gemma 3's text models have no row for the tokenizer's <image_soft_token>."""
