@@ -18,7 +18,7 @@ from ..files.disk import ModelFileError
 from .tokenizer import Tokenizer
 
 _SPACE = "▁"  # SentencePiece writes a space so
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's types of tokens
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # llama.cpp's types of tokens
 
 
 def _words(numbers: str) -> str:
