@@ -80,7 +80,6 @@ def test_nan_is_never_right(double):
 def test_only_rounding_may_differ(double):
     assert judged(double, lambda x, names: 2 * x * (1 + 1e-11), rng()) == "ok"
     assert "as expected, but later digits differ" in judged(double, lambda x, names: 2 * x * (1 + 1e-7), rng())
-    assert close(np.ones(2), np.ones(2) + 1e-11) and not close(np.ones(2), np.ones(2) + 1e-7)
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
@@ -377,14 +376,13 @@ def test_a_check_is_stopped_when_it_takes_too_long(double, monkeypatch, interrup
 
     monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.3,))
     before = signal.signal(signal.SIGINT, interrupts)  # ignored where a shell has started the program in the background
+    said = "stopped after 0 seconds: does a loop never end, or does it wait for something?"
     try:
-        start = time.perf_counter()
-        assert (
-            judged(double, endless, rng())
-            == "stopped after 0 seconds: does a loop never end, or does it wait for something?"
-        )
-        assert time.perf_counter() - start < 5
-        assert signal.getsignal(signal.SIGINT) == interrupts
+        for waits in (endless, lambda x, names: time.sleep(60)):
+            start = time.perf_counter()
+            assert judged(double, waits, rng()) == said
+            assert time.perf_counter() - start < 5
+            assert signal.getsignal(signal.SIGINT) == interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -401,13 +399,6 @@ def test_in_a_browser_a_check_starts_no_thread(double, monkeypatch):
     monkeypatch.setattr(watch.sys, "platform", "emscripten")
     monkeypatch.setattr(threading.Thread, "start", None)  # calling it is an error
     assert judged(double, right, rng()) == "ok"
-
-
-def test_a_sleep_is_stopped_too(double, monkeypatch):
-    monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.3,))
-    start = time.perf_counter()
-    assert judged(double, lambda x, names: time.sleep(60), rng()).startswith("stopped after")
-    assert time.perf_counter() - start < 5
 
 
 def test_the_interrupt_of_the_user_stays_one(double):
@@ -647,10 +638,11 @@ def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha / len(A) * (x @ A.T @ B.T)
 
 
-def test_check_prints_one_line_with_the_exercises_number(capfd):
-    def inject(W, r, rng):
-        raise NotImplementedError
+def inject(W, r, rng):
+    raise NotImplementedError
 
+
+def test_check_prints_one_line_with_the_exercises_number(capfd):
     assert check(lora_forward) is None and check(inject) is None
     assert capfd.readouterr() == ("9.1  ok\n9.3  not written yet\n", "")
 
@@ -658,10 +650,6 @@ def test_check_prints_one_line_with_the_exercises_number(capfd):
 @pytest.mark.parametrize("variable, value", [("NBGRADER_EXECUTION", "autograde"), ("MINILORA_STRICT", "1")])
 def test_check_raises_under_a_grader(variable, value, monkeypatch, capfd):
     monkeypatch.setenv(variable, value)
-
-    def inject(W, r, rng):
-        raise NotImplementedError
-
     with pytest.raises(AssertionError, match=r"^9.3  not written yet$"):
         check(inject)
     assert check(lora_forward) is None
