@@ -11,7 +11,6 @@ from minilora.data.rows import DataError
 from minilora.data.splits import describe_splits, has_validation, split_records, split_text
 
 SYSTEM = {"role": "system", "content": "Be brief."}
-HELLO = {"role": "user", "content": "hello"}
 SO = {"role": "assistant", "content": "So."}
 
 

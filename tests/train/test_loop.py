@@ -249,11 +249,6 @@ def test_what_a_history_has_of_an_earlier_training_decides_nothing_about_the_nex
     assert expected[0] == min(expected[1]) < expected[1][-1] and 2 < len(expected[1]) < 12
 
 
-def test_an_array_of_ids_is_no_list_of_samples(tiny_config):
-    with pytest.raises(TypeError, match="expected a list of samples, got a ndarray"):
-        fit(adapted(tiny_config), np.ones((2, 3), int), 1)
-
-
 # -- what breaks on the way --------------------------------------------------------------------------------------------
 
 
@@ -301,12 +296,6 @@ def test_validation_decides_which_weights_are_kept_and_when_to_stop_and_so_may_t
     assert len(short.losses) == 8 + 6 and same(stopped, kept)
     asked, short = validated(each_step=lambda done: "stop" if done == 10 else None)
     assert len(short.losses) == 10 and same(asked, kept)
-
-
-def test_nothing_trainable_is_an_error(tiny_model, rng):
-    tiny_model.requires_grad_(False)
-    with pytest.raises(ValueError):
-        fit(tiny_model, random_samples(rng), 1)
 
 
 class Poison:
