@@ -112,13 +112,6 @@ def test_every_sample_is_in_one_share_and_the_shares_are_even(size):
     assert in_ranks(size, lambda ranks: ranks.at_once(8))[0] == [-(-8 // size)] * size
 
 
-def test_what_is_measured_by_turns_comes_back_in_order():
-    def turns(ranks):
-        return ranks.join(list(range(7))[ranks.number :: ranks.size])
-
-    assert in_ranks(3, turns)[0] == [list(range(7))] * 3
-
-
 def test_a_number_is_summed_over_the_ranks_of_one_machine():
     def here(ranks):
         ranks.host = "ab"[ranks.number == 1]
