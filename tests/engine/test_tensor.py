@@ -397,12 +397,6 @@ def test_a_detached_or_frozen_tensor_has_no_graph_and_accepts_no_gradient():
     x.grad = None
 
 
-def test_shared_backward_runs_once_and_gives_each_its_part():
-    calls = []
-    first, second = tensor.shared_backward(lambda g: calls.append(g) or (g + 1, g + 2), 2)
-    assert (second(10), first(10)) == (12, 11) and calls == [10]
-
-
 # -- what an operation must return -------------------------------------------------------------------------------------
 
 
