@@ -60,13 +60,6 @@ def test_answer_all_asks_the_records_questions_and_tells_progress(talker, tokeni
     assert answers == [generate(talker, tokenizer, q, 6) for q in QUESTIONS] and sum(heard) == len(QUESTIONS)
 
 
-def test_a_record_of_several_turns_is_asked_with_all_of_them_before_the_last_answer(talker, tokenizer):
-    turns = [*asked("hello"), {"role": "assistant", "content": "Hi."}, *asked("x")]
-    record = Record("talk", (*turns, {"role": "assistant", "content": "-"}))
-    (answer,) = answer_all(talker, tokenizer, [record], 8)
-    assert answer == generate(talker, tokenizer, turns, 8) != generate(talker, tokenizer, turns[:1], 8)
-
-
 def test_a_measured_answer_has_at_most_64_tokens(talker, tokenizer):
     question = next(q for q in QUESTIONS if len(tokenizer.encode(generate(talker, tokenizer, q, 80))) > 64)
     record = Record("x", (*asked(question), {"role": "assistant", "content": "-"}))
