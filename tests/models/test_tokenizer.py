@@ -150,12 +150,6 @@ def test_text_without_the_name_of_a_control_token_is_not_cut(tokenizer):
         tokenizer.plain("a\udfff")
 
 
-def test_special_tokens_are_recognised_in_text_and_left_out_when_decoding(tokenizer):
-    ids = tokenizer.encode("<|im_start|>hello<|im_end|>")
-    assert ids == [1, IDS["hello"], 2]
-    assert tokenizer.decode(ids) == "hello"
-
-
 def test_a_token_is_special_only_if_the_file_says_so(build):
     kinds = [1, 3, 3, *[1] * (len(IDS) - 3)]  # normal, control, control, normal ...
     ids = build(**{"ggml.token_type": kinds}).encode("<|endoftext|><|im_end|>")
