@@ -361,12 +361,7 @@ MEAN = {
 }
 
 
-@exercise(
-    "2.4",
-    draw=lambda rng: Draw(None, gradients=gradients),
-    returns="nothing",
-    judge=hunt("2.4", gradients),
-)
+@exercise("2.4", draw=lambda rng: Draw(None, gradients=gradients), returns="nothing", judge=hunt("2.4", gradients))
 def test_engine(gradients):
     """gradients(f, *arrays) -> a list: passes if the engine is right, raises AssertionError if it is broken"""
     rng, each = np.random.default_rng(0), 1

@@ -52,13 +52,7 @@ def judge_training(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         )
 
 
-@exercise(
-    "3.1",
-    draw=draw_step,
-    smallest=draw_first,
-    returns="w (m, n), m (m, n), v (m, n)",
-    also=judge_training,
-)
+@exercise("3.1", draw=draw_step, smallest=draw_first, returns="w (m, n), m (m, n), v (m, n)", also=judge_training)
 def adamw_step(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     """w, g, m, v: arrays of one shape; t = 1, 2, ...; the rest are numbers -> the new w, m, v"""
     m = beta1 * m + (1 - beta1) * g

@@ -25,13 +25,7 @@ def draw_softmax(rng: np.random.Generator, T: int | None = None) -> Draw:
     return drawn
 
 
-@exercise(
-    "4.1",
-    draw=draw_softmax,
-    smallest=lambda rng: draw_softmax(rng, T=1),
-    returns="ds (T, S)",
-    by_hand=True,
-)
+@exercise("4.1", draw=draw_softmax, smallest=lambda rng: draw_softmax(rng, T=1), returns="ds (T, S)", by_hand=True)
 def softmax_vjp(p, g):
     """p (T, S) probabilities, each row a softmax, g (T, S) -> the gradient of the scores (T, S)"""
     return p * (g - (p * g).sum(axis=-1, keepdims=True))
@@ -102,12 +96,7 @@ BY_D = {
     r"\mathrm{softmax}(q k^\top / \sqrt D)": r"\mathrm{softmax}(q k^\top / D)",
     "np.sqrt(D)": "D",
 }
-variant(
-    "grouped_attention",
-    BY_D,
-    "scores are divided by the width of a head, not by its root",
-    lines={"sqrt(D)": "D"},
-)
+variant("grouped_attention", BY_D, "scores are divided by the width of a head, not by its root", lines={"sqrt(D)": "D"})
 
 
 # -- 4.3 its gradients -------------------------------------------------------------------------------------------------

@@ -88,13 +88,7 @@ def draw_norm(rng: np.random.Generator, N: int | None = None) -> Draw:
     return drawn
 
 
-@exercise(
-    "5.2",
-    draw=draw_norm,
-    smallest=lambda rng: draw_norm(rng, N=1),
-    returns="dx (N, C), dw (C)",
-    by_hand=True,
-)
+@exercise("5.2", draw=draw_norm, smallest=lambda rng: draw_norm(rng, N=1), returns="dx (N, C), dw (C)", by_hand=True)
 def rms_norm_vjp(x, w, g, eps):
     """x (N, C), w (C), g (N, C) -> dx (N, C), dw (C)"""
     inv = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)

@@ -52,10 +52,7 @@ variant(
     "answer_loss",
     {"natural logarithm": "logarithm to the base 2", "np.log(p": "np.log2(p"},
     "the loss is in bits, not in nats",
-    lines={
-        "exp(loss)": "2 ** loss",
-        "np.exp(-np": "np.exp2(-np",
-    },
+    lines={"exp(loss)": "2 ** loss", "np.exp(-np": "np.exp2(-np"},
 )
 
 
@@ -200,12 +197,7 @@ def training(weights: Any, frozen: Any, lr: float, beta: float, decay: float) ->
     return run
 
 
-@exercise(
-    "7.4",
-    draw=lambda rng: Draw(None, training=training),
-    returns="nothing",
-    judge=hunt("7.4", training),
-)
+@exercise("7.4", draw=lambda rng: Draw(None, training=training), returns="nothing", judge=hunt("7.4", training))
 def test_training(training):
     """training(weights, frozen, lr, beta, decay) -> a run: passes if it is right, raises AssertionError if not"""
     g = {"W": np.array([1.0, 2.0]), "A": np.array([3.0, -1.0])}

@@ -124,11 +124,7 @@ variant(
     "merge",
     RS | NAMED_BASE,
     "the scale is that of rsLoRA, and the base's array has another key",
-    draw=[
-        partial(layer, key="base"),
-        partial(layer, key="base", square=True),
-        partial(layer, key="base", merged=True),
-    ],
+    draw=[partial(layer, key="base"), partial(layer, key="base", square=True), partial(layer, key="base", merged=True)],
     smallest=partial(layer, r=1, key="base"),
     judge=partial(judge_merge, power=0.5),
 )
@@ -350,12 +346,7 @@ def lora(W: Any, r: int, alpha: float, rng: np.random.Generator) -> Any:
     return layer
 
 
-@exercise(
-    "10.4",
-    draw=lambda rng: Draw(None, lora=lora),
-    returns="nothing",
-    judge=hunt("10.4", lora),
-)
+@exercise("10.4", draw=lambda rng: Draw(None, lora=lora), returns="nothing", judge=hunt("10.4", lora))
 def test_lora(lora):
     """lora(W, r, alpha, rng) -> a layer: passes if it is right, raises AssertionError if it is broken"""
     rng = np.random.default_rng(0)

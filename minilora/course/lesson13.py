@@ -129,12 +129,7 @@ def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*
 BUDGETS = ("exact", "spare", "large", "none", "tiny")
 
 
-@exercise(
-    "13.3",
-    draw=[partial(draw_budget, kind=kind) for kind in BUDGETS],
-    returns="the rank",
-    tolerance=0,
-)
+@exercise("13.3", draw=[partial(draw_budget, kind=kind) for kind in BUDGETS], returns="the rank", tolerance=0)
 def largest_rank(shapes, budget):
     """shapes: a dictionary of name -> shape, budget: bytes -> the largest r that fits, 0 if none does"""
     base = training_memory(shapes, 0)

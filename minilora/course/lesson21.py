@@ -80,9 +80,7 @@ variant(
     "dpo_loss",
     {"*mean over all pairs*": "*sum over all pairs*", ".mean()": ".sum()"},
     "the loss is the sum over all pairs",
-    lines={
-        "the mean is taken": "the sum is taken",
-    },
+    lines={"the mean is taken": "the sum is taken"},
 )
 
 
@@ -104,12 +102,7 @@ def draw_training(rng: np.random.Generator, steps: int | None = None) -> Draw:
     )
 
 
-@exercise(
-    "21.3",
-    draw=draw_training,
-    smallest=lambda rng: draw_training(rng, steps=1),
-    returns="scores (K)",
-)
+@exercise("21.3", draw=draw_training, smallest=lambda rng: draw_training(rng, steps=1), returns="scores (K)")
 def dpo_training(scores, pairs, beta, lr, steps):
     """scores (K), pairs: a list of (chosen, rejected), beta, the learning rate, steps -> the scores afterwards (K)"""
     reference = scores.copy()
