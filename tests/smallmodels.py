@@ -70,6 +70,18 @@ def logits(model, ids=IDS):
         return to_numpy(model(to_device_of(model.head_weight.data, ids)[0]).data)
 
 
+def losses_of(model, optimizer, steps, ids=IDS):
+    """The loss of each step on ids; the gradients of the last one stay."""
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model.loss(ids, ids)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def random_samples(rng, sizes=(12, 9, 15, 10, 8, 14), vocabulary=64):
     rows = [rng.integers(0, vocabulary, n).tolist() for n in sizes]
     return [Sample(tuple(row), (NOT_SCORED, NOT_SCORED, *row[2:])) for row in rows]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import strictarray
 from modelfiles import CHATML, CONFIG, IDS, RANDOM, new_llama, new_tokenizer, write_folder, write_gguf
-from smallmodels import logits
+from smallmodels import logits, losses_of
 
 from minilora.cli import main
 from minilora.commands.shared import Loading
@@ -89,14 +89,7 @@ def values(w):
 def trained(model, config, steps=2):
     """The losses of a few steps of AdamW, and the adapter after them."""
     add_adapter(model, config, seed=3)
-    optimizer, losses = AdamW(model.trainable_parameters(), lr=1e-2), []
-    model.train()
-    for _ in range(steps):
-        loss = model.loss(IDS, IDS)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = losses_of(model.train(), AdamW(model.trainable_parameters(), lr=1e-2), steps, IDS)
     model.eval()
     return losses, {name: w.copy() for name, w in adapter_state(model, "default").items()}
 

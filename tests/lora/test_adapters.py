@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smallmodels import EMBED, IDS, Net, as_float64, logits, shaken
+from smallmodels import EMBED, IDS, Net, as_float64, logits, losses_of, shaken
 from smallmodels import lora_config as config
 
 import minilora as ml
@@ -38,14 +38,6 @@ QV = ["q_proj", "v_proj"]
 def random(**settings):
     """An adapter with B not zero, which changes the output."""
     return config(init_lora_weights=False, **settings)
-
-
-def step(model, optimizer):
-    optimizer.zero_grad()
-    loss = model.loss(IDS, IDS)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
 
 
 def snapshot(model):
@@ -106,7 +98,7 @@ def test_a_new_adapter_changes_no_bit_and_the_first_step_moves_b_alone(tiny_mode
 
     def moved():
         before = {name: array.copy() for name, array in tiny_model.state_dict().items()}
-        step(tiny_model, optimizer)
+        losses_of(tiny_model, optimizer, 1)
         return {name for name, array in tiny_model.state_dict().items() if not np.array_equal(array, before[name])}
 
     assert moved() == names_in(tiny_model, "lora_B")
@@ -276,7 +268,7 @@ def test_only_the_one_active_adapter_is_trainable_and_learns(three):
         assert len(names) == len(adapter_state(model, which))
     set_adapter(model, "support")
     before = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
-    step(model, AdamW(model.trainable_parameters(), lr=0.01))
+    losses_of(model, AdamW(model.trainable_parameters(), lr=0.01), 1)
     after = {name: sha256_of(adapter_state(model, name)) for name in model.adapters}
     assert [name for name in before if before[name] != after[name]] == ["support"]
 

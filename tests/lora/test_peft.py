@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from modelfiles import as_dtype, write_safetensors
 from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, provenance_of, record_of, refused, refused_with, rewrite
-from smallmodels import IDS, as_float64, every_variant, logits, shaken
+from smallmodels import IDS, as_float64, every_variant, logits, losses_of, shaken
 
 from minilora.files.tensors import read_tensors
 from minilora.lora import peft
@@ -331,15 +331,7 @@ def test_every_other_option_changes_nothing_and_is_written_again(base, folder, t
 
 
 def trained(model, steps):
-    optimizer = AdamW(model.trainable_parameters(), lr=0.01)
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = model.loss(IDS, IDS)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    return losses_of(model, AdamW(model.trainable_parameters(), lr=0.01), steps)
 
 
 def test_dropout_continues_with_the_masks_that_would_have_come_next(base, tmp_path):
