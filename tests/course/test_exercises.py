@@ -25,10 +25,6 @@ BARE_NUMBER = re.compile(r"is [-\d.,e+nan]+, expected [-\d.,e+]+")  # says that 
 DRAWS = [range(1), *(pytest.param(seeds, marks=pytest.mark.long) for seeds in (range(1, 2), range(2, 6)))]
 
 
-def source_of_page(exercise):
-    return next(text for name, text in SOURCES.items() if name.startswith(f"{exercise.lesson:02}_"))
-
-
 @pytest.mark.parametrize("seeds", DRAWS, ids=str)
 @pytest.mark.parametrize("exercise", [pytest.param(e, id=f"{e.number}-{e.name}") for e in EXERCISES.values()])
 def test_the_solution_passes_and_each_known_mistake_gets_its_line_whatever_is_drawn(exercise, seeds):
@@ -123,7 +119,7 @@ def test_a_variant_that_replaces_words_of_no_mistake_is_refused():
 
 def test_its_number_is_in_the_page_and_its_solution_is_not():
     for name, exercise in EXERCISES.items():
-        page = source_of_page(exercise)
+        page = next(text for name, text in SOURCES.items() if name.startswith(f"{exercise.lesson:02}_"))
         assert re.search(rf"^# ## {re.escape(exercise.number)} ", page, re.MULTILINE), name
         stub, body = source_of(exercise.forms[0].reference)
         assert stub.strip() in page and body.strip() not in page and name not in vars(mine), name

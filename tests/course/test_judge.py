@@ -781,10 +781,6 @@ def from_the_inputs(graph_gradients, edges, last):
     return np.array([of(node) for node in range(len(edges))])
 
 
-def with_the_new_layers(add_lora, model, *rest):
-    return {name: model.get_submodule(name) for name in add_lora(model, *rest)}
-
-
 HALF_RIGHT = [  # exercise, variant, an answer made from the solution, the line of the exercise's own judge
     ("adamw_step", None, lambda step, w, g, m, v, t, *rest: step(w, g, m, v, t, *rest) if t < 7 else (w, m, v),
      "each step alone is right, but after ten steps w differs"),
@@ -801,7 +797,8 @@ HALF_RIGHT = [  # exercise, variant, an answer made from the solution, the line 
     ("unmerge", None, copied_where_nothing_is_to_be_done, "a layer that is not merged was changed"),
     ("add_lora", None, lambda add, model, targets, make: add(model, targets, lambda old: make(Linear(4, 3, rng=None))),
      "make_layer was called with a different layer"),
-    ("add_lora", 1, with_the_new_layers, "the values of the dictionary are the layers that were replaced"),
+    ("add_lora", 1, lambda add, model, *rest: {name: model.get_submodule(name) for name in add(model, *rest)},
+     "the values of the dictionary are the layers that were replaced"),
 ]  # fmt: skip
 
 
@@ -820,14 +817,6 @@ def by(function, run, rates, seeds, claimed):
         return run(method, lr, seed) | {"validation": loss}
 
     return EXERCISES["my_claim"].forms[0].reference(judged_by, rates, seeds, claimed)
-
-
-def narrower(best_rate, rates, losses):
-    return None if (rate := best_rate(rates, losses)) == rates[1] else rate
-
-
-def of_the_worst(best_rate, rates, losses):
-    return best_rate(rates, np.broadcast_to(losses.max(axis=0), losses.shape))
 
 
 def repeated(padded_batch, samples, pad_id):
@@ -855,8 +844,8 @@ RARE = [  # an answer that is right in most cases
     ("my_claim", lambda claim, *given: by(max, *given)),
     ("my_claim", lambda claim, *given: by(min, *given)),
     ("scale_of", lambda scale, name, r, *rest: scale(name, 1, *rest)),
-    ("best_rate", narrower),
-    ("best_rate", of_the_worst),
+    ("best_rate", lambda best, rates, losses: None if (rate := best(rates, losses)) == rates[1] else rate),
+    ("best_rate", lambda best, rates, losses: best(rates, np.broadcast_to(losses.max(axis=0), losses.shape))),
     ("tokens_until", lambda tokens, *given: tokens(*given[:-1], given[-1] * (1 + 1e-3))),
     ("floor", lambda floor, x, delta, r: floor(x, delta, r) * len(x) / min(len(x), len(delta))),
 ]

@@ -33,10 +33,6 @@ PUBLISHED = [  # NF4 in bitsandbytes: functional.py, get_4bit_type
 ]  # fmt: skip
 
 
-def of_library(raw, kind):
-    return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
-
-
 def in_library(w, kind):
     return np.ascontiguousarray(gguf.quants.quantize(w, gguf.GGMLQuantizationType[kind])).view(np.uint8)
 
@@ -65,7 +61,7 @@ def test_any_block_has_the_values_of_the_gguf_library(kind, data, rows, blocks):
     before = raw.copy()
     w = dequantize(raw, kind)
     assert w.shape == (rows, values * blocks) and w.dtype == np.float32
-    np.testing.assert_array_equal(w, of_library(raw, kind))
+    np.testing.assert_array_equal(w, gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]))
     w[:] = 7
     np.testing.assert_array_equal(raw, before)  # neither changed nor shared
 
