@@ -23,6 +23,7 @@ from ..lora.provenance import read_provenance
 from .formats import listed
 from .labels import TEXT, Asking, LabelTask
 from .rows import DataError
+from .words import KINDS
 
 SCHEMA_ENDING = ".schema.json"  # support.jsonl has its schema in support.schema.json
 COPIES = 5  # values of a field in the training records, at least, of which all are in their texts, for it to be copied
@@ -318,8 +319,10 @@ def members(value: Any) -> list[Any]:
 
 
 def borders(text: str) -> list[bool]:
-    """Whether each place in a text, before the first character to after the last, is at the border of a word."""
-    inside = [a.isalnum() and b.isalnum() for a, b in pairwise(text)]
+    """Whether each place in a text, before the first character to after the last, is at the border of a word, or of any
+    character where words have no spaces between them.
+    """
+    inside = [b == "M" or (a in "wM" and b == "w") for a, b in pairwise(text.translate(KINDS))]
     return [True, *(not within for within in inside), True][: len(text) + 1]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .formats import listed
 from .records import Record
 from .rows import SPLITS
+from .words import folded, length
 
 NAMED = 5  # leaks that are named; the others are only counted
 _LABEL = 4  # words of an answer, at most, that is a label rather than a text: many records share it
@@ -23,8 +24,8 @@ class Leak:
 def leaks(splits: Mapping[str, Sequence[Record]]) -> list[Leak]:
     """Validation and test records whose question or answer is also in the training set.
 
-    Whole texts are compared; white space and case do not count. An answer of at most four words alone is no leak. Of
-    several training records, the first with the most in common is named.
+    Whole texts are compared; white space, case and how an accent is encoded do not count. An answer of at most four
+    words alone is no leak. Of several training records, the first with the most in common is named.
     """
     held = [record for name in SPLITS[1:] for record in splits[name]]
     waiting: dict[tuple[str, ...], list[int]] = {}
@@ -68,7 +69,7 @@ def _keys(record: Record) -> Iterator[tuple[str, ...]]:
     yield "question", question
     for answer in answers:
         yield whole
-        if record.label is None and len(answer.split()) > _LABEL:
+        if record.label is None and length(answer) > _LABEL:
             yield "answer", answer
 
 
@@ -81,4 +82,4 @@ def _whole(record: Record) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(folded(text).split())

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..models.tokenizer import Message
 from .rows import DataError
+from .words import words
 
 TEMPLATE = "Answer from this passage.\n\n{passage}\n\nQuestion: {question}"
 PASSAGE, QUESTION = "{passage}", "{question}"
@@ -93,7 +94,7 @@ def terms(text: str) -> list[str]:
     >>> terms("Where is the order that I was ordering?")
     ['order', 'order']
     """
-    return [word[:LETTERS] for word in re.findall(r"\w+", text.lower()) if word not in EVERYDAY]
+    return [word[:LETTERS] for word in words(text) if word not in EVERYDAY]
 
 
 def fill(passage: str, question: str, template: str = TEMPLATE, place: str = QUESTION) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
 from ..data.records import Record, check_records
+from ..data.words import KINDS, folded
 from ..generate.answers import generate_batch
 from ..generate.prefix_cache import ReadPassages
 from ..generate.quotes import quote
@@ -94,9 +95,15 @@ def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
 
 
 def contains(text: str, word: str) -> bool:
-    """Whether `text` contains `word` as a whole word.
+    """Whether `text` contains `word` as a whole word; where words have no spaces between them, anywhere.
 
-    >>> contains("An enforceable promise.", "promise"), contains("Promised", "promise")
-    (True, False)
+    >>> contains("An enforceable promise.", "promise"), contains("Promised", "promise"), contains("返品です", "返品")
+    (True, False, True)
     """
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+    text, word = folded(text), folded(word)
+    kinds, own = f" {text.translate(KINDS)} ", word.translate(KINDS)
+    for found in re.finditer(f"(?={re.escape(word)})", text):
+        before, after = kinds[found.start()], kinds[found.start() + len(word) + 1]
+        if (before not in "wM_" or own[:1] == "U") and (after not in "wM_" or (own[-1:] == "U" and after != "M")):
+            return True
+    return False
