@@ -17,13 +17,15 @@ from .records import Record
 
 PART = "{part}"  # where the sentences go in the template
 TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
+_WIDE = tuple("。！？；｡")  # ends of sentences that no space follows
 _END = re.compile(  # of a sentence: lookbehinds name what else a full stop can follow
-    r"""(?<=[.!?;:])
+    r"""(?<=[.!?;:؟؛۔।॥])
     (?<!\b[A-Z]\.[A-Z]\.)(?<!\b(?:e\.g|i\.e)\.)(?<!\b(?:Dr|Mr|Ms|vs)\.)(?<!\bMrs\.)  # P.O. Box, Dr. Who
     (?<!\b[a-z]\.[a-z]\.(?=\s+[a-z]))(?<!\b(?:etc|Inc|Ltd)\.(?=\s+[a-z]))  # 9 a.m. and; but: 9 a.m. We
     (?<!\b(?:No|pp)\.(?=\s+\d))(?<!\b(?:Art|Fig|Sec)\.(?=\s+\d))  # No. 5; but: No. You
     (?<!^[A-Z]\.)(?<!^\d\.)(?<!^\d\d\.)  # 1. Open the box.
-    \s+""",
+    \s+
+    |(?<=[。！？；｡])(?![。！？；｡」』）”’])\s*(?!\Z)  # without a space""",
     re.MULTILINE | re.VERBOSE,
 )
 
@@ -56,7 +58,8 @@ class Quoting:
         ['One. Two!', 'Two! Three?']
         """
         each, length = _END.split(HEADING.sub("", passage.strip()).lstrip()), sentences or self.sentences
-        return [" ".join(each[i : i + length]) for i in range(max(1, len(each) - length + 1))]
+        each = [one if one[-1:] in _WIDE else f"{one} " for one in each]
+        return ["".join(each[i : i + length]).rstrip() for i in range(max(1, len(each) - length + 1))]
 
     def prompt(self, passage: str, part: str) -> str:
         """The prompt to ask the question that a part of a passage answers. Braces in the two are only text."""

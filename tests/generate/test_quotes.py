@@ -99,6 +99,24 @@ def test_a_sentence_does_not_end_with_an_abbreviation_or_the_number_of_an_item(n
         assert Quoting(1).parts("\n".join([*texts, next])) == [*texts, next]
 
 
+FULL = [
+    "返品は三十日以内です。",
+    "返送料は？！",
+    "彼は「はい。」と言った。",
+    "以上；",
+    "終わり。」",
+]  # no space follows
+SPACED = ["वापसी होगी।", "ہاں۔", "هل يمكن؟", "ثم؛", "Sim!"]
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_sentences_end_in_any_script_and_are_quoted_without_a_space_where_none_belongs(space):
+    text = space.join(FULL) + " ".join(SPACED)
+    assert Quoting(1).parts(text) == [*FULL[:-1], FULL[-1] + SPACED[0], *SPACED[1:]]
+    assert Quoting(2).parts(text)[0] == FULL[0] + FULL[1] and Quoting(2).parts(text)[-1] == " ".join(SPACED[-2:])
+    assert Quoting(1).parts("".join(FULL)) == FULL
+
+
 @pytest.mark.parametrize("sentences", [1, 2, 3, 9])
 def test_parts_are_all_runs_of_sentences_word_for_word(sentences):
     parts = Quoting(sentences).parts(HERON.text)
