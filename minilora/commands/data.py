@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import DEFAULT_BASE
 from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
-from ..pages.text import WIDTH, columns, counted, rule, shortened, terminal_width, wrapped
+from ..pages.text import WIDTH, Wrapper, columns, counted, rule, shortened, terminal_width, wrapped
 from ..terminal import printable, quote
 from ..train.options import FIELD, LABEL, SCHEMA, Options
 
@@ -312,12 +311,10 @@ def _next(seen: Mapping[str, Any]) -> str:
 
 
 def _broken(runs: Sequence[Mapping[str, Any]], width: int) -> Iterator[list[tuple[str, bool]]]:
-    """Runs of text as lines of at most `width` characters, each a list of parts that are scored or not."""
+    """Runs of text as lines of at most `width` columns, each a list of parts that are scored or not."""
     text = "".join(_visible(run["text"]) for run in runs)
     scored = [run["scored"] for run in runs for _ in _visible(run["text"])]
-    wrapper = textwrap.TextWrapper(
-        width, expand_tabs=False, replace_whitespace=False, drop_whitespace=False, break_on_hyphens=False
-    )
+    wrapper = Wrapper(width, expand_tabs=False, replace_whitespace=False, drop_whitespace=False, break_on_hyphens=False)
     at = 0
     for paragraph in text.split("\n"):
         for i, line in enumerate(wrapper.wrap(paragraph) or [""]):

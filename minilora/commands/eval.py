@@ -38,7 +38,7 @@ from ..pages.labels import label_lines
 from ..pages.open_book import open_book_lines
 from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
-from ..pages.text import NARROWEST, NOTHING, counted, interval, percent, plain, rule, shortened, wrapped
+from ..pages.text import NARROWEST, NOTHING, counted, interval, padded, percent, plain, rule, shortened, wrapped
 from ..progress import log
 from ..terminal import printable
 from ..train.material import Material, turned, with_passages
@@ -390,7 +390,7 @@ def _values(scores: Mapping[str, Any]) -> Iterator[str]:
     for name, found in scores.items():
         bare, recall = found["perplexity"]["value"], shown(found[RECALL], RECALL) if RECALL in found else NOTHING
         perplexity = NOTHING if bare is None else plain(bare, 1) if bare < 1e6 else f"{bare:.1e}"
-        yield f"{shortened(name, 20):<22}{shown(found[LOSS], LOSS):<25}{perplexity:>10}   {recall}"
+        yield f"{padded(shortened(name, 20), 22)}{shown(found[LOSS], LOSS):<25}{perplexity:>10}   {recall}"
 
 
 def _changes(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -398,7 +398,7 @@ def _changes(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in differences:
         label = shortened(f"{one['of']} minus {one['less']}", 33)
         recall = shown(one[RECALL], RECALL, sign=True) if RECALL in one else NOTHING
-        yield f"{label:<35}{shown(one[LOSS], LOSS, sign=True):<27}{recall}"
+        yield f"{padded(label, 35)}{shown(one[LOSS], LOSS, sign=True):<27}{recall}"
 
 
 def shown(found: Mapping[str, float | None], measure: str, digits: int | None = None, sign: bool = False) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .style import BLUE, GREY, LORA, blend, ink, literal, panels
-from .text import WIDTH, columns, counted, interval, percent, plain, rule, shortened, wrapped
+from .text import WIDTH, columns, counted, interval, padded, percent, plain, rule, shortened, width_of, wrapped
 
 MATRIX = 12  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
 SHOWN = 5  # mistakes, and confusions
@@ -74,8 +74,8 @@ def _by_kind(report: Mapping[str, Any]) -> list[list[str]]:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells, flush left; a remark instead of cells may be as long as the line."""
     short = [row for row in rows if len(row) == len(rows[0])]
-    widths = [max(len(row[j]) for row in (rows if j == 0 else short)) + 2 for j in range(len(short[0]))]
-    return ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+    widths = [max(width_of(row[j]) for row in (rows if j == 0 else short)) + 2 for j in range(len(short[0]))]
+    return ["".join(padded(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
 
 
 def _confusion(report: Mapping[str, Any]) -> Iterator[str]:

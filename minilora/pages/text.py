@@ -6,10 +6,13 @@ Every page that a command prints, and the model card, take these from here, so t
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
+from unicodedata import category, east_asian_width
 
 WIDTH = 100  # columns of a page at most
 NARROWEST = 80  # columns at least: the tables need them
@@ -24,13 +27,58 @@ def terminal_width() -> int:
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
+def width_of(text: str) -> int:
+    """The columns of a terminal that a text takes.
+
+    >>> width_of("loss"), width_of("返品"), width_of("e\u0301")
+    (4, 4, 1)
+    """
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    return 0 if category(character) in ("Mn", "Me", "Cf") else 1 + (east_asian_width(character) in "WF")
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """A text with the spaces after it that fill up its columns. right: before it.
+
+    >>> padded("返品", 6), padded("返品", 6, right=True)
+    ('返品  ', '  返品')
+    """
+    spaces = " " * (width - width_of(text))
+    return spaces + text if right else text + spaces
+
+
+_WIDE = "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff]"
+_PART = re.compile(  # a wide character, or what is between such characters; with those that begin no line
+    f"(?:{_WIDE}|(?:(?!{_WIDE}).)+)[、。，．：；！？」』）】〉》ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ]*", re.DOTALL
+)
+
+
+class _Part(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return width_of(str(self))
+
+
+class Wrapper(textwrap.TextWrapper):
+    """Counts columns, not characters, and may break a line between wide characters, but not before a full stop."""
+
+    def _split(self, text: str) -> list[str]:
+        parts: list[str] = super()._split(text)  # type: ignore[misc]
+        return parts if text.isascii() else [_Part(found) for part in parts for found in _PART.findall(part)]
+
+
 def rule(title: str, width: int = NARROWEST) -> str:
     """The line that begins a section of a page.
 
     >>> rule("cost", 20)
     '-- cost ------------'
     """
-    return f"-- {title} ".ljust(width, "-")
+    title = f"-- {title} "
+    return title + "-" * (width - width_of(title))
 
 
 def wrapped(line: str, width: int = NARROWEST, indent: str = "", first: str = "") -> list[str]:
@@ -41,10 +89,10 @@ def wrapped(line: str, width: int = NARROWEST, indent: str = "", first: str = ""
     >>> wrapped("the quick brown fox", 12, indent="  ")
     ['the quick', '  brown fox']
     """
-    if len(first + line) <= width:
+    if width_of(first + line) <= width:
         return [first + line]
     keep = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(line, width, initial_indent=first, subsequent_indent=indent, **keep)  # type: ignore[arg-type]
+    return Wrapper(width, initial_indent=first, subsequent_indent=indent, **keep).wrap(line)  # type: ignore[arg-type]
 
 
 def shortened(text: str, width: int) -> str:
@@ -54,7 +102,10 @@ def shortened(text: str, width: int) -> str:
     ('runs/a-…', 'a b')
     """
     text = " ".join(text.split())
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    if width_of(text) <= width:
+        return text
+    fitting = sum(end < width for end in accumulate(map(_width, text)))
+    return f"{text[:fitting]}…".replace("\u200d…", "…")  # no joiner without what it joins
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[str]:
@@ -64,10 +115,10 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[
     >>> columns([["", "loss"], ["base", "2.5"], ["legal", "1.25"]])
     ['       loss', 'base    2.5', 'legal  1.25']
     """
-    widths = [max(len(row[j]) for row in rows if j < len(row)) for j in range(max(map(len, rows)))]
+    widths = [max(width_of(row[j]) for row in rows if j < len(row)) for j in range(max(map(len, rows)))]
     lines = []
     for row in rows:
-        cells = [f"{cell:<{widths[j]}}" if j < left else f"{cell:>{widths[j]}}" for j, cell in enumerate(row)]
+        cells = [padded(cell, widths[j], right=j >= left) for j, cell in enumerate(row)]
         lines.append((" " * gap).join(cells).rstrip())
     return lines
 

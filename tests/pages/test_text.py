@@ -20,8 +20,30 @@ from minilora.pages.text import (
     rule,
     shortened,
     signed,
+    width_of,
     wrapped,
 )
+
+SENTENCE = "返品は、商品の到着後３０日以内に「ﾏｲ ﾍﾟｰｼﾞ」でできます。हिन्दी में वापसी! cafe\u0301 👩\u200d💻"
+
+
+def test_lines_and_columns_count_the_columns_of_a_terminal():
+    for width in range(8, 40):
+        lines = wrapped(SENTENCE * 2, width, indent="  ", first="a ")
+        text = "".join(lines).replace(" ", "")
+        assert text == ("a " + SENTENCE * 2).replace(" ", "") and not any(re.match(" *[、。」ー]", x) for x in lines)
+        assert all(width - 6 <= width_of(line) <= width for line in lines[:2]), "kana, which can be broken anywhere"
+        assert width_of(rule("返e\u0301", width)) == width
+        cut = shortened(SENTENCE, width)
+        assert width - 2 <= width_of(cut) <= width and SENTENCE.startswith(cut[:-1])
+    assert [width_of(line) for line in columns([["返品", "1"], ["e\u0301", "返品"], ["loss", "22"]])] == [10, 10, 10]
+
+
+def test_a_character_is_not_cut_in_the_middle():
+    for text in ("e\u0301", "कि", "👩\u200d💻"):
+        for width in range(1, 20):
+            cut = shortened(text * 40, width)
+            assert cut[-1] == "…" and cut[-2:-1] != "\u200d" and not (text == "e\u0301" and cut[-2:-1] == "e")
 
 
 @pytest.mark.parametrize("write", [plain, signed, lambda x, digits: percent(x / 100, digits, sign=True)])
