@@ -20,7 +20,7 @@ from typing import Any
 
 from ..files.disk import read_json
 from ..lora.provenance import read_provenance
-from .formats import listed
+from .formats import listed, parts_of
 from .labels import TEXT, Asking, LabelTask
 from .rows import DataError
 from .words import KINDS
@@ -147,7 +147,7 @@ class Field:
         if not isinstance(cell, str) or "string" in self.kinds:
             return cell
         if self.items is not None and not cell.lstrip().startswith("["):
-            return [self.items.read(one.strip()) for one in cell.split(";" if ";" in cell else ",")]
+            return [self.items.read(one) for one in parts_of(cell)]
         with suppress(ValueError, RecursionError):
             return json.loads(cell if self.items else cell.lower())  # Excel writes TRUE
         return cell

@@ -257,9 +257,9 @@ def with_lists(row: Mapping[str, Any], kind: Format) -> dict[str, Any]:
 
 
 def _list_of(name: str, text: str) -> list[Any]:
-    """A list in JSON; keywords may also be separated by semicolons or else by commas."""
+    """A list in JSON; keywords may also be separated as `parts_of` says."""
     if name == "keywords" and not text.lstrip().startswith("["):
-        return [word for part in text.split(";" if ";" in text else ",") if (word := part.strip())]
+        return list(filter(None, parts_of(text)))
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -267,6 +267,15 @@ def _list_of(name: str, text: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f'{name} must be a list in JSON, such as ["...", "..."], got {_short(text)}')
     return value
+
+
+def parts_of(cell: str) -> list[str]:
+    """The parts of a cell, separated by semicolons or else by commas, as any script writes them.
+
+    >>> parts_of("a, b; c"), parts_of("返品、送料")
+    (['a, b', 'c'], ['返品', '送料'])
+    """
+    return [part.strip() for part in re.split("[;；؛]" if re.search("[;；؛]", cell) else "[,，、،]", cell)]
 
 
 def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:

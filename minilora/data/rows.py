@@ -149,7 +149,11 @@ def _encoding(path: Path, head: bytes) -> str:
     for magic, what in _NO_TEXT.items():
         if head.startswith(magic):
             raise DataError(f"{path}: {what}")
-    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in head:
+        raise DataError(f"{path}: UTF-16 without a byte order mark, or no text: save it as UTF-8")
+    return "utf-8-sig"
 
 
 @contextmanager
@@ -162,7 +166,8 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
     except UnicodeError as error:
         kind = encoding.removesuffix("-sig").upper()
         command = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} > utf-8{path.suffix}"
-        advice = f"if it is Latin-1, save it as CSV UTF-8 in Excel, or: {command}"
+        others = "Latin-1 here; Japanese is CP932 as a rule, Arabic WINDOWS-1256"
+        advice = f"save it as CSV UTF-8 in Excel, or convert it from its encoding ({others}): {command}"
         raise DataError(f"{path}: cannot be read as {kind} text ({error}); {advice}") from error
 
 

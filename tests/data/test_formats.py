@@ -123,7 +123,16 @@ def test_each_row_of_a_file_may_have_another_format_and_further_columns(tmp_path
     assert reading.formats == dict.fromkeys(WAYS_AND_TEXT, 1)
 
 
-@pytest.mark.parametrize("text", ['["claim", "debt; old"]', "claim; debt", "claim, debt", " claim ;debt;"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["claim", "debt; old"]',
+        "claim; debt",
+        "claim, debt",
+        " claim ;debt;",
+        *(f"claim{each}debt" for each in "、，،；؛"),
+    ],
+)
 def test_keywords_may_be_a_list_in_json_or_separated_by_semicolons_or_commas(tmp_path, text):
     table(tmp_path / "data.csv", [QA | {"keywords": text}])
     assert read_records(tmp_path / "data.csv")[0].keywords == ("claim", "debt; old" if "old" in text else "debt")
@@ -415,6 +424,9 @@ FOREIGN = [  # the first bytes, the message
     (b"%PDF-1.7", "a PDF: save its text as .txt first"),
     (b"", "the file is empty"),
     (b'{"q": "\xe4"}', "cannot be read as UTF-8 text ("),
+    ("q,返品".encode("cp932"), "cannot be read as UTF-8 text ("),
+    ("question".encode("utf-16-le"), "UTF-16 without a byte order mark, or no text: save it as UTF-8"),
+    ("question".encode("utf-16-be"), "UTF-16 without a byte order mark, or no text: save it as UTF-8"),
 ]
 
 

@@ -141,7 +141,7 @@ def test_a_label_that_is_never_trained_is_refused_and_one_that_is_seen_once_is_n
     lines = check_labels(splits_of(tmp_path, *train, *alike), "mine")
     assert (
         lines[-1]
-        == "these count as different labels: 'Delivery' and 'delivery', 'Ru\u0308ck' and 'R\u00fcck'; is it one label?"
+        == "these count as different labels: 'Delivery' and 'delivery', 'Ru\\u0308ck' and 'R\u00fcck'; is it one label?"
     )
     only_tests = splits_of(tmp_path, ("x", "a", "test"), ("y", "b", "test"))
     assert check_labels(only_tests, "mine") == []
