@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,9 @@ def read_prompts(path: Path, field: Mapping[str, str] | None = None) -> list[Pro
     check_field(field)
     kind, rows = read_rows(path)
     if kind == TEXT_FILE:
-        lines = [line for _, row in rows for line in row["text"].splitlines()]
+        lines = [
+            line for _, row in rows for line in re.split("\r\n|\r|\n", row["text"])
+        ]  # U+2028 ends no line of a file
         rows, field = iter([(i, {"text": line}) for i, line in enumerate(lines, 1) if line.strip()]), {}
     at, unit = (f"{path}: row ", "row") if kind == PARQUET else (f"{path}:", "line")
     prompts, first = list[Prompt](), 0

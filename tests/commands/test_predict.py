@@ -422,10 +422,10 @@ def test_a_table_is_printed_as_a_table_and_lines_as_json(folder, tmp_path, capsy
     assert main(["predict", "in.csv", *flags]) == 0
     heading, row = capsys.readouterr().out.splitlines()
     assert heading == "text,n,predicted_label,predicted_probability" and row.startswith("hello,1,")
-    (tmp_path / "in.txt").write_text("hello\n\ntea, please\n")
+    (tmp_path / "in.txt").write_text("hello\r\n\ntea,\u2028please\x85\x0b.\n", encoding="utf-8")
     assert main(["predict", "in.txt", *flags]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["text"] for row in rows] == ["hello", "tea, please"]
+    rows = [json.loads(line) for line in capsys.readouterr().out.rstrip().split("\n")]
+    assert [row["text"] for row in rows] == ["hello", "tea,\u2028please\x85\x0b."]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
