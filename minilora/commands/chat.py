@@ -18,7 +18,7 @@ from ..generate.conversation import TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
-from ..pages.text import shortened
+from ..pages.text import breakable, shortened, width_of
 from ..terminal import printable
 from .asking import Asking, read_context
 from .shared import Instead, adapters
@@ -370,7 +370,10 @@ class Screen(Output):
         """The next piece of an answer: its whole words, and the white space between them."""
         for part in re.findall(r"\n|[^\S\n]+|\S+", printable(text)):
             if not part.isspace():
-                self.word += part
+                *certain, last = breakable(self.word + part)
+                for self.word in certain:
+                    self._show_word()
+                self.word = last
                 continue
             self._show_word()
             if part == "\n":
@@ -394,9 +397,7 @@ class Screen(Output):
     def _show_word(self) -> None:
         if not self.word:
             return
-        from prompt_toolkit.utils import get_cwidth  # a character may be two columns wide, or none
-
-        width = get_cwidth(self.word)
+        width = width_of(self.word)
         if self.column and self.column + len(self.space) + width >= shutil.get_terminal_size().columns:
             self._write("\n")
             self.space, self.column = "", 0

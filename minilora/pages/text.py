@@ -56,6 +56,15 @@ _PART = re.compile(  # a wide character, or what is between such characters; wit
 )
 
 
+def breakable(word: str) -> list[str]:
+    """The parts of a word between which a line may be broken.
+
+    >>> breakable("order"), breakable("FW12です。")
+    (['order'], ['FW12', 'で', 'す。'])
+    """
+    return _PART.findall(word)
+
+
 class _Part(str):
     __slots__ = ()
 
@@ -68,7 +77,7 @@ class Wrapper(textwrap.TextWrapper):
 
     def _split(self, text: str) -> list[str]:
         parts: list[str] = super()._split(text)  # type: ignore[misc]
-        return parts if text.isascii() else [_Part(found) for part in parts for found in _PART.findall(part)]
+        return parts if text.isascii() else [_Part(found) for part in parts for found in breakable(part)]
 
 
 def rule(title: str, width: int = NARROWEST) -> str:

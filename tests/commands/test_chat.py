@@ -192,6 +192,18 @@ def test_a_word_is_shown_as_soon_as_it_is_certain(monkeypatch, capsys):
     assert seen == ["", "one", "", " two"]
 
 
+def test_text_without_spaces_is_shown_while_it_is_written_and_breaks_where_a_line_is_full(shown, capsys):
+    screen, text, out = Screen(), "返品は30日以内です。送料は無料。", ""
+    for i, character in enumerate(text, 1):
+        screen.piece(character)
+        out += capsys.readouterr().out
+        assert i - 2 <= len(out.replace("\n", "")) < i and text.startswith(out.replace("\n", "")), "30 is held back"
+    whole = shown(text)
+    assert whole == "返品は30日以内で\nす。送料は無料。\n\n"
+    for size in (1, 2, 3):
+        assert shown(*(text[i : i + size] for i in range(0, len(text), size))) == whole
+
+
 LAID_OUT = {  # what it shows -> columns, pieces, what is on the terminal before the empty line
     "a word longer than a line": (20, ["a", " ", "b" * 30, " c"], "a\n" + "b" * 30 + "\nc"),
     "a line with room": (8, ["one two"], "one two"),
