@@ -322,7 +322,8 @@ def borders(text: str) -> list[bool]:
     """Whether each place in a text, before the first character to after the last, is at the border of a word, or of any
     character where words have no spaces between them.
     """
-    inside = [b == "M" or (a in "wM" and b == "w") for a, b in pairwise(text.translate(KINDS))]
+    kinds = zip(text, pairwise(text.translate(KINDS)), strict=False)
+    inside = [b == "M" or (a in "wM" and b == "w") or character == "\u200d" for character, (a, b) in kinds]
     return [True, *(not within for within in inside), True][: len(text) + 1]
 
 

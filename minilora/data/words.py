@@ -10,7 +10,7 @@ from unicodedata import category, normalize
 
 UNSPACED = (  # Thai, Lao, Burmese, Khmer, Japanese, Chinese; Korean, whose particles are written onto the word
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
 )
 _UNSPACED, _PAIR = re.compile(f"[{UNSPACED}]"), re.compile(f"[{UNSPACED}]{{1,2}}")
 _IDEOGRAPHS = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -21,14 +21,16 @@ _OPTIONAL = re.compile(  # joiners, soft hyphens, the vowel marks of Hebrew and 
 
 
 class _Kinds(dict[int, str]):
-    """For `str.translate`: M for a combining mark, U for a letter of a script without spaces, w for another letter or a
-    digit, _ for itself, and a space for all else.
+    """For `str.translate`: M for a combining mark or a joiner, U for a letter of a script without spaces, w for another
+    letter or a digit, _ for itself, and a space for all else.
     """
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
         letter = ("U" if _UNSPACED.match(character) else "w") if character.isalnum() else " "
-        self[code] = "M" if category(character)[0] == "M" else "_" if character == "_" else letter
+        self[code] = (
+            "M" if category(character)[0] == "M" or code in (0x200C, 0x200D) else "_" if character == "_" else letter
+        )
         return self[code]
 
 

@@ -34,7 +34,7 @@ KEYWORDS = [  # text, word, is it there
     ("दिनों में", "दिन", False), ("तीस दिन में", "दिन", True), ("مجاني.", "مجاني", True), ("مجانية", "مجاني", False),
     ("STRASSE", "Straße", True), ("İADE", "iade", True), ("ISPARTA", "ısparta", True),
     ("कि", "क", False), ("cafe\u0301", "cafe", False), (normalize("NFD", "café"), "CAFÉ", True), ("aกิa", "a", True),
-    ("_返品_", "返品", True), ("กิ", "กิ", True),
+    ("می\u200cخواهم", "خواهم", False), ("_返品_", "返品", True), ("กิ", "กิ", True),
 ]  # fmt: skip
 
 
@@ -77,7 +77,13 @@ def test_a_value_is_copied_from_a_text_without_spaces():
         and is_copy("FW12", "番号はFW12です")
         and not is_copy("FW1", "番号はFW12です")
     )
-    assert not is_copy("दिन", "दिनों") and not is_copy("กน", "กินกัน")
+    assert is_copy("ﾃﾝﾄ", "品名ﾃﾝﾄ") and is_copy("👩\u200d💻", "a👩\u200d💻")
+    assert (
+        not is_copy("👩", "👩\u200d💻")
+        and not is_copy("💻", "👩\u200d💻")
+        and not is_copy("दिन", "दिनों")
+        and not is_copy("กน", "กินกัน")
+    )
 
 
 def test_a_long_answer_without_spaces_is_a_leak_alone_and_a_short_one_is_none():
