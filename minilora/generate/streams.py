@@ -135,8 +135,11 @@ class Answer:
             self.text = max(self.text, certain, key=len)
 
     def finish(self, reason: str) -> None:
-        """End the answer: no token follows, and the text that was held back is certain."""
+        """End the answer: no token follows, and the text that was held back is certain. Half a character is left out
+        where the answer was cut.
+        """
         text = self.tokenizer.decode(self.ids)
+        text = text if reason == "stop" else text.rstrip(UNFINISHED)
         self.text, self.finished = text if self.raw else text.strip(), reason
 
 

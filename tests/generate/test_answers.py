@@ -26,9 +26,9 @@ def greedy(model, tokenizer, prompt, count):
     for _ in range(count):
         token = int(model(np.array([ids])).data[0, -1].argmax())
         if token == tokenizer.eos_id:
-            break
+            return tokenizer.decode(ids[start:]).strip()
         ids.append(token)
-    return tokenizer.decode(ids[start:]).strip()
+    return tokenizer.decode(ids[start:]).rstrip("\ufffd").strip()  # cut, maybe within a character
 
 
 def test_answers_are_those_of_computing_the_whole_sequence_for_every_token(talker, tokenizer):

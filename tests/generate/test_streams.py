@@ -282,6 +282,18 @@ def test_the_text_of_an_answer_is_that_of_all_its_tokens_after_each(tokenizer, k
     assert answer.text == own.decode(ids)
 
 
+def test_an_answer_that_is_cut_ends_with_a_whole_character(model, tokenizer):
+    text = "a返品é👩\u200d💻"
+    ids = tokenizer.encode(text)
+    for most in range(1, len(ids) + 1):
+        answer, pieces = ended(model, tokenizer, ids, max_new_tokens=most)
+        assert text.startswith(answer.text) and answer.text == "".join(pieces) and answer.finished == "length"
+        assert len(tokenizer.encode(answer.text)) <= most < len(tokenizer.encode(answer.text)) + 4
+        answer, _ = ended(model, tokenizer, ids[:most])
+        answer.finish("cancelled")
+        assert text.startswith(answer.text)
+
+
 def test_of_a_long_answer_each_token_is_decoded_with_few_others(model, tokenizer, monkeypatch):
     counts, decode = [], Tokenizer.decode
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: counts.append(len(ids)) or decode(self, ids))

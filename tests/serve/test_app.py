@@ -279,11 +279,11 @@ def test_a_text_is_continued_without_the_chat_template(client, loaded):
     ml.set_adapter(model, None)
     assert tokenizer.eos_id not in [*prompt, *ids]
     answer = continued(client, text, max_tokens=8)
-    assert answer.choices[0].text == tokenizer.decode(ids)  # with the white space around it
+    assert answer.choices[0].text == tokenizer.decode(ids).rstrip("\ufffd")  # with the white space around it
     assert (answer.object, answer.choices[0].finish_reason) == ("text_completion", "length")
     assert answer.usage.prompt_tokens == len(prompt) and answer.usage.completion_tokens == 8
     chunks = list(continued(client, [text], max_tokens=8, stream=True, stream_options={"include_usage": True}))
-    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == tokenizer.decode(ids)
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == answer.choices[0].text
     assert chunks[-2].choices[0].finish_reason == "length" and counts(chunks[-1].usage) == counts(answer.usage)
     for settings in ({"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": "x" * 1100}, {"prompt": "a", "echo": True}):
         with pytest.raises(openai.BadRequestError) as caught:
