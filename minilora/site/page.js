@@ -70,7 +70,7 @@ at("rows").addEventListener("paste", (event) => { // a table from elsewhere
   send({ do: "rows", name, data: new TextEncoder().encode(text) });
 });
 at("rows").addEventListener("keydown", (event) => {
-  if (event.key === "Enter") { event.preventDefault(); at("teach").click(); }
+  if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); at("teach").click(); }
 });
 at("add").addEventListener("click", () => addRow().cells[0].focus());
 

@@ -99,6 +99,22 @@ def test_an_answer_shows_its_passage_folded(page, served, monkeypatch):
     assert passage.get_by_text("An owl says <b>hello</b>.").is_visible()
 
 
+def test_a_text_in_arabic_or_hebrew_begins_on_the_right_and_another_on_the_left(page):
+    side = """element => {
+        const range = document.createRange(), all = element.getBoundingClientRect();
+        range.selectNodeContents(element);
+        const text = range.getBoundingClientRect();
+        return text.left - all.left > all.right - text.right;
+    }"""
+    for question, right in (("ما هي مدة الإرجاع؟", True), ("כמה?", True), ("hello", False), ("返品は？", False)):
+        ask(page, question)
+        assert page.locator(".asked").first.evaluate(side) is right, question
+        for of in (".text", "textarea"):
+            place = page.locator(of).first
+            assert place.evaluate("element => getComputedStyle(element).unicodeBidi") == "plaintext"
+        page.get_by_role("button", name="New conversation").click()
+
+
 def test_a_question_is_answered_by_base_and_adapters_side_by_side(page, served):
     ask(page)
     expected = {

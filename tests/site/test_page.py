@@ -6,10 +6,12 @@ the variable MINILORA_PYODIDE names.
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from browsers import chromium, served
 
+import minilora
 from minilora.site.write import write_site
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -207,3 +209,24 @@ def test_a_changed_file_of_pyodide_is_refused(page, address, folder):
     assert "pyodide.mjs could not be loaded, or is not the file that was expected" in status(other)
     path.write_bytes(whole)
     other.close()
+
+
+def test_enter_that_ends_the_writing_of_a_japanese_word_does_not_teach():
+    pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
+    with served(Path(minilora.__file__).parent / "site") as root, chromium() as browser:
+        page = browser.new_page()
+        page.goto(f"{root}index.html")
+        page.get_by_role("button", name="Add a row").click()
+        clicks = page.evaluate("""() => {
+            const teach = document.getElementById("teach");
+            let clicks = 0;
+            teach.disabled = false;
+            teach.addEventListener("click", event => { clicks += 1; event.stopImmediatePropagation(); }, true);
+            return [true, false].map(isComposing => {
+                const key = new KeyboardEvent("keydown", { key: "Enter", bubbles: true, isComposing });
+                document.querySelector("#rows td").dispatchEvent(key);
+                return clicks;
+            });
+        }""")
+        assert clicks == [0, 1]
+        assert page.locator("#rows td").first.evaluate("cell => getComputedStyle(cell).unicodeBidi") == "plaintext"
