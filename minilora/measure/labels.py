@@ -16,6 +16,7 @@ import numpy as np
 from ..data.labels import LabelTask
 from ..data.records import Record
 from ..data.samples import encode_records
+from ..data.words import words
 from ..generate.labels import label_logprobs, label_probabilities
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
@@ -186,12 +187,17 @@ def classic(held: Labelled) -> np.ndarray | str:
     truth = numbers(held.examples, held.task)
     if len(np.unique(truth)) < 2:
         return "the training records have one label"
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    known = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
+
+    def longer(text: str) -> list[str]:
+        """Scikit-learn's own words of two or more characters, but in any script."""
+        return [word for word in words(text) if len(word) > 1]
+
+    found = TfidfVectorizer(tokenizer=longer, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
+    known = make_pipeline(found, LogisticRegression(C=10, max_iter=1000))
     texts, tested = (
         [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)
     )
-    if not any(map(words.build_analyzer(), texts)):
+    if not any(map(found.build_analyzer(), texts)):
         return "the training texts have no words of two or more characters"
     known.fit(texts, truth)
     p = np.zeros((len(held.records), len(held.task.labels)))

@@ -121,6 +121,21 @@ def test_tf_idf_learns_from_the_training_records_and_never_sees_the_prompt_aroun
     assert (classic(two)[:, 2] == 0).all()
 
 
+def test_the_words_of_tf_idf_are_scikit_learns_in_ascii_and_whole_in_every_other_script(monkeypatch):
+    text = pytest.importorskip("sklearn.feature_extraction.text", reason="needs pip install '.[benchmarks]'")
+    made, make = [], text.TfidfVectorizer
+    monkeypatch.setattr(text, "TfidfVectorizer", lambda **options: made.append(make(**options)) or made[-1])
+    train = records(
+        ("商品を返品したいです。", "a"), ("もう返品できますか", "a"), ("配送先の変更", "b"), ("まだ配送中？", "b")
+    )
+    p = classic(Labelled(LabelTask.of("ab"), records(("急ぎの返品", "a"), ("配送が遅い", "b")), train))
+    assert p.argmax(axis=1).tolist() == [0, 1] and p.max(axis=1).min() > 0.6
+    ours, theirs = made[0].build_analyzer(), make(ngram_range=(1, 2)).build_analyzer()
+    for ascii in ("It's a well_known x, to be SURE: 12 of 3.", "", "- a"):
+        assert ours(ascii) == theirs(ascii)
+    assert ours("हिन्दी में") == ["हिन्दी", "में", "हिन्दी में"] and ours("caf\u0065\u0301") == ["café"]
+
+
 def test_without_scikit_learn_the_row_says_how_to_get_it(monkeypatch):
     load = builtins.__import__
 
