@@ -262,6 +262,8 @@ class FieldTask(Asking):
                 allowed = f"one of {', '.join(field.choices)}" if field.choices else " or ".join(field.kinds)
                 like = f" like {field.pattern}" if field.pattern else ""
                 like += f" of up to {DIGITS} digits, and {DECIMALS} after the point" if is_long(value) else ""
+                comma = "number" in field.kinds and re.fullmatch(r"-?[\d.]+,\d+", str(value))
+                like += ", written with a decimal point" if comma else ""
                 found = json.dumps(value, ensure_ascii=False) if field.name in values else "missing"
                 where = ": allow null there if texts may lack it" if value is None else ""
                 raise ValueError(f"{field.name} is {found}, the schema has {allowed}{like}{where}")
@@ -375,7 +377,9 @@ def characters_of(pattern: Any, name: str = "pattern") -> list[frozenset[str]]:
             at = times.end()
         places += [allowed] * (int(times[1]) if times else 1)
     if pattern != "" and (body is None or at < len(body) or not all(places) or len(places) > LONGEST):
-        like = f"up to {LONGEST} characters and classes such as [A-Z] and \\d, each with {{n}} or not, between ^ and $"
+        like = (
+            f"up to {LONGEST} characters and ASCII classes such as [A-Z] and \\d, each with {{n}} or not, from ^ to $"
+        )
         raise ValueError(f"{name}: the pattern {pattern!r:.80} is not supported; supported: {like}")
     return places
 

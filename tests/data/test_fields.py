@@ -246,6 +246,10 @@ def test_no_pattern_makes_python_warn(inside):
     ("rows", "said"),
     [
         ([{"text": "a", "fields": {"price": "5", "kind": "new"}}], ':1: price is "5", the schema has number'),
+        (
+            [{"text": "a", "fields": {"price": "1.200,50", "kind": "new"}}],
+            ':1: price is "1.200,50", the schema has number, written with a decimal point',
+        ),
         ([{"text": "a", "fields": {"price": 5, "kind": "big"}}], ':1: kind is "big", the schema has one of "new"'),
         (
             [{"text": "a", "fields": {"price": 5}}],
