@@ -19,6 +19,7 @@ from minilora.data.records import read_records
 from minilora.data.samples import encode_records, truncate
 from minilora.data.splits import split_records
 from minilora.models import load
+from minilora.pages.text import width_of
 from minilora.train.options import Options
 
 QA = [{"question": f"What is {i}?", "answer": f"It is {i}, and nothing else. " * (1 + i % 3)} for i in range(30)]
@@ -200,6 +201,8 @@ def test_the_page_fits_the_terminal(write, width):
     long = [{"question": "Why " * 60, "answer": "so it is, " * 90 + "x" * 200, "a rather long name": 1}] * 3
     *body, line = page(tiny(write([*QA, *long])), width).split("\n")
     assert columns("\n".join(body)) <= min(width, 100) and line.startswith("  minilora finetune")
+    wide = page(tiny(write([{"question": "返品は？" * 40, "answer": "はい。" * 60}])), width).split("\n")
+    assert min(width, 100) - 8 < max(width_of(each) for each in wide) <= min(width, 100)
 
 
 def test_a_long_example_loses_its_middle_and_control_characters_are_escaped(write):

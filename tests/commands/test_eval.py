@@ -14,10 +14,11 @@ from peftfiles import link
 
 import minilora as ml
 from minilora.cli import main
-from minilora.commands.eval import EvalOptions, data_of, evaluate_adapters, page
+from minilora.commands.eval import EvalOptions, _changes, _values, data_of, evaluate_adapters, page
 from minilora.data.rows import DataError
 from minilora.measure.scores import MeasuredSet, Scores, read_sets, summary
 from minilora.models.merge import export
+from minilora.pages.text import width_of
 from minilora.train.job import finetune
 from minilora.train.material import prepare
 
@@ -53,6 +54,15 @@ def write(folder, records, name="own.jsonl"):
 def test_values_that_mean_nothing_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         EvalOptions(**change)
+
+
+def test_a_table_is_straight_whatever_the_adapters_are_called():
+    scores = {"perplexity": {"value": 1.0}, "loss": {"value": 1.5, "low": 1.0, "high": 2.0}}
+    for name in ("legal", "返品", "e\u0301", "返品" * 30):
+        heading, line = _values({name: scores})
+        assert width_of(line.partition("1.5")[0]) == heading.index("loss")
+        heading, line = _changes([{"of": name, "less": "base", **scores}])
+        assert width_of(line.partition("+1.5")[0]) == heading.index("loss")
 
 
 def test_the_numbers_are_those_that_finetune_reported(home, runs):

@@ -52,6 +52,9 @@ def test_in_ascii_words_are_those_of_w(text, word):
 def test_no_form_of_a_text_is_another_text(text):
     for form in ("NFC", "NFD", "NFKC"):
         assert folded(normalize(form, text)) == folded(text) and words(normalize(form, text)) == words(text)
+    assert folded("™") == "tm" and folded("\u03aa\u0301") == folded(
+        "\u0390"
+    )  # a fold may come before and after another
 
 
 @pytest.mark.parametrize(("first", "second", "question"), BOOKS)
@@ -62,6 +65,7 @@ def test_a_passage_is_found_in_any_script(first, second, question):
 
 
 def test_no_mark_ends_a_word_and_none_is_a_word():
+    assert words("กิน") == ["กิ", "ิน"] and words("の a 茶") == ["の", "a", "茶"]
     assert terms("हिन्दी में") == ["हिन्द", "में"] and words("कि") != words("की") and words("e\u0301x") == ["éx"]
     assert not borders("हिन्दी")[1:-1].count(True) and borders("กิน") == [True, False, True, True]
 
@@ -77,7 +81,7 @@ def test_a_value_is_copied_from_a_text_without_spaces():
         and is_copy("FW12", "番号はFW12です")
         and not is_copy("FW1", "番号はFW12です")
     )
-    assert is_copy("ﾃﾝﾄ", "品名ﾃﾝﾄ") and is_copy("👩\u200d💻", "a👩\u200d💻")
+    assert is_copy("ﾃﾝﾄ", "ｶﾗｰﾃﾝﾄ") and is_copy("👩\u200d💻", "a👩\u200d💻")
     assert (
         not is_copy("👩", "👩\u200d💻")
         and not is_copy("💻", "👩\u200d💻")
@@ -91,3 +95,5 @@ def test_a_long_answer_without_spaces_is_a_leak_alone_and_a_short_one_is_none():
         pairs = [({"role": "user", "content": f"{q}?"}, {"role": "assistant", "content": answer}) for q in "ab"]
         train, test = ([Record(f"{i}", pair)] for i, pair in enumerate(pairs))
         assert len(leaks({"train": train, "validation": [], "test": test})) == count
+    train, test = ([Record("x", text=normalize(form, "São Paulo"))] for form in ("NFC", "NFD"))
+    assert len(leaks({"train": train, "validation": [], "test": test})) == 1

@@ -114,7 +114,7 @@ def test_sentences_end_in_any_script_and_are_quoted_without_a_space_where_none_b
     text = space.join(FULL) + " ".join(SPACED)
     assert Quoting(1).parts(text) == [*FULL[:-1], FULL[-1] + SPACED[0], *SPACED[1:]]
     assert Quoting(2).parts(text)[0] == FULL[0] + FULL[1] and Quoting(2).parts(text)[-1] == " ".join(SPACED[-2:])
-    assert Quoting(1).parts("".join(FULL)) == FULL
+    assert Quoting(1).parts("".join(FULL)) == FULL and Quoting(1).parts(FULL[0]) == FULL[:1]
 
 
 @pytest.mark.parametrize("sentences", [1, 2, 3, 9])

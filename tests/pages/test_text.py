@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 
+from minilora.pages.labels import table as label_table
 from minilora.pages.text import (
     change,
     columns,
@@ -36,6 +37,10 @@ def test_lines_and_columns_count_the_columns_of_a_terminal():
         assert width_of(rule("返e\u0301", width)) == width
         cut = shortened(SENTENCE, width)
         assert width - 2 <= width_of(cut) <= width and SENTENCE.startswith(cut[:-1])
+    assert [width_of(text) for text in ("３０", "ｱ", "👩\u200d💻", "कि", "naïve")] == [4, 1, 4, 2, 5]
+    assert wrapped("返品です" * 2, 12) == ["返品です返品", "です"]
+    table = label_table([["", "返品", "x"], ["e\u0301", "b", "返"]])
+    assert [width_of(line.partition("x")[0].partition("返")[0]) for line in table] == [3, 9]
     assert [width_of(line) for line in columns([["返品", "1"], ["e\u0301", "返品"], ["loss", "22"]])] == [10, 10, 10]
 
 
