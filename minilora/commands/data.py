@@ -22,6 +22,7 @@ from ..data.rows import SPLITS
 from ..data.samples import encode_records, encode_text, truncate, warning_of_control_tokens
 from ..data.splits import by_split, check_labels, describe_splits, follows_rule, is_one_text, split_text
 from ..engine.fused import NOT_SCORED
+from ..generate.streams import UNFINISHED
 from ..measure.loss import evenly
 from ..models.load import find, known_as, load_tokenizer
 from ..models.tokenizer import Tokenizer
@@ -178,9 +179,12 @@ def _example(split: str, record: Record, tokenizer: Tokenizer, max_length: int, 
     else:
         sample = encode_records([begun], tokenizer, max_length=max_length)[0]
     pairs = list(zip(sample.ids, sample.labels, strict=True))[:max_length]
+    ids, scored = [i for i, _ in pairs], [label != NOT_SCORED for _, label in pairs]
+    ends = [n for n in range(1, len(ids) + 1) if scored[n - 1 : n] != scored[n : n + 1]]
+    texts = [tokenizer.core.decode(ids[:n], skip_special_tokens=False).rstrip(UNFINISHED) for n in ends]
     runs = [
-        {"text": tokenizer.core.decode([i for i, _ in run], skip_special_tokens=False), "scored": scored}
-        for scored, run in groupby(pairs, lambda pair: pair[1] != NOT_SCORED)
+        {"text": text[len(before) :], "scored": scored[n - 1]}  # half a character belongs to the run of its end
+        for before, text, n in zip(["", *texts], texts, ends, strict=False)
     ]
     tokens = len(sample.ids)
     about = {"id": record.id, "split": split, "tokens": tokens, "truncated": tokens - len(pairs)}

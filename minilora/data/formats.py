@@ -324,7 +324,8 @@ def _unknown(row: Mapping[str, Any]) -> str:
 def _no_heading(row: Mapping[str, Any]) -> str | None:
     """What to do about columns whose names look like the texts of a first row."""
     for name in map(str, row):
-        if (words := len(name.split())) > 3 or name.endswith(("?", "!")) or (words > 2 and name.endswith(".")):
+        ended = name.endswith(("?", "!", *"？！。؟।"))
+        if (words := len(name.split())) > 3 or ended or (words > 2 and name.endswith(".")):
             heading = "is there no heading? Put a line with names above it, such as question and answer"
             names = ("question", "answer") if len(row) > 1 else ("text",)
             return f"a column is called {_short(name)}: {heading}; or name the columns, such as {_field(row, *names)}"

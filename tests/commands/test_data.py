@@ -175,6 +175,17 @@ def test_an_example_is_the_record_as_the_model_sees_it_with_the_scored_tokens_ma
     ) in page(seen)
 
 
+def test_no_example_is_cut_within_a_character(write):
+    text = "返品é👩" * 20
+    write(text, "own.txt")
+    write([{"question": "返", "answer": text}])
+    for length in range(40, 46):
+        for name, whole in (("own.txt", text), ("data.jsonl", f"\n返<|im_end|>\n<|im_start|>assistant\n{text}")):
+            (example,) = tiny(name, max_length=length)["examples"]
+            shown = "".join(run["text"] for run in example["runs"]).removeprefix("<|im_start|>user")
+            assert whole.startswith(shown) and len(shown) > 9 and example["runs"][-1]["scored"]
+
+
 def test_of_a_pair_the_rejected_answer_is_shown_as_well_and_a_long_one_is_cut(write):
     pairs = [{"prompt": f"{text[1]}?", "chosen": "yes", "rejected": text} for text in ("no", "\x1b" + "x" * 900)]
     seen = tiny(write(pairs))

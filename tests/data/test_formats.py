@@ -378,6 +378,8 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "Frage;my answer\nx;3\ny;4\n", ":2: which columns are the question and the answer? There are Frage, my "
      "answer: name them, such as --field question=Frage 'answer=my answer' (2 rows: lines 2, 3)"),
     ("a.csv", "Why is it?,So.\nx,3\n", ":2: a column is called 'Why is it?': is there no heading? Put a line with n"),
+    *(("a.csv", f"{each},So.\nx,3\n", f":2: a column is called '{each}': is there no heading?") for each in ("返品は？",
+      "返品です。", "كم؟", "है।")),
     ("a.csv", "name\nx\n", ":2: expected columns such as question and answer, or text; there is name"),
     ("a.csv", "prompt,reply\nx,3\n", "prompt/completion needs a column completion; there are prompt, reply: name"),
     ("a.csv", "q,a\nx,y,z\n", ":2: 3 cells under a heading of 2: put a text that contains ',' in quotes"),
