@@ -23,7 +23,7 @@ from ..lora.provenance import read_provenance
 from .formats import listed, parts_of
 from .labels import TEXT, Asking, LabelTask
 from .rows import DataError
-from .words import KINDS
+from .words import KINDS, spelled
 
 SCHEMA_ENDING = ".schema.json"  # support.jsonl has its schema in support.schema.json
 COPIES = 5  # values of a field in the training records, at least, of which all are in their texts, for it to be copied
@@ -259,12 +259,14 @@ class FieldTask(Asking):
         for field in self.fields:
             value = values.get(field.name, [] if field.kinds == ("array",) else None)
             if not field.fits(value):
-                allowed = f"one of {', '.join(field.choices)}" if field.choices else " or ".join(field.kinds)
+                allowed = (
+                    f"one of {', '.join(map(spelled, field.choices))}" if field.choices else " or ".join(field.kinds)
+                )
                 like = f" like {field.pattern}" if field.pattern else ""
                 like += f" of up to {DIGITS} digits, and {DECIMALS} after the point" if is_long(value) else ""
                 comma = "number" in field.kinds and re.fullmatch(r"-?[\d.]+,\d+", str(value))
                 like += ", written with a decimal point" if comma else ""
-                found = json.dumps(value, ensure_ascii=False) if field.name in values else "missing"
+                found = spelled(json.dumps(value, ensure_ascii=False)) if field.name in values else "missing"
                 where = ": allow null there if texts may lack it" if value is None else ""
                 raise ValueError(f"{field.name} is {found}, the schema has {allowed}{like}{where}")
             whole.append(f"{as_json(field.name)}:{as_json(value)}")

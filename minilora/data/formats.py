@@ -15,6 +15,7 @@ from typing import Any
 from ..models.tokenizer import Message
 from ..options import suggestion
 from ..terminal import quote
+from .words import spelled
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -230,7 +231,7 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
         if column not in row and name not in OPTIONAL:
             meant = suggestion(column, map(str, row))
             there = f"no such column{meant}; there are {_columns(row)}: name the right one with --field"
-            raise ValueError(f"field {name}={column}: {there} {name}=...")
+            raise ValueError(f"field {name}={spelled(column)}: {there} {name}=...")
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():

@@ -5,7 +5,6 @@ Every command divides a file by this rule, so that `eval` tests on the records t
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from unicodedata import is_normalized
 
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
@@ -14,7 +13,7 @@ from .leaks import contradictions
 from .records import Record, check_records
 from .rows import SPLITS, DataError
 from .samples import encode_text
-from .words import folded
+from .words import folded, spelled
 
 LEAST = 10  # records, or sequences of a text: with fewer, all are trained on
 RULE = "of every ten, the fifth is for validation and the tenth for the test"
@@ -105,7 +104,7 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
             lines.append(f"{alone}: put the records in another order, or name splits in a column split")
     alike: dict[str, list[str]] = {}  # by what is the same in upper and lower case, and however an accent is written
     for label in sorted(filter(None, counts)):
-        alike.setdefault(folded(label), []).append(repr(label) if is_normalized("NFC", label) else ascii(label))
+        alike.setdefault(folded(label), []).append(spelled(repr(label)))
     if same := [" and ".join(each) for each in alike.values() if len(each) > 1]:
         lines.append(f"these count as different labels: {listed(same, 5)}; is it one label?")
     return lines + contradictions([record for name in SPLITS for record in splits[name]])

@@ -6,7 +6,7 @@ Python's `\\w` has no combining marks, so a word in Hindi would be several; and 
 from __future__ import annotations
 
 import re
-from unicodedata import category, normalize
+from unicodedata import category, is_normalized, normalize
 
 UNSPACED = (  # Thai, Lao, Burmese, Khmer, Japanese, Chinese; Korean, whose particles are written onto the word
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
@@ -73,3 +73,12 @@ def length(text: str) -> int:
     (3, 2)
     """
     return len(_PAIR.sub(" x ", text).split())
+
+
+def spelled(text: str) -> str:
+    """A text that is not in the usual normal form with escapes: it would look like another one.
+
+    >>> print(spelled("é"), spelled("e\\u0301"))
+    é e\\u0301
+    """
+    return text if is_normalized("NFC", text) else ascii(text)[1:-1]

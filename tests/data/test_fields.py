@@ -262,6 +262,10 @@ def test_no_pattern_makes_python_warn(inside):
             [{"text": "a", "fields": {"price": None, "kind": "new"}}],
             ":1: price is null, the schema has number: allow nu",
         ),
+        (
+            [{"text": "a", "fields": {"price": 5, "kind": "ne\u0301w"}}],
+            r':1: kind is "ne\u0301w", the schema has one of "new", "old"',
+        ),
         ([{"text": "a", "fields": {"cost": 5}}], ":1: the schema has no field 'cost': it has item, price, kind"),
         ([{"text": "a", "fields": None}], ":1: fields must be a JSON object, got nothing (an empty cell, or null)"),
         ([{"text": "a", "fields": "x"}], ":1: fields must be a JSON object with the fields of the text, got 'x'"),

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.data.fields import borders, is_copy
+from minilora.data.fields import FieldTask, borders, is_copy
 from minilora.data.leaks import leaks
 from minilora.data.passages import Handbook, Passage, terms
-from minilora.data.records import Record
+from minilora.data.records import Record, read_records
+from minilora.data.rows import DataError
 from minilora.data.words import folded, length, words
 from minilora.measure.recall import contains
 
@@ -97,3 +98,13 @@ def test_a_long_answer_without_spaces_is_a_leak_alone_and_a_short_one_is_none():
         assert len(leaks({"train": train, "validation": [], "test": test})) == count
     train, test = ([Record("x", text=normalize(form, "São Paulo"))] for form in ("NFC", "NFD"))
     assert len(leaks({"train": train, "validation": [], "test": test})) == 1
+
+
+def test_an_error_spells_what_looks_like_something_else(tmp_path):
+    other, own = (normalize(form, "ação") for form in ("NFD", "NFC"))
+    task = FieldTask.of({"properties": {"a": {"enum": [other]}}})
+    with pytest.raises(ValueError, match=r'a is "ação", the schema has one of "ac\\u0327a\\u0303o"'):
+        task.answer({"a": own})
+    (tmp_path / "a.csv").write_text(f"{own},answer\nx,y\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"field question=ac\\u0327a\\u0303o: no such column; there are ação"):
+        read_records(tmp_path / "a.csv", field={"question": other})
