@@ -194,6 +194,8 @@ def prepare(
             raise ValueError(
                 f"{data}: record {without[0]} has no passage to quote: name their file with --context FILE"
             )
+        if all(len(quoting.parts(passage.text)) == 1 for passage in passages.values()):
+            log.info(f"{data}: no passage has more full stops than --quote {quote}, so each is quoted whole")
         records = [record.closed_book() for record in records]
     elif context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)

@@ -52,6 +52,16 @@ def test_an_adapter_that_quotes_learns_to_ask(home, run, tokenizer):
     assert material.template is None and material.quoting == Quoting(1)
 
 
+def test_passages_without_sentences_are_quoted_whole_and_that_is_said(tmp_path, tokenizer, caplog):
+    for text, said in (("ส่งฟรี คืนได้ โทรหาเรา", True), ("One. Two.", True), ("One. Two. Three.", False)):
+        rows = [{"question": f"{i}?", "answer": "One.", "context": text} for i in range(3)]
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        caplog.clear()
+        with caplog.at_level("INFO", "minilora"):
+            prepare(str(tmp_path / "a.jsonl"), tokenizer, quote=2, max_length=512, eval_records=80)
+        assert ("no passage has more full stops than --quote 2, so" in caplog.text) == said
+
+
 def test_a_records_own_passage_is_quoted_and_the_context_is_for_the_others(home, run, tokenizer, tmp_path):
     """The same is learned as from the passages of a file, and no question keeps a passage."""
     terms = [{**term, "phrasings": [f"{term['question']} Really?"]} for term in TERMS]
