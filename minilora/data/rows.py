@@ -32,6 +32,7 @@ _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and wh
 }
 TEXT_SUFFIXES = (".txt", ".md")
 TABLES = {".csv": ",", ".tsv": "\t"}  # endings of tables, each with its usual delimiter
+_JIS = re.compile(r"\x1b\$[@B]")  # to Japanese letters, in an encoding of ASCII alone
 _WHITE = re.compile(r"\s*")
 _KEY = re.compile(r'"([^"\\]*)"\s*:')
 _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
@@ -92,6 +93,8 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         first, second = islice(chain((line.strip() for line in lines if line.strip()), ("", "")), 2)
         file.seek(0)
         start = _WRAPPED.match(beginning := file.read(_FIRST))
+    if _JIS.search(beginning):
+        raise DataError(f"{path}: in ISO-2022-JP, as Japanese mail is: convert it first: {_iconv(path, 'ISO-2022-JP')}")
     if not first:
         raise EmptyFileError(f"{path}: the file is empty")
 
@@ -165,10 +168,15 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:
         kind = encoding.removesuffix("-sig").upper()
-        command = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} > utf-8{path.suffix}"
         others = "Latin-1 here; Japanese is CP932 as a rule, Arabic WINDOWS-1256"
-        advice = f"save it as CSV UTF-8 in Excel, or convert it from its encoding ({others}): {command}"
+        advice = (
+            f"save it as CSV UTF-8 in Excel, or convert it from its encoding ({others}): {_iconv(path, 'WINDOWS-1252')}"
+        )
         raise DataError(f"{path}: cannot be read as {kind} text ({error}); {advice}") from error
+
+
+def _iconv(path: Path, encoding: str) -> str:
+    return f"iconv -f {encoding} -t UTF-8 {quote(str(path))} > utf-8{path.suffix}"
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:

@@ -427,6 +427,7 @@ FOREIGN = [  # the first bytes, the message
     (b"", "the file is empty"),
     (b'{"q": "\xe4"}', "cannot be read as UTF-8 text ("),
     ("q,返品".encode("cp932"), "cannot be read as UTF-8 text ("),
+    ("q,a\n返品,x".encode("iso2022_jp"), "in ISO-2022-JP, as Japanese mail is: convert it first"),
     ("question".encode("utf-16-le"), "UTF-16 without a byte order mark, or no text: save it as UTF-8"),
     ("question".encode("utf-16-be"), "UTF-16 without a byte order mark, or no text: save it as UTF-8"),
 ]
@@ -438,8 +439,9 @@ def test_a_file_that_is_not_text_is_answered_with_what_to_do(tmp_path, content, 
         (tmp_path / name).write_bytes(content)
         line = message_of(tmp_path / name)
         assert line.startswith(f"{tmp_path / name}: {reason}") and "\n" not in line
-        copied = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(str(tmp_path / name))} > utf-8{(tmp_path / name).suffix}"
-        assert line.endswith(copied) == ("UTF-8 text" in reason)
+        copied = f"-t UTF-8 {quote(str(tmp_path / name))} > utf-8{(tmp_path / name).suffix}"
+        encoding = {"cannot be": "iconv -f WINDOWS-1252 ", "in ISO-20": "iconv -f ISO-2022-JP "}.get(reason[:9], "?")
+        assert line.endswith(encoding + copied) == ("UTF-8 text" in reason or "ISO" in reason)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such file")
