@@ -95,12 +95,13 @@ def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
 
 
 def contains(text: str, word: str) -> bool:
-    """Whether `text` contains `word` as a whole word; where words have no spaces between them, anywhere.
+    """Whether `text` contains `word` as a whole word; where words have no spaces between them, anywhere. White space,
+    case and how an accent is encoded do not count.
 
     >>> contains("An enforceable promise.", "promise"), contains("Promised", "promise"), contains("返品です", "返品")
     (True, False, True)
     """
-    text, word = folded(text), folded(word)
+    text, word = (" ".join(folded(each).split()) for each in (text, word))
     kinds, own = f" {text.translate(KINDS)} ", word.translate(KINDS)
     for found in re.finditer(f"(?={re.escape(word)})", text):
         before, after = kinds[found.start()], kinds[found.start() + len(word) + 1]

@@ -22,6 +22,15 @@ WORDS = [  # text, word, is it there
     ("a.c", "a.c", True),
     ("abc", "a.c", False),
     ("", "promise", False),
+    ("ready, willing\nand able", " willing  and ", True),  # a model may break its lines anywhere
+    ("caf\u00e9s, a caf\u00e9", "cafe\u0301", True),
+    ("caf\u00e9s", "cafe\u0301", False),
+    ("要约是希望与他人订立合同的意思表示。", "合同", True),  # scripts without spaces between words
+    ("この契約はAIが書いた", "契約", True),
+    ("この契約はAIが書いた", "AI", True),
+    ("この契約はAIが書いた", "A", False),
+    ("ข้อเสนอคือการแสดงเจตนา", "การแสดง", True),
+    ("계약은 약속이다", "약속이", False),  # Korean has spaces
 ]
 
 
