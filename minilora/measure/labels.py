@@ -17,7 +17,7 @@ from ..data.labels import LabelTask
 from ..data.records import Record
 from ..data.samples import encode_records
 from ..data.words import words
-from ..generate.labels import label_logprobs, label_probabilities
+from ..generate.labels import label_logprobs, label_probabilities, without_nan
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
@@ -48,6 +48,8 @@ class Checked:
 
         shots: training records that are put before the question, as earlier turns of the conversation.
         ranks: the processes that share the work; all of them must call this.
+
+        Raises ValueError where the model predicts NaN.
         """
         raise NotImplementedError
 
@@ -88,7 +90,8 @@ class Labelled(Checked):
     ) -> list[list[float]]:
         """The log-likelihood of each label for each record, (N, L)."""
         mine = with_examples(self.records, few_shot(self.examples, shots))[ranks.number :: ranks.size]
-        return ranks.join(label_logprobs(model, tokenizer, mine, self.task.labels).tolist() if mine else [])
+        found = label_logprobs(model, tokenizer, mine, self.task.labels).tolist() if mine else []
+        return without_nan(np.array(ranks.join(found))).tolist()
 
     def lengths(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens of each record with the longest label."""
@@ -227,7 +230,6 @@ def macro_f1(truth: np.ndarray, chosen: np.ndarray, labels: int, times: np.ndarr
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
     """The records by confidence, in bins of equal width: how many, their mean confidence, the share that is right."""
-    confidence = np.nan_to_num(confidence)  # a model that diverged has none
     places = np.minimum((confidence * BINS).astype(int), BINS - 1)
     found = []
     for place in np.unique(places):

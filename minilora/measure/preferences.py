@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data.samples import encode_pairs
+from ..generate.labels import without_nan
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Pair, Sample, references
@@ -70,7 +71,7 @@ class Preferred(Checked):
     def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> list[float]:
         """log π(chosen) - log π(rejected) of each record, (N,)."""
         mine = encode_pairs(self.records[ranks.number :: ranks.size], tokenizer)
-        return ranks.join(log_ratios(model, mine).tolist() if mine else [])
+        return without_nan(np.array(ranks.join(log_ratios(model, mine).tolist() if mine else []))).tolist()
 
     def ask_rejected(
         self, model: LanguageModel, tokenizer: Tokenizer, samples: list[Sample], nats: np.ndarray
@@ -79,7 +80,7 @@ class Preferred(Checked):
         pairs = encode_pairs(self.records, tokenizer)
         if [pair.chosen for pair in pairs] != samples:
             return self.ask(model, tokenizer)
-        return (sample_losses(model, [pair.rejected for pair in pairs]) - nats).tolist()
+        return without_nan(sample_losses(model, [pair.rejected for pair in pairs]) - nats).tolist()
 
     def report(self, answers: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """How often the chosen answer is more probable, and how often by more than for the first contender, the

@@ -88,8 +88,6 @@ def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
         inside = [(c, r) for c, r in pairs if min(int(c * 10), 9) == low]
         by_definition += abs(sum(c for c, _ in inside) - sum(r for _, r in inside)) / len(pairs)
     assert calibration_error(bins) == pytest.approx(by_definition)
-    broken = reliability(np.full(len(pairs), np.nan), right)  # of a model that diverged
-    assert [(one["from"], one["confidence"], one["records"]) for one in broken] == [(0.0, 0.0, len(pairs))]
 
 
 def test_wilsons_interval_is_that_of_the_score_test_and_has_a_width_where_all_are_right():

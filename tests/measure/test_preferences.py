@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from jobs import options
 from smallmodels import SMALL, new_model
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.data.labels import LabelTask
 from minilora.data.records import Record
+from minilora.data.samples import encode_records
 from minilora.engine.fused import NOT_SCORED
 from minilora.measure import loss
 from minilora.measure.fields import checked_of
+from minilora.measure.labels import Labelled
 from minilora.measure.preferences import Preferred, preferences, with_reference
 from minilora.measure.statistics import wilson
 from minilora.nn.parts import Pair, Sample
@@ -100,6 +104,19 @@ def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, quick_job
         assert shift == pytest.approx(told["margin"][1], rel=1e-3)
     text = page(result)
     assert "8 pairs: which answer is more probable" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_model_that_predicts_nan_has_no_accuracy_and_no_preference(talker, tokenizer):
+    broken, pairs, texts = deepcopy(talker), [record(rejected="no")] * 2, [record(label="yes")] * 2
+    broken.model.norm.weight.data[0] = np.nan
+    preferred = Preferred(None, pairs)
+    for ask in (
+        lambda: preferred.ask(broken, tokenizer),
+        lambda: preferred.ask_rejected(broken, tokenizer, encode_records(pairs, tokenizer), np.zeros(2)),
+        lambda: Labelled(LabelTask.of(["no", "yes"]), texts).ask(broken, tokenizer),
+    ):
+        with pytest.raises(ValueError, match="predicts NaN or infinity instead of probabilities: look at its weights"):
+            ask()
 
 
 def test_a_pair_with_an_answer_that_the_model_cannot_see_is_named_and_not_asked(home, tmp_path, caplog):

@@ -30,7 +30,7 @@ WORDS = [  # text, word, is it there
     ("この契約はAIが書いた", "AI", True),
     ("この契約はAIが書いた", "A", False),
     ("ข้อเสนอคือการแสดงเจตนา", "การแสดง", True),
-    ("계약은 약속이다", "약속이", False),  # Korean has spaces
+    ("계약은 약속이다", "약속", True),  # Korean writes its particles onto the word
 ]
 
 
