@@ -157,7 +157,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {  # unit -> how it is printed
     "count": lambda x: f"{x:,}",
     "bytes": megabytes,
     "seconds": duration,
-    "dollars": lambda x: f"${x:.2g}",
+    "dollars": lambda x: f"${plain(x, max(0, 1 - math.floor(math.log10(x or 10))))}",  # two digits, or all whole ones
     "nats": lambda x: plain(x, 3),
     "share": lambda x: percent(x, 1),
     "text": str,

@@ -3,7 +3,7 @@
 import pytest
 from comparing import MEMORY, metrics, result
 
-from minilora.commands.compare_table import CLAIMS, HELD, IN_PART, NOT, page, rows
+from minilora.commands.compare_table import CLAIMS, HELD, IN_PART, NOT, SHOWN, page, rows
 
 
 def found(what, **runs):
@@ -101,6 +101,15 @@ def test_without_keywords_paraphrases_and_a_known_peak_the_table_is_shorter():
         "recall, paraphrased questions", "recall, unseen questions",
     }  # fmt: skip
     assert page(short)
+
+
+@pytest.mark.parametrize("digits", [*range(-7, 8)])
+def test_a_price_is_right_to_two_digits_without_an_exponent(digits):
+    price = 1.64 * 10.0**digits
+    shown = SHOWN["dollars"](price).removeprefix("$")
+    assert "e" not in shown and float(shown.replace(",", "")) == pytest.approx(price, rel=0.03)
+    assert len(shown.replace(".", "").replace(",", "").lstrip("0")) == max(2, digits + 1)
+    assert SHOWN["dollars"](0) == "$0"
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
