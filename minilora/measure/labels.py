@@ -5,6 +5,7 @@ Every contender gives probabilities (N, L) for N records and L labels, and choos
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -256,6 +257,8 @@ def _kinds(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
 def _macro_f1(truth: np.ndarray, chosen: np.ndarray, labels: int, seed: int) -> Interval:
     value = float(macro_f1(truth, chosen, labels)[0])
+    if len(truth) < 2:
+        return Interval(value, math.nan, math.nan, 1)
     draws = bootstrap(len(truth), lambda times: macro_f1(truth, chosen, labels, times), seed)
     return Interval(value, *middle(draws), len(truth))
 

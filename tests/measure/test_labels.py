@@ -225,6 +225,12 @@ def test_without_training_records_only_models_are_compared():
     assert [row["name"] for row in report["rows"]] == ["model 0"] and report["mistakes"] == []
 
 
+def test_a_single_record_has_no_bootstrap_interval():
+    (row,) = report_of((0,), held=Labelled(TASK, HELD.records[:1]))["rows"]
+    assert row["macro_f1"] == {"value": 1.0, "low": None, "high": None}
+    assert row["lead"] == {"value": 0.0, "low": None, "high": None} and 0 < row["accuracy"]["low"] < 1
+
+
 def test_examples_come_before_the_question_under_one_system_prompt():
     some = records(("red", "a"), ("blue", "b"), system="Be brief.")
     roles = [message["role"] for message in with_examples(some, some)[0]]
