@@ -33,7 +33,7 @@ def _against_rate(axes: Any, rows: Sequence[Row]) -> None:
     names = _lines(axes, rows, "r", "lr", lambda row: f"r = {row['r']}")
     most = min(map(_mean, rows)) + SHOWN
     near = [row["validation_loss"] for row in rows if _mean(row) <= most]
-    cut_above(axes, [*map(_mean, rows), *(each[end] for each in near for end in ("low", "high"))])
+    cut_above(axes, [*map(_mean, rows), *(each[end] for each in near for end in ("low", "high"))], most)
     axes.set(xlabel="learning rate", title="Learning rate, for each rank")
     name_lines(axes, [(min(end, most), name, color) for end, name, color in names])
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from figure_check import problems, spans
 
+from minilora.pages.rates import SHOWN
 from minilora.pages.style import FULL, LORA, theme
 from minilora.pages.sweep import sweep_figure
 
@@ -71,3 +72,10 @@ def test_a_learning_rate_at_which_training_diverges_does_not_flatten_the_curve()
     rates = drawn([*RANKS, row(60.0, r=1, lr=1.0), row(80.0, r=4, lr=1.0)]).axes[0]
     low, high = rates.get_ylim()
     assert 2.0 < low < 2.5 and 3.0 < high < 4.0  # losses from 2.5 to 3.0, and at most one nat more
+
+
+def test_the_best_loss_is_shown_however_wide_its_interval_over_two_seeds():
+    best = row(1.1, half=2.0)
+    best["validation_loss"]["low"] = 0.0  # as `Interval.within` cuts it
+    low, high = drawn([best, row(1.3, lr=1e-2), row(60.0, lr=1.0)]).axes[0].get_ylim()
+    assert low < 0 and 1.3 < high < 1.1 + 2 * SHOWN
