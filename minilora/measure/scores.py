@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ def read_sets(
             chosen = [(split or "unseen", evenly(sequences, limit), [])] if sequences else []
         else:
             parts = _chosen(records, source, limit, paraphrases, source in trained, split)
-            chosen = [(kind, evenly(encode(part), limit), part) for kind, part in parts]
+            text = [*chain(*divided.values())]  # as it is trained: without an end token
+            chosen = [(kind, evenly(text if divided else encode(part), limit), part) for kind, part in parts]
         if not chosen:
             raise ValueError(f"{source}: no record of the split {split!r}: leave out --split to measure all")
         for kind, whole, own in chosen:

@@ -11,7 +11,7 @@ from modelfiles import TERMS
 from smallmodels import lora_config, shaken
 
 import minilora as ml
-from minilora.data.rows import DataError
+from minilora.data.rows import SPLITS, DataError
 from minilora.lora.adapters import active_factors
 from minilora.measure import statistics
 from minilora.measure.scores import MeasuredSet, Scores, measure, read_sets, summary
@@ -57,6 +57,13 @@ def test_a_split_is_measured_alone(split, home, tokenizer):
     assert text.name == f"novel/{split}" and len(text.samples) == {"train": 9, "validation": 1, "test": 1}[split]
     (text,) = read_sets([str(home / "novel.txt")], tokenizer, 20, limit=2, split=split)
     assert len(text.samples) == 2
+
+
+def test_a_text_measured_whole_has_the_samples_of_its_splits_and_no_end_token(home, tokenizer):
+    novel = str(home / "novel.txt")
+    (whole,) = read_sets([novel], tokenizer, 50)
+    parts = [read_sets([novel], tokenizer, 50, split=split)[0].samples for split in SPLITS]
+    assert whole.samples == [sample for part in parts for sample in part]
 
 
 def test_training_records_are_examples_for_the_others_and_not_for_themselves(tmp_path, tokenizer):
