@@ -110,9 +110,10 @@ class WithFields(Checked):
 
 def usual(held: WithFields) -> list[str]:
     """The most frequent value of each field in the training records, whatever the text."""
+    answers = [json.loads(record.messages[-1]["content"]) for record in held.examples]
     values = {}
     for one in held.task.fields:
-        counts = Counter(as_json((record.fields or {}).get(one.name)) for record in held.examples)
+        counts = Counter(as_json(answer[one.name]) for answer in answers)
         values[one.name] = json.loads(counts.most_common(1)[0][0])
     return [as_json(values)] * len(held.records)
 

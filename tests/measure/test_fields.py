@@ -21,9 +21,9 @@ LARGE = FieldTask.of(  # whose shortest answer has more bytes than ANSWER_TOKENS
 
 
 def record(i, a=None, n=None, members=()):
-    answer = TASK.answer({"a": a, "n": n, "l": list(members)})
+    row = {name: value for name, value in {"a": a, "n": n, "l": list(members)}.items() if value not in (None, [])}
     asked = {"role": "user", "content": TASK.prompt(f"text {i}")}
-    return Record(f"r{i}", (asked, {"role": "assistant", "content": answer}), fields=json.loads(answer))
+    return Record(f"r{i}", (asked, {"role": "assistant", "content": TASK.answer(row)}), fields=row)
 
 
 RECORDS = [record(0, "x", 1, ["p", "q"]), record(1, None, 2.5), record(2, "y", None, ["p"]), record(3, "x", 1)]
