@@ -255,7 +255,7 @@ def domains_page(result: Mapping[str, Any], width: int = WIDTH) -> str:
     weight = next(iter(result["merged"].values()))["weight"]
     notes = f"{of_intervals(result)} {listed(list(result['merged']))}: the four adapters merged into one, "
     notes += f"each with weight {weight:g}. "
-    notes += f"They differ from the exact sum: {listed(off)}."
+    notes += f"They differ from the exact sum, in the module with the largest difference: {listed(off)}."
     return "\n".join([*lines, "", *wrapped(notes, width)])
 
 

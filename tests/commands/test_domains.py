@@ -285,6 +285,7 @@ def test_the_page_has_a_line_for_each_adapter_and_pair_and_fits_its_columns(fini
         assert ("[" in lines[2]) == (width == 100)
     last = " ".join(" ".join(lines).split())
     assert "linear and svd: the four adapters merged into one, each with weight 0.25." in last
+    assert "in the module with the largest difference: linear by " in last
 
 
 @pytest.mark.long
