@@ -115,7 +115,8 @@ class Resampled:
     per token, and with weights of 1 a plain mean. The same seed makes the same draws.
 
     The bounds are percentiles: right for some dozens of records, somewhat too narrow for a handful. Where all records
-    have the same number the interval is that number, although other records might have another.
+    have the same number the interval is that number, although other records might have another. Records count as
+    independent: of several questions about one fact, the interval is too narrow.
     """
 
     def __init__(self, amounts: np.ndarray, weights: np.ndarray, seed: int = 0):
