@@ -113,7 +113,8 @@ def _scaled(axes: Any, values: Sequence[float], base: int) -> None:
     if len(few) <= (7 if base == 2 else 5 if few[-1] < 1 else 0):
         axes.xaxis.set_major_locator(FixedLocator(few))
     else:
-        axes.xaxis.set_major_locator(LogLocator(base, subs=(1.0, 3.0) if base == 10 else (1.0,)))
+        near = base == 10 and few[-1] < 2000 * few[0]  # over more decades, such names would overlap
+        axes.xaxis.set_major_locator(LogLocator(base, subs=(1.0, 3.0) if near else (1.0,)))
     axes.xaxis.set_major_formatter(lambda x, _: _short(x))
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -74,6 +74,14 @@ def test_a_learning_rate_at_which_training_diverges_does_not_flatten_the_curve()
     assert 2.0 < low < 2.5 and 3.0 < high < 4.0  # losses from 2.5 to 3.0, and at most one nat more
 
 
+@pytest.mark.parametrize(("decades", "ticks"), [(3, 7), (4, 5)])
+def test_the_names_of_learning_rates_are_apart_over_any_number_of_decades(decades, ticks):
+    figure = drawn([row(3 - 0.01 * k, lr=float(f"{10 ** (k / 2 - 5):.3g}")) for k in range(2 * decades + 1)])
+    axes = figure.axes[0]
+    shown = [x for x in axes.get_xticks() if axes.get_xlim()[0] <= x <= axes.get_xlim()[1]]
+    assert problems(figure) == [] and len(shown) == ticks
+
+
 def test_the_best_loss_is_shown_however_wide_its_interval_over_two_seeds():
     best = row(1.1, half=2.0)
     best["validation_loss"]["low"] = 0.0  # as `Interval.within` cuts it
