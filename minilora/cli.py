@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with redirect_stderr(StringIO()) if ranks.number else nullcontext():  # the first rank prints it
                 _refuse_unknown_command(words)
                 _refuse_what_cannot_be_stored(words)
+                if argv is None and sys.path[0] not in ("", os.getcwd()):  # else this process imports from there, too
+                    os.environ["PYTHONSAFEPATH"] = "1"  # Python that a command starts runs no file of this folder
                 arguments = parse(build_parser(words[:1]), words)
             if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
                 with ranks.hand_out() as first:

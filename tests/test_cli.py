@@ -52,6 +52,21 @@ def test_the_version_is_the_packages(capsys):
     assert not show_progress(False)  # a program that calls main is as silent as before
 
 
+def test_python_that_a_command_starts_runs_no_file_of_the_folder_one_is_in(monkeypatch, tmp_path):
+    Path("this.py").write_text("print('anybody')")
+
+    def ran(first):
+        monkeypatch.setenv("PYTHONSAFEPATH", "")  # is restored afterwards
+        monkeypatch.setattr(sys, "path", [first, *sys.path])
+        with pytest.raises(SystemExit):
+            main()
+        return subprocess.run([sys.executable, "-m", "this"], capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(sys, "argv", ["minilora", "--version"])
+    assert "anybody" not in ran(str(tmp_path / "bin"))
+    assert "anybody" in ran(os.getcwd())  # as `python -m minilora` does: this process imports from there itself
+
+
 REFUSED = [  # words, how the one line begins
     ("", "which command? Start with: minilora finetune; "),
     ("nonsense", "there is no command 'nonsense'; minilora --help lists all commands"),

@@ -154,7 +154,8 @@ def download_wheel(wanted: str, folder: Path) -> Path:
     """
     import subprocess
 
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wanted]
+    # -P: without it, a pip.py in the current folder would run, whoever wrote it
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode == 0 and wheels:

