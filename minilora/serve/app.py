@@ -172,6 +172,7 @@ class App:
         After each passage the answers that are under way have as much time as it took to read.
         """
         assert not isinstance(request.messages, str)  # a text to continue is no question
+        await self._limit(replace(request, messages=request.messages[-1:], limit=0))  # before it is read
         found, passages = [], candidates(request.messages[-1]["content"], handbook)
         for passage in passages:
             began = time.monotonic()
@@ -184,7 +185,7 @@ class App:
     async def _limit(self, request: Request) -> int:
         """How many tokens the answer may have. Raises ApiError if they do not fit into the context.
 
-        A label is not generated: only its question must fit, whatever the request says.
+        A label is not generated: only its question must fit, whatever the request says. So is it with a limit of 0.
         """
         context = self.engine.context
         try:
@@ -192,7 +193,7 @@ class App:
         except ValueError as error:
             raise ApiError(400, str(error), request.param) from error
         limit = request.limit or max(min(self.default_limit, context - count), 1)
-        generated = 0 if isinstance(self.engine.task(request), LabelTask) else limit
+        generated = 0 if request.limit == 0 or isinstance(self.engine.task(request), LabelTask) else limit
         if count + generated > context:
             what = f"the conversation has {count:,} tokens" if count <= context else "the conversation is too long"
             answer = f"with an answer of up to {generated:,}, " if generated else ""

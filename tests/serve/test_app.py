@@ -180,6 +180,14 @@ def test_what_a_quotation_cannot_have_is_refused_before_a_passage_is_read(client
     assert plain.choices[0].message == complete(client).choices[0].message  # these change nothing
 
 
+def test_a_question_that_is_too_long_to_quote_for_is_refused_before_a_passage_is_read(client, quoting, server):
+    for question in ("x" * (server.engine.context + 1), "x " * 200_000):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="legal", messages=[{"role": "user", "content": question}])
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages") and quoting == []
+    assert complete(client, max_tokens=server.engine.context).choices[0].finish_reason == "stop" and len(quoting) == 5
+
+
 def test_other_answers_have_as_much_time_as_the_reading(client, server, quoting, monkeypatch):
     slept, read = [], server.engine.read
     waits = {"sleep": lambda seconds: slept.append(seconds) or asyncio.sleep(0)}
