@@ -219,7 +219,7 @@ class FieldTask(Asking):
         if "schema" not in data:
             return None
         task, template, copied = cls.of(data["schema"]), data.get("template", ""), tuple(data.get("copied", ()))
-        if TEXT not in template or not {field.name for field in task.fields}.issuperset(copied):
+        if TEXT not in template or not all(name in [field.name for field in task.fields] for name in copied):
             raise ValueError(f"the adapter's schema needs a template that has {TEXT}, and copies some of its fields")
         return replace(task, template=template, copied=copied)
 

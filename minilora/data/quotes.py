@@ -42,7 +42,7 @@ class Quoting:
         """What an adapter's entry "data" says, if it was trained to quote. Raises ValueError for what cannot be."""
         if (entry := data.get("quote")) is None:
             return None
-        sentences, template = entry.get("sentences"), entry.get("template", "")
+        sentences, template = entry.get("sentences"), str(entry.get("template"))
         if not isinstance(sentences, int) or sentences < 1 or not (0 <= template.find(PASSAGE) < template.find(PART)):
             raise ValueError(f"the adapter's quote must have sentences, and a template with {PASSAGE} and then {PART}")
         return cls(sentences, template)

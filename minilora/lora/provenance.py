@@ -90,6 +90,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             if not isinstance(value := given.get(key), kind | None):
                 expected = {dict: "an object", bool: "true or false", list: "a list"}.get(kind, "a text")
                 raise ModelFileError(f"{path}: {key} of the {part} is a {type(value).__name__}, expected {expected}")
+            if value is None:  # as if it were left out
+                given.pop(key, None)
     return record
 
 

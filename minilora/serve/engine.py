@@ -217,7 +217,7 @@ class Engine:
         try:
             lines = [*other_rounding(self.model, {name: folder}), *without_passages(self.model, handbook, [name])]
             version = replace(self._version(name), note="; ".join(lines) or None)
-        except ValueError:  # its notes cannot be what they say
+        except Exception:  # its notes cannot be what they say
             remove_adapter(self.model, name)
             raise
         for line in lines:

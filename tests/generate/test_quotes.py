@@ -157,6 +157,7 @@ def test_how_an_adapter_quotes_is_stored():
         {"sentences": "2", "template": "{passage} {part}"},
         {"sentences": 2, "template": "{part} {passage}"},
         {"sentences": 2},
+        {"sentences": 2, "template": 5},
     ],
 )
 def test_an_entry_that_cannot_be_is_refused(entry):

@@ -15,6 +15,7 @@ from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, 
 from minilora.lora.config import UNSUPPORTED
 from minilora.lora.llamacpp import save_gguf_adapter
 from minilora.lora.peft import load_adapter, peft_name, save_adapter
+from minilora.lora.provenance import _ENTRIES, read_provenance
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
 
@@ -388,6 +389,13 @@ def test_an_invalid_file_is_refused_by_entry(base, tmp_path):
     for content, words in cases:
         (folder / NOTES).write_text(content)
         refused(model, folder, NOTES, words)
+
+
+def test_an_entry_that_is_null_is_as_if_left_out(base, tmp_path):
+    folder = save_adapter(adapted(base()), tmp_path)
+    (folder / NOTES).write_text(json.dumps({part: dict.fromkeys(keys) for part, keys in _ENTRIES.items()}))
+    assert read_provenance(folder) == {part: {} for part in _ENTRIES}
+    load_adapter(base(), folder)
 
 
 # -- mapped files ------------------------------------------------------------------------------------------------------

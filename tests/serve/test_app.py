@@ -704,7 +704,13 @@ def test_an_adapter_of_another_base(place, loaded):
     assert str(place.folder) not in error["message"] and list(place.engine.versions) == ["base", "legal"]
 
 
-@pytest.mark.parametrize("data", [{"quote": {"sentences": 0}}, {"context_template": "x"}, {"labels": 5}], ids=str)
+NOTES = [
+    {"quote": {"sentences": 0}}, {"quote": {"sentences": 1, "template": 5}}, {"context_template": "x"}, {"labels": 5},
+    {"schema": ONE_FIELD, "template": "{text}", "copied": [["kind"]]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NOTES, ids=str)
 def test_an_adapter_whose_notes_are_wrong_leaves_nothing_behind(place, data):
     file = place.folder / "runs" / "support" / "minilora.json"
     right = file.read_text()
@@ -713,6 +719,13 @@ def test_an_adapter_whose_notes_are_wrong_leaves_nothing_behind(place, data):
     assert list(place.engine.versions) == ["base", "legal"] and list(place.engine.model.adapters) == ["legal"]
     file.write_text(right)
     assert add(place, "shop", "runs/support")[0] == 201
+
+
+def test_an_adapter_with_which_anything_goes_wrong_leaves_nothing_behind(place, monkeypatch):
+    monkeypatch.setattr(engine_module, "other_rounding", lambda *given: {}[0])
+    with pytest.raises(KeyError):
+        place.engine.call(lambda: place.engine.add_adapter("shop", place.folder / "runs" / "support")).result(10)
+    assert list(place.engine.versions) == ["base", "legal"] and list(place.engine.model.adapters) == ["legal"]
 
 
 ELSEWHERE = ["..", "../../etc", "/etc", "/", "runs/../../x", "link", "linked"]
