@@ -27,7 +27,9 @@ def find_runs(folder: Path) -> list[Run]:
         if any(part.endswith(".partial") for part in path.parts):
             continue
         try:
-            found.append(_run(path.parent, read_json(path)))
+            run = _run(path.parent, read_json(path))
+            listing([run])  # a value that no table can show is another program's
+            found.append(run)
         except (ModelFileError, LookupError, TypeError, ValueError):
             continue
     return sorted(found, key=lambda run: run["created"], reverse=True)

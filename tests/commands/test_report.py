@@ -303,6 +303,20 @@ def test_runs_lists_the_finished_runs_newest_first(runs, capsys):
     assert main(["runs", str(runs / "legal")]) == 0 and "1 run. minilora report" in capsys.readouterr().out
 
 
+OTHERS = [  # what a program other than minilora may write
+    {"created": 5}, {"created": None}, {"steps": "x"}, {"adapter_bytes": None}, {"loss": {"paraphrase": [None, 1]}},
+    {"loss": {"paraphrase": [1]}}, {"options": None}, {"options": {"method": "lora", "base": None, "data": "x"}},
+    {"options": {"method": [], "base": "x", "data": "x"}}, {"keyword_recall": {"paraphrase": ["a", "b"]}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_runs_passes_over_a_file_with_values_of_another_kind(runs, capsys, other):
+    metrics = json.loads((runs / "legal" / "metrics.json").read_text("utf-8")) | other
+    (runs / "other" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert main(["runs", str(runs)]) == 0 and "\n3 runs. " in capsys.readouterr().out
+
+
 ROWS = [{"name": "base"}, {"name": "LoRA", "accuracy": {"value": 0.25}, "fields_right": {"value": 0.75}}]
 KINDS = [  # options, other metrics, what the list says of data and method, and of the result
     ({}, {"loss": {"unseen": [2, 1]}}, "own.jsonl LoRA, r=8", "2.000 1.000 recall 6.2 %"),
