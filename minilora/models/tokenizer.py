@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -103,7 +104,9 @@ class Tokenizer:
         for text in texts:
             self.check(text.replace(CUT, ""))
         parts = [text.split(CUT) for text in texts]
-        encoded = iter(self.core.encode_batch_fast([part for some in parts for part in some], add_special_tokens=False))
+        with library_errors("the model's tokenizer cannot encode this text"):
+            found = self.core.encode_batch_fast([part for some in parts for part in some], add_special_tokens=False)
+        encoded = iter(found)
         return [[i for _ in some for i in next(encoded).ids] for some in parts]
 
     def plain(self, text: str) -> str:
@@ -240,10 +243,8 @@ def from_folder(folder: Path) -> Tokenizer:
             f"{path}: no such file: copy the tokenizer of the original model, or write one with transformers "
             "(AutoTokenizer.from_pretrained, then save_pretrained)"
         )
-    try:
+    with library_errors(f"{path}: unusable tokenizer"):
         core: Any = _core_class().from_file(str(path))
-    except Exception as error:  # the library defines no error type
-        raise ModelFileError(f"{path}: unusable tokenizer ({error})") from error
     settings_path = folder / "tokenizer_config.json"
     files = [path for path in (folder / "special_tokens_map.json", settings_path) if path.is_file()]
     settings = {key: value for path in files for key, value in read_json(path).items()}
@@ -268,6 +269,17 @@ def from_folder(folder: Path) -> Tokenizer:
     pad, bos = _token_text(settings.get("pad_token")), _token_text(settings.get("bos_token")) or ""
     pad_id = None if pad is None else core.token_to_id(pad)
     return Tokenizer(core, eos, template, bos, pad_id, _end_ids(folder))
+
+
+@contextmanager
+def library_errors(otherwise: str) -> Iterator[None]:
+    """A block that calls `tokenizers`, which has no error type, and whose panics are no Exception: a ModelFileError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ModelFileError(f"{otherwise} ({error})") from error
 
 
 def _core_class() -> Any:

@@ -31,7 +31,7 @@ from minilora.models import load as zoo
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF, save_gguf
 from minilora.models.gguf_tokenizer import tokenizer_metadata
-from minilora.models.tokenizer import Tokenizer, from_folder, to_folder
+from minilora.models.tokenizer import Tokenizer, from_folder, library_errors, to_folder
 from minilora.nn.llama import Llama
 
 HELLO = [{"role": "user", "content": "Who are you?"}]
@@ -381,6 +381,26 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(folder, file):
         with pytest.raises(ModelFileError) as caught:
             from_folder(folder)
         assert str(folder / file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+PANICS = [  # of the library, whose type is no Exception
+    {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
+    {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+]
+
+
+@pytest.mark.parametrize("part", PANICS, ids=lambda part: next(iter(part)))
+def test_a_file_at_which_the_library_panics_is_an_error_in_one_line(folder, part):
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    with pytest.raises(ModelFileError, match=r"^[^\n]*(unusable tokenizer|cannot encode this text) \([^\n]+\)$"):
+        from_folder(folder).encode("hello")
+
+
+def test_an_interruption_is_no_error_of_the_library():
+    for kind in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(kind), library_errors("x"):
+            raise kind
 
 
 # -- as a GGUF file describes it ---------------------------------------------------------------------------------------
