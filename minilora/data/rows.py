@@ -4,6 +4,7 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -241,7 +242,7 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
         if not heading:
             named = {cell.strip() for cell in cells}
             heading = [cell.strip() or f"column {i}" for i, cell in enumerate(cells, 1)]
-            if repeated := sorted({name for name in heading if heading.count(name) > 1}):
+            if repeated := sorted(name for name, times in Counter(heading).items() if times > 1):
                 yield number, ValueError(f"column {repeated[0]!r} is twice in the heading: rename one")
                 return
         elif any(cells[len(heading) :]):
@@ -264,7 +265,11 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            names = _class_names(file.schema_arrow.metadata or {})
+            try:
+                names = _class_names(file.schema_arrow.metadata or {})
+            except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+                wrong = 'the entry "huggingface" of its schema names no labels'
+                raise DataError(f"{path}: {wrong} ({error}): write the file without it") from error
             for batch in file.iter_batches(1000):
                 for row in batch.to_pylist():
                     number += 1
@@ -278,4 +283,4 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """The names of the numbers in each column of labels, as the library `datasets` stores them in a file's schema."""
     about = json.loads(metadata.get(b"huggingface", b"{}"))
     features = about.get("info", {}).get("features", {})
-    return {key: each["names"] for key, each in features.items() if isinstance(each, dict) and "names" in each}
+    return {key: each["names"][:] for key, each in features.items() if isinstance(each, dict) and "names" in each}

@@ -18,7 +18,7 @@ import minilora as ml
 from minilora.data.formats import FORMATS, NAMES, listed
 from minilora.data.prompts import read_prompts
 from minilora.data.records import DataError, Record, read_records, read_source
-from minilora.data.rows import dialect_of
+from minilora.data.rows import dialect_of, read_rows
 
 ASK, TELL = "What is a lien?", "A claim on property,\nheld until a debt is paid."
 ASKED = ({"role": "user", "content": ASK}, {"role": "assistant", "content": TELL})
@@ -416,6 +416,14 @@ def test_a_broken_file_is_answered_with_the_place(tmp_path, name, content, reaso
     (tmp_path / name).write_text(content, encoding="utf-8")
     line = message_of(tmp_path / name).split("\n")[0]
     assert line.startswith(f"{tmp_path / name}") and reason in line
+
+
+@pytest.mark.timeout(60)  # each column was compared with each: ten minutes
+def test_a_heading_of_very_many_columns_is_read_in_no_time(tmp_path):
+    path, names = tmp_path / "a.csv", [f"column {i}" for i in range(150_000)]
+    path.write_text(f"{','.join(names)}\nx\n", encoding="utf-8")
+    ((_, row),) = read_rows(path)[1]
+    assert [*row] == names
 
 
 FOREIGN = [  # the first bytes, the message

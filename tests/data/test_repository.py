@@ -181,3 +181,10 @@ def test_parquet_is_read_like_any_other_file(tmp_path):
     (tmp_path / "half.parquet").write_bytes(parquet({"question": ["q"]})[:-20])
     with pytest.raises(DataError, match=r"^[^\n]*half.parquet: a Parquet file that cannot be read \([^\n]*\)$"):
         read_records(tmp_path / "half.parquet")
+
+
+@pytest.mark.parametrize("names", [5, {"0": "no"}, None, True], ids=str)
+def test_parquet_whose_notes_of_its_labels_are_damaged_is_named(tmp_path, names):
+    (tmp_path / "x.parquet").write_bytes(parquet({"text": ["a"], "label": [0]}, {"label": names}))
+    with pytest.raises(DataError, match=r'^[^\n]*x.parquet: the entry "huggingface" of its schema names no labels'):
+        read_records(tmp_path / "x.parquet")
