@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 
 from minilora.files import disk
-from minilora.files.disk import ModelFileError, entries, read_json, replacing, replacing_folder, write_bytes, write_json
+from minilora.files.disk import (
+    ModelFileError,
+    entries,
+    locked,
+    read_json,
+    replacing,
+    replacing_folder,
+    write_bytes,
+    write_json,
+)
 from minilora.files.gguf import write_gguf
 from minilora.files.tensors import write_tensors
 
@@ -344,6 +353,15 @@ def test_a_link_to_a_file_is_replaced_and_the_file_that_others_may_read_is_not(t
     with replacing(link) as partial:
         partial.write_text("new")
     assert tree(tmp_path) == {"blob": "shared", "model.safetensors": "new"} and not link.is_symlink()
+
+
+@posix
+def test_a_link_in_the_place_of_a_lock_leaves_what_it_leads_to(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="lock"), locked(tmp_path / "lock", "x"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_of_a_link_to_a_folder_the_folder_is_replaced(folder, tmp_path):

@@ -259,6 +259,8 @@ def test_templates_may_use_what_transformers_gives_them(build):
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ cycler.__init__.__globals__ }}",
         "{{ self.__init__.__globals__['__builtins__'] }}",
+        "{{ ('{0.__init__.__globals__}' | attr('format'))(cycler) }}",  # jinja2 before 3.1.6 allowed it
+        "{{ namespace() | tojson(default='{0.__class__.__init__.__globals__}' | attr('format')) }}",
         "{{ messages.append(1) }}",
         "{{ messages[0].update(role='x') }}",
         "{% for i in range(10 ** 9) %}{% endfor %}",
