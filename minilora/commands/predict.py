@@ -75,6 +75,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The file, and the flags that are the fields of PredictOptions."""
     parser.add_argument("file", metavar="FILE", help="a table, JSON rows, or a text file with a question on each line")
     add_flags(parser, PredictOptions)
+    parser.epilog = (
+        "Cells of a table are written as the data and the model have them. A spreadsheet takes one that begins with =, "
+        "+, - or @ for a formula and may run it: import tables of untrusted texts as text."
+    )
     parser.add_argument("--overwrite", **OVERWRITE)
     instead = "name the file alone, as in minilora predict FILE"
     parser.add_argument("--data", nargs=1, action=Instead, const=instead, help=argparse.SUPPRESS)

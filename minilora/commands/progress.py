@@ -17,7 +17,8 @@ MINE = "mine.py"  # what `check` writes
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The folder of mine.py."""
-    parser.add_argument("folder", nargs="?", default=".", metavar="DIR", help="the course's folder (default: this one)")
+    help = "the course's folder, whose mine.py is run (default: this one)"
+    parser.add_argument("folder", nargs="?", default=".", metavar="DIR", help=help)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
             names = ", ".join(engine.versions)
             log.info(f"{names}: {address} (the page), {address}/v1 (for OpenAI's clients); Ctrl-C ends")
             if not is_loopback(options.host):
-                log.info("warning: other machines can reach it, without a password")
+                log.info("warning: other machines can reach it, and load and remove adapters, without a password")
             if options.demo and not options.no_open:
                 threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
             server.run()
