@@ -76,6 +76,8 @@ def sha256_of_file(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ModelFileError that names the file if it is missing, no JSON, or no object."""
     try:
+        if path.exists() and not path.is_file():  # a link in a folder from elsewhere may lead to one without an end
+            raise ValueError("a folder, a pipe or a device")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file") from error

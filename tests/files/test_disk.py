@@ -534,5 +534,13 @@ def test_json_that_is_missing_broken_or_no_object_is_named_in_one_line(tmp_path,
     assert str(caught.value).startswith(str(tmp_path / "a.json")) and "\n" not in str(caught.value)
 
 
+@posix
+def test_a_link_to_a_device_is_not_read_as_json(tmp_path):
+    (tmp_path / "a.json").symlink_to("/dev/null")  # as well as to /dev/zero, which has no end
+    for path in (tmp_path / "a.json", tmp_path):
+        with pytest.raises(ModelFileError, match=f"^{re.escape(str(path))}: .*a folder, a pipe or a device"):
+            read_json(path)
+
+
 def test_a_model_file_error_is_one_line_whatever_it_is_made_of():
     assert str(ModelFileError("a\nb\r\nc")) == "a b c"
