@@ -182,7 +182,7 @@ def test_what_a_quotation_cannot_have_is_refused_before_a_passage_is_read(client
 
 def test_a_question_that_is_too_long_to_quote_for_is_refused_before_a_passage_is_read(client, quoting, server):
     for question in ("x" * (server.engine.context + 1), "x " * 200_000):
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai.BadRequestError, match=r"too long; at most [\d,]+ fit") as caught:
             client.chat.completions.create(model="legal", messages=[{"role": "user", "content": question}])
         assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages") and quoting == []
     assert complete(client, max_tokens=server.engine.context).choices[0].finish_reason == "stop" and len(quoting) == 5
