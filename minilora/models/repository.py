@@ -69,5 +69,6 @@ def snapshot(name: str, files: Sequence[str], kind: str = "model") -> Path:
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # also a full disk, a broken connection
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         why = next((reason for known, reason in reasons.items() if isinstance(error, known)), None)
-        raise ModelFileError(f"{name}: {why or f'cannot be downloaded from {where}: {said}'}") from error
+        line = f"{name}: {why or f'cannot be downloaded from {where}: {said}'}"
+        raise ModelFileError(re.sub(r"//[^/@\s]*:[^/@\s]*@", "//", line)) from error  # no password of a mirror
     return Path(found)

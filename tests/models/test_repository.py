@@ -65,8 +65,9 @@ def test_safetensors_and_texts_alone_are_downloaded_and_the_revision_is_recorded
         assert found[name].startswith(f"{name}: ") and words in found[name] and "\n" not in found[name]
 
 
-def test_without_a_network_the_error_is_one_line(tmp_path):
-    (line,) = ask("http://127.0.0.1:9", tmp_path, "org/good@main").values()
+def test_without_a_network_the_error_is_one_line_without_the_password_of_a_mirror(tmp_path):
+    (line,) = ask("http://me:secret@127.0.0.1:9", tmp_path, "org/good@main").values()
+    assert "http://127.0.0.1:9" in line and "secret" not in line
     assert "cannot be" in line and "\n" not in line and np.char.count(line, "org/good@main") == 1
 
 
