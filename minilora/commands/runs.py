@@ -30,7 +30,7 @@ def find_runs(folder: Path) -> list[Run]:
             run = _run(path.parent, read_json(path))
             listing([run])  # a value that no table can show is another program's
             found.append(run)
-        except (ModelFileError, LookupError, TypeError, ValueError):
+        except (ModelFileError, AttributeError, LookupError, TypeError, ValueError):
             continue
     return sorted(found, key=lambda run: run["created"], reverse=True)
 
