@@ -42,8 +42,8 @@ from minilora.pages.style import LORA, panels
 # > **Predict.** How many answers are right, word for word, before training, and how many after it? Then three of the
 # > questions are paraphrased. How many of those answers are right?
 #
-# The next cell keeps your guess. Write the two ends of a range that you are 80 % sure of into it, as in
-# `predict("...", 2, 5)`, and run it.
+# The next cell records your guess. Type in both ends of a range that you are 80 % sure of, as in
+# `predict("...", 2, 5)`, and run the cell.
 
 # %%
 predict("right answers after")
@@ -88,8 +88,8 @@ for question in PARAPHRASED:
     print(f"{question}  {ml.generate(model, tokenizer, question)}")
 
 # %% [markdown]
-# The model answers with one of the ten sentences, often with the wrong one: it has only memorised them. Section 3 uses
-# a better base.
+# The model answers with one of the ten sentences, often the wrong one: it has only memorised them. Section 3 uses a
+# better base.
 #
 # ## 2. What is left of the base?
 #
@@ -136,11 +136,11 @@ else:
         print(f"{question}\n  before: {answer} ...\n  after:  {ml.generate(chat, words, question)}")
 
 # %% [markdown]
-# In our run, all ten facts are right again. One paraphrased question gets the right answer, "The cat is called
-# Ledger."; to the other two the model invents answers that sound just as certain ([lesson 17](17_limits.ipynb)).
+# In our run, all ten answers are right again. One paraphrased question gets the right answer, "The cat is called
+# Ledger."; for the other two the model invents answers that sound just as certain ([lesson 17](17_limits.ipynb)).
 #
-# With more data, an adapter can teach a way of answering, for questions that it was not trained on, too. `minilora
-# finetune` trains SmolLM2 on 240 legal terms ([log of a run](pictures/finetune.txt)):
+# With more data, an adapter can also learn a way of answering that works for questions outside the training set.
+# `minilora finetune` trains SmolLM2 on 240 legal terms ([log of a run](pictures/finetune.txt)):
 #
 # > How would you explain a corporation to a new business owner?
 # >
@@ -190,8 +190,8 @@ show(map_figure(), alt=map_text())
 # *How to read it.* Filled circles are the essential path, from top to bottom. An arc leads from a lesson to one that
 # needs it. Where to go:
 #
-# - **Use LoRA**: lessons [12](12_choices.ipynb), [16](16_many_adapters.ipynb) and [18](18_for_real.ipynb), with what
-#   they need.
+# - **Use LoRA**: lessons [12](12_choices.ipynb), [16](16_many_adapters.ipynb) and [18](18_for_real.ipynb), and the
+#   lessons that they need.
 # - **Understand it**: the essential path, or from [lesson 9](09_lora.ipynb) on if you have trained neural networks.
 # - **Judge papers about it**: lessons [11](11_how_do_you_know.ipynb), [17](17_limits.ipynb) and
 #   [19](19_relatives.ipynb), then `minilora reproduce`.
@@ -199,7 +199,7 @@ show(map_figure(), alt=map_text())
 #
 # ## What to remember
 #
-# - LoRA trains a small adapter. The base is frozen, and it is back when the adapter is switched off.
+# - LoRA trains a small adapter. The base is frozen: switch the adapter off, and it is back.
 # - Learning ten facts takes seconds. Whether the model does more than memorise them depends on the base and on the
 #   data.
 # - One base carries many adapters, and switching takes milliseconds.

@@ -6,8 +6,8 @@
 # parameter. That is a **partial derivative**. All of them together are the **gradient**, an array of the parameters'
 # shape.
 #
-# Gradients are computed with formulas, and formulas can be wrong. Nothing crashes then: the model learns worse, or not
-# at all. So we begin by **measuring** derivatives, without any formula. You will
+# Gradients are computed with formulas, and formulas can be wrong. A wrong formula does not crash: the model just learns
+# less well, or not at all. So we begin by **measuring** derivatives, without any formula. You will
 #
 # 1. measure a derivative from two values of a function, and see which two to take,
 # 2. find the best step size, on a real language model,
@@ -15,7 +15,7 @@
 # 4. count what measuring costs.
 #
 # You need Python (functions within functions, decorators), NumPy arrays, matrix multiplication, sums written with Σ,
-# and derivatives: of polynomials, of $e^x$ and $\ln x$, of products and quotients, and of a function of a function.
+# and derivatives: of polynomials, of $e^x$ and $\ln x$, and the product, quotient and chain rules.
 #
 # In [the exercises](exercises/01_gradient.ipynb) you write your own gradient check. Later lessons use it.
 
@@ -40,9 +40,9 @@ from minilora.pages.style import AMBER, BLACK, GREY, ink
 # > **Predict.** With $h = 0.1$ both have an error. Now we make h ten times smaller. How many times smaller does each
 # > error become?
 #
-# The next cell keeps your guesses. Write the two ends of a range that you are 80 % sure of into each line, as in
-# `predict("...", 2, 5)`, and run it. `minilora progress` later shows how many of your ranges contained the measured
-# number: about 80 % should.
+# The next cell records your guesses. On each line, type in both ends of a range that you are 80 % sure of, as in
+# `predict("...", 2, 5)`, and run the cell. `minilora progress` later shows how many of your ranges contained the
+# measured number: about 80 % should.
 
 # %%
 predict("one-sided: error at 0.1 over error at 0.01")
@@ -79,8 +79,8 @@ claim("central: error at 0.1 over error at 0.01", errors[0.1][1] / errors[0.01][
 # happens inside. Here it is only a function of about a million parameters. We change four of these, one at a time; all
 # four are in the same matrix.
 #
-# We compare the measured derivatives with those that `backward()` computes by formulas; [lesson 2](02_tape.ipynb)
-# builds it.
+# We compare the measured derivatives with those that `backward()` computes from formulas; [lesson 2](02_tape.ipynb)
+# builds `backward()`.
 
 # %%
 model, tokenizer = ml.load("tiny")
@@ -242,11 +242,11 @@ claim("relative error of the right formula", off["right"], 0, 1e-7)
 claim("relative error of the forgetful one", off["forgetful"], 0.05, np.inf)
 
 # %% [markdown]
-# The test notices, but does not tell where the mistake is. To find out, change one element at a time.
+# The test notices, but does not say where the mistake is. To find out, change one element at a time.
 # [`gradcheck`](../minilora/engine/gradcheck.py) does this for every element of every input and reports the worst
 # (PyTorch's is `torch.autograd.gradcheck`). It takes an operation made with [`op`](../minilora/engine/tensor.py): a
-# function that returns its value, and for each input a function that turns `g`, the gradient with respect to the
-# value, into the gradient with respect to that input.
+# function that returns its value, and for each input a function that turns `g`, the gradient with respect to the value,
+# into the gradient with respect to that input.
 
 
 # %%
@@ -272,7 +272,8 @@ except ml.GradientError as message:
 
 # %% [markdown]
 # The message names the input (0 is x, 1 is W), an index in it, and one element of the result. "Got" and "expected" are
-# the derivative of that element with respect to the indexed one: by the formula, and measured.
+# the derivative of that element with respect to the indexed one: "got" is computed by the formula, "expected" is
+# measured.
 #
 # ## 4. The cost
 #
@@ -298,9 +299,9 @@ print(f"one value of the loss: {1000 * seconds:.1f} ms; all of them: {2 * number
 print(f"with backward(): {1000 * backward:.1f} ms, as long as {backward / seconds:.1f} values of the loss")
 
 # %% [markdown]
-# It would take about an hour, for one of the thousands of steps of a training run. One evaluation of the loss is
-# called a **forward pass**. The **backward pass**, `backward()`, computes the whole gradient in the time of a few
-# forward passes, however many parameters there are. How is that possible? [Lesson 2](02_tape.ipynb) answers.
+# It would take about an hour, and a training run has thousands of steps that each need a gradient. One evaluation of
+# the loss is called a **forward pass**. The **backward pass**, `backward()`, computes the whole gradient in the time of
+# a few forward passes, however many parameters there are. How is that possible? [Lesson 2](02_tape.ipynb) shows it.
 #
 # <details><summary>The same in PyTorch</summary>
 #

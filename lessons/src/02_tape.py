@@ -62,13 +62,13 @@ claim("sum over the paths minus the measured derivative", sum(paths.values()) - 
 #
 # But there can be very many paths. If each of `60` operations uses the previous result twice, there are $2^{60}$. The
 # solution is to go backwards and add as early as possible (**reverse mode**): once the derivative of L with respect to
-# v is complete, it no longer matters by how many paths it came from L.
+# v is complete, the number of paths between v and L no longer matters.
 #
 # ## 2. The tape
 #
 # So in the forward pass, each operation records three things in a list, the **tape**: its result, its inputs, and a
-# function for each input. The function is called a **VJP** (vector-Jacobian product). It turns `g`, the gradient of L
-# with respect to the result, into a contribution to the gradient with respect to that input. The Jacobian is the
+# function for each input. Each such function is called a **VJP** (vector-Jacobian product). It turns `g`, the gradient
+# of L with respect to the result, into a contribution to the gradient with respect to that input. The Jacobian is the
 # matrix of all local derivatives; a VJP computes `g` times this matrix without forming it.
 #
 # If the variables are arrays instead of numbers, only the formulas of the VJPs change. Those of a matrix
@@ -127,9 +127,9 @@ def backward(loss, entries):
 
 
 # %% [markdown]
-# That is the whole engine. `x.grad + path` is where paths meet. What is missing is the order of the entries: that of
-# the tape, reversed. On the tape every operation comes after those it depends on, so in the backward pass it comes
-# before them.
+# That is the whole engine. `x.grad + path` is where paths meet. What is missing is the order in which to process the
+# entries: that of the tape, reversed. On the tape every operation comes after those it depends on, so in the backward
+# pass it comes before them.
 
 # %%
 a, b = Var(3.0, requires_grad=True), Var(-2.0, requires_grad=True)
@@ -254,7 +254,7 @@ backward(y, reversed(tape))
 claim("derivative after 5,000 additions, by the tape", x.grad, 5001, 5001)
 
 # %% [markdown]
-# If you add up a loss token by token, you build such a chain. So the backward pass is a loop, in minilora too:
+# If you add up a loss token by token, you build such a chain. This is why minilora's backward pass is a loop:
 # [`backward_pass`](../minilora/engine/tensor.py).
 #
 # ## 4. The cost, and what freezing saves

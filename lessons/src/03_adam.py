@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Lesson 3: What does Adam keep?
 #
-# A gradient says in which direction each parameter must move for the loss to fall, but not how far. The plain answer is
-# **SGD** (stochastic gradient descent; stochastic, since in training the gradient is that of a random batch). It moves
-# each parameter against its gradient, multiplied by one **learning rate** for all. Nearly all language models are
-# trained with another optimizer, **AdamW**. AdamW stores two more values for each trainable parameter: the **optimizer
-# state**. In this lesson you
+# A gradient says in which direction each parameter must move for the loss to fall, but not how far. The simplest answer
+# is **SGD** (stochastic gradient descent; stochastic, because the gradient is that of a random batch). It moves each
+# parameter against its gradient, multiplied by one **learning rate** for all. Nearly all language models are trained
+# with another optimizer, **AdamW**. AdamW stores two more values for each trainable parameter: the **optimizer state**.
+# In this lesson you
 #
 # 1. see where one learning rate fails, and how momentum helps,
 # 2. take Adam apart, and test each of its two parts,
@@ -127,9 +127,9 @@ claim("largest difference between Adam's paths, loss times 1000", np.abs(once - 
 # %% [markdown]
 # Adam takes the same path. A comparison of Adam with plain SGD would mix the effects of its two parts, so we test each
 # part alone. With $β_1 = 0$ Adam has no momentum. Each optimizer gets 50 steps and the best of several learning rates,
-# in this valley and in the same valley turned by 45 degrees. There both parameters are equally steep. One start can
-# flatter Adam: its first step is as long as its learning rate, so from $w_2 = 1$ a rate of 1 reaches the bottom of the
-# valley at once. We take 101 starts, and the median of their losses.
+# in this valley and in the same valley turned by 45 degrees. In the turned valley, the loss is equally steep in both
+# parameters. One start can flatter Adam: its first step is as long as its learning rate, so from $w_2 = 1$ a rate of 1
+# reaches the bottom of the valley at once. We take 101 starts, and the median of their losses.
 #
 # > **Predict.** For which of the four optimizers does it matter that the valley was turned?
 
@@ -189,11 +189,12 @@ show(
 # *How to read it.* All paths start at the upper left; each dot is one step, and the cross is the lowest point. Adam's
 # first steps are as long along the valley as across it.
 #
-# For both forms of Adam the turn matters, since they treat each parameter by itself; for SGD it does not, with or
-# without momentum. Dividing by $\sqrt{\hat v}$ helps much where one parameter is steep and the other flat; how much
-# depends on the start. In the turned valley both are alike, and Adam without momentum is hardly better than plain SGD.
-# SGD with tuned momentum beats Adam in both valleys, and from most starts Adam without momentum, too. **A learning rate
-# for each parameter helps where gradients differ between parameters.** Do they? Section 5 looks.
+# Turning the valley matters for both forms of Adam, because they treat each parameter by itself. It does not matter for
+# SGD, with or without momentum. Dividing by $\sqrt{\hat v}$ helps considerably where one direction is steep and the
+# other flat; how much depends on the start. In the turned valley both parameters are alike, and Adam without momentum
+# is hardly better than plain SGD. SGD with tuned momentum beats Adam in both valleys, and from most starts also Adam
+# without momentum. **A learning rate for each parameter helps where gradients differ between parameters.** Do they?
+# Section 5 tests this.
 #
 # ## 3. Bias correction, and what Adam stores
 #
@@ -349,7 +350,7 @@ claim("lower end of that interval", lead.low, 0.001, 0.02)
 #
 # Momentum explains a large part of the difference: with it, SGD reaches 0.83. The division by $\sqrt{\hat v}$ adds the
 # rest. On all letters Adam leads by less than 1 % of the loss. Kunstner et al. (2024) find the same for rare words in
-# language models, and name them as a main reason for Adam's success there.
+# language models, and name this as a main reason for Adam's success there.
 #
 # <details><summary>The same in PyTorch</summary>
 #

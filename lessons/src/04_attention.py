@@ -141,9 +141,9 @@ claim("largest change, mask before", np.abs(before(q, other, v) - before(q, k, v
 claim("largest change, mask after", np.abs(after(q, other, v) - after(q, k, v))[:-1].max(), 0.01, 10)
 
 # %% [markdown]
-# With the mask after softmax, the weights of later tokens are 0, but their scores are still in the sum by which
-# softmax divides. A model trained with this mask looks ahead a little, and no picture of its weights shows it. So test
-# it: replace a future token, and expect a change of exactly 0. This test works on any model. We try it on minilora's
+# With the mask after softmax, the weights of later tokens are 0, but their scores are still in the sum by which softmax
+# divides. A model trained with this mask looks ahead a little, and no picture of its weights shows it. So test the
+# mask: replace a future token, and expect a change of exactly 0. This test works on any model. We try it on minilora's
 # tiny one: four blocks, each with a layer of attention, trained on presidents' addresses.
 
 # %%
@@ -188,10 +188,10 @@ claim("change of the last output, two layers", change[1], 0.001, 10)
 #
 # Nevertheless, most models encode positions. Llama models use **rotary position embeddings** (RoPE, [Su et al.
 # 2021](https://arxiv.org/abs/2104.09864)): the elements of a query or key are taken in pairs, and each pair is rotated
-# by an angle proportional to the position: the first pairs by a large angle per position, the last ones by a small
-# one. A dot product depends on the lengths of two vectors and on the angle between them. Rotating both vectors keeps
-# their lengths, and changes the angle between them by the difference of the two rotations, which is proportional to
-# the distance between the two tokens. So positions enter a score only through their distance.
+# by an angle proportional to the position. Per position, the first pairs turn by a large angle, the last ones by a
+# small one. A dot product depends on the lengths of two vectors and on the angle between them. Rotating both vectors
+# keeps their lengths, and changes the angle between them by the difference of the two rotations, which is proportional
+# to the distance between the two tokens. So positions enter a score only through their distance.
 
 
 # %%
@@ -287,9 +287,9 @@ equal = np.mean([1 / (t + 1) for t in range(1, 128)])
 print(f"with uniform weights it would be {equal:.3f}")
 
 # %% [markdown]
-# Nobody programmed a head to look at the token before. Training found this. Of the matrices that compute queries, keys
-# and values, the [LoRA paper](https://arxiv.org/abs/2106.09685) adapts those of
-# queries and values in most of its experiments: `q_proj` and `v_proj`. Lesson 12 compares the choices.
+# Nobody programmed this head to look at the previous token: training found it. In most of its experiments, the [LoRA
+# paper](https://arxiv.org/abs/2106.09685) adapts the matrices that compute queries and values, `q_proj` and `v_proj`.
+# Lesson 12 compares the choices.
 #
 # <details><summary>The same in PyTorch</summary>
 #

@@ -266,10 +266,10 @@ longer = np.linalg.norm(added, axis=1).mean() / np.linalg.norm(x, axis=1).mean()
 claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 20)
 
 # %% [markdown]
-# Only the first MLP is indispensable; each of the others could be removed at small cost. It is not needed to prevent
-# repetition: without it the model hardly repeats, either. The row that it adds is about ten times as long as the
-# embedding's row. So the second block was trained on rows that consist mostly of the first MLP's output, and without
-# that output it receives unfamiliar inputs. This is a likely reason; we have not tested it.
+# Only the first MLP is indispensable; each of the others could be removed at small cost. The first MLP is not needed to
+# prevent repetition: without it the model hardly repeats, either. The row that it adds is about ten times as long as
+# the embedding's row. So the second block was trained on rows that consist mostly of the first MLP's output, and
+# without that output it receives unfamiliar inputs. This is a likely reason; we have not tested it.
 #
 # Blocks of the same form do not do the same thing, and parameter counts do not tell which part matters. Remember this
 # when lesson 12 asks which matrices to adapt. (Other models may divide the work differently.)
@@ -297,8 +297,8 @@ claim("what the first MLP adds, in lengths of the embedding's row", longer, 5, 2
 # - A Llama is an embedding, blocks that each add the outputs of attention and of an MLP, and the output embedding.
 # - Most parameters are in the MLPs. The embedding's share shrinks as models grow. A tied embedding counts once.
 # - The loss of a fresh model is about ln V. Check this before you train.
-# - A part that only adds its output can be removed, to measure the loss without it. Test an explanation by a
-#   measurement, too.
+# - A part that only adds its output can be removed, to measure the loss without it. Test explanations by measuring,
+#   too.
 #
 # ## In the source
 #

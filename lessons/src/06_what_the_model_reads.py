@@ -48,8 +48,8 @@ claim("rank of the first merge among the pairs of law", list(pairs[order]).index
 claim("tokens: 3 special ones, 256 bytes, and the merges", len(tokenizer), 3 + 256 + len(merges), 3 + 256 + len(merges))
 
 # %% [markdown]
-# It is a space followed by t, in the legal records (law) as in the speeches from which the merges were learned. Why
-# does this vocabulary have 2,048 tokens, and not fewer or more? Here are two texts, encoded with only the first
+# It is a space followed by t, both in the legal records (law) and in the speeches from which the merges were learned.
+# Why does this vocabulary have 2,048 tokens, and not fewer or more? Here are two texts, encoded with only the first
 # merges:
 
 # %%
@@ -125,11 +125,11 @@ claim("end tokens, if the user types the name of one", typed.count(tokenizer.eos
 #
 # ## 3. Which tokens are scored
 #
-# The logits at each position, the model's scores of all tokens, predict the next token. So one sequence contains as
-# many predictions as tokens, minus one. The model must learn to answer, not to ask. A second row, `labels`, therefore
+# The logits at each position, the model's scores of all tokens, predict the next token. So a sequence contains one
+# prediction fewer than it has tokens. The model must learn to answer, not to ask. A second row, `labels`, therefore
 # says which predictions count: it is a copy of the ids, with -100 at every token that is not scored. With this **loss
-# mask**, only the tokens of the answer and the end token after it are scored. (-100 is the default of `ignore_index`
-# in PyTorch's cross-entropy.)
+# mask**, only the tokens of the answer and the end token after it are scored. (-100 is the default of `ignore_index` in
+# PyTorch's cross-entropy.)
 
 
 # %%
@@ -277,9 +277,9 @@ claim("the lower end of this interval", cost.low, 0.001, 0.1)
 #   be a deliberate choice: with long prompts and short answers, or with few records, it improved instruction tuning
 #   ([Shi et al. 2024](https://arxiv.org/abs/2405.14394)).
 #
-# The end token is lost in three common ways. The template does not write it. Or a record is truncated, which removes
-# its end. Or the loss mask excludes padding (section 6) by its id, while the padding token *is* the end token, as here
-# and in many models. The last way is a [known problem](https://github.com/huggingface/transformers/issues/23530) of
+# There are three common ways to lose the end token. The template does not write it. Or truncating a record cuts it off.
+# Or the loss mask excludes padding (section 6) by its id, while the padding token *is* the end token, as here and in
+# many models. The last one is a [known problem](https://github.com/huggingface/transformers/issues/23530) of
 # transformers' `DataCollatorForLanguageModeling`.
 
 # %%
@@ -291,8 +291,8 @@ for most in (64, 96, 128):
 # %% [markdown]
 # ## 5. The prompt at generation
 #
-# > **Predict.** With the right labels all 12 answers began right. How many do if the prompt lacks the generation
-# > prompt? And if the prompt is written as "User: ... Assistant: "?
+# > **Predict.** With the right labels all 12 answers began right. How many still do if the generation prompt is
+# > missing? And if the prompt is written as "User: ... Assistant: "?
 
 # %%
 predict("no generation prompt: begin right, best seed")

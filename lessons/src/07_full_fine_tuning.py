@@ -3,8 +3,8 @@
 #
 # A pretrained model can be taught something new by training it further on other texts. In **full fine-tuning** all of
 # its parameters are trainable. This is the simplest method, and it works. This lesson writes a training loop and adds
-# up the costs: memory during training, storage for each new model, and the loss of what the model knew before. Lesson
-# 9 shows how LoRA reduces these costs.
+# up the costs: memory during training, storage for each new model, and what the model forgets. Lesson 9 shows how LoRA
+# reduces these costs.
 #
 # The model is minilora's tiny one, which was pretrained on presidents' addresses. The new subject is law: the records
 # in [`legal.jsonl`](../minilora/data/README.md) each contain a question about one term and its answer. They are split
@@ -56,8 +56,8 @@ print(f"of all tokens, {100 * share:.0f} % are scored")
 #
 # A training step has five parts: draw a **batch** of records, clear the old gradients, compute the loss (the **forward
 # pass**), compute the gradients (the **backward pass**, lesson 2), and change every parameter a little against its
-# gradient. How little is set by the **learning rate**, `lr`, by which each change is multiplied. The last part is the
-# work of the optimizer, **AdamW**. For each parameter AdamW keeps two running means, of the gradient and of the squared
+# gradient. The **learning rate**, `lr`, by which each change is multiplied, sets how little. The last part is the work
+# of the optimizer, **AdamW**. For each parameter AdamW keeps two running means, of the gradient and of the squared
 # gradient. It divides the first mean by the square root of the second, so that a parameter with small gradients moves
 # as far as one with large gradients. (Lesson 3 writes it out.) Choices such as the learning rate, the **batch size**
 # and the number of steps are **hyperparameters**.

@@ -150,9 +150,8 @@ show(figure, alt="Two panels of curves that rise to 100 percent: the updates' ri
 # part of each update to the base and measure both losses. We start with the whole update of the matrices. It leaves out
 # the embedding and the norms, which full fine-tuning also changed.
 #
-# > **Predict.** Take the changes of both losses that the updates of all 28 matrices cause. If each update keeps only
-# > its largest 8 terms, how many percent of the gain on law remain? And of the forgetting, the increase of the loss on
-# > old text?
+# > **Predict.** Together, the updates of all 28 matrices change both losses. If each update keeps only its largest 8
+# > terms, what percentage of the gain on law remains? And of the forgetting (the increase of the loss on old text)?
 
 # %%
 predict("the largest 8: law gained, in percent")

@@ -90,8 +90,8 @@ claim("rank of B A", np.linalg.matrix_rank(B @ A), 2, 2)
 # %% [markdown]
 # ## 2. Both gradients, by hand
 #
-# Training changes A and B a little against their gradients, `dA` and `dB`. All that we need to know about the way from
-# y to the loss is contained in g. Written out with indices, the layer is
+# Training changes A and B a little against their gradients, `dA` and `dB`. All that we need to know about how the loss
+# depends on y is contained in g. Written out with indices, the layer is
 #
 # $$y_{ti} = \sum_j x_{tj} W_{ij} + s \sum_k u_{tk} B_{ik} \qquad\qquad u_{tk} = \sum_j x_{tj} A_{kj}$$
 #

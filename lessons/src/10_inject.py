@@ -216,8 +216,8 @@ claim(
 # %% [markdown]
 # The entries that differ have rounding errors, which are too small to show in the loss. But if many adapters share a
 # base, the base must stay the same after any number of merges. So while an update is merged, minilora keeps the base's
-# array, and restores it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). Until then,
-# keeping it needs additional memory for each adapted matrix.
+# array, and restores it afterwards ([`layer.py`](../minilora/lora/layer.py), `merge` and `unmerge`). Until then, the
+# kept array needs additional memory for each adapted matrix.
 
 # %%
 figure, axes = plt.subplots(figsize=(9, 3.9), layout="constrained")
@@ -239,9 +239,9 @@ for name, (law, old) in rows.items():
 
 # %% [markdown]
 # *How to read it.* There is one row per state of the model; further left is better. The states that must agree do
-# agree: "adapter off" and "restored" with "the base", and "merged" with "adapter on". Merging twice does the most
-# harm. All the wrong models still have plausible losses, but none of them is the model that was trained. Here α / r is
-# 2, so forgetting the scale halves the update: the model then is less good at law, and has forgotten less.
+# agree: "adapter off" and "restored" with "the base", and "merged" with "adapter on". Merging twice does the most harm.
+# All the wrong models still have plausible losses, but none of them is the model that was trained. Here α / r is 2, so
+# forgetting the scale halves the update: the model is then worse at law, and has forgotten less.
 #
 # One call makes all of these checks for any adapter:
 
@@ -256,8 +256,8 @@ print(len(report.checks), "checks passed:", ", ".join(check for check, found in 
 # Lesson 1 changed one element after another and measured how the result changes. Here 77,824 parameters are trained,
 # and each would need two forward passes. Instead, change all elements of one matrix at once, along a random direction
 # $v$ (lesson 1's directional derivative): for A, the loss then changes at the rate $\langle dA, v \rangle = \sum
-# dA_{ij} v_{ij}$, for B likewise. This is one number per matrix, and a mistake in dA almost surely changes it. Would
-# the check find a small mistake? `slightly_wrong` does nothing in the forward pass, and makes the gradient 1 %
+# dA_{ij} v_{ij}$, and likewise for B. This is one number per matrix, and a mistake in dA almost surely changes it.
+# Would the check find a small mistake? `slightly_wrong` does nothing in the forward pass, and makes the gradient 1 %
 # too large. We put it in front of one of the 28 layers.
 #
 # > **Predict.** How many forward passes check the A and B of all 28 layers? And what does the check report?

@@ -74,15 +74,15 @@ say("one seed, one rate", gain)
 claim("gain with one seed", gain[0], 0.12, 0.34)
 
 # %% [markdown]
-# The claim is reproduced, and by far: with half the steps, LoRA+ is well ahead. Many reports end here.
+# The claim is reproduced, and clearly: with half the steps, LoRA+ is well ahead. Many reports end here.
 #
-# ## 3. Would it come out again?
+# ## 3. Is the result repeatable?
 #
 # The initialisation of A is random, and so is the order of the batches. Another *seed* gives another number. So run
-# several seeds, and ask how precise their mean is. The rule is the mean ± t standard errors, where the *standard
-# error* is the standard deviation of the numbers divided by the square root of how many there are. A 95 % confidence
-# interval should contain the true value in 95 % of all cases. Many people use the factor 1.96. That is z, from the
-# normal distribution; it is right only if the standard deviation is known, or estimated from many numbers.
+# several seeds, and ask how precise their mean is. The rule is the mean ± t standard errors, where the *standard error*
+# is the standard deviation of the numbers divided by the square root of their number. A 95 % confidence interval should
+# contain the true value in 95 % of all cases. Many people use the factor 1.96. That is z, from the normal distribution;
+# it is right only if the standard deviation is known, or estimated from many numbers.
 #
 # > **Predict.** Take three seeds and the factor 1.96. In what percentage of all cases does the interval contain the
 # > true value?
@@ -116,8 +116,8 @@ claim("three seeds: mean gain", found.mean, 0.15, 0.31)
 claim("three seeds: lower end of the interval", found.low, 0.05, 0.3)
 
 # %% [markdown]
-# The result would come out again: the interval is far from zero. So is LoRA+ twice as fast? We now know that the
-# number is not an accident. We do not know yet *what it measures*. More seeds cannot tell.
+# The result is repeatable: the interval is far from zero. So is LoRA+ twice as fast? We now know that the number is not
+# an accident. We do not know yet *what it measures*. More seeds cannot tell us that.
 #
 # ## 4. The control
 #
@@ -137,9 +137,9 @@ claim("control, both at A's rate: mean gain", small.mean(), -0.12, -0.02)
 claim("control, both at B's rate: mean gain", large.mean(), 0.22, 0.45)
 
 # %% [markdown]
-# The first control changes the verdict, as it should. If you try only this one, you are satisfied. The second control
-# does not change it: plain LoRA, with equal rates for A and B, is "twice as fast" as plain LoRA, and the gain is even
-# larger. So the cause is not the *difference* between A and B. It is the size of the learning rate. We have not
+# The first control changes the verdict, as it should. If you try only this one, you will be satisfied. The second
+# control does not change it: plain LoRA, with equal rates for A and B, is "twice as fast" as plain LoRA, and the gain
+# is even larger. So the cause is not the *difference* between A and B. It is the size of the learning rate. We have not
 # measured LoRA+; we have measured that 0.0003 is too small.
 #
 # A control can miss a fault. Ask what else your change has changed, and remove that, too.
@@ -212,7 +212,8 @@ show(
 # ## 6. The band that came afterwards
 #
 # Why must the band come first? Suppose that a method changes *nothing*. Somebody measures ten quantities with and
-# without it (several losses, early and late, for several ranks), with three seeds each. All differences are chance.
+# without it (several losses, early and late, for several ranks), with three seeds each. All differences are due to
+# chance.
 #
 # > **Predict.** We simulate many such empty worlds. In what percentage of them can something be "reproduced", if you
 # > may choose afterwards which of the ten the claim was about? If you may also choose the sign? If you may add seeds,
@@ -248,9 +249,9 @@ for (name, found_something), (low, high) in zip(researchers.items(), bands, stri
 # enough to look at the results first. Writing the band down first is *preregistration*.
 #
 # So the order is: sentence, number, band, seeds, control, run, verdict. In minilora a claim is one file in that order,
-# with a switch that removes or adds the cause. `minilora reproduce` runs them, and a test checks that each verdict can
-# change. The claim about LoRA+ is [here](../minilora/claims/lora_plus.py), with another measure of "faster": the
-# number of steps to a loss that both methods reach.
+# with a switch that removes or adds the cause. `minilora reproduce` runs these files, and a test checks that each
+# verdict can change. The claim about LoRA+ is [here](../minilora/claims/lora_plus.py), with another measure of
+# "faster": the number of steps to a loss that both methods reach.
 #
 # ## What to remember
 #

@@ -182,9 +182,9 @@ claim("alpha times 4, a quarter of the rate: change over noise", (loud[2.5e-3] -
 # ## 4. Which matrices
 #
 # Each block has seven matrices: `q_proj`, `k_proj`, `v_proj` and `o_proj` of attention, `gate_proj`, `up_proj` and
-# `down_proj` of the MLP. The LoRA paper adapts q and v. To compare fairly, attention must not have fewer trainable
-# parameters than the MLP. Each choice gets the best of three rates; for all seven matrices, the best rate is known
-# from section 2.
+# `down_proj` of the MLP. The LoRA paper adapts q and v. For a fair comparison, attention must not have fewer trainable
+# parameters than the MLP. Each choice gets the best of three rates; for all seven matrices, the best rate is known from
+# section 2.
 #
 # > **Predict.** q and k decide where a token looks, v what it reads there, and the MLP what it computes from it. Order
 # > them: q and k; q and v; the MLP with rank 2; all seven with rank 1.
@@ -245,9 +245,9 @@ claim(
 
 # %% [markdown]
 # Adapting only q and k, which decide where tokens look, helps least. The MLP beats q and v with fewer parameters. With
-# rank 1, all seven matrices are not better than the MLP alone, which here has a quarter more parameters. So what helps
-# is to adapt **the MLP**, not to adapt more kinds of matrices. Schulman et al. (2025) found the same on large models.
-# "All linear layers" is safe because it contains the MLP.
+# rank 1, adapting all seven matrices is no better than adapting the MLP alone, which here has a quarter more
+# parameters. So what helps is to adapt **the MLP**, not to adapt more kinds of matrices. Schulman et al. (2025) found
+# the same on large models. "All linear layers" is safe because it contains the MLP.
 #
 # The LoRA paper agrees in part: at one budget it reports 71.4 for q and k, and 73.7 for q and v. It did not adapt the
 # MLP.

@@ -34,7 +34,7 @@ from minilora.pages.style import BLACK, GREY, LORA, ink
 # W has m n parameters. A has r n and B has m r, together $r\,(m + n)$. The product m n has become a sum.
 #
 # > **Predict.** Take r = 4. A small model has matrices of 128 × 128, GPT-3 of 12,288 × 12,288. LoRA has 16 times fewer
-# > trainable parameters in the small model. How many times fewer are they in GPT-3: also 16, or more?
+# > trainable parameters in the small model. How many times fewer does it have in GPT-3: also 16, or more?
 
 # %%
 predict("GPT-3: times fewer trainable parameters")
@@ -277,8 +277,8 @@ print(f"100 tasks: {100 * copy / 1e9:.1f} GB as copies, {(copy + 100 * size) / 1
 # %% [markdown]
 # The file is half a percent larger than its parameters, because it contains the names of 420 tensors. There is a
 # condition: an adapter is useless without its base, so the base must be stored once. If you keep a single adapter of
-# SmolLM2, whose distributed file has 98 MB, you store 98 + 10 MB. That is no great saving. With a hundred adapters,
-# the saving is great.
+# SmolLM2, whose distributed file has 98 MB, you store 98 + 10 MB. That is not a great saving. With a hundred adapters,
+# it is.
 #
 # ## 6. Money
 #

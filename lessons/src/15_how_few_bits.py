@@ -110,8 +110,8 @@ package = dequantize(quantize(W, "NF4"), "NF4")
 claim("minilora's NF4, by hand: differs by", np.abs(package - rounded(W, LEVELS["NF4"], 64, np.copy)).max(), 0, 1e-7)
 
 # %% [markdown]
-# NF4 removes a quarter of the error, and the tiny base behaves like normal numbers. A fifth bit removes more than two
-# thirds: no choice of levels replaces a bit.
+# NF4 removes a quarter of the error, and the tiny base's weights behave like normal ones. A fifth bit removes more than
+# two thirds: no choice of levels replaces a bit.
 #
 # ## 3. Where does the error go?
 #
@@ -265,8 +265,8 @@ show(
 # and 2 break the model. (Two bits with equal steps are three levels, -1, 0 and 1: one code in four is unused.)
 #
 # This does *not* show that NF4 has a lower loss than INT4 at 4 bits, or blocks of 64 than blocks of 128. The error of
-# the weights is smaller, but the differences in loss are only about as large as the bars are long. In exercise 15.2
-# you build NF levels for fewer bits, where the difference is clear. Other models have other weights: measure yours.
+# the weights is smaller, but the differences in loss are only about as large as the bars. In exercise 15.2 you build NF
+# levels for fewer bits, where the difference is clear. Other models have other weights: measure yours.
 #
 # ## 5. QLoRA's step
 #
@@ -452,7 +452,7 @@ claim("2 bits: of the codes, the update changes, in percent", np.mean(flips["2 b
 # - NF4 has a quarter less squared error than INT4 on normal weights; one bit more removes over two thirds of it.
 # - 5 bits are nearly free for this base, 4 cost little, 3 hurt, 2 break it.
 # - QLoRA dequantises W for every matmul. Its gradients are exact for the quantised model, and W gets none.
-# - At 4 bits we could measure nothing that the adapter repaired. At 2 bits it repaired much, but not all.
+# - At 4 bits we measured no repair by the adapter. At 2 bits it repaired much of the error, but not all.
 # - Quantising a merged model costs the rounding error again.
 #
 # Read on in [`levels.py`](../minilora/files/levels.py) (NF4, FP4, INT4), [`quant.py`](../minilora/files/quant.py) (the

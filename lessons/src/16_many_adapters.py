@@ -290,10 +290,10 @@ claim("svd: off the sum, in percent", off["svd"], 20, 60)
 claim("linear: off the sum, in percent", off["linear"], 75, 120)
 
 # %% [markdown]
-# $(B_1 + B_2)(A_1 + A_2) = B_1 A_1 + B_2 A_2 + B_1 A_2 + B_2 A_1$. The last two terms were trained by nobody: B₁ was
-# trained on the outputs of A₁, and here it gets those of A₂. These **cross terms** are nearly as large as the sum
-# itself. The loss rises little here, but do not rely on this: look at the error that was just printed. PEFT has the
-# same three methods under the same names, and others, such as TIES.
+# $(B_1 + B_2)(A_1 + A_2) = B_1 A_1 + B_2 A_2 + B_1 A_2 + B_2 A_1$. Nobody trained the last two terms: B₁ was trained on
+# the outputs of A₁, and here it gets those of A₂. These **cross terms** are nearly as large as the sum itself. The loss
+# rises little here, but do not rely on this: look at the error that was just printed. PEFT has the same three methods
+# under the same names, and others, such as TIES.
 #
 # <details><summary>The same in PyTorch</summary>
 #

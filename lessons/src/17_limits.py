@@ -122,9 +122,9 @@ print(f"parameters of the change: {m * n:,}; of A and B with r = 27: {27 * (m + 
 #
 # ## 3. A real model: is it the rank?
 #
-# Which kind is a real task? We try two on the tiny base. The first is hard: four rows of 16 random words
-# (tokens), to be memorised. No word follows from others, so each must be stored. We draw only tokens that the base can
-# distinguish: 150 others share one embedding.
+# Which kind is a real task? We try two on the tiny base. The first is hard: four rows of 16 random words (tokens), to
+# be memorised. No word follows from others, so each must be stored. We draw only tokens that the base can distinguish:
+# 150 others share one embedding.
 #
 # There are two baselines. Guessing uniformly among the usable tokens costs ln 1,898. A model that knows the 64 words,
 # but not their places, has a loss of ln 64.
@@ -223,8 +223,8 @@ claim("price, in percent of what full fine-tuning gains", 100 * price.mean / (be
 #
 # Others measured this on larger models. Biderman et al. (2024) found that LoRA falls short of full fine-tuning on code
 # and mathematics, and forgets less. Schulman et al. (2025) found no difference on small instruction sets, and a gap
-# where a data set exceeds the adapter's capacity. On the tiny base (lesson 7) it depended on the learning rate of full
-# fine-tuning: LoRA forgot less than the run at 0.001, and slightly more than the run at 0.0003.
+# where a data set exceeds the adapter's capacity. On the tiny base (lesson 7), the result depended on the learning rate
+# of full fine-tuning: LoRA forgot less than the run at 0.001, and slightly more than the run at 0.0003.
 #
 # How can you tell which kind your task is? Look at the *training* loss. First train four times as long. If it falls,
 # steps were missing. Then train with 4 r. If it falls now, rank was missing. If neither helps, the reason is the
@@ -259,9 +259,9 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # %% [markdown]
 # So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. A passage
 # helps only a model that can use it. Given the *right* passage, SmolLM2's answers to ordinary questions contain 7 % of
-# the expected keywords. With LoRA, after 480 examples of quotes from *other* passages, they contain 42 %: it quotes,
-# but often the wrong sentence. Another adapter (`--quote 3`) learned to predict the question from a sentence. The three
-# sentences that it chooses contain 86 % (hard: 74.5 %), and the three that BM25 finds 58 %.
+# the expected keywords. With LoRA, after 480 examples of quotes from *other* passages, they contain 42 %: the model
+# quotes, but often the wrong sentence. Another adapter (`--quote 3`) learned to predict the question from a sentence.
+# The three sentences that it chooses contain 86 % (hard: 74.5 %), and the three that BM25 finds 58 %.
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is trained on each of 96 questions
 # 20 times, in 13 wordings. Then its answers contain 85 % of the keywords for ordinary questions and 35 % for hard
@@ -274,8 +274,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # 1. **Facts that change go into the prompt.** A new price is one line of the handbook. In the weights it is another
 #    training run, which also changes what was right before. Facts that stay the same can be learned, from a dozen
 #    wordings each, by an adapter that does nothing else.
-# 2. **Form and skill go into the weights**, and reading is a skill. A small model chooses better by scoring each
-#    candidate than by writing one. Compare it with a search.
+# 2. **Form and skill go into the weights**, and reading is a skill. A small model chooses sentences better by scoring
+#    each candidate than by writing one. Compare it with a search.
 # 3. **Improve the retriever first.** With the questions of the training data in its index, BM25 finds the right
 #    passage for 91 % of the ordinary questions and for 42 % of the hard ones.
 # 4. **Measure the two halves apart**: how often the right passage is found, and how many of its keywords the answers

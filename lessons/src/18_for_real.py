@@ -253,8 +253,8 @@ show(
 # - **Speed**: a step of LoRA takes about three quarters of the time. It needs two large matmuls instead of three per
 #   matrix, and no Adam update for frozen parameters. Dequantising costs a part of this gain. LoRA is far from 55 times
 #   as fast.
-# - **Cost**: per step on the same machine, this is the ratio of the times and nothing else. It becomes *much* cheaper
-#   where LoRA fits a smaller machine.
+# - **Cost**: per step on the same machine, this is the ratio of the times and nothing else. LoRA becomes *much* cheaper
+#   where it fits a smaller machine.
 # - **A slight drop in performance**: the last row, 8 % of the gain. This is one seed with few steps, and the learning
 #   rates were not tuned. `minilora compare` tunes both methods and judges every row.
 #

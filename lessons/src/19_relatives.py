@@ -119,7 +119,7 @@ claim(
 # first divides each gradient by its usual size; in the first step only the sign of the gradient is left.
 #
 # > **Predict.** α is 16. How far does the first step with r = 64 move the outputs, compared with r = 1: with α / r and
-# > SGD, with α / r and Adam, with α / √r and both?
+# > SGD, with α / r and Adam, with α / √r and either of them?
 
 # %%
 ranks = [1, 8, 64]
@@ -314,8 +314,8 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 # If we had stopped at the column of 0.001, we could have written a paper: both newcomers clearly beat LoRA. But the
 # table shows that 0.001 is far too small for plain LoRA, a tenth of its best rate. For LoRA+ it is the best rate, and
 # PiSSA's best rate is only three times as high. With its own learning rate, LoRA is no longer behind; DoRA, run at
-# LoRA's best rate only, ends level with it. **Here the learning rate matters more than the variant.** (None of LoRA,
-# PiSSA and LoRA+ is best at an edge of its rates, where a better one could lie just outside the table.)
+# LoRA's best rate only, ends level with it. **Here the learning rate matters more than the variant.** (For LoRA, PiSSA
+# and LoRA+ the best rate is not at the edge of the table, where a better one could lie just outside.)
 #
 # This is one seed of one task, one small model, one rank and few steps. One seed cannot rank variants whose best
 # losses differ by less than 0.1 nats; lesson 11 shows how to measure such differences. Nor does our result refute
@@ -346,8 +346,8 @@ claim("plain LoRA: gain of its best rate over 0.001", losses["LoRA", 1e-3] - bes
 # - Scale, form, initialisation, learning rate: a variant of LoRA changes one of these. All four here start as the
 #   base.
 # - α / √r keeps the size of the first step equal over ranks for SGD, α / r for Adam. At one rank, rsLoRA is another α.
-# - DoRA separates magnitude from direction, with one more parameter per row. It changes the weights a little more as
-#   full fine-tuning does.
+# - DoRA separates magnitude from direction, with one more parameter per row. It changes the weights a little more like
+#   full fine-tuning.
 # - PiSSA starts with the largest part of W, so that neither gradient is zero in the first step. LoRA+ gives B a larger
 #   rate.
 # - Compare each method at its own best learning rate, or you compare learning rates.

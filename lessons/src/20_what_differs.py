@@ -112,7 +112,7 @@ full = config.layer_types.count(gemma3.FULL)
 claim("Gemma 3 270M: layers that must remember more than 512 tokens", full, 3, 3)
 
 # %% [markdown]
-# Qwen3 0.6B stores most, although two query heads share a key/value head: it has the most layers, and its heads are
+# Qwen3 0.6B stores the most, although two query heads share a key/value head: it has the most layers, and its heads are
 # twice as wide as Llama's. Most layers of Gemma 3 270M need to store no more than the tokens in their window.
 #
 # ## 4. What does a choice buy?
@@ -239,8 +239,8 @@ claim("least of these", min(lower), 0.02, 1)
 #   training are as untrained as GPT-2's vectors: Llama and Qwen3 fail more slowly.
 # - **Windows.** A layer that sees only the last few letters meets only distances that occurred in training, however
 #   long the text is. Gemma 3 keeps copying. The control is the same model with a window as wide as the text ("wide"):
-#   its loss rises to 1.1. So the window is a reason; it is one for windows in most layers, besides the smaller cache.
-#   It is not the only reason, since without it the loss is still lower than that of Llama and Qwen3.
+#   its loss rises to 1.1. So the window is a reason, and, besides the smaller cache, an argument for windows in most
+#   layers. It is not the only reason, since without it the loss is still lower than that of Llama and Qwen3.
 # - **Norms of q and k.** They are the only difference between Llama and Qwen3. With these norms the model has learned
 #   to copy; without them, after the same number of steps, Llama has learned only a part of the task. With two other
 #   seeds Qwen3 is ahead, too, but once by little. The norms bound the scores, which probably helps training at this
@@ -248,8 +248,8 @@ claim("least of these", min(lower), 0.02, 1)
 # - **LayerNorm or RMSNorm.** No difference can be seen: RMSNorm needs less computation, and the loss is the same
 #   ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)).
 #
-# This is one task, for which it is enough to look back eight letters, and all but the comparison of Llama with Qwen3 is
-# one seed.
+# This is one task, for which it is enough to look back eight letters, and all results but the comparison of Llama with
+# Qwen3 are from one seed.
 #
 # ## 5. What differs for LoRA?
 #

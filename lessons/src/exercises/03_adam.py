@@ -51,7 +51,7 @@ def softmax_cross_entropy(z, labels):
 
 # %% [markdown]
 # Both `ok`? Then they train the model of section 5 of the lesson, which predicts the next letter, without minilora's
-# engine. Your own check of exercise 1.1 looks at the gradient first.
+# engine. Your own check of exercise 1.1 tests the gradient first.
 
 # %%
 text = " ".join(message["content"] for record in ml.read_records("legal") for message in record.messages).lower()

@@ -84,8 +84,9 @@ def step_in_parts(model, parts, optimizer):
 #   with the same arguments: it then continues exactly where the saved run was.
 #
 # The check runs your test on the right version and on six broken ones. Each broken version has one mistake. Your test
-# must pass on the right one, and should fail (with an `AssertionError`, or any other error) on all six. The line says how many your test caught, and what a version that passed gets wrong. You do not see the versions:
-# think of what must hold, and assert it.
+# must pass on the right one, and should fail (with an `AssertionError`, or any other error) on all six. The line says
+# how many your test caught, and what a version that it missed gets wrong. You do not see the versions: think of what
+# must hold, and assert it.
 
 
 # %% points=2

@@ -25,9 +25,9 @@ from minilora.measure.statistics import student  # student(f): Student's t for 9
 # By how much does b lie below a? Each pair had the same seed: the same initialisation, the same batches. Return the
 # mean of the difference $d = a - b$, and the two ends of its 95 % interval, $\bar d \pm t \cdot \text{SE}$.
 #
-# SE is the *standard error*: the standard deviation of d, divided by the square root of how many there are. The
-# standard deviation is that of a sample, which divides by n - 1 and not by n. And t is Student's t for n - 1 degrees
-# of freedom, because the mean uses one of the n.
+# SE is the *standard error*: the standard deviation of d, divided by the square root of their number. The standard
+# deviation is that of a sample, which divides by n - 1 and not by n. And t is Student's t for n - 1 degrees of freedom,
+# because the mean uses up one of the n.
 
 
 # %% points=3
@@ -38,9 +38,9 @@ def paired_interval(a, b):
 # %% [markdown]
 # ## 11.2 One of three verdicts
 #
-# Turn an interval into a verdict, a text out of three:
+# Turn an interval into a verdict, one of three texts:
 #
-# - `"reproduced"`: the mean lies in the band, and nothing of the interval lies below `against`.
+# - `"reproduced"`: the mean lies in the band, and no part of the interval lies below `against`.
 # - `"contradicted"`: the whole interval lies below `against`.
 # - `"not at this size"`: all else.
 #

@@ -58,8 +58,8 @@ def adapter_parameters(shapes, r):
 #   SGD with momentum 1, AMSGrad 3.
 #
 # `r` is the rank of an adapter on *all linear layers*; with `r=None` there is no adapter, nothing is frozen and the
-# whole model is trained. The result must be exact. Call your `adapter_parameters`; `math.prod(shape)` is how
-# many numbers a shape holds.
+# whole model is trained. The result must be exact. Call your `adapter_parameters`; `math.prod(shape)` is the number of
+# values in an array of this shape.
 #
 # Activations come on top. They depend on the number of tokens: that is lesson 14.
 

@@ -68,6 +68,7 @@ def descend(x, W, y, A, B, alpha, lr, steps):
 
 
 # %% [markdown]
-# Three times `ok`? Then compare theory and training. Make a `delta` of rank 3, a random `x` and `y = x @ (W +
-# delta).T`, descend with r = 1, 2, 3 for some thousand steps, and compare the remaining error with `floor`. Which rank
-# reaches its smallest error faster? Why is a learning rate that is right for one x too large for another?
+# Three times `ok`? Then compare theory and training. Make a `delta` of rank 3, a random `x` and
+# `y = x @ (W + delta).T`, descend with r = 1, 2, 3 for a few thousand steps, and compare the remaining error with
+# `floor`. Which rank reaches its smallest error faster? Why is a learning rate that is right for one x too large for
+# another?

@@ -9,7 +9,7 @@
 #
 # | name | shape | what it is |
 # |---|---|---|
-# | `x` | (T, n) | T tokens, n numbers each |
+# | `x` | (T, n) | T tokens, n features each |
 # | `W` | (m, n) | the pretrained matrix, frozen |
 # | `A`, `B` | (r, n), (m, r) | the adapter |
 # | `alpha` | a number | the scale is s = alpha / r |
@@ -58,8 +58,8 @@ def pissa_start(W, r, alpha):
 # are those of 19.1. What are the gradients of the magnitudes, of A and of B? As in the paper, treat the norms as
 # constants in the gradient, although they depend on A and B.
 #
-# You have all the parts: your `dora_norm` from above, and `lora_forward` and `lora_backward` from lesson 9. Ask of
-# `lora_backward`: which array must it get as its g?
+# You have all the parts: your `dora_norm` from above, and `lora_forward` and `lora_backward` from lesson 9. Which array
+# must `lora_backward` get as its g?
 
 
 # %% points=3
