@@ -44,7 +44,7 @@ PACKED: dict[str, Any] = {
 BF16 = "matmuls with the base's frozen matrices in bfloat16: faster, half the memory; needs AMX or AVX512-BF16"
 DTYPE: dict[str, Any] = {
     "help": "type of the base's frozen matrices in memory: that of the files of a folder (auto), or float32, which "
-    "takes twice the memory of 16 bits and less time, a third of it for an answer",
+    "takes twice the memory of 16 bits but less time, a third of it for an answer",
     "choices": ("auto", "float32"),
     "only": {"quantized": False, "bf16": False},
 }

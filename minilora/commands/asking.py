@@ -45,7 +45,7 @@ class Asking(Answering):
     """How they are asked. Raises ValueError for values that are not possible."""
 
     system: str | None = option(
-        None, "the system prompt (default: the one that the adapter was trained under, if any)", metavar="TEXT"
+        None, "the system prompt (default: the one that the adapter was trained with, if any)", metavar="TEXT"
     )
     schema: str | None = option(
         None,

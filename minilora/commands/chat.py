@@ -36,10 +36,10 @@ class ChatOptions(Asking):
     """Which model to talk to, and how it answers. Raises ValueError for values that are not possible."""
 
     prompt: str | None = option(
-        None, "print the answer of every adapter to this question, and end (default: a conversation)"
+        None, "print the answer of every adapter to this question, and exit (default: a conversation)"
     )
     top_p: float = option(
-        1.0, "nucleus sampling: only from the most likely tokens with this probability together", above=0, most=1
+        1.0, "nucleus sampling: only from the most likely tokens whose probabilities add up to this", above=0, most=1
     )
 
     def __post_init__(self):

@@ -51,7 +51,7 @@ class CompareOptions:
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     label: str | None = option(None, LABEL, metavar="COLUMN")
     out: str | None = option(None, "folder for runs, compare.json and picture (default: runs/compare-<data>[-<base>])")
-    overwrite: bool = option(False, "replace finished runs that had other settings")
+    overwrite: bool = option(False, "replace finished runs that had other options")
 
     steps: int = option(60, "steps of the two runs that are compared")
     batch_size: int = option(8, "records per step")

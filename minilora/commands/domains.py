@@ -46,7 +46,7 @@ class DomainsOptions:
 
     base: str = option(DEFAULT_BASE, BASE, path=True)
     out: str | None = option(None, "folder for all results (default: runs, with each run where finetune puts it)")
-    overwrite: bool = option(False, "replace runs that had other settings")
+    overwrite: bool = option(False, "replace runs that had other options")
     steps: int | None = option(None, "steps of each run, instead of finetune's epochs")
     limit: int = option(20, "records of each set that are measured, evenly chosen", least=1)
     seed: int = option(0, "seed of the adapters' initialisation and of the order of the records")

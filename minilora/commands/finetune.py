@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         help="a TOML file of options, such as runs/legal/run.toml, or a recipe for one kind of data: facts (to know "
-        "what the data say, not only their form), labels (a thousand messages or more), fields (some hundred)",
+        "what the data say, not only their form), labels (a thousand messages or more), fields (a few hundred)",
     )
 
 

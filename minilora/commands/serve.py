@@ -32,18 +32,18 @@ class ServeOptions(Answering):
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines reach it")
     allowed_hosts: Sequence[str] = option(
         (),
-        "other host names that clients reach it by, as behind a proxy or in a container; every IP address is allowed",
+        "other host names under which clients reach it, as behind a proxy or in a container; any IP address is allowed",
         metavar="NAME[:PORT]",
     )
     port: int = option(8000, "port to listen on; 0 takes a free one", least=0, most=65535)
 
-    slots: int = option(16, "answers that are computed at a time; more wait", least=1, **_LIMITS)
-    queue: int = option(64, "answers that may wait; more are refused", least=0, **_LIMITS)
+    slots: int = option(16, "answers that are computed at the same time; further ones wait", least=1, **_LIMITS)
+    queue: int = option(64, "answers that may wait; further ones are refused", least=0, **_LIMITS)
     context_length: int = option(
         2048, "tokens of a conversation and its answer, at most what the model can see", least=2, **_LIMITS
     )
     max_new_tokens: int = option(MAX_NEW_TOKENS, "tokens of an answer, if the request does not say", least=1, **_LIMITS)
-    connections: int = option(128, "connections at a time; of more, the one idle longest is closed", least=1, **_LIMITS)
+    connections: int = option(128, "open connections; beyond that, the one idle longest is closed", least=1, **_LIMITS)
 
     def __post_init__(self):
         if self.demo and (self.adapter or self.base):

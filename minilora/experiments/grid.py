@@ -40,8 +40,8 @@ class Sweep:
     )
     trials: int | None = option(
         None,
-        "for random, the number of combinations that are drawn, each run with every --seed; for a grid of more than "
-        f"{MOST} trials, their number",
+        "for random, the number of combinations that are drawn, each run with every --seed; a grid of more than "
+        f"{MOST} trials runs only if their number is given here",
         least=1,
         **_SWEEP,
     )
@@ -157,7 +157,7 @@ def _several(name: str, hint: Any) -> tuple[str, Any, Any]:
     about = {key: value for key, value in FOUND[name].metadata.items() if key not in ("only", "follows")}
     default = USUAL.get(name, FOUND[name].default)
     if name == "target_modules":
-        about["help"] += f"; {', '.join(TARGETS)} are groups; join several for one trial by commas"
+        about["help"] += f"; {', '.join(TARGETS)} are groups; join several for one trial with commas"
     if name in USUAL:
         about["help"] = f"{about['help'].partition(' (default')[0]} (default: {word(default)})"
     elif "(default" not in about["help"] and default not in (None, False):

@@ -102,7 +102,7 @@ class Options:
     adapter: str | None = option(
         None,
         "train the adapter in this folder further, with its rank and its other LoRA options; one that began as PiSSA "
-        "goes on as the plain LoRA of twice the rank that it was saved as",
+        "continues as the plain LoRA of twice the rank that it was saved as",
         only={"method": "lora"},
         path=True,
     )
@@ -164,7 +164,7 @@ class Options:
     )
     beta: float = option(
         0.1,
-        "DPO: the higher, the closer the model stays to the one that training began with",
+        "DPO: the higher it is, the closer the model stays to the model before training",
         only={"loss": "dpo"},
         above=0,
         **_TRAINING,
