@@ -15,7 +15,7 @@ CLAIM = Claim(
     " text).",
     here="The same correlations at a quarter, a half, three quarters and all of the steps, each method at the learning"
     " rate that is best for its first seed. Measured: LoRA's minus the larger of the two others (1.14 in the paper).",
-    switch="LoRA and full fine-tuning change places.",
+    switch="LoRA and full fine-tuning are swapped.",
     base="smollm2",
     minutes=75,
     band=Band("correlation of ΔM and ΔD: LoRA less the larger of DoRA and full", low=0.5, against_below=0),

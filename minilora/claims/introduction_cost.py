@@ -35,8 +35,8 @@ CLAIM = Claim(
     },
     effect=Effect(paper=0.25, none=1, std=0.057, assumed=True),
     on_smollm2=OnSmolLM2(
-        here="The same with SmolLM2, 40 steps of 8, with the validation loss every 10 steps and a straight line between"
-        " two looks; each best learning rate is that of the first seed.",
+        here="The same with SmolLM2, 40 steps of 8, with the validation loss every 10 steps, interpolated linearly in"
+        " between; each best learning rate is that of the first seed.",
         minutes=3,
         shares_with="forgets-less",
         effect=Effect(paper=0.25, none=1, std=0.057, assumed=True),

@@ -22,7 +22,8 @@ CLAIM = Claim(
     explained={
         "not at this size": "LoRA reached four fifths of full fine-tuning's gain: it is behind by more than slightly."
         " A large part of the difference is the embedding, a quarter of the tiny base, which full fine-tuning changes"
-        " word by word, and LoRA leaves frozen. Of full fine-tuning with a frozen embedding LoRA reaches 0.92."
+        " word by word, and LoRA leaves frozen. LoRA reaches 0.92 of what full fine-tuning with a frozen embedding"
+        " gains."
         " Larger bases know the words already: papers that find no loss look at those.",
     },
     effect=Effect(paper=0.975, none=0.73, std=0.014, assumed=True),
@@ -33,8 +34,8 @@ CLAIM = Claim(
         effect=Effect(paper=0.975, none=0.73, std=0.0083, assumed=True),
         explained={
             "reproduced": "On a pretrained base LoRA with 1.8 % of the parameters reaches the loss of full fine-tuning:"
-            " what the two add to the base is the same within 1.4 %. So it is the base that decides: the tiny one has"
-            " still to learn its words.",
+            " what the two add to the base is the same within 1.4 %. So it is the base that decides: the tiny one"
+            " still has to learn its words.",
         },
     ),
 )

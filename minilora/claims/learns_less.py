@@ -28,7 +28,7 @@ CLAIM = Claim(
     effect=Effect(paper=0.2, none=0, std=0.005, assumed=True),
     on_smollm2=OnSmolLM2(
         here="SmolLM2 with r = 8 and full fine-tuning, 40 steps of 8, each at its own best learning rate for the first"
-        " seed. r = 8 of the width of 576 is about what r = 2 is of 128. Measured: the same of r = 8.",
+        " seed. r = 8 is about the same share of the width of 576 as r = 2 is of 128. Measured: the same for r = 8.",
         minutes=0.1,
         shares_with="forgets-less",
         effect=Effect(paper=0.2, none=0, std=0.0083, assumed=True),

@@ -23,7 +23,7 @@ CLAIM = Claim(
         "not at this size": "The first directions do hold most of what was learned: one leaves 43 % of the gain, 8"
         " leave 84 %, 16 leave 90 % and 32 leave 96 %. 8 of them explain 53 % of the variance (of a random matrix: 20"
         " %). But a matrix of the tiny base has at most 128 directions, and 8 are a sixteenth of them; nor was the"
-        " update trained to be cut, as an adapter's is."
+        " update trained to have a low rank, as an adapter's is."
     },
     effect=Effect(
         paper=0.9, none=0.5, std=0.005, short="The band begins at the paper's own share, so that only half pass."

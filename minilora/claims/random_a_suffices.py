@@ -11,8 +11,8 @@ from ..pages.rates import losses_figure
 CLAIM = Claim(
     source="Zhu et al. 2024, Asymmetry in Low-Rank Adapters of Foundation Models (arXiv 2402.16842)",
     where="abstract",
-    says="A extracts features of the input, and B makes the output of them. To train B alone is more effective than to"
-    " train A alone, and a random A that is never trained does nearly as well as a trained one.",
+    says="A extracts features of the input, and B makes the output of them. Training B alone is more effective than"
+    " training A alone, and a random A that is never trained does nearly as well as a trained one.",
     here="LoRA with r = 8 on every linear layer: both factors trained; B alone, from zero, over a frozen random A; and"
     " A alone, from zero, over a frozen random B. B has a tenth more parameters than A. 30 steps on law, each at its"
     " own best learning rate by validation loss. Measured: the share of LoRA's gain on the test set that B alone"

@@ -12,7 +12,7 @@ from ..pages.style import FULL, GREEN, LORA, SKY
 CLAIM = Claim(
     source="Schulman et al. 2025, LoRA Without Regret (thinkingmachines.ai/blog/lora)",
     where="the section on LoRA's hyperparameters",
-    says="LoRA's best learning rate is about ten times full fine-tuning's, nearer to fifteen in runs of some hundred"
+    says="LoRA's best learning rate is about ten times full fine-tuning's, nearer to fifteen in runs of a few hundred"
     " steps. It hardly depends on the rank: by less than a factor of two between high and low ones. The scale is"
     " alpha / r with alpha = 32.",
     here="LoRA with r = 2, 8 and 32 on every linear layer, alpha = 32, and full fine-tuning; 60 steps on law, the"
@@ -27,7 +27,7 @@ CLAIM = Claim(
         "not at this size": "LoRA's best rate is about four times full fine-tuning's, and nearly the same for r = 2,"
         " 8 and 32: it hardly depends on the rank, as claimed, but the factor is smaller. The reason is not known."
         " The source found the factor to be the same for models of all sizes, so that the small width is no"
-        " explanation. The schedule and the search are none either: a rate that falls along a cosine, and two rates"
+        " explanation. Nor are the schedule and the search: a rate that falls along a cosine, and two rates"
         " to a decade, gave the same factor.",
     },
     effect=Effect(paper=10, none=1, std=1.4),

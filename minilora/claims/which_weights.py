@@ -11,8 +11,8 @@ CLAIM = Claim(
     source="Hu et al. 2021, LoRA (arXiv 2106.09685)",
     where="section 7.1, table 5",
     says="On GPT-3 with 18 M parameters, q alone (r = 8) has 70.4 % on WikiSQL, k alone 70.0, v alone 73.0, o alone"
-    " 73.2, q and k (r = 4) 71.4, q and v 73.7, all four (r = 2) 73.7. All parameters in q or in k is significantly"
-    " worse, and more matrices with a smaller rank are better than one with a larger rank.",
+    " 73.2, q and k (r = 4) 71.4, q and v 73.7, all four (r = 2) 73.7. Putting all parameters into q or into k is"
+    " significantly worse, and more matrices with a smaller rank are better than one with a larger rank.",
     here="The same seven with 3,072 parameters in each block; k and v have half of q's outputs here, and therefore a"
     " higher rank. 60 steps on law, each at its own best learning rate by validation loss; the test loss.",
     switch="All seven adapters are on q and v: the choice of the weights is removed.",
