@@ -24,16 +24,16 @@ def plans() -> str:
     read = [sum(LESSONS[number].minutes[0] for number in half) for half in halves]
     solved = [minutes + sum(LESSONS[n].minutes[1:]) for minutes, n in zip(read, WITH_EXERCISES, strict=True)]
     lines = [
-        f"**One afternoon**: lessons {listed([*map(str, AFTERNOON)])} without their exercises, {sum(read)} minutes and "
-        "the breaks.",
+        f"**One afternoon**: lessons {listed([*map(str, AFTERNOON)])} without their exercises, {sum(read)} minutes "
+        "plus breaks.",
         "",
         f"**Two afternoons**: lessons {listed([*map(str, halves[0])])} with the exercises of lesson "
         f"{WITH_EXERCISES[0]}, {solved[0]} minutes; then lessons {listed([*map(str, halves[1])])} with the exercises "
         f"of lesson {WITH_EXERCISES[1]}, {solved[1]} minutes. The other exercises are homework. In both plans, tell "
         "the class the result of lesson 12 before lesson 18: all linear layers, r = 8, α = 2r.",
         "",
-        f"**One lesson a session**: with its exercises, each lesson fits {SESSION} minutes; lessons {twice} take two "
-        f"such sessions. The essential path takes {hours[0]:.0f} hours, the whole course {hours[1]:.0f}.",
+        f"**One lesson a session**: with its exercises, a lesson fits into {SESSION} minutes, except lessons {twice}, "
+        f"which take two such sessions. The essential path takes {hours[0]:.0f} hours, the whole course {hours[1]:.0f}.",
         "",
         "**One term**: a week is one session in class for reading and running the lessons, and exercises at "
         "home. Lesson 0 is read before the first one.",
