@@ -186,10 +186,9 @@ claim(
 
 # %% [markdown]
 # On random inputs the share is the same. On real ones it is about half: training has made W respond strongly to the
-# inputs that occur, and the rounding error, which does not depend on these inputs, does not respond more strongly to
-# them. (The control: without training, the share on real inputs is that of the weights.) Through four blocks, the
-# errors of all layers add up to about one percent of the logits. At a tenth of the positions, another token becomes the
-# most probable next one.
+# inputs that occur; the rounding error, which does not depend on these inputs, does not. (The control: without
+# training, the share on real inputs is that of the weights.) Through four blocks, the errors of all layers add up to
+# about one percent of the logits. At a tenth of the positions, another token becomes the most probable next one.
 #
 # ## 4. How many bits before the loss breaks?
 #

@@ -102,7 +102,7 @@ claim("loss moved by the new adapter", ml.mean_loss(model, few) - start, 0, 0)
 # ## Step 5: train
 #
 # > **Predict.** The model trains for a fifth of an epoch: 12 batches of 4 records. It is then evaluated on 30 *other*
-# > terms. By how many percent does its loss on them change (negative: it falls): by 0, -1, -10 or -50?
+# > terms. By what percentage does its loss on them change (negative: it falls): by 0, -1, -10 or -50?
 
 # %%
 predict("loss on the other terms: change, in percent")

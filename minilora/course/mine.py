@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
         return runpy.run_path(str(path), run_name="mine")
     except Exception as error:
         line = f"{type(error).__name__}: {error}"
-        raise ImportError(f"{path} cannot be run ({line}): mend it, or delete it and check again") from None
+        raise ImportError(f"{path} cannot be run ({line}): fix it, or delete it and check again") from None
 
 
 def variants(path: Path) -> dict[str, int | None]:

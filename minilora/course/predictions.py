@@ -136,7 +136,7 @@ def read(path: Path) -> Kept:
             if not all(map(is_number, one.values())):
                 raise TypeError
     except (SyntaxError, ValueError, TypeError, AttributeError):
-        line = f"the predictions in {path} cannot be read: mend what is below `{HEADING[:13]}`, or delete it"
+        line = f"the predictions in {path} cannot be read: fix what is below `{HEADING[:13]}`, or delete it"
         raise ValueError(line) from None
     return kept
 

@@ -152,7 +152,7 @@ def test_a_broken_section_is_one_line_and_stays_as_it_is(section, tmp_path, caps
     predict(NAME, 1, 2)
     measured(1.5)
     said, _ = capsys.readouterr().out.splitlines()
-    assert said == "the predictions in mine.py cannot be read: mend what is below `# predictions`, or delete it"
+    assert said == "the predictions in mine.py cannot be read: fix what is below `# predictions`, or delete it"
     assert predictions.summary(tmp_path / "mine.py") == [said.replace("mine.py", str(tmp_path / "mine.py"))]
     assert (tmp_path / "mine.py").read_text() == text
 
