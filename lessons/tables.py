@@ -33,7 +33,7 @@ def plans() -> str:
         "the class the result of lesson 12 before lesson 18: all linear layers, r = 8, α = 2r.",
         "",
         f"**One lesson a session**: with its exercises, a lesson fits into {SESSION} minutes, except lessons {twice}, "
-        f"which take two such sessions. The essential path takes {hours[0]:.0f} hours, the whole course {hours[1]:.0f}.",
+        f"which take two. The essential path takes {hours[0]:.0f} hours, the whole course {hours[1]:.0f}.",
         "",
         "**One term**: a week is one session in class for reading and running the lessons, and exercises at "
         "home. Lesson 0 is read before the first one.",
