@@ -114,7 +114,7 @@ def _refuse_what_cannot_be_stored(words: Sequence[str]) -> None:
         except UnicodeEncodeError:
             coding = sys.getfilesystemencoding()
             what = "rename such a file or folder, or set a locale (LC_ALL) with its letters"
-            raise UsageError(f"{word!a} is no text in {coding}: {what}") from None
+            raise UsageError(f"{word!a} is not text in {coding}: {what}") from None
     try:
         os.getcwd()
     except FileNotFoundError:

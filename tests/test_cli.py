@@ -340,7 +340,7 @@ def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, mon
 @pytest.mark.parametrize("words", [["data", "a\udcff.csv"], ["finetune", "--base", "tiny", "--out", "\ud800"]])
 def test_a_name_that_no_file_of_text_can_hold_is_refused_before_work(words, capsys):
     assert status(*words) == 2
-    assert complaint(capsys).startswith(f"{words[-1]!a} is no text in {sys.getfilesystemencoding()}: rename")
+    assert complaint(capsys).startswith(f"{words[-1]!a} is not text in {sys.getfilesystemencoding()}: rename")
 
 
 def test_where_the_folder_one_is_in_was_removed_a_command_says_so(capsys, monkeypatch):

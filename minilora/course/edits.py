@@ -8,7 +8,7 @@ wrote instead.
         alpha / r -> alpha
 
 Several edits below one line are made together. `old ->` removes a text, and `-> statement` puts a statement before the
-body. A mistake that is no small change of the solution names a function of the lesson's file instead of an edit.
+body. A mistake that is not a small change of the solution names a function of the lesson's file instead of an edit.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def verdict(function: Callable, rng: np.random.Generator, variant: int | None = 
     name = getattr(function, "__name__", None)
     if not callable(function) or name not in known():
         if not callable(function) or not name:
-            return f"a value of type {type(function).__name__} is no answer: check the function itself, check(NAME)"
+            return f"a value of type {type(function).__name__} is not an answer: check the function itself, check(NAME)"
         near = get_close_matches(name, known(), 1)
         return f"{name!r} is not an exercise: {f'is {near[0]} meant?' if near else 'keep the name of the stub'}"
     if not isinstance(variant, int | np.integer | None):

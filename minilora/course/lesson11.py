@@ -71,7 +71,7 @@ def judge_verdict(answer: Callable[..., Any], drawn: Draw, rng: np.random.Genera
     said = [str(answer(**case)) for case in cases]
     for one in said:
         if one not in (REPRODUCED, NOT_HERE, CONTRADICTED):
-            raise Wrong(f"{one[:40]!r} is no verdict: there are {REPRODUCED!r}, {NOT_HERE!r} and {CONTRADICTED!r}")
+            raise Wrong(f"{one[:40]!r} is not a verdict: there are {REPRODUCED!r}, {NOT_HERE!r} and {CONTRADICTED!r}")
     form = EXERCISES["verdict"].forms[number]
     right = [form.reference(**case) for case in cases]
     if said == right:

@@ -157,7 +157,7 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
 
 
 def passage_of(row: Mapping[str, Any]) -> str | None:
-    """The passage of a row, if it has one. Raises ValueError for one that is no text."""
+    """The passage of a row, if it has one. Raises ValueError for one that is not a text."""
     return next((text_of(row, key) for key in CONTEXT if row.get(key) not in (None, "")), None)
 
 
@@ -252,7 +252,7 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_lists(row: Mapping[str, Any], kind: Format) -> dict[str, Any]:
-    """A row whose lists, which a table holds as text, are lists. Raises ValueError for a text that is no list."""
+    """A row whose lists, which a table holds as text, are lists. Raises ValueError for a text that is not a list."""
     texts = {name: row[name] for name in (*kind.needs, *kind.also) if name in _LISTS and isinstance(row.get(name), str)}
     return {**row, **{name: _list_of(name, text) for name, text in texts.items()}}
 

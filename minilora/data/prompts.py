@@ -43,7 +43,7 @@ def read_prompts(path: Path, field: Mapping[str, str] | None = None) -> list[Pro
 
     field: the file's names of columns, by minilora's, as for `read_records`.
 
-    Raises DataError for a file that cannot be read, for a line that is no row, and if no row asks anything.
+    Raises DataError for a file that cannot be read, for a line that is not a row, and if no row asks anything.
     """
     field = field or {}
     check_field(field)

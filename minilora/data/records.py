@@ -242,7 +242,7 @@ def read_handbook(
         raise DataError(f"{source}: {needed}; there are {listed(sorted(map(str, names)))}")
     reading = read_source(source, tokenizer)
     if others := [record.id for record in reading.records if not record.text]:
-        raise DataError(f"{source}: {others[0]} is no text: {needed}")
+        raise DataError(f"{source}: {others[0]} is not a text: {needed}")
     passages = [Passage(record.id, record.text.strip(), record.phrasings) for record in reading.records]
     if TEXT_FILE in reading.files.values():
         of_file = "{}, paragraph {}" if len(passages) > 1 else "paragraph {1}"

@@ -119,5 +119,5 @@ def _chosen(source: str, splits: dict[str, list[str]], part: str) -> dict[str, l
     if not known or SPLIT_NAMES[known[0]] != SPLITS[0]:
         raise DataError(f"{source}: which split? Name it after a colon; {there}")
     if unknown := sorted(found.keys() - set(known)):
-        log.info(f"{source}: not read, since they are no train, validation or test split: {listed(unknown)}")
+        log.info(f"{source}: not read, since they are not a train, validation or test split: {listed(unknown)}")
     return {split: found[split] for split in known}

@@ -261,7 +261,7 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
 def leaves(y: Tensor, began: int = 0) -> dict[Node, tuple[int, ...]]:
     """The leaves that `y` was computed from, each with its shape, oldest first.
 
-    began: the number of a node. Raises ValueError if `y` was computed from an older one that is no leaf.
+    began: the number of a node. Raises ValueError if `y` was computed from an older one that is not a leaf.
     """
     if y.node is None:
         return {}

@@ -195,7 +195,7 @@ class _Reader:
             )
         kind, block, size = _kinds()[number]
         if shape[-1] % block:
-            raise ValueError(f"{name!r} has rows of {shape[-1]} values, which are no whole blocks of {kind}")
+            raise ValueError(f"{name!r} has rows of {shape[-1]} values, which are not whole blocks of {kind}")
         nbytes = prod(shape) // block * size
         if 0 in shape or offset % alignment or start + offset + nbytes > len(self.content):
             raise ValueError(f"{name!r} of shape {shape} at offset {offset} is not inside the file")

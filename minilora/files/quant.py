@@ -36,7 +36,7 @@ def dequantize(raw: Array, kind: str) -> Array:
     """Dequantise a stored matrix: raw (m, bytes per row) uint8 -> (m, n) float32, a new array.
 
     kind: "F32", "F16", "BF16", a kind of blocks.py, or another one of a GGUF file, which the gguf library dequantises
-        on the host, far more slowly. Raises ValueError for an unknown kind, or rows that are no whole blocks.
+        on the host, far more slowly. Raises ValueError for an unknown kind, or rows that are not whole blocks.
     """
     xp, (m, width) = array_module(raw), raw.shape
     n = _values_in(width, kind)
@@ -91,7 +91,7 @@ def _values_in(width: int, kind: str) -> int:
 
 
 def bytes_of_row(n: int, kind: str) -> int:
-    """The bytes of a row of n values. Raises ValueError for another kind, or if they are no whole blocks.
+    """The bytes of a row of n values. Raises ValueError for another kind, or if they are not whole blocks.
 
     >>> bytes_of_row(64, "NF4")
     36
@@ -263,7 +263,7 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
 
     As in llama.cpp, Q8_0: d = largest magnitude / 127; Q4_1: d = (max - min) / 15, m = min. Codes are computed with the
     float32 step, before d is rounded to float16. NF4, FP4, INT4: the nearest level, see levels.py.
-    Raises ValueError for another kind, for rows that are no whole blocks, and for values too large for float16.
+    Raises ValueError for another kind, for rows that are not whole blocks, and for values too large for float16.
     """
     (m, n), width = w.shape, bytes_of_row(w.shape[1], kind)
     if kind == "BF16":

@@ -84,7 +84,7 @@ def audit(
     base_sha256: an earlier `sha256_of(base_state(model))`, such as from before training, which must still hold.
 
     Dropout is off during the audit. Raises AuditError at the first check that fails, ValueError for an unknown name,
-    TypeError for a module that is no language model.
+    TypeError for a module that is not a language model.
     """
     check_language_model(model, "audit")
     weights = adapter_weights(model, name)

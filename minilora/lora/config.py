@@ -48,7 +48,7 @@ UNSUPPORTED = {
 
 
 def unsupported(settings: Mapping[str, Any]) -> str | None:
-    """Why settings of PEFT that are no fields of `LoraConfig` are refused, in one line; None if all change nothing."""
+    """Why settings of PEFT that are not fields of `LoraConfig` are refused, in one line; None if all change nothing."""
     for key, value in settings.items():
         if value and key not in RECORDED:
             return f"minilora does not support {key} = {value!r}: {UNSUPPORTED.get(key, 'an unknown option')}"

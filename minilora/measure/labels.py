@@ -171,7 +171,7 @@ def few_shot(records: Sequence[Record], shots: int) -> list[Record]:
     return [record for _, record in sorted(turns, key=itemgetter(0))][:shots]
 
 
-# -- contenders that are no language models ----------------------------------------------------------------------------
+# -- contenders that are not language models ---------------------------------------------------------------------------
 
 
 def majority(held: Labelled) -> np.ndarray:

@@ -46,7 +46,7 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     batch_size: samples computed at a time; it does not change the result, up to rounding.
     ranks: the processes that share the work; all of them must call this.
 
-    Raises ValueError for no samples and for a batch_size below 1, TypeError for a module that is no language model.
+    Raises ValueError for no samples and for a batch_size below 1, TypeError for a module that is not a language model.
     """
     check_language_model(model, "mean_loss")
     check_samples(samples)

@@ -259,7 +259,7 @@ def save_model(
     config, state = _whole(model)
     if own := sorted(state.keys() - type(model).empty(config).state_dict().keys()):
         raise ValueError(
-            f"{own[0]} is no parameter of a {config.model_type} model, so no program would compute with it: put the "
+            f"{own[0]} is not a parameter of a {config.model_type} model, so no program would compute with it: put the "
             "model's own layers back, with what yours have learned in their weights"
         )
     _write(out, format, kind, config, state, tokenizer)

@@ -123,7 +123,7 @@ class Tokenizer:
         return [(found.start(), found[1]) for found in self._control.finditer(text)]
 
     def begun(self, ids: list[int]) -> list[int]:
-        """The ids of a text that is no conversation, after the token that begins one in this model, if there is one.
+        """The ids of a text that is not a conversation, after the token that begins one in this model, if there is one.
 
         Llama and Gemma have one, which transformers and llama.cpp put there as well. A conversation's template has it.
         """

@@ -173,7 +173,7 @@ def _scaling_of(divisors: Array, values: Mapping[str, Any], record: list[float] 
 
 
 def config_to_gguf(config: Any) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Metadata of a GGUF file with this config, and tensors that are no parameters, by llama.cpp's names.
+    """Metadata of a GGUF file with this config, and tensors that are not parameters, by llama.cpp's names.
 
     Raises ValueError for a model that llama.cpp cannot compute.
     """

@@ -50,7 +50,7 @@ class GPT2Config:
                        "intermediate_size", "max_position_embeddings")  # fmt: skip
         check_positive(self, float, "layer_norm_epsilon")
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
 
     @property
     def head_dim(self) -> int:

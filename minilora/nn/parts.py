@@ -34,7 +34,7 @@ class Sample:
 
     others: paraphrases of this sample. The epochs take the sample and these in turn.
 
-    Lists and arrays of integers are stored as tuples. Raises ValueError for values that are no integers, and for
+    Lists and arrays of integers are stored as tuples. Raises ValueError for values that are not integers, and for
     another number of labels than ids.
     """
 

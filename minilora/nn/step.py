@@ -41,7 +41,7 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
 
     packing: of several sequences in one row, whose ends are known: `minilora.engine.attention.Packing(0, ends)`.
 
-    Returns a scalar without a graph. Raises TypeError for a module that is no language model, ValueError for a batch
+    Returns a scalar without a graph. Raises TypeError for a module that is not a language model, ValueError for a batch
     that it cannot read, and RuntimeError if nothing is trainable, an adapter is merged, or inside `no_grad()`.
     """
     check_language_model(model, "loss_and_grad")

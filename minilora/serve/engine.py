@@ -231,7 +231,7 @@ class Engine:
         Raises ApiError for an unknown name and for the base.
         """
         if name == BASE_NAME:
-            raise ApiError(400, f"{name!r} is no adapter: it stays")
+            raise ApiError(400, f"{name!r} is not an adapter: it stays")
         if name not in self.versions:
             raise unknown_model(name, self.versions)
         self.versions = {other: version for other, version in self.versions.items() if other != name}

@@ -143,7 +143,7 @@ class Playground:
                         if name in ("adapter_config.json", "adapter_model.safetensors"):
                             Path(folder, name).write_bytes(archive.read(member))
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-                raise ValueError(f"this is no zip file of an adapter: {error}") from None
+                raise ValueError(f"this is not a zip file of an adapter: {error}") from None
             try:
                 load_adapter(self.model, folder, new)
             except ModelFileError as error:

@@ -120,7 +120,7 @@ def fit(
     unless other threads of the process compute meanwhile.
     Raises TrainingError when the loss or the gradient is not finite; an adapter then has the weights that gave the last
     finite loss. Raises ValueError when nothing is trainable, or when there are no samples, and TypeError for a module
-    that is no language model.
+    that is not a language model.
     """
     check_language_model(model, "fit")
     for name, value in {"eval_every": eval_every, "patience": patience, "keep": keep}.items():

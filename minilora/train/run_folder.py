@@ -157,7 +157,7 @@ def _names(folder: Path) -> list[str]:
 def refuse_foreign(folder: Path, patterns: Iterable[str], of: str) -> None:
     """Raise ValueError if a folder of results holds anything but files with such names, which are those `of` a run."""
     if foreign := [name for name in _names(folder) if not any(fnmatch(name, known) for known in patterns)]:
-        raise ValueError(f"{folder} holds {foreign[0]}, which is no file of {of}: choose another --out")
+        raise ValueError(f"{folder} holds {foreign[0]}, which is not a file of {of}: choose another --out")
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:

@@ -193,7 +193,7 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained(copied,
 @pytest.mark.parametrize(
     ("file", "overwrite", "refusal"),
     [
-        ("notes.txt", True, "support holds notes.txt, which is no file of a run: choose another --out"),
+        ("notes.txt", True, "support holds notes.txt, which is not a file of a run: choose another --out"),
         ("adapter_config.json", False, "support holds a finished run: .*; --overwrite replaces it"),
     ],
 )

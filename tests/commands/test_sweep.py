@@ -421,7 +421,7 @@ def test_other_data_of_the_same_name_are_another_sweep(flags, tiny_folder, no_tr
 def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/thesis.txt").write_text("mine")
-    assert "s holds thesis.txt, which is no file of a sweep" in refused(capsys, *quick(tiny_folder, "--overwrite"))
+    assert "s holds thesis.txt, which is not a file of a sweep" in refused(capsys, *quick(tiny_folder, "--overwrite"))
     assert written(tmp_path / "s") == ["thesis.txt"]
     (tmp_path / "file").touch()
     said = refused(capsys, *quick(tiny_folder, "--out", "file/s"))

@@ -665,7 +665,7 @@ def lora_foward():
     [
         (len, "'len' is not an exercise: keep the name of the stub\n"),
         (lora_foward, "'lora_foward' is not an exercise: is lora_forward meant?\n"),
-        (3.0, "a value of type float is no answer: check the function itself, check(NAME)\n"),
+        (3.0, "a value of type float is not an answer: check the function itself, check(NAME)\n"),
     ],
 )
 def test_what_is_no_exercise_gets_a_line_that_helps(thing, line, capsys):
@@ -742,7 +742,7 @@ UNDRESSED = [
     ("rope_base", lambda base: 10**400, "the base is inf"),
     ("best_rank_r", lambda result: ([[1.0], [2.0, 3.0]], result[1]), "B must be a NumPy array"),
     ("pissa_start", lambda result: ([[1.0], [2.0, 3.0]], *result[1:]), "A must be a NumPy array"),
-    ("verdict", lambda result: np.array([1, 2]), "'[1 2]' is no verdict"),
+    ("verdict", lambda result: np.array([1, 2]), "'[1 2]' is not a verdict"),
     ("adamw_step", lambda result: (*result[1:], result[0]), "w, m and v are swapped: `return w, m, v`, in this order"),
     ("paired_interval", lambda result: sorted(result), "mean and low are swapped"),
     ("numerical_gradient", lambda gradient: gradient.T, "the gradient is transposed: got ("),

@@ -165,7 +165,7 @@ def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
         ("talk.jsonl", b'{"question": "Why?", "answer": "So."}', "a column text; there are answer, question"),
         ("talk.csv", b"Titel;Inhalt\na;b\n", "a .txt or .md file or rows with a column text; there are Inhalt, Titel"),
         ("talk.jsonl", b'{"text"', "not JSON"),
-        ("talk.jsonl", b'{"text": "a"}\n{"question": "Why?", "answer": "So."}', "line-2 is no text: a context is"),
+        ("talk.jsonl", b'{"text": "a"}\n{"question": "Why?", "answer": "So."}', "line-2 is not a text: a context is"),
         (
             "bare.jsonl",
             b'{"id": "!", "text": "?!"}\n{"id": "of", "text": "It is."}\n',

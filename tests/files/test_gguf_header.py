@@ -137,7 +137,7 @@ def test_a_version_a_type_a_shape_a_place_and_a_name_are_checked(tmp_path):
         (4, 4, "GGUF version 4"),
         (kind, 4, "tensor a is of the unknown type 4: .* such as Q4_K_M"),
         (kind, 255, "tensor a is of the unknown type 255"),
-        (kind, 2, "rows of 3 values, which are no whole blocks of Q4_0"),
+        (kind, 2, "rows of 3 values, which are not whole blocks of Q4_0"),
         (dimensions, 0, "'a' has 0 dimensions"),
         (dimensions, 5, "'a' has 5 dimensions"),
         (first, 0, "is not inside the file"),

@@ -99,7 +99,7 @@ def test_a_model_with_a_layer_that_no_file_of_its_family_has_is_not_saved(tmp_pa
 
     model, path = new_llama(), "model.layers.0.mlp.up_proj"
     model.set_submodule(path, Held(model.get_submodule(path)))
-    with pytest.raises(ValueError, match=rf"^{path}.base.weight is no parameter of a llama model"):
+    with pytest.raises(ValueError, match=rf"^{path}.base.weight is not a parameter of a llama model"):
         save_model(model, new_tokenizer(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -173,7 +173,7 @@ BAD_CONFIGS = [
     (SMALL, {"rope_theta": 0.0}, "rope_theta must be"),
     (SMALL, {"rms_norm_eps": float("nan")}, "rms_norm_eps must be"),
     (GPT_2, {"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
-    (GPT_2, {"num_attention_heads": 4}, "hidden_size 6 is no multiple of 4 heads"),
+    (GPT_2, {"num_attention_heads": 4}, "hidden_size 6 is not a multiple of 4 heads"),
     (GPT_2, {"intermediate_size": -1}, "intermediate_size must be"),
     (GPT_2, {"layer_norm_epsilon": 0.0}, "layer_norm_epsilon must be a positive number, got 0.0"),
     (GEMMA, {"sliding_window": 0}, "sliding_window must be a positive integer, got 0"),

@@ -154,7 +154,7 @@ def marked(flags=0, method=0):
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"text", marked(flags=1), marked(method=99)])
 def test_what_is_no_adapter_is_told(data, taught):
-    with pytest.raises(ValueError, match="no zip file of an adapter"):
+    with pytest.raises(ValueError, match="not a zip file of an adapter"):
         taught[0].load(data)
     assert taught[0].answers(QUESTIONS, adapter=True) == ANSWERS
 

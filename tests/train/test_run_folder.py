@@ -70,7 +70,7 @@ def test_below_a_file_no_folder_of_results_can_be_made(run):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_with_other_things_in_it_is_never_replaced(overwrite, run):
     (run / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"x holds notes\.txt, which is no file of a run: choose another --out$"):
+    with pytest.raises(ValueError, match=r"x holds notes\.txt, which is not a file of a run: choose another --out$"):
         RunFolder(run, overwrite).refuse()
 
 
