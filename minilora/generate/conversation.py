@@ -51,7 +51,7 @@ def name_of(choice: Choice) -> str:
 
 
 def system_of(model: LanguageModel, choice: Choice) -> str | None:
-    """The system prompt that all adapters of a choice, or a whole model, were trained under; None for several."""
+    """The system prompt that all adapters of a choice, or a whole model, were trained with; None for several."""
     return same_of_all(model, choice, lambda data: data.get("system"), model.data.get("system"))
 
 
@@ -115,7 +115,7 @@ class Talk:
     """A conversation under way.
 
     temperature, top_p, seed, max_new_tokens: as for `Streams.add`. system: the system prompt; None for the one that the
-    adapters were trained under. handbook: passages, the best of which is put before each question. schema: of the
+    adapters were trained with. handbook: passages, the best of which is put before each question. schema: of the
     fields that each question asks for (default: that of the adapters, if they were trained on one). turns: all that was
     said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
     question, what came before it, and its answer.

@@ -38,7 +38,7 @@ def predict(
 
     texts: messages or questions, each a string or a conversation that ends with the user's turn.
     max_new_tokens, temperature, seed: of each answer, as for `generate`.
-    system: the system prompt; None for the one that the adapters were trained under.
+    system: the system prompt; None for the one that the adapters were trained with.
     handbook: passages, the best of which is put before each question.
     schema: of the fields to find (default: that of the adapters, if they were trained on one).
     passages: of each text its own passage, which is read instead of the handbook's best, or None; empty for none.

@@ -53,7 +53,7 @@ def quote(
 ) -> Quotation:
     """The sentences that answer a question, of these passages, or of the `CANDIDATES` of a handbook that match best.
 
-    system: the system prompt that the adapters were trained under. mixed, choice: who decides, as for `label_logprobs`.
+    system: the system prompt that the adapters were trained with. mixed, choice: who decides, as for `label_logprobs`.
     known: the passages that were read before, for the next question about them.
 
     Raises ValueError for a passage and a question that are too long for the model, and where that predicts NaN.

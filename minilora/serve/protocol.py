@@ -146,7 +146,7 @@ class Piece:
 class Version:
     """What can answer: the base or an adapter.
 
-    size: bytes of its weights. system: the system prompt that it was trained under. note: what users should know.
+    size: bytes of its weights. system: the system prompt that it was trained with. note: what users should know.
     labels: those that are its answers, if it was trained on labels. schema: that of its answers, if it has one.
     """
 
