@@ -348,7 +348,7 @@ class Output:
         self._write(f"{line}\n")
 
     def note(self, line: str) -> None:
-        """A line that is not a answer."""
+        """A line that is not an answer."""
         print(printable(line), file=sys.stderr, flush=True)
 
     def hint(self, line: str) -> None:
@@ -389,7 +389,7 @@ class Screen(Output):
         self.space, self.column = "", 0
 
     def note(self, line: str) -> None:
-        """A line that is not a answer, between the answers."""
+        """A line that is not an answer, between the answers."""
         print(printable(line), flush=True)
 
     hint = note
