@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +73,18 @@ def known_as(name: str | Path) -> str | None:
 
 
 def cache_folder() -> Path:
-    """The folder of downloaded models: `MINILORA_CACHE` if set, otherwise the user's cache folder."""
+    """The folder of downloaded models: `MINILORA_CACHE` if set, otherwise the user's cache folder.
+
+    Raises ModelFileError for a user without a home folder, as in a container.
+    """
     from platformdirs import user_cache_dir
 
-    return Path(os.environ.get("MINILORA_CACHE") or user_cache_dir("minilora", appauthor=False))
+    if own := os.environ.get("MINILORA_CACHE"):
+        return Path(own)
+    with suppress(RuntimeError):  # older releases of platformdirs give "~/.cache" instead
+        if not (folder := user_cache_dir("minilora", appauthor=False)).startswith("~"):
+            return Path(folder)
+    raise ModelFileError("there is no home folder to cache models in: set HOME, or MINILORA_CACHE to a folder you own")
 
 
 def find(name: str) -> Path | None:
@@ -83,11 +92,14 @@ def find(name: str) -> Path | None:
     if name == "tiny":
         return TINY
     source = _source(name)
-    candidates = [cache_folder() / source.file]
+    candidates = []
+    with suppress(ModelFileError):
+        candidates.append(cache_folder() / source.file)
     spec = importlib.util.find_spec(source.package)  # finds the folder without running the package
     if spec is not None and spec.submodule_search_locations:
         candidates += [Path(folder) / source.file for folder in spec.submodule_search_locations]
-    return next((path for path in candidates if path.is_file() and path.stat().st_size == source.size), None)
+    found = (path for path in candidates if os.path.isfile(path))  # Path.is_file fails where nothing may be looked up
+    return next((path for path in found if path.stat().st_size == source.size), None)
 
 
 def pull(name: str) -> Path:

@@ -12,6 +12,7 @@ from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE, Popen
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,27 @@ def test_the_cache_folder_is_that_of_the_environment_or_the_users_own(monkeypatc
     for unset in (lambda: monkeypatch.setenv("MINILORA_CACHE", ""), lambda: monkeypatch.delenv("MINILORA_CACHE")):
         unset()
         assert hub.cache_folder().is_absolute() and "minilora" in hub.cache_folder().parts
+
+
+@pytest.mark.parametrize("where", [RuntimeError("no home"), "~/.cache/minilora"])
+def test_without_a_home_folder_a_model_is_not_found_and_a_pull_says_what_to_set(source, where, monkeypatch):
+    monkeypatch.delenv("MINILORA_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", Mock(side_effect=[where] * 3))
+    assert hub.find("small") is None
+    with pytest.raises(ModelFileError, match="no home folder .* set HOME, or MINILORA_CACHE to a folder you own"):
+        hub.pull("small")
+
+
+def test_a_cache_that_this_user_may_not_look_into_holds_no_model(cache, monkeypatch):
+    stat = os.stat
+
+    def refusing(path, **given):
+        if path == cache / FILE:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **given)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert hub.find("small") is None
 
 
 def test_a_file_of_the_right_size_is_found_in_the_cache_and_looking_leaves_no_trace(cache):
