@@ -105,6 +105,8 @@ class RunFolder:
             self.refuse()
             if not self.resume:
                 remove_folder(self.partial)
+                if self.partial.exists():  # another user's, for example
+                    raise ValueError(f"{self.partial} cannot be removed: remove it, or choose another --out")
             self.partial.mkdir(exist_ok=self.resume)
             for left in self.partial.glob(".*"):  # half of what a killed job was writing
                 remove_folder(left) if left.is_dir() else left.unlink()

@@ -13,7 +13,7 @@ from commandline import written
 from jobs import options, trained
 
 from minilora.files import disk
-from minilora.train import job
+from minilora.train import job, run_folder
 from minilora.train.job import finetune
 from minilora.train.run_folder import RunFolder
 
@@ -65,6 +65,15 @@ def test_below_a_file_no_folder_of_results_can_be_made(run):
     with pytest.raises(ValueError, match=r"/x: results cannot be written there \(.*\); choose another --out"):
         RunFolder(out).__enter__()
     assert tree(run) == {"adapter_model.safetensors": b"old"}
+
+
+def test_an_unfinished_run_that_cannot_be_removed_is_named(run, monkeypatch):
+    left = run.with_name("y.partial")
+    left.mkdir()
+    monkeypatch.setattr(run_folder, "remove_folder", lambda folder: None)  # another user's
+    with pytest.raises(ValueError, match=r"y\.partial cannot be removed: remove it, or choose another --out$"):
+        RunFolder(run.with_name("y"), overwrite=True).__enter__()
+    assert left.is_dir() and os.listdir(run.parent).count(".y.lock") == 0
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
