@@ -92,6 +92,9 @@ def _is_broken_pipe(error: Exception) -> bool:
 
 def _line(error: Exception) -> str:
     """What is said of an error: of one of the system, the file and its reason."""
+    if isinstance(error, MemoryError):  # Python's own is empty, NumPy's says how much it could not get
+        asked = f" ({error})" if str(error) else ""
+        return f"there is not enough memory{asked}: end other programs, or use a smaller model or batch"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

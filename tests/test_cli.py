@@ -318,7 +318,6 @@ def test_where_bfloat16_would_be_faster_a_large_base_says_so(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(),
         RuntimeError("broken"),
         AssertionError("no"),
         OSError("full"),
@@ -333,8 +332,15 @@ def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, mon
 
     monkeypatch.setattr(finetune, "load", stop)
     assert status(*job(tiny_folder)) == 1
-    line = "a/b: Read-only" if "a/b" in str(error) else str(error) or "MemoryError"
+    line = "a/b: Read-only" if "a/b" in str(error) else str(error)
     assert complaint(capsys) == line.replace("\x1b", "\ufffd")
+
+
+@pytest.mark.parametrize(("error", "said"), [("", ""), ("Unable to allocate 9 MiB", " (Unable to allocate 9 MiB)")])
+def test_lack_of_memory_is_called_so(error, said, tiny_folder, capsys, monkeypatch):
+    monkeypatch.setattr(finetune, "load", Mock(side_effect=MemoryError(error) if error else MemoryError))
+    assert status(*job(tiny_folder)) == 1
+    assert complaint(capsys).startswith(f"there is not enough memory{said}: end other programs, ")
 
 
 @pytest.mark.parametrize("words", [["data", "a\udcff.csv"], ["finetune", "--base", "tiny", "--out", "\ud800"]])

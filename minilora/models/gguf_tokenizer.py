@@ -81,6 +81,8 @@ def from_gguf(path: Path, meta: Mapping[str, Any]) -> Tokenizer:
             core.post_processor = TemplateProcessing([bos, "$A"], [bos, "$A", "$B:1"], [(bos, ids["bos"])])
     except KeyError as error:
         raise ModelFileError(f"{path}: the tokenizer is incomplete: {error} is missing") from error
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as error:  # damaged lists, and the library defines no error type
         raise ModelFileError(f"{path}: unusable tokenizer data: {error}") from error
     others = [i for key in ("eot", "eom") if (i := ids[key]) is not None]

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -507,6 +508,13 @@ def test_all_that_a_gguf_file_can_say_of_a_tokenizer_comes_back(tmp_path):
         to_folder(tokenizer, tmp_path)
         (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0, 12]}')
         assert from_folder(tmp_path).end_ids == {0, 2}
+
+
+def test_lack_of_memory_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    meta = tokenizer_metadata(split_as("llama-bpe"), CONFIG.vocab_size)
+    monkeypatch.setattr(gguf_tokenizer, "_byte_level", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        gguf_tokenizer.from_gguf(tmp_path, meta)
 
 
 def test_a_tokenizer_goes_to_another_process_and_is_copied_also_after_its_first_conversation():
