@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
 from io import StringIO, TextIOWrapper
+from pathlib import Path
 
 from .commands import NAMES
 from .nn.ranks import ALONE, Ranks, Several, world
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if argv is None and sys.path[0] not in ("", os.getcwd()):  # else this process imports from there, too
                     os.environ["PYTHONSAFEPATH"] = "1"  # Python that a command starts runs no file of this folder
                 arguments = parse(build_parser(words[:1]), words)
+                _refuse_an_archive()
             if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
                 with ranks.hand_out() as first:
                     if first:
@@ -122,6 +124,13 @@ def _refuse_what_cannot_be_stored(words: Sequence[str]) -> None:
         os.getcwd()
     except FileNotFoundError:
         raise OSError("the folder you are in was removed: change to another one (cd)") from None
+
+
+def _refuse_an_archive() -> None:
+    """Raise OSError where the package is in no folder, since it opens its models and data by their paths."""
+    if not (package := Path(__file__).parent).is_dir():
+        why = "minilora cannot run from inside an archive: unpack it, or install it with pip"
+        raise OSError(f"{package}: no such folder; {why}")
 
 
 def build_parser(named: Sequence[str] = ()) -> argparse.ArgumentParser:

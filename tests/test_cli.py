@@ -336,6 +336,13 @@ def test_whatever_ends_a_job_is_told_in_one_line(error, tiny_folder, capsys, mon
     assert complaint(capsys) == line.replace("\x1b", "\ufffd")
 
 
+def test_in_an_archive_minilora_says_so_and_not_that_its_own_models_are_unknown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.cli.__file__", str(tmp_path / "minilora.whl" / "minilora" / "cli.py"))
+    assert status("--version") == 0 and capsys.readouterr().out
+    assert status("data", "legal") == 1
+    assert complaint(capsys).endswith("cannot run from inside an archive: unpack it, or install it with pip")
+
+
 @pytest.mark.parametrize(("error", "said"), [("", ""), ("Unable to allocate 9 MiB", " (Unable to allocate 9 MiB)")])
 def test_lack_of_memory_is_called_so(error, said, tiny_folder, capsys, monkeypatch):
     monkeypatch.setattr(finetune, "load", Mock(side_effect=MemoryError(error) if error else MemoryError))
