@@ -66,7 +66,10 @@ def main(name: str, job: str) -> int:
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
         answer = {"error": str(error) or type(error).__name__}
-    print(json.dumps(answer), file=out, flush=True)
+    try:
+        print(json.dumps(answer), file=out, flush=True)
+    except BrokenPipeError:  # whoever asked has ended
+        os._exit(1)
     return "error" in answer
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,13 @@ def test_a_failure_comes_back_as_its_reason(here, monkeypatch, kind, error, word
         apart(fail, kind)
 
 
+def test_an_answer_that_nobody_waits_for_any_longer_ends_the_process_without_a_traceback(here, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Mock(write=Mock(side_effect=BrokenPipeError)))
+    monkeypatch.setattr(process.os, "_exit", ended := Mock())
+    process.main(f"{__name__}:fail", '{"arguments": ["value"], "shown": false}')
+    ended.assert_called_once_with(1)
+
+
 @pytest.mark.long
 def test_a_process_that_is_killed_is_an_error(here):
     with pytest.raises(RuntimeError, match="ended with status 9; is there enough memory"):
@@ -124,7 +132,7 @@ def test_the_system_tells_the_peak_in_kilobytes_of_1024_bytes():
     told = peak_memory()
     lines = Path("/proc/self/status").read_text().splitlines()
     assert told == pytest.approx(1024 * int(next(line for line in lines if "VmHWM" in line).split()[1]), rel=1e-3)
-    assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.001
+    assert told <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.02  # it counts pages in lots
 
 
 @pytest.mark.long
