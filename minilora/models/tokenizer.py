@@ -276,7 +276,7 @@ def library_errors(otherwise: str) -> Iterator[None]:
     """A block that calls `tokenizers`, which has no error type, and whose panics are no Exception: a ModelFileError."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
         raise ModelFileError(f"{otherwise} ({error})") from error

@@ -400,8 +400,8 @@ def test_a_file_at_which_the_library_panics_is_an_error_in_one_line(folder, part
         from_folder(folder).encode("hello")
 
 
-def test_an_interruption_is_no_error_of_the_library():
-    for kind in (KeyboardInterrupt, SystemExit):
+def test_an_interruption_and_a_lack_of_memory_are_not_errors_of_the_library():
+    for kind in (KeyboardInterrupt, SystemExit, MemoryError):
         with pytest.raises(kind), library_errors("x"):
             raise kind
 
