@@ -64,6 +64,11 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         raise ValueError(f"model_type is {raw.get('model_type')!r}, minilora reads {', '.join(sorted(FAMILIES))}")
+    if raw.get("quantization_config") is not None:
+        raise ValueError(
+            "quantization_config says that the matrices are quantised, which minilora reads only from .gguf files: "
+            "give such a file, or the original model, with --quantized nf4 for 4 bits"
+        )
     values: dict[str, Any] = {"model_type": family.model_type, **family.always}
     try:
         # What is null is as if it were not there, but is not what transformers assumes.

@@ -183,6 +183,7 @@ REFUSED = [
         },
         "factor must be a positive number, got 0",
     ),
+    ({"quantization_config": {"quant_method": "gptq"}}, "give such a file, or the original model, with --quantized"),
     ({"use_rope": False}, "does not know the field use_rope (here False)"),
     ({"attention_bias": True}, "attention_bias: True, only False"),
     ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
