@@ -281,9 +281,9 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
 
 
 def codes_of(raw: np.ndarray, kind: str = "Q4_1") -> np.ndarray:
-    """The 4-bit codes of packed rows: raw (m, bytes per row) uint8 -> (m, n) uint8, each 0 to 15."""
+    """The codes of packed rows: raw (m, bytes per row) uint8 -> (m, n), 0 to 15 if they have 4 bits."""
     packed = raw.reshape(-1, _UNITS[kind][1])
-    if kind == "Q4_1":
+    if kind not in levels.LEVELS:
         return LAYOUTS[kind].codes(packed).reshape(raw.shape[0], -1)
     return np.stack([packed[:, 4:] >> 4, packed[:, 4:] & 15], axis=-1).reshape(raw.shape[0], -1)
 

@@ -33,7 +33,7 @@ from ..lora.llamacpp import save_gguf_adapter
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, moved_data, read_provenance
-from ..nn.families import FAMILIES, as_llama_cpp_has_it
+from ..nn.families import FAMILIES, TABLES, as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.module import sha256_of
 from ..terminal import quote
@@ -61,7 +61,7 @@ class Requantised:
 
     matrices: how many were measured.
     error: ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖, the rounding error relative to the update.
-    codes_kept: the share of 4-bit codes that equal the base's.
+    codes_kept: the share of codes that equal the base's.
     update_kept: ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖², the change of the stored weights in the direction of the update.
     kind: the 4-bit kind; that of the base, if the adapter was trained on a quantised one.
 
@@ -220,7 +220,7 @@ def merge(
     if "lm_head.weight" not in before:
         changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
     lost = None
-    if kind == "Q4_1" or (source is not None and any(_packed_in(source, name) for name in changed)):
+    if kind == "Q4_1" or (source is not None and any(_is_in(source, name, "Q4_1") for name in changed)):
         lost = requantised(before, state, changed, config, source)
     elif rounded_to and rounded_to.upper() in LEVELS:
         lost = requantised(before, state, changed, config, kind=rounded_to.upper())
@@ -315,8 +315,10 @@ def requantised(
     """Measure how much of an update is left if the merged matrices are quantised to 4 bits.
 
     before, after: the base's and the merged arrays, by name. changed: the names of those that differ.
-    source: the base's file. Where it stores Q4_1, its codes are the base's; otherwise the base is quantised here.
-    kind: Q4_1, NF4, FP4 or INT4. Matrices whose rows are not a multiple of its block size are left out.
+    source: the base's file. Where it stores the same kind, its codes are the base's; otherwise the base is quantised
+        here.
+    kind: Q4_1, NF4, FP4 or INT4; embedding and head become Q8_0, as in `save_gguf`. Matrices whose rows are not a
+        multiple of the block size are left out.
 
     Four bits distinguish 16 values in a block of weights. An update below half a step changes no code unless the weight
     is near a boundary; then only the block's scale and minimum shift a little.
@@ -324,16 +326,17 @@ def requantised(
     family, rounding, update, along = FAMILIES[config.model_type], 0.0, 0.0, 0.0
     kept = codes = matrices = 0
     for name in sorted(changed):
-        if after[name].ndim != 2 or after[name].shape[1] % LAYOUTS[kind].values:
+        own_kind = "Q8_0" if name in TABLES else kind
+        if after[name].ndim != 2 or after[name].shape[1] % LAYOUTS[own_kind].values:
             continue
         w, merged = (family.to_llama_cpp(name, dense(state[name]), config) for state in (before, after))
-        packed = quantize(merged, kind)
-        own = source.tensors[name].raw() if source and _packed_in(source, name) else quantize(w, kind)
-        stored, delta = dequantize(packed, kind), merged - w
+        packed = quantize(merged, own_kind)
+        own = source.tensors[name].raw() if source and _is_in(source, name, own_kind) else quantize(w, own_kind)
+        stored, delta = dequantize(packed, own_kind), merged - w
         rounding += float(np.square(stored - merged).sum(dtype=np.float64))
         update += float(np.square(delta).sum(dtype=np.float64))
-        along += float(((stored - dequantize(own, kind)) * delta).sum(dtype=np.float64))
-        kept += int((codes_of(packed, kind) == codes_of(own, kind)).sum())
+        along += float(((stored - dequantize(own, own_kind)) * delta).sum(dtype=np.float64))
+        kept += int((codes_of(packed, own_kind) == codes_of(own, own_kind)).sum())
         codes, matrices = codes + merged.size, matrices + 1
     return Requantised(
         matrices,
@@ -344,8 +347,8 @@ def requantised(
     )
 
 
-def _packed_in(source: GGUF, name: str) -> bool:
-    return name in source.tensors and source.tensors[name].kind == "Q4_1"
+def _is_in(source: GGUF, name: str, kind: str) -> bool:
+    return name in source.tensors and source.tensors[name].kind == kind
 
 
 def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:

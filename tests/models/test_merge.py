@@ -272,6 +272,24 @@ def test_the_loss_of_requantising_is_that_of_the_gguf_library(size, tmp_path):
     assert lost.update_kept == pytest.approx(along / update, abs=1e-3)
 
 
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head", "q_proj"]], ids=str)
+def test_what_is_reported_as_kept_is_what_the_written_file_keeps(targets, tmp_path):
+    """The embedding and the head are stored in 8 bits, which keep more."""
+    model = new_llama(tie_word_embeddings=False)
+    save_model(model, new_tokenizer(), tmp_path / "base", "F32")
+    save_model(model, new_tokenizer(), tmp_path / "base.gguf", "Q4_1")
+    adapter = saved(adapted(model, 0.05, target_modules=targets), tmp_path / "adapter")
+    lost = merge(tmp_path / "base", adapter, tmp_path / "m.gguf", kind="Q4_1").requantised
+    merge(tmp_path / "base", adapter, tmp_path / "merged")
+    states = [zoo.load(tmp_path / name)[0].state_dict() for name in ("base", "merged", "base.gguf", "m.gguf")]
+    names = [name for name, w in states[0].items() if (states[1][name] != w).any()]
+    before, after, own, stored = (np.concatenate([state[name].ravel() for name in names]) for state in states)
+    delta = after - before
+    assert lost.matrices == len(names) and lost.codes_kept < 0.95
+    assert lost.update_kept == pytest.approx((stored - own) @ delta / (delta @ delta), rel=1e-3)
+    assert lost.error == pytest.approx(np.linalg.norm(stored - after) / np.linalg.norm(delta), rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["Q4_1", "NF4", "FP4", "INT4"])
 def test_an_update_that_changes_no_code_is_lost_whatever_the_rounding_of_the_base(kind):
     """What is kept is measured from the base as it is stored: its own rounding error counts for nothing."""
