@@ -69,6 +69,11 @@ def values_of(tensor: StoredTensor) -> np.ndarray:
     return dequantize(tensor.raw(), tensor.kind).reshape(tensor.shape)
 
 
+def is_quantised(tensor: StoredTensor) -> bool:
+    """True if its values are rounded to codes, in blocks: its type is none of the floating-point types."""
+    return tensor.kind not in {*_PLAIN, "BF16"}
+
+
 def stays_packed(tensor: StoredTensor) -> bool:
     """True for a matrix that a `Packed` can hold as it is stored."""
     return len(tensor.shape) == 2 and tensor.kind in PACKED

@@ -20,7 +20,7 @@ from ..files.disk import ModelFileError
 from ..files.gguf import write_gguf
 from ..files.gguf_header import read_header
 from ..files.quant import BLOCK, Packed, dequantize, quantize
-from ..files.stored import stays_packed, values_of
+from ..files.stored import is_quantised, stays_packed, values_of
 from ..lora.provenance import DATA_KEY
 from ..nn.families import (
     ARCHITECTURES,
@@ -78,7 +78,8 @@ class GGUF:
     def load(self, quantized: bool = False, kind: str | None = None) -> LanguageModel:
         """The whole model, in float32 and trainable.
 
-        quantized: keep quantised matrices as they are stored, frozen.
+        quantized: keep quantised matrices as they are stored, frozen, if they are of one of quant.PACKED. Others become
+            float32, which the log says.
         kind: quantise all matrices to this kind, such as "NF4", however the file stores them.
 
         Raises ModelFileError if the tensors do not fit the shape, or if there is no quantised matrix to keep.
@@ -86,12 +87,8 @@ class GGUF:
         from concurrent.futures import ThreadPoolExecutor
 
         config = self.config()
-        if quantized and not any(map(stays_packed, self.tensors.values())):
-            kinds = ", ".join(sorted({t.kind for t in self.tensors.values()}))
-            raise ModelFileError(
-                f"{self.path}: the file holds no quantised matrices, only {kinds}: leave --quantized "
-                "(quantized=True) out, or give it a kind, such as nf4"
-            )
+        if quantized:
+            self._check_packed()
         shapes = {name: t.shape for name, t in self.tensors.items() if name != ROPE_DIVISORS}
         try:
             check_claims(config, shapes)
@@ -105,6 +102,22 @@ class GGUF:
         except ValueError as error:  # not ModelFileError alone: the heads may not divide the rows
             raise ModelFileError(f"{self.path}: {error}") from error
         return model
+
+    def _check_packed(self) -> None:
+        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
+        widened = [tensor.kind for tensor in matrices if is_quantised(tensor) and not stays_packed(tensor)]
+        if not any(map(stays_packed, matrices)):
+            kinds = ", ".join(sorted({tensor.kind for tensor in self.tensors.values()}))
+            raise ModelFileError(
+                f"{self.path}: the file holds no quantised matrices that can stay so in memory, only {kinds}: leave "
+                "--quantized (quantized=True) out, or give it a kind, such as nf4"
+            )
+        if widened:
+            log.warning(
+                "%s: %d of %d matrices become float32, because minilora does not keep %s in memory: get the file in "
+                "Q4_K_M, or give --quantized a kind, such as nf4",
+                self.path, len(widened), len(matrices), ", ".join(sorted(set(widened))),
+            )  # fmt: skip
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -141,7 +154,7 @@ def save_gguf(
     tensors = {name: (w, "F32") for name, w in computed.items()}
     for name, array in state.items():
         stored = source.tensors[name] if source is not None and name in unchanged else None
-        if stored is not None and kind.startswith("Q") and stored.kind.startswith("Q"):
+        if stored is not None and kind.startswith("Q") and is_quantised(stored):
             tensors[family.llama_cpp_name(name)] = (stored.raw(), stored.kind)
             continue
         w = family.to_llama_cpp(name, to_numpy(dense(array)), config)

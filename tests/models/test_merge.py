@@ -12,6 +12,7 @@ from peftfiles import link
 from smallmodels import logits
 
 from minilora.cli import main
+from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf_header import read_header
 from minilora.files.quant import dequantize, quantize
@@ -230,9 +231,11 @@ def test_a_file_that_says_nonsense_of_its_training_is_refused(stored, words, tmp
         zoo.load(path)
 
 
-def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(tmp_path):
+@pytest.mark.parametrize("stored", ["Q4_1", "Q5_1", "MXFP4"])
+def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(stored, tmp_path, caplog):
+    """In the merged file, of several kinds, those that minilora cannot keep packed are named."""
     adapter = saved(adapted(new_llama(), target_modules=["q_proj"]), tmp_path / "adapter")
-    file = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1")
+    file = write_gguf(tmp_path / "base.gguf", new_llama(), stored)
     for kind in ("Q8_0", "Q4_1"):
         out = merge(file, adapter, tmp_path / f"{kind}.gguf", kind=kind).path
         old, new = ({t.name: t for t in gguf.GGUFReader(path).tensors} for path in (file, out))
@@ -241,6 +244,17 @@ def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(tmp_path
                 assert new[name].tensor_type.name == kind
             else:
                 assert new[name].data.tobytes() == tensor.data.tobytes(), name
+                assert new[name].tensor_type == tensor.tensor_type
+        caplog.clear()
+        matrices = [w for w in zoo.load(out, quantized=True)[0].state_dict().values() if w.ndim == 2]
+        assert sum(map(is_packed, matrices)) == (len(matrices) if stored == "Q4_1" else 2)
+        said = f"{out}: 13 of 15 matrices become float32, because minilora does not keep {stored} in memory: get "
+        assert [message[: len(said)] for message in caplog.messages] == [said] * (stored != "Q4_1")
+    if stored != "Q4_1":
+        with pytest.raises(
+            ModelFileError, match=f"no quantised matrices that can stay so in memory, only F32, {stored}"
+        ):
+            zoo.load(file, quantized=True)
 
 
 # -- what four bits lose -----------------------------------------------------------------------------------------------
