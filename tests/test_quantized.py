@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strictarray
-from modelfiles import CHATML, CONFIG, IDS, RANDOM, new_llama, new_tokenizer, write_folder, write_gguf
+from modelfiles import CHATML, CONFIG, IDS, RANDOM, STEPS, new_llama, new_tokenizer, write_folder, write_gguf
 from smallmodels import logits, losses_of
 
 from minilora.cli import main
@@ -17,7 +17,7 @@ from minilora.engine.backend import is_packed
 from minilora.engine.tensor import no_grad
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf import to_halves
-from minilora.files.quant import ROUNDED, quantize
+from minilora.files.quant import ROUNDED, dequantize, quantize
 from minilora.lora.adapters import adapter_state, add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.audit import audit
 from minilora.lora.config import LoraConfig
@@ -135,6 +135,23 @@ def test_a_folder_or_file_is_rounded_as_it_is_loaded(folder, kind, tmp_path):
     there = zoo.load(file, quantized=kind)[0]
     assert sha256_of(there.state_dict()) == sha256_of(model.state_dict())
     assert there.unrounded_sha256 == model.unrounded_sha256
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_what_a_file_stores_in_the_kind_that_is_asked_for_is_not_quantised_again(files, kind, tmp_path):
+    """Codes need not reach the largest one: with an importance matrix llama.cpp chooses other steps."""
+    content, tensor = bytearray(files[kind].read_bytes()), GGUF(files[kind]).tensors[V]
+    size, steps = STEPS[kind]
+    for block in range(tensor.offset, tensor.offset + tensor.nbytes, size):
+        codes = slice(block + steps[-1] + 2, block + size)
+        content[codes] = bytes(byte & 0x33 for byte in content[codes])
+    (tmp_path / "m.gguf").write_bytes(content)
+    stored, asked = (zoo.load(tmp_path / "m.gguf", quantized=each)[0] for each in (True, kind.lower()))
+    raw = GGUF(tmp_path / "m.gguf").tensors[V].raw()
+    assert (quantize(dequantize(raw, kind), kind) != raw).any()
+    for model in (stored, asked):
+        np.testing.assert_array_equal(model.state_dict()[V].raw, raw)
+    assert asked.unrounded_sha256 == sha256_of(zoo.load(tmp_path / "m.gguf")[0].state_dict())
 
 
 def test_the_model_does_not_depend_on_its_file(files, tmp_path):

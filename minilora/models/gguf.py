@@ -80,7 +80,7 @@ class GGUF:
 
         quantized: keep quantised matrices as they are stored, frozen, if they are of one of quant.PACKED. Others become
             float32, which the log says.
-        kind: quantise all matrices to this kind, such as "NF4", however the file stores them.
+        kind: quantise all matrices to this kind, such as "NF4", but those that the file stores in it stay as they are.
 
         Raises ModelFileError if the tensors do not fit the shape, or if there is no quantised matrix to keep.
         """
@@ -93,7 +93,7 @@ class GGUF:
         try:
             check_claims(config, shapes)
             if kind is not None:
-                return load_rounded(config, shapes, lambda name: self.weight(name, config), kind)
+                return load_rounded(config, shapes, lambda name: self.weight(name, config, True), kind)
             with ThreadPoolExecutor(cores()) as pool:  # unpacking releases the GIL
                 weights = pool.map(lambda name: self.weight(name, config, quantized), shapes)
                 state = dict(zip(shapes, weights, strict=True))
