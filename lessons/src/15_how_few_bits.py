@@ -432,7 +432,7 @@ claim("2 bits: of the codes, the update changes, in percent", np.mean(flips["2 b
 # import torch
 #
 # # transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-# #     bnb_4bit_use_double_quant=True) quantises a model while it is loaded, on a GPU; by hand:
+# #     bnb_4bit_use_double_quant=True) quantises a model while it is loaded; by hand:
 # levels = torch.tensor(LEVELS["NF4"])
 # blocks = torch.tensor(W).view(-1, 64)
 # absmax = blocks.abs().amax(1, keepdim=True)
