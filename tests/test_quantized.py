@@ -154,6 +154,16 @@ def test_what_a_file_stores_in_the_kind_that_is_asked_for_is_not_quantised_again
     assert asked.unrounded_sha256 == sha256_of(zoo.load(tmp_path / "m.gguf")[0].state_dict())
 
 
+def test_a_matrix_that_the_file_has_in_float32_is_no_quantised_one_that_becomes_float32(tmp_path, monkeypatch, caplog):
+    """llama.cpp writes GPT-2's positions so."""
+    monkeypatch.setattr(
+        "minilora.models.gguf.kind_of", lambda w, kind, name: "F32" if w.ndim < 2 or name == V else kind
+    )
+    path = save_gguf(tmp_path / "m.gguf", CONFIG, new_llama().state_dict(), new_tokenizer(), "Q8_0")
+    state = zoo.load(path, quantized=True)[0].state_dict()
+    assert not is_packed(state[V]) and is_packed(state[Q]) and not caplog.messages
+
+
 def test_the_model_does_not_depend_on_its_file(files, tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(files["Q4_1"].read_bytes())

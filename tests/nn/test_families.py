@@ -224,7 +224,8 @@ def test_a_granite_whose_defaults_would_be_another_model_is_refused(missing):
 
 PUBLISHED = {  # what the hub's config.json files hold besides shapes
     "llama": {"_name_or_path": "x", "attention_dropout": 0.0, "is_llama_config": True, "pretraining_tp": 1,
-              "rope_interleaved": False, "rope_scaling": None, "transformers.js_config": {}, "use_cache": True},
+              "rope_interleaved": False, "rope_scaling": None, "transformers.js_config": {}, "use_cache": True,
+              "quantization_config": None},
     "qwen2": {"max_window_layers": 21, "sliding_window": 32768, "use_sliding_window": False, "torch_dtype": "bfloat16",
               "use_mrope": False, "_attn_implementation_autoset": True},
     "qwen3": {"max_window_layers": 28, "sliding_window": None, "rope_scaling": None, "attention_bias": False},
