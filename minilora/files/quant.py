@@ -315,5 +315,5 @@ def _inverse(d: np.ndarray) -> np.ndarray:
 def _half(x: np.ndarray, kind: str) -> np.ndarray:
     half = np.ascontiguousarray(x, np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"some values are too large for {kind}, which stores float16, up to 65504")
+        raise ValueError(f"some values are NaN or too large for {kind}, which stores float16, up to 65504")
     return half.view(np.uint8)
