@@ -164,6 +164,8 @@ def save_gguf(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         tensors[family.llama_cpp_name(name)] = (packed, own)
+    if kind.startswith("Q") and (odd := [name for name, (_, own) in tensors.items() if own == "F16"]):
+        log.warning("%d matrices become F16, not %s: their rows are not a multiple of %d", len(odd), kind, BLOCK)
     if source is None:
         metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
     else:

@@ -217,8 +217,8 @@ def test_values_that_the_type_cannot_hold_are_refused_by_name(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
-def test_tensors_have_the_type_that_kind_of_gives(kind, tmp_path):
-    """Norms are F32, embedding and head have at least 8 bits, and rows that are not whole blocks have 16."""
+def test_tensors_have_the_type_that_kind_of_gives(kind, tmp_path, caplog):
+    """Norms are F32, embedding and head have at least 8 bits, and rows of no whole blocks have 16, with a warning."""
     config = dataclasses.replace(CONFIG, tie_word_embeddings=False, intermediate_size=48)
     state = Llama(config, np.random.default_rng(0)).state_dict()
     path = save_gguf(tmp_path / "m.gguf", config, state, new_tokenizer(), kind)
@@ -231,6 +231,8 @@ def test_tensors_have_the_type_that_kind_of_gives(kind, tmp_path):
     error = np.abs(GGUF(path).load().state_dict()["model.layers.1.mlp.down_proj.weight"]
                    - state["model.layers.1.mlp.down_proj.weight"]).max()  # fmt: skip
     assert error < 1e-4
+    said = f"2 matrices become F16, not {kind}: their rows are not a multiple of 32"
+    assert caplog.messages == [said] * (kind[0] == "Q")
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
