@@ -43,6 +43,22 @@ LISTEN = """() => {
     new MutationObserver(() => heard.push(region.textContent)).observe(region, { childList: true });
 }"""
 
+HANGING = """() => {  // each answer begins with "half", and then comes no more; `left`: the latest of these streams
+    const real = window.fetch;
+    window.asked = [];
+    window.fetch = async (url, how) => {
+        if (!how?.body) return real(url);
+        asked.push(JSON.parse(how.body).messages.map(message => message.content));
+        const choice = { delta: { content: "half" }, finish_reason: null };
+        const piece = JSON.stringify({ choices: [choice], usage: { completion_tokens: 1 }, seconds: 0.1 });
+        return new Response(new ReadableStream({ start(stream) {
+            window.left = stream;
+            stream.enqueue(new TextEncoder().encode(`data: ${piece}\\n\\n`));
+            how.signal.addEventListener("abort", () => stream.error(how.signal.reason));
+        } }));
+    };
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -262,6 +278,28 @@ def test_the_next_question_continues_the_conversation_until_a_new_one_begins(pag
     assert not page.locator("article").count()
     ask(page, "hello")
     assert texts(page) == first and len(bodies["legal"]["messages"]) == 1
+
+
+def begin(page, question):
+    """Ask, where answers hang, and wait until each has begun."""
+    page.get_by_label("Question", exact=True).fill(question)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", level=2, name=question).wait_for()
+    cards = "document.querySelector('.answers').querySelectorAll('.text')"
+    page.wait_for_function(f"() => [...{cards}].every(text => text.textContent)")
+
+
+def test_a_question_that_interrupts_an_answer_continues_from_what_was_said_and_not_from_a_fault(page):
+    page.evaluate(HANGING)
+    for name in ("base", "support"):
+        page.get_by_role("checkbox", name=name).uncheck()
+    begin(page, "first")
+    begin(page, "second")
+    assert page.evaluate("asked.at(-1)") == ["first", "half", "second"]
+    page.evaluate("left.error(new TypeError('network error'))")
+    page.locator(".failed").wait_for()
+    begin(page, "third")
+    assert page.evaluate("asked.at(-1)") == ["first", "half", "third"]
 
 
 def test_the_oldest_turns_are_left_out_of_a_conversation_that_no_longer_fits(page):
