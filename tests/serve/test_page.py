@@ -326,6 +326,57 @@ def test_the_settings_are_sent_and_left_to_the_server_where_they_are_empty(page)
     assert bodies["legal"]["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
+@pytest.mark.parametrize(
+    ("way", "field", "wrong"),
+    [("Enter", "Maximum tokens", "0"), ("Ask", "Temperature", "5"), ("What is a lien?", "Maximum tokens", "0")],
+)
+def test_a_wrong_setting_is_shown_where_it_is_and_nothing_is_sent(page, way, field, wrong):
+    bodies, setting = sent(page), page.get_by_label(field)
+    page.locator("summary").click()
+    setting.fill(wrong)
+    page.locator("summary").click()
+    question = page.get_by_label("Question", exact=True)
+    question.fill("hello")
+    if way == "Enter":
+        question.press("Enter")
+    else:
+        page.get_by_role("button", name=way, exact=True).click()
+    page.wait_for_function("() => document.activeElement.type === 'number'")
+    assert setting.is_visible() and not page.locator("article").count() and question.input_value()
+    setting.fill("0.33" if field == "Temperature" else "3")
+    question.press("Enter")
+    page.wait_for_function(DONE)
+    assert bodies["legal"]["temperature"] == (0.33 if field == "Temperature" else 0)
+
+
+def test_what_is_missing_before_a_question_can_be_asked_can_be_seen(page):
+    question = page.get_by_label("Question", exact=True)
+    question.fill("  ")
+    question.press("Enter")
+    assert question.input_value() == "" and question.evaluate("field => field === document.activeElement")
+    for box in page.get_by_role("checkbox").all():
+        box.uncheck()
+    assert page.get_by_role("group", name="Who answers: choose at least one").is_visible()
+    question.fill("hello")
+    question.press("Enter")
+    assert question.input_value() == "hello" and not page.locator("article").count()
+    page.get_by_role("checkbox", name="legal").check()
+    assert page.locator("#who").inner_text() == "Who answers"
+
+
+def test_a_long_text_is_pasted_whole(page):
+    for name in ("Question", "System prompt"):
+        field = page.get_by_label(name, exact=True)
+        field.evaluate("field => { field.closest('details')?.setAttribute('open', ''); field.focus(); }")
+        page.keyboard.insert_text("x" * 20_000)
+        assert len(field.input_value()) == 20_000
+    page.get_by_label("System prompt").fill("")
+    page.get_by_label("Question", exact=True).press("Enter")
+    page.wait_for_function(DONE)
+    assert all("the conversation " in text for text in texts(page).values())  # has too many tokens
+    page.complaints.clear()  # the browser reports each 400
+
+
 def test_a_server_that_is_gone_is_said_in_a_sentence(page):
     page.route("**/v1/chat/completions", lambda route: route.abort())
     ask(page)
