@@ -240,11 +240,55 @@ def test_a_server_that_is_back_is_not_said_to_be_gone(page):
     told = page.locator("#what").inner_text()
     page.route("**/v1/models", lambda route: route.abort())
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.get_by_text(GONE).wait_for()
+    page.locator("#what", has_text=GONE).wait_for()
     page.unroute("**/v1/models")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.get_by_text(told).wait_for()
     page.complaints.clear()  # the browser reports what was not answered
+
+
+BUSY = {"status": 503, "json": {"error": {"message": "the queue is full", "code": None}}}
+PROXY = {"status": 502, "body": "<html>Bad gateway</html>"}
+
+
+@pytest.mark.parametrize(("response", "told"), [(BUSY, "the queue is full"), (PROXY, GONE)])
+def test_what_a_server_or_its_proxy_says_instead_of_an_answer_is_said_and_the_question_is_left(page, response, told):
+    page.route("**/v1/**", lambda route: route.fulfill(**response))
+    ask(page, "a long question")
+    assert set(texts(page).values()) == {told}
+    assert page.get_by_label("Question", exact=True).input_value() == "a long question"  # to ask again
+    page.locator("#what", has_text=told).wait_for()
+    assert page.get_by_role("checkbox").count() == 3
+    page.unroute("**/v1/**")
+    ask(page, "again")
+    page.locator("#what", has_text="2 adapters").wait_for()
+    assert page.get_by_label("Question", exact=True).input_value() == ""
+    page.complaints.clear()  # the browser reports each status
+
+
+def test_a_page_that_found_no_server_finds_it_when_it_is_asked(page):
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    page.locator("#what", has_text=GONE).wait_for()
+    assert page.get_by_role("status").inner_text() == GONE
+    page.unroute("**/v1/models")
+    page.get_by_label("Question", exact=True).fill("hello")
+    page.keyboard.press("Enter")
+    page.get_by_role("checkbox", name="legal").wait_for()
+    assert page.get_by_label("Question", exact=True).input_value() == "hello"
+    page.complaints.clear()  # the browser reports what was not answered
+
+
+def test_an_adapter_that_has_gone_is_offered_no_longer(page, served):
+    versions = served.engine.versions
+    served.engine.versions = {name: version for name, version in versions.items() if name != "support"}
+    try:
+        ask(page)
+        assert "does not exist" in texts(page)["support"]
+        page.get_by_role("checkbox", name="support").wait_for(state="detached")
+    finally:
+        served.engine.versions = versions
+    page.complaints.clear()  # the browser reports the 404
 
 
 def sent(page):
