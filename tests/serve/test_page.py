@@ -191,6 +191,23 @@ def test_a_screen_reader_hears_each_answer_once_and_whole(page):
         assert field.evaluate("field => field.labels?.length || field.ariaLabel"), field
 
 
+def test_a_screen_reader_hears_of_a_mix_when_it_changes_and_of_answers_that_are_stopped(page):
+    page.evaluate(HANGING)
+    page.evaluate(LISTEN.replace('"status"', '"shares"'))
+    page.get_by_role("switch").check()
+    for name in ("base", "support"):
+        page.get_by_role("checkbox", name=name).uncheck()
+    page.get_by_label("Question", exact=True).press_sequentially("hello")
+    assert page.evaluate("window.heard") == []
+    page.get_by_role("slider").press("ArrowRight")
+    assert page.evaluate("window.heard") == ["55 % legal, 45 % support"]
+    page.get_by_role("switch").uncheck()
+    begin(page, "hello")
+    page.keyboard.press("Escape")
+    page.wait_for_function(DONE)
+    assert page.get_by_role("status").inner_text() == "legal stopped after 1 token"
+
+
 def test_an_answer_is_stopped_and_its_place_is_free(page, served):
     page.locator("summary").click()
     page.get_by_label("Maximum tokens").fill("900")
