@@ -180,6 +180,22 @@ def test_everything_is_reached_and_done_by_keyboard(page):
     assert page.get_by_label("Question", exact=True).input_value() == "a\nb" and not page.locator("article").count()
 
 
+@pytest.mark.parametrize("composing", [{"isComposing": True}, {"keyCode": 229}])  # 229: Safari
+def test_keys_that_end_a_composition_neither_ask_nor_stop(page, composing):
+    page.evaluate(HANGING)
+    question = page.get_by_label("Question", exact=True)
+    press = "(field, how) => field.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, ...how }))"
+    question.fill("か")
+    question.evaluate(press, {"key": "Enter", **composing})
+    assert not page.locator("article").count()
+    begin(page, "hello")
+    question.evaluate(press, {"key": "Escape", **composing})
+    page.wait_for_timeout(50)
+    assert page.locator(".writes").count() == 3
+    question.evaluate(press, {"key": "Escape"})
+    page.wait_for_function(DONE)
+
+
 def test_a_screen_reader_hears_each_answer_once_and_whole(page):
     page.evaluate(LISTEN)
     assert page.locator("#status").get_attribute("role") == "status"
