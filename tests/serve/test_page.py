@@ -526,6 +526,45 @@ def test_a_message_gets_its_label_with_odds_and_its_fields(browser, skilled, sch
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def mocked(page, answers, **models):
+    """The page with the models of these names, each an entry's fields, whose answers are these: text or label."""
+
+    def answer(route):
+        said = answers[json.loads(route.request.post_data)["model"]]
+        choice = {"delta": {"content": str(said)}, "finish_reason": "stop"}
+        if isinstance(said, dict):
+            odds = [{"token": label, "logprob": math.log(share)} for label, share in said.items()]
+            choice["logprobs"] = {"content": [{"top_logprobs": odds}]}
+        event = {"choices": [choice], "usage": {"completion_tokens": 1}, "seconds": 0.1}
+        route.fulfill(body=f"data: {json.dumps(event)}\n\n")
+
+    usual = {"size_bytes": 311_296, "system": None, "note": None, "labels": None, "schema": None}
+    data = [usual | {"id": name} | fields for name, fields in {"base": {}, **models}.items()]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": data, "max_tokens": 64}))
+    page.route("**/v1/chat/completions", answer)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.get_by_role("checkbox", name=list(models)[-1] if models else "base", exact=False).wait_for()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 320, "height": 600}}], indirect=True)
+def test_long_names_of_adapters_labels_and_fields_wrap(page):
+    fields, labels = "f" * 64, "l" * 64
+    answers = {fields: json.dumps({"w" * 60: "v" * 80}), labels: {"m" * 70: 0.7, "two words": 0.2}}
+    mocked(
+        page, answers, **{fields: {"schema": {}}, labels: {"labels": ["x"]}}, **{f"{i}{'a' * 63}": {} for i in range(9)}
+    )
+    page.get_by_role("switch").check()
+    for box in page.get_by_role("checkbox").all():
+        box.set_checked(box.input_value() in (fields, labels))
+    page.get_by_role("switch").uncheck()
+    ask(page)
+    assert page.locator("dt").count() == 3
+    page.get_by_role("switch").check()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for text in page.locator("dt, dd, .chip span").all():  # none is squeezed into a column of letters
+        assert text.bounding_box()["width"] > 30, text.inner_text()
+
+
 SCREENS = {"wide": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
 SCREENS["narrow"] = {"viewport": {"width": 320, "height": 600}, "color_scheme": "dark"}
 
@@ -540,4 +579,7 @@ def test_it_fits_and_reads_well_on_every_screen(page):
     for control in page.locator(".chip, .send, select").all():
         assert control.bounding_box()["height"] >= 44
     page.emulate_media(media="print")
+    assert (
+        page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 30, 28)"
+    )  # paper is white, in the dark too
     assert page.locator("article").first.is_visible() and page.locator("form").is_hidden()
