@@ -583,3 +583,19 @@ def test_it_fits_and_reads_well_on_every_screen(page):
         page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 30, 28)"
     )  # paper is white, in the dark too
     assert page.locator("article").first.is_visible() and page.locator("form").is_hidden()
+
+
+@pytest.mark.parametrize("page", [{"forced_colors": "active"}], indirect=True)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_focus_and_states_are_seen_in_forced_colours(page, scheme):
+    page.emulate_media(color_scheme=scheme, forced_colors="active")
+    assert page.evaluate("matchMedia('(forced-colors: active)').matches")
+    style = "([selector, pseudo, name]) => getComputedStyle(document.querySelector(selector), pseudo)[name]"
+    assert page.evaluate(style, [".box", None, "outlineStyle"]) == "solid"  # the question has the focus
+    assert page.evaluate(style, [".send", None, "borderTopStyle"]) == "solid"
+    seen = []
+    for on in (False, True):
+        page.get_by_role("switch").set_checked(on)
+        seen.append([page.evaluate(style, ["#mixing", pseudo, "backgroundColor"]) for pseudo in ("::after", None)])
+        assert len(set(seen[-1])) == 2  # the knob and what is behind it
+    assert seen[0][1] != seen[1][1]
