@@ -565,6 +565,17 @@ def test_long_names_of_adapters_labels_and_fields_wrap(page):
         assert text.bounding_box()["width"] > 30, text.inner_text()
 
 
+def test_what_is_not_said_in_a_list_is_said_to_be_so_and_a_base_alone_has_no_system_prompt(page):
+    mocked(page, {"fields": '{"tags": ["a", null, false], "price": 0}'}, fields={"schema": {}})
+    page.get_by_role("checkbox", name="base").uncheck()
+    page.get_by_role("checkbox", name="fields").check()
+    ask(page)
+    assert page.locator("dd").all_inner_texts() == ["a \u00b7 not said \u00b7 false", "0"]
+    mocked(page, {})
+    page.get_by_role("checkbox", name="fields").wait_for(state="detached")
+    assert page.locator("#system").get_attribute("placeholder") == "none"
+
+
 SCREENS = {"wide": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
 SCREENS["narrow"] = {"viewport": {"width": 320, "height": 600}, "color_scheme": "dark"}
 
