@@ -28,9 +28,10 @@ function addRow(question = "", answer = "") {
   const row = at("rows").insertRow();
   for (const [head, text, own] of [["Question", question, true], ["Answer", answer, true], ["Base", "", false], ["Adapter", "", false]]) {
     const cell = row.insertCell();
-    cell.textContent = text; // text is never markup
     cell.dataset.head = head;
-    if (own) Object.assign(cell, { contentEditable: "plaintext-only", role: "textbox", ariaLabel: `${head} ${row.rowIndex}`, tabIndex: 0 });
+    const field = own ? cell.appendChild(document.createElement("div")) : cell; // a cell with another role is none of the table's
+    field.textContent = text; // text is never markup
+    if (own) Object.assign(field, { contentEditable: "plaintext-only", role: "textbox", ariaLabel: `${head} ${row.rowIndex}`, tabIndex: 0 });
     else cell.className = "said";
   }
   return row;
@@ -72,7 +73,7 @@ at("rows").addEventListener("paste", (event) => { // a table from elsewhere
 at("rows").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); at("teach").click(); }
 });
-at("add").addEventListener("click", () => addRow().cells[0].focus());
+at("add").addEventListener("click", () => addRow().querySelector("div").focus());
 
 for (const [name, words] of Object.entries(SOURCES)) {
   const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: words });

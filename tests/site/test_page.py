@@ -4,6 +4,7 @@ Needs the extra test-lessons, a Chromium (see tests/browsers.py), and a folder o
 the variable MINILORA_PYODIDE names.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -230,3 +231,67 @@ def test_enter_that_ends_the_writing_of_a_japanese_word_does_not_teach():
         }""")
         assert clicks == [0, 1]
         assert page.locator("#rows td").first.evaluate("cell => getComputedStyle(cell).unicodeBidi") == "plaintext"
+
+
+# Stands in for worker.js: it learns nothing, and takes 20 ms for a step.
+WORKER = """
+    let left = 0, steps = 0;
+    const about = { base: 1000, adapter: 10, unchanged: true };
+    function step() {
+        if (left-- > 0) {
+            postMessage({ did: "step", done: steps - left, steps, loss: 1, seconds: .02 });
+            return setTimeout(step, 20);
+        }
+        postMessage({ did: "answers", adapter: true, answers: ["Fernwhistle"] });
+        postMessage({ did: "taught", stopped: false, ...about });
+    }
+    const jobs = {
+        start: () => START && postMessage({ did: "started", course: [], ...about }),
+        teach: ({ steps: all }) => { left = steps = all; postMessage({ did: "began", ...about }); step(); },
+        stop: () => { left = 0; },
+        rows: ({ name }) => postMessage({ did: "rows", name, rows: [["A?", "B"]] }),
+        ask: ({ question }) => postMessage({ did: "asked", question, adapter: true, base: "", answer: "1".repeat(99) }),
+    };
+    onmessage = ({ data }) => jobs[data.do](data);
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
+    with chromium() as browser:
+        yield browser
+
+
+@contextlib.contextmanager
+def quick(browser, ready=True, **screen):
+    """The page with that worker, which may never get ready."""
+    with served(Path(minilora.__file__).parent / "site") as root, browser.new_context(**screen) as context:
+        page = context.new_page()
+        worker = WORKER.replace("START", str(ready).lower())
+        page.route("**/worker.js", lambda route: route.fulfill(body=worker, content_type="text/javascript"))
+        page.goto(f"{root}index.html")
+        if ready:
+            page.locator("#status", has_text="Ready.").wait_for()
+        yield page
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_field_is_a_text_box_in_a_cell_of_the_table_and_an_empty_one_has_a_place(browser, width):
+    with quick(browser, viewport={"width": width, "height": 700}) as page:
+        page.get_by_role("button", name="Add a row").click()
+        assert page.evaluate("document.activeElement.ariaLabel") == "Question 11"
+        page.keyboard.type("Who?")
+        assert said(page, 0)[-1] == "Who?"
+        assert page.locator("#rows tr").last.locator("> [role]").count() == 0  # a row holds cells
+        for field in page.locator("#rows [role=textbox]").all():
+            assert field.bounding_box()["height"] >= 24
+        if width > 640:  # a click anywhere in the cell is one into its field
+            tall = page.locator("#rows tr").nth(9)
+            tall.locator("[role=textbox]").first.evaluate("field => { field.textContent = 'x '.repeat(300); }")
+            box = tall.locator("td").nth(1).bounding_box()
+            page.mouse.click(box["x"] + 9, box["y"] + box["height"] - 9)
+            assert page.evaluate("document.activeElement.ariaLabel") == "Answer 10"
+        else:
+            answer = page.locator("#rows tr").last.locator("td").nth(1)
+            assert answer.evaluate("cell => getComputedStyle(cell, '::before').content") != "none"  # the column's name
