@@ -67,6 +67,7 @@ at("rows").addEventListener("paste", (event) => { // a table from elsewhere
   const text = event.clipboardData.getData("text/plain").trim();
   if (!text.includes("\n")) return;
   event.preventDefault();
+  if (busy) return at("status").classList.contains("fault") || say("A table can be pasted when this is done.");
   const name = /^[[{]/.test(text) ? (text[0] === "[" ? "pasted.json" : "pasted.jsonl") : text.includes("\t") ? "pasted.tsv" : "pasted.csv";
   send({ do: "rows", name, data: new TextEncoder().encode(text) });
 });
@@ -79,7 +80,6 @@ for (const [name, words] of Object.entries(SOURCES)) {
   const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: words });
   button.ariaPressed = String(name === "facts");
   button.addEventListener("click", () => {
-    if (busy) return;
     for (const other of at("sources").children) other.ariaPressed = String(other === button);
     name === "facts" ? show(FACTS) : send({ do: "rows", name });
   });
@@ -90,12 +90,13 @@ show(FACTS);
 // -- teaching
 
 function setBusy(now, training = false) {
+  const held = [at("teach"), at("stop")].includes(document.activeElement);
   busy = now;
-  at("teach").disabled = now;
+  for (const control of [at("teach"), at("load"), at("file"), ...at("sources").children, at("ask").querySelector("button")]) control.disabled = now;
   at("teach").hidden = training;
   at("stop").hidden = !training;
   at("bar").hidden = !training;
-  at("load").disabled = now;
+  if (held) at(training ? "stop" : "teach").focus(); // the one of the two that is there
 }
 
 at("teach").addEventListener("click", () => {
@@ -130,7 +131,7 @@ function numbers({ base, adapter, unchanged }) {
   at("numbers").replaceChildren(...Object.entries(rows).flatMap(([name, text]) => [
     Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: text }),
   ]));
-  at("save").disabled = false;
+  at("save").disabled = busy;
 }
 
 function lessons(course) { // opened in JupyterLab, each by a link
@@ -203,4 +204,5 @@ for (const [id, job] of [["load", "load"], ["file", "rows"]]) {
     target.value = "";
   });
 }
+setBusy(true);
 send({ do: "start" });

@@ -9,7 +9,7 @@ const say = (message, transfer = []) => postMessage(message, transfer);
 async function fetched(url, sha256) {
   const hash = sha256 && "sha256-" + btoa(String.fromCharCode(...sha256.match(/../g).map((pair) => parseInt(pair, 16))));
   const answer = await fetch(url, hash ? { integrity: hash } : {}).catch(() => null);
-  if (!answer?.ok) throw new Error(`${url} could not be loaded, or is not the file that was expected: reload the page, or write it again with minilora site --pyodide FOLDER`);
+  if (!answer?.ok) throw new Error(`${url} could not be loaded, or is not the file that was expected: reload the page, or write it again with minilora site FOLDER --pyodide PYODIDE`);
   return answer;
 }
 

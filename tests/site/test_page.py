@@ -295,3 +295,44 @@ def test_a_field_is_a_text_box_in_a_cell_of_the_table_and_an_empty_one_has_a_pla
         else:
             answer = page.locator("#rows tr").last.locator("td").nth(1)
             assert answer.evaluate("cell => getComputedStyle(cell, '::before').content") != "none"  # the column's name
+
+
+def test_the_keyboard_stays_with_the_button_that_teaches_or_stops(browser):
+    with quick(browser) as page:
+        page.get_by_role("button", name="Teach").press("Enter")
+        page.wait_for_function("() => document.activeElement.id === 'stop'")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.activeElement.id === 'teach'")
+        page.get_by_label("Steps", exact=True).fill("3")
+        page.get_by_label("Answer 1", exact=True).press("Enter")
+        page.locator("#status", has_text="Taught after 3 steps").wait_for()
+        assert page.evaluate("document.activeElement.ariaLabel") == "Answer 1"
+
+
+def test_what_cannot_be_done_during_loading_or_training_is_not_offered(browser):
+    names = ["Law", "Ask", "Load a file", "Load an adapter", "Download the adapter"]
+    controls = "names => names.map(name => [...document.querySelectorAll('button, label:has(input)')].find(" \
+        "one => one.textContent.trim() === name)).map(one => (one.control ?? one).disabled)"  # fmt: skip
+    for ready in (False, True):
+        with quick(browser, ready) as page:
+            if ready:
+                assert page.evaluate(controls, names) == [False] * 4 + [True]  # there is no adapter yet
+                page.get_by_label("Steps", exact=True).fill("500")
+                page.get_by_role("button", name="Teach").click()
+                page.locator("#result").wait_for()
+            assert page.evaluate(controls, names) == [True] * 5
+            page.evaluate(PASTE, TABLES[0])
+            assert page.get_by_role("status").inner_text() == "A table can be pasted when this is done."
+            assert page.locator("#rows tr").count() == 10
+            if ready:
+                page.get_by_role("button", name="Stop").click()
+                page.locator("#status", has_text="Taught").wait_for()
+                assert page.evaluate(controls, names) == [False] * 5
+
+
+def test_a_page_that_could_not_be_loaded_goes_on_saying_so(browser):
+    with quick(browser, ready=False) as page:
+        page.evaluate("document.getElementById('status').className = 'fault'")
+        page.locator("#status.fault").wait_for()
+        page.evaluate(PASTE, TABLES[0])
+        assert status(page) == "Loading Python ..."
