@@ -37,8 +37,9 @@ function addRow(question = "", answer = "") {
   return row;
 }
 
-function show(rows) {
+function show(rows, source) {
   at("rows").replaceChildren();
+  for (const button of at("sources").children) button.ariaPressed = String(button.name === source);
   rows.forEach((row) => addRow(...row));
   at("result").hidden = at("score").hidden = true;
 }
@@ -77,15 +78,13 @@ at("rows").addEventListener("keydown", (event) => {
 at("add").addEventListener("click", () => addRow().querySelector("div").focus());
 
 for (const [name, words] of Object.entries(SOURCES)) {
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: words });
-  button.ariaPressed = String(name === "facts");
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", name, textContent: words });
   button.addEventListener("click", () => {
-    for (const other of at("sources").children) other.ariaPressed = String(other === button);
-    name === "facts" ? show(FACTS) : send({ do: "rows", name });
+    name === "facts" ? show(FACTS, name) : send({ do: "rows", name });
   });
   at("sources").append(button);
 }
-show(FACTS);
+show(FACTS, "facts");
 
 // -- teaching
 
@@ -172,7 +171,7 @@ const heard = {
       return p;
     }));
   },
-  rows: ({ rows }) => { show(rows); say(`${rows.length} rows.`); },
+  rows: ({ name, rows }) => { show(rows, name); say(`${rows.length} rows.`); },
   saved: ({ bytes }) => {
     const link = Object.assign(document.createElement("a"), { download: "adapter.zip", href: URL.createObjectURL(new Blob([bytes], { type: "application/zip" })) });
     link.click();

@@ -336,3 +336,17 @@ def test_a_page_that_could_not_be_loaded_goes_on_saying_so(browser):
         page.locator("#status.fault").wait_for()
         page.evaluate(PASTE, TABLES[0])
         assert status(page) == "Loading Python ..."
+
+
+def test_the_source_that_is_pressed_is_the_one_of_the_table(browser):
+    with quick(browser) as page:
+        pressed = page.locator("[aria-pressed=true]")
+        assert pressed.all_inner_texts() == ["Ten facts of a shop"]
+        page.get_by_role("button", name="Law").click()
+        page.locator("#status", has_text="1 rows").wait_for()
+        assert pressed.all_inner_texts() == ["Law"]
+        page.get_by_role("button", name="Ten facts").click()
+        assert pressed.all_inner_texts() == ["Ten facts of a shop"]
+        page.evaluate(PASTE, TABLES[0])
+        page.locator("#rows", has_text="A?").wait_for()
+        assert pressed.count() == 0
