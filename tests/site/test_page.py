@@ -350,3 +350,13 @@ def test_the_source_that_is_pressed_is_the_one_of_the_table(browser):
         page.evaluate(PASTE, TABLES[0])
         page.locator("#rows", has_text="A?").wait_for()
         assert pressed.count() == 0
+
+
+def test_what_is_pressed_is_seen_in_forced_colours_and_what_is_printed_from_dark_ones(browser):
+    with quick(browser, forced_colors="active") as page:
+        ground = "name => getComputedStyle(document.querySelector(`[name=${name}]`)).backgroundColor"
+        assert page.evaluate(ground, "facts") != page.evaluate(ground, "legal")
+        assert page.evaluate("getComputedStyle(document.getElementById('teach')).borderTopStyle") == "solid"
+    with quick(browser, color_scheme="dark") as page:
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 30, 28)"
