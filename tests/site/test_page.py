@@ -360,3 +360,14 @@ def test_what_is_pressed_is_seen_in_forced_colours_and_what_is_printed_from_dark
     with quick(browser, color_scheme="dark") as page:
         page.emulate_media(media="print")
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 30, 28)"
+
+
+def test_an_answer_without_spaces_wraps(browser):
+    with quick(browser, viewport={"width": 320, "height": 600}) as page:
+        page.get_by_label("Steps", exact=True).fill("1")
+        page.get_by_role("button", name="Teach").click()
+        page.locator("#status", has_text="Taught").wait_for()
+        page.get_by_label("Ask something").fill("w" * 100)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator("#asked", has_text="1111").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
