@@ -282,9 +282,10 @@ def test_a_server_that_is_back_is_not_said_to_be_gone(page):
 
 BUSY = {"status": 503, "json": {"error": {"message": "the queue is full", "code": None}}}
 PROXY = {"status": 502, "body": "<html>Bad gateway</html>"}
+OTHER = {"status": 504, "json": {"detail": "Gateway timeout"}}
 
 
-@pytest.mark.parametrize(("response", "told"), [(BUSY, "the queue is full"), (PROXY, GONE)])
+@pytest.mark.parametrize(("response", "told"), [(BUSY, "the queue is full"), (PROXY, GONE), (OTHER, GONE)])
 def test_what_a_server_or_its_proxy_says_instead_of_an_answer_is_said_and_the_question_is_left(page, response, told):
     page.route("**/v1/**", lambda route: route.fulfill(**response))
     ask(page, "a long question")
@@ -318,6 +319,7 @@ def test_an_adapter_that_has_gone_is_offered_no_longer(page, served):
     try:
         ask(page)
         assert "does not exist" in texts(page)["support"]
+        assert page.get_by_label("Question", exact=True).input_value() == ""  # others have answered it
         page.get_by_role("checkbox", name="support").wait_for(state="detached")
     finally:
         served.engine.versions = versions
@@ -373,8 +375,10 @@ def test_a_question_that_interrupts_an_answer_continues_from_what_was_said_and_n
     begin(page, "first")
     begin(page, "second")
     assert page.evaluate("asked.at(-1)") == ["first", "half", "second"]
+    page.get_by_label("Question", exact=True).fill("third")
     page.evaluate("left.error(new TypeError('network error'))")
     page.locator(".failed").wait_for()
+    assert page.get_by_label("Question", exact=True).input_value() == "third"  # which "second" does not replace
     begin(page, "third")
     assert page.evaluate("asked.at(-1)") == ["first", "half", "third"]
 
