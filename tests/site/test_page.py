@@ -37,19 +37,24 @@ def address(folder):
 
 
 @pytest.fixture(scope="module")
-def page(address):
+def browser():
     pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
     with chromium() as browser:
-        page = browser.new_page()
-        page.complaints, page.asked = [], []
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(address)
-        page.wait_for_function("() => document.getElementById('status').textContent === 'Ready.'", timeout=WAIT)
-        yield page
-        assert page.complaints == []
-        assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)  # nothing leaves the tab
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(address, browser):
+    page = browser.new_page()
+    page.complaints, page.asked = [], []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    page.wait_for_function("() => document.getElementById('status').textContent === 'Ready.'", timeout=WAIT)
+    yield page
+    assert page.complaints == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)  # nothing leaves the tab
 
 
 def status(page):
@@ -212,9 +217,8 @@ def test_a_changed_file_of_pyodide_is_refused(page, address, folder):
     other.close()
 
 
-def test_enter_that_ends_the_writing_of_a_japanese_word_does_not_teach():
-    pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
-    with served(Path(minilora.__file__).parent / "site") as root, chromium() as browser:
+def test_enter_that_ends_the_writing_of_a_japanese_word_does_not_teach(browser):
+    with served(Path(minilora.__file__).parent / "site") as root:
         page = browser.new_page()
         page.goto(f"{root}index.html")
         page.get_by_role("button", name="Add a row").click()
@@ -254,13 +258,6 @@ WORKER = """
     };
     onmessage = ({ data }) => jobs[data.do](data);
 """
-
-
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("playwright", reason="needs pip install '.[test-lessons]'")
-    with chromium() as browser:
-        yield browser
 
 
 @contextlib.contextmanager
