@@ -317,6 +317,7 @@ class _Reader:
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
+        self.ids: set[str] = set()  # of the records of all files
 
     def read(
         self, path: Path, split: str | None, prefix: str | None, given: Iterable[Mapping[str, Any]] | None = None
@@ -361,6 +362,9 @@ class _Reader:
                 self.problems.setdefault(key, (f"{place}: {error}", unit, []))[2].append(number)
                 continue
             seen[record.id] = number
+            if record.id in self.ids:  # of another file: passages and answers are found by the id
+                record = replace(record, id=f"{path.name}/{record.id}")
+            self.ids.add(record.id)
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
             read = {*kind.needs, *kind.also}

@@ -172,6 +172,17 @@ def test_an_id_that_another_record_has_is_reported_with_its_line(write):
     assert message_of(path) == f"{path}:3: id 'a' is already the id of line 1: give each another id, or none"
 
 
+def test_ids_that_the_files_of_a_folder_share_are_told_apart(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(QA | {"id": i}) + "\n" for i in (1, 2)))
+    ids = [record.id for record in read_records(tmp_path)]
+    assert ids == ["1", "2", "valid.jsonl/1", "valid.jsonl/2", "test.jsonl/1", "test.jsonl/2"]
+    (texts := tmp_path / "texts").mkdir()
+    for name in ("a.md", "a.txt"):
+        (texts / name).write_text("One.")
+    assert [record.id for record in read_records(texts)] == ["a", "a.txt/a"]
+
+
 class Picky:
     """In place of a tokenizer: it has no token for an escape character."""
 
