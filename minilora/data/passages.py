@@ -23,6 +23,7 @@ PASSAGE, QUESTION = "{passage}", "{question}"
 K1, B = 1.2, 0.75  # how soon a repeated word counts no more, and how far a long passage must repeat it more often
 HEADING = re.compile(r"^(#+ .*\n)(?:\s*\n)?", re.MULTILINE)  # of Markdown, with the empty lines after it
 LETTERS = 5  # of a word, the first ones are compared: "orders" and "ordering" count as one
+_COUNTED = re.compile(r"\b(?:paragraph |(?:line|record|row)-)\d+$")  # an id that says where a passage is, not what
 EVERYDAY = frozenset(
     re.findall(
         r"\w+",
@@ -38,7 +39,9 @@ EVERYDAY = frozenset(
 
 @dataclass(frozen=True)
 class Passage:
-    """A paragraph, the name under which it is shown, and questions that it answers. All of it is searched."""
+    """A paragraph, the name under which it is shown, and questions that it answers. All of it is searched, except for a
+    name that only counts, such as "paragraph 7": it would answer each question that has a 7.
+    """
 
     id: str
     text: str
@@ -53,7 +56,9 @@ class Handbook:
 
     def __init__(self, passages: Sequence[Passage], source: str):
         self.passages, self.source = list(passages), source
-        counts = [Counter(terms(" ".join((each.id, each.text, *each.questions)))) for each in passages]
+        counts = [
+            Counter(terms(" ".join((_COUNTED.sub("", each.id), each.text, *each.questions)))) for each in passages
+        ]
         if not any(counts):
             raise DataError(f"{source}: no passage has a word to search for")
         mean = sum(map(Counter.total, counts)) / len(passages)

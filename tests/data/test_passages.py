@@ -1,5 +1,6 @@
 """Passages: BM25 against its formula, prompts with a passage, and handbooks that cannot be read."""
 
+import json
 import math
 import re
 
@@ -134,6 +135,31 @@ def test_a_text_file_is_a_passage_for_each_paragraph_with_the_headings_before_it
     assert [each.text.splitlines() for each in passages[:2]] == [["One", "line."], ["# A", "## B", "  Two."]]
     assert [each.text for each in passages[2:]] == ["Three. # C"]
     assert [each.id for each in passages] == ["paragraph 1", "paragraph 2", "paragraph 3"]
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.jsonl", "book.json", "folder"])
+def test_the_number_of_a_passage_is_not_searched(tmp_path, tokenizer, name):
+    """A question with a 7 is not about the seventh passage."""
+    texts = [
+        *[f"The {animal} sleeps." for animal in ["owl", "heron", "crow", "finch", "tit", "swan"]],
+        "It sings 3 songs.",
+    ]
+    path = tmp_path / name
+    if name == "book.txt":
+        path.write_text("\n\n".join(texts))
+    elif name == "folder":
+        path.mkdir()
+        (path / "birds.txt").write_text("\n\n".join(texts))
+        (path / "notes.txt").write_text("Nothing.")
+    else:
+        path.write_text(json.dumps([{"text": text} for text in texts]))
+        path = path if name == "book.json" else write_jsonl(path, [{"text": text} for text in texts])
+    handbook = read_handbook(path, tokenizer, 200)
+    assert handbook.passages[2].id.endswith("3")
+    assert handbook.ranked("What about 3?")[0].text == "It sings 3 songs."
+    for other in ("paragraph 4", "line-4", "record-4", "Line 4? Row 4?"):
+        assert not handbook.has_words_of([{"content": other}]), other
+    assert handbook.has_words_of([{"content": "birds"}]) == (name == "folder")  # the name of a file says what it has
 
 
 def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
