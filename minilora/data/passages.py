@@ -22,7 +22,8 @@ TEMPLATE = "Answer from this passage.\n\n{passage}\n\nQuestion: {question}"
 PASSAGE, QUESTION = "{passage}", "{question}"
 K1, B = 1.2, 0.75  # how soon a repeated word counts no more, and how far a long passage must repeat it more often
 HEADING = re.compile(r"^(#+ .*\n)(?:\s*\n)?", re.MULTILINE)  # of Markdown, with the empty lines after it
-LETTERS = 5  # of a word, the first ones are compared: "orders" and "ordering" count as one
+LETTERS = 5  # of a word, the first ones are compared: "orders" and "ordering" count as one; numbers are compared whole
+_DIGIT = re.compile(r"\d")
 _COUNTED = re.compile(r"\b(?:paragraph |(?:line|record|row)-)\d+$")  # an id that says where a passage is, not what
 EVERYDAY = frozenset(
     re.findall(
@@ -94,12 +95,13 @@ class Handbook:
 
 
 def terms(text: str) -> list[str]:
-    """The words of a text that are compared: in lower case, without everyday ones, by their first letters.
+    """The words of a text that are compared: in lower case, without everyday ones, by their first letters; those with
+    digits whole.
 
-    >>> terms("Where is the order that I was ordering?")
-    ['order', 'order']
+    >>> terms("Where is the order FW-1234567 that I was ordering?")
+    ['order', 'fw', '1234567', 'order']
     """
-    return [word[:LETTERS] for word in words(text) if word not in EVERYDAY]
+    return [word if _DIGIT.search(word) else word[:LETTERS] for word in words(text) if word not in EVERYDAY]
 
 
 def fill(passage: str, question: str, template: str = TEMPLATE, place: str = QUESTION) -> str:

@@ -162,6 +162,13 @@ def test_the_number_of_a_passage_is_not_searched(tmp_path, tokenizer, name):
     assert handbook.has_words_of([{"content": "birds"}]) == (name == "folder")  # the name of a file says what it has
 
 
+def test_numbers_are_compared_whole():
+    """Two articles, orders or years whose first digits are equal are two words."""
+    codes = ["4711001", "4711002", "FW-12345678", "FW-12345679", "apple1", "apple2", "１２３４５６", "١٢٣٤٥٦", "١٢٣٤٥٧"]
+    book = Handbook([Passage(code, f"About {code}.") for code in codes], "codes")
+    assert [book.ranked(f"What is {code}?")[0].id for code in codes] == codes
+
+
 def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
     for name in ("a.md", "b.txt"):
         (tmp_path / name).write_text(f"# {name}\n\nOne.\n\nTwo.")
