@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.fields import read_schema
+from ..data.passages import NO_WORD
 from ..generate.conversation import TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
@@ -216,6 +217,7 @@ class Chat:
         self.question = question
         if (passage := self.talk.passage(question, self.talk.choice)) is not None:
             self.output.note(f"(passage {passage.id}: {shortened(passage.text, 60)})")
+            self._doubt(question)
         began = False
 
         def show(piece: str) -> None:
@@ -242,19 +244,28 @@ class Chat:
 
     def compare(self, question: str, names: Sequence[str]) -> None:
         """Show the answers of several versions, each after its name."""
-        shown = ""
+        shown, doubted = "", False
         try:
             for name, piece in self.talk.compare(question, {name: None if name == "base" else name for name in names}):
                 if name != shown:
                     if shown:
                         self.output.end()
                     passage = self.talk.passage(question, None if name == "base" else name)
+                    if passage is not None and not doubted:
+                        doubted = True
+                        self._doubt(question)
                     self.output.title(f"{name}:" if passage is None else f"{name}, with passage {passage.id}:")
                     shown = name
                 self.output.piece(piece)
         finally:
             if shown:
                 self.output.end()
+
+    def _doubt(self, question: str) -> None:
+        """Say so if the passage for a question was found by none of its words."""
+        handbook = self.talk.handbook
+        if handbook is not None and not handbook.has_words_of([{"role": "user", "content": question}]):
+            self.output.note(f"({NO_WORD})")
 
     def _known(self, word: str, known: Iterable[str], what: str, otherwise: str) -> str:
         """The word, if it is known. Raises ValueError, with the one that it resembles or is the beginning of."""

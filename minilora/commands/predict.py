@@ -139,6 +139,7 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
         return each(part[:half]) + each(part[half:])
 
     began, first, failed, labels = time.monotonic(), done, defaultdict[str, list[str]](list), Counter[str]()
+    strange = list[str]()  # places of questions that share no word with any passage
     hidden = out is None and sys.stdout.isatty()  # the rows show how far it is
     try:
         with hide_progress(hidden), progress("predicting", len(prompts), unit, done) as bar:  # `predict` counts, too
@@ -152,6 +153,8 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
                     if isinstance(task, LabelTask) and found:
                         labels.update([found["label"]])
                         found |= {"probability": round(found["probability"], 4)}
+                    if handbook is not None and "passage" in found and not handbook.has_words_of(prompt.messages[-1:]):
+                        strange.append(prompt.place)
                     text += rows.text({**prompt.row, **{f"{PREFIX}{name}": value for name, value in found.items()}})
                 _write(out, rows.encoding, text, start > 0)
                 done = start + len(part)
@@ -164,6 +167,11 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
     if out is not None:
         _settings_file(out).unlink(missing_ok=True)
     log.info(f"{counted(done - first, 'row')} in {time.monotonic() - began:.0f} s")
+    if strange:
+        share = (
+            f"{len(strange):,} of {counted(done - first, 'row')} share no word with any passage of {options.context}"
+        )
+        log.warning(f"{path}: {share}, such as {strange[0]}: the passage of each may not be about it")
     if labels:
         log.info(", ".join(f"{label} {count:,}" for label, count in labels.most_common()))
     if failed:

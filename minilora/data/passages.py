@@ -21,6 +21,7 @@ from .words import words
 TEMPLATE = "Answer from this passage.\n\n{passage}\n\nQuestion: {question}"
 PASSAGE, QUESTION = "{passage}", "{question}"
 K1, B = 1.2, 0.75  # how soon a repeated word counts no more, and how far a long passage must repeat it more often
+NO_WORD = "no passage has a word of the question, so this one may not be about it"
 HEADING = re.compile(r"^(#+ .*\n)(?:\s*\n)?", re.MULTILINE)  # of Markdown, with the empty lines after it
 LETTERS = 5  # of a word, the first ones are compared: "orders" and "ordering" count as one; numbers are compared whole
 _DIGIT = re.compile(r"\d")

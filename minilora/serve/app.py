@@ -148,7 +148,8 @@ class App:
             model = self.engine.model
             asked, passage = open_book(model, request.choice, self.handbook, request.messages)
             messages = with_system(asked, system_of(model, request.choice))
-            request = replace(request, messages=messages, passage=passage)
+            strange = self.handbook is not None and not self.handbook.has_words_of(request.messages[-1:])
+            request = replace(request, messages=messages, passage=passage, strange=strange)
             try:
                 refuse_without_passages(model, request.choice, self.handbook)
             except ValueError as error:

@@ -16,7 +16,7 @@ within `max_tokens` fits the schema, and its finish_reason is "length".
   there, and its finish_reason is "length".
 
 Where the server looks up passages, the answer and the first chunk say which one it was given: {"context": {"id": ...,
-"text": ...}}.
+"text": ...}}, with a "note" if the question shares no word with any passage.
 """
 
 import json
@@ -29,7 +29,7 @@ from typing import Any
 
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Passage
+from ..data.passages import NO_WORD, Passage
 from ..lora.adapters import Choice
 from ..models.tokenizer import Message
 from ..models.with_adapters import BASE_NAME, read_combination
@@ -89,7 +89,8 @@ class Request:
     """A request that was read and checked. No two are equal.
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
-    if the request says. passage: that was put into the messages, or is quoted. answer: the quotation, if it is one.
+    if the request says. passage: that was put into the messages, or is quoted. strange: whether the question shares
+    no word with any passage. answer: the quotation, if it is one.
     top_logprobs: how many log-probabilities are told besides that of each token, or of the label, if any. as_json: for
     adapters with labels or fields, whether the answer is a JSON object. schema: what the answer must be, as JSON, if
     the request says. n: how many answers, each with its own seed.
@@ -110,6 +111,7 @@ class Request:
     top_logprobs: int | None = None
     as_json: bool = False
     passage: Passage | None = None
+    strange: bool = False
     answer: str | None = None
     schema: FieldTask | None = None
 
@@ -421,7 +423,8 @@ class Reply:
     def _context(self) -> dict[str, Any]:
         """The passage that the answer was given, an addition."""
         passage = self.request.passage
-        return {} if passage is None else {"context": {"id": passage.id, "text": passage.text}}
+        note = {"note": NO_WORD} if self.request.strange else {}
+        return {} if passage is None else {"context": {"id": passage.id, "text": passage.text, **note}}
 
     def _chunk(self, delta: dict[str, Any], piece: Piece) -> dict[str, Any]:
         """A chunk. `seconds`, next to the counts that `continuous_usage_stats` asks for, is an addition."""

@@ -484,6 +484,19 @@ def test_a_passage_in_a_row_is_quoted(folder, tmp_path, capsys, more):
     assert "answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("data", [{"context_template": TEMPLATE}, Quoting(1).entry(), {"name": "x"}], ids=str)
+def test_questions_that_share_no_word_with_any_passage_are_counted(folder, tmp_path, capsys, data):
+    """Also where an earlier turn does; not those with their own passage, and none where no passage is read."""
+    turns = zip(("user", "assistant", "user"), ("It costs?", "It costs 3.", "Zebra?"), strict=True)
+    rows = [{"question": text} for text in ("Costs?", "zebra", "What is it?")] + [{"question": "zebra", "context": "3"}]
+    rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    (tmp_path / "prices.md").write_text("It costs 3.")
+    path, flags = write_jsonl(tmp_path / "in.jsonl", rows), folder(data)
+    assert main(["predict", path, *flags[:-1], "2", "--context", "prices.md"]) == 0
+    said = f"{path}: 3 of 5 rows share no word with any passage of prices.md, such as line 2: the passage of each may"
+    assert (said in capsys.readouterr().err) == ("name" not in data)
+
+
 @pytest.mark.parametrize(
     "data", [*TRAINED.values(), {"system": "Be kind."}, {"context_template": TEMPLATE}, {}], ids=str
 )

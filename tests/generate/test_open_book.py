@@ -6,7 +6,7 @@ import pytest
 
 from minilora.commands.asking import read_context
 from minilora.commands.chat import Chat, Output
-from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
+from minilora.data.passages import NO_WORD, TEMPLATE, Handbook, Passage, fill
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk, open_book, template_of, without_passages
 
@@ -93,5 +93,21 @@ def test_the_chat_shows_the_passage_before_each_answer(talk, trained, capsys):
     chat.handle(QUESTION)
     assert capsys.readouterr().err.startswith("(passage birds/owl: An owl eats mice.)\n")
     chat.handle("/compare")
-    out = capsys.readouterr().out
-    assert "base, with passage birds/owl:" in out and "support, with passage birds/owl:" in out and "legal:\n" in out
+    out, err = capsys.readouterr()
+    assert (
+        NO_WORD not in err
+        and "base, with passage birds/owl:" in out
+        and "support, with passage birds/owl:" in out
+        and "legal:\n" in out
+    )
+
+
+@pytest.mark.parametrize("question", ["zebra", "What is it?", "?!"])
+def test_the_chat_says_so_once_if_no_passage_has_a_word_of_the_question(talk, trained, capsys, question):
+    chat = Chat(talk, ["legal", "support"], Output())
+    for line in (question, "/compare"):
+        chat.handle(line)
+        assert capsys.readouterr().err.count(f"({NO_WORD})\n") == 1
+    for line in ("/adapter legal", question):  # asked without a passage
+        chat.handle(line)
+    assert NO_WORD not in capsys.readouterr().err

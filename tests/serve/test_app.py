@@ -20,7 +20,7 @@ from serving import QUESTION, serving
 import minilora as ml
 from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
-from minilora.data.passages import TEMPLATE, Handbook, Passage
+from minilora.data.passages import NO_WORD, TEMPLATE, Handbook, Passage
 from minilora.data.quotes import Quoting
 from minilora.generate.answers import generate_batch
 from minilora.generate.conversation import without_passages
@@ -103,6 +103,8 @@ def test_an_answer_and_the_first_chunk_say_which_passage_was_looked_up(client, s
     assert answer.choices[0].message.content != plain.choices[0].message.content
     first, *rest = complete(client, max_tokens=8, stream=True)
     assert first.context == answer.context and not any(hasattr(chunk, "context") for chunk in rest)
+    monkeypatch.setattr(server.app, "handbook", Handbook([Passage("crow", "A crow caws.")], "x"))
+    assert complete(client, max_tokens=8).context == {"id": "crow", "text": "A crow caws.", "note": NO_WORD}
     monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {"name": "legal"})  # trained without passages
     assert complete(client, max_tokens=8).choices == plain.choices
 
