@@ -41,7 +41,7 @@ from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, padded, percent, plain, rule, shortened, wrapped
 from ..progress import log
 from ..terminal import printable
-from ..train.material import Material, turned, with_passages
+from ..train.material import Material, refuse_strange, turned, with_passages
 from ..train.options import LABEL, SCHEMA, Options
 from .shared import AS_JSON, Loading
 
@@ -255,6 +255,10 @@ def _with_passages(
         handbook = read_handbook(options.context, tokenizer, _room(model))
         for line in without_passages(model, handbook):
             log.info(line)
+        for data in dict.fromkeys(each.data for each in sets if each.name in asked):
+            if data not in read:  # or it was done
+                of_data = [record for each in sets if each.data == data for record in each.asked if not record.context]
+                refuse_strange(of_data, handbook, data)
     elif any(record.context is None for records in asked.values() for record in records):
         refuse_without_passages(model, quoting[0], None)
     if not asked and read.isdisjoint(each.data for each in sets):

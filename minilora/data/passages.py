@@ -75,11 +75,19 @@ class Handbook:
 
     def ranked(self, question: str) -> list[Passage]:
         """All passages, the best match first; equal ones in the order of the handbook."""
-        scores = [0.0] * len(self.passages)
+        found = self._found(question)
+        return [self.passages[i] for i in (*found, *sorted(set(range(len(self.passages))).difference(found)))]
+
+    def found(self, question: str) -> list[Passage]:
+        """The first of `ranked`: those that share a word with the question."""
+        return [self.passages[i] for i in self._found(question)]
+
+    def _found(self, question: str) -> list[int]:
+        scores: dict[int, float] = defaultdict(float)
         for term in dict.fromkeys(terms(question)):
             for i, gain in self.gains.get(term, ()):
                 scores[i] += gain
-        return [self.passages[i] for i in sorted(range(len(scores)), key=lambda i: -scores[i])]
+        return sorted(scores, key=lambda i: (-scores[i], i))
 
     def has_words_of(self, messages: Sequence[Message]) -> bool:
         """Whether any passage has a word of the last question or answer."""

@@ -29,7 +29,7 @@ def with_own_passages(records: Sequence[Record], handbook: Handbook | None) -> H
     passages = {} if handbook is None else {passage.text: passage for passage in handbook.passages}
     for record in records:
         if record.context is not None:
-            passages.setdefault(record.context, Passage(record.id, record.context))
+            passages.setdefault(record.context, Passage("", record.context))  # the record's id may say what it asks
     source = "the records' own passages" if handbook is None else handbook.source
     return Handbook(list(passages.values()), source)
 
@@ -57,9 +57,8 @@ def open_book_report(
     by_text = {passage.text: passage for passage in handbook.passages}
     right = [handbook.right(r.messages) if r.context is None else by_text[r.context] for r in records]
     records = [record.closed_book() for record in records]
-    ranked = [handbook.ranked(record.question) for record in records]
-    places = np.array([order.index(passage) for order, passage in zip(ranked, right, strict=True)])
-    passages = {RIGHT: right, FOUND: [order[0] for order in ranked]}
+    found = [handbook.found(record.question)[: max(AT)] for record in records]
+    passages = {RIGHT: right, FOUND: [first[0] if first else handbook.passages[0] for first in found]}
     rows: list[dict[str, Any]] = []
     shares: list[list[float]] = []
     for name, choice in adapters.items():
@@ -97,6 +96,8 @@ def open_book_report(
         "context": handbook.source,
         "passages": len(handbook.passages),
         "records": len(records),
-        "hits": {str(n): float((places < n).mean()) for n in AT},
+        "hits": {
+            str(n): float(np.mean([one in first[:n] for one, first in zip(right, found, strict=True)])) for n in AT
+        },
         "rows": rows,
     }

@@ -13,7 +13,7 @@ from ..data.fields import FieldTask, Task
 from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
-from ..data.passages import TEMPLATE, Passage
+from ..data.passages import TEMPLATE, Handbook, Passage
 from ..data.quotes import Quoting
 from ..data.records import BUILT_IN, Record, read_handbook, read_records, read_source
 from ..data.rows import DataError
@@ -312,12 +312,17 @@ def right_passages(
         raise ValueError(f"{data}: a context is for questions with answers, not for texts or labels: leave it out")
     handbook = read_handbook(context, tokenizer, limit)
     asked = [record for record in records if not record.context]
+    refuse_strange(asked, handbook, data)
+    return {record.id: handbook.right(record.messages) for record in asked}
+
+
+def refuse_strange(asked: Sequence[Record], handbook: Handbook, data: str) -> None:
+    """Warn of records that share no word with any passage. Raises ValueError if that is so for all."""
     if strange := [record.id for record in asked if not handbook.has_words_of(record.messages)]:
-        share = f"{len(strange):,} of {len(asked):,} records share no word with any passage of {context}"
+        share = f"{len(strange):,} of {len(asked):,} records share no word with any passage of {handbook.source}"
         if len(strange) == len(asked):
             raise ValueError(f"{data}: {share}: give the passages that have their answers")
         log.warning(f"{data}: {share}, such as {strange[0]}: each gets a passage that is not about it")
-    return {record.id: handbook.right(record.messages) for record in asked}
 
 
 def turned(

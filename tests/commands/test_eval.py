@@ -126,7 +126,7 @@ def test_every_interval_has_the_seed_that_was_given_and_a_passage_leaves_room_fo
     for name in ("open_book_report", "_report"):
         monkeypatch.setattr(f"minilora.commands.eval.{name}", lambda *given: given[-1])
     monkeypatch.setattr("minilora.commands.eval.summary", lambda scores, sets, seed=0: {"seed": seed})
-    (tmp_path / "book.txt").write_text("An owl.")
+    (tmp_path / "book.txt").write_text("Yes, an owl.")
     result = measured(home, runs, **given)
     assert result["seed"] == 7 and result["open_book"] == result["preferences"] == {"own": 7}
     (tmp_path / "book.txt").write_text("owl " * 300)

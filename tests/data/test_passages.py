@@ -50,6 +50,7 @@ def test_passages_are_ranked_by_the_papers_score_and_equal_ones_stay_in_order(qu
     scores = [by_formula(question, i) for i in range(len(TEXTS))]
     expected = sorted(range(len(TEXTS)), key=lambda i: (-scores[i], i))
     assert [passage.id for passage in BOOK.ranked(question)] == [f"p{i}" for i in expected]
+    assert BOOK.found(question) == BOOK.ranked(question)[: sum(score > 0 for score in scores)]
 
 
 def test_scores_are_the_papers_and_a_word_that_is_repeated_gains_less_each_time():

@@ -1,6 +1,7 @@
 """A job with passages: what is trained on, stored and measured, and how adapters are asked afterwards."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -198,6 +199,24 @@ def test_eval_puts_no_passage_before_general_questions_but_measures_their_loss(h
     assert result["scores"]["general"]["base"]["loss"]["value"] > 0
     with pytest.raises(ValueError, match="general questions are not asked"):
         evaluate_adapters(EvalOptions(base=str(home / "base"), data=["general"], context=str(run[1])))
+
+
+def test_eval_says_that_records_share_no_word_with_any_passage(home, tmp_path, caplog):
+    """Their right passage is unknown, and for none of them it is found."""
+    (book := tmp_path / "book.txt").write_text("A greeting is hello.")
+    for strange in (0, 1, 2):  # of the two records of the test
+        lions = {"question": "Lion?", "answer": "A lion.", "paraphrase": "Lion!"}
+        rows = TERMS[: 12 - strange] + [term | lions for term in TERMS[12 - strange :]]
+        data = write_jsonl(tmp_path / "a.jsonl", rows)
+        options = EvalOptions(base=str(home / "base"), data=[data], split="test", context=str(book))
+        share = f"{data}: {strange} of 2 records share no word with any passage of {book}"
+        if strange == 2:
+            with pytest.raises(ValueError, match=f"{re.escape(share)}: give the passages that have their answers"):
+                evaluate_adapters(options)
+            return
+        (report,) = evaluate_adapters(options)["open_book"].values()
+        assert (f"{share}, such as x/11" in caplog.text) == (strange == 1)
+        assert report["hits"] == {"1": 0.0, "3": 0.0}  # no question has a word of the passage
 
 
 def test_eval_refuses_records_without_keywords(home, run, quoting, tmp_path):
