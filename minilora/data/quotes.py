@@ -19,10 +19,16 @@ PART = "{part}"  # where the sentences go in the template
 TEMPLATE = f"{PASSAGE}\n\nAsk a question that is answered here: {PART}"
 _WIDE = tuple("。！？；｡")  # ends of sentences that no space follows
 _END = re.compile(  # of a sentence: lookbehinds name what else a full stop can follow
-    r"""(?<=[.!?;:؟؛۔।॥])
-    (?<!\b[A-Z]\.[A-Z]\.)(?<!\b(?:e\.g|i\.e)\.)(?<!\b(?:Dr|Mr|Ms|vs)\.)(?<!\bMrs\.)  # P.O. Box, Dr. Who
-    (?<!\b[a-z]\.[a-z]\.(?=\s+[a-z]))(?<!\b(?:etc|Inc|Ltd)\.(?=\s+[a-z]))  # 9 a.m. and; but: 9 a.m. We
-    (?<!\b(?:No|pp)\.(?=\s+\d))(?<!\b(?:Art|Fig|Sec)\.(?=\s+\d))  # No. 5; but: No. You
+    r"""(?:(?<=[.!?;:؟؛۔।॥])|(?<=[.!?]["'”“’»)\]])(?=\s+["'“„«(\[]?[A-ZÀ-ÖØ-Þ]))  # "Yes." He; but: "Yes!" he
+    (?<!\b[A-Za-z]\.[A-Z]\.)(?<!\b(?:e\.g|i\.e|d\.h|u\.a)\.)  # P.O. Box, z.B. Kosten
+    (?<!\b[A-Za-z]\.(?=\s+[A-Za-z]\.))(?<!\b[A-Za-z]\.\s[A-Za-z]\.)  # z. B. Kosten, J. R. Lee
+    (?<!\b(?:Dr|Mr|Ms|vs|cf)\.)(?<!\bMrs\.)(?<!\b[DM][rs]\.\s[A-Z]\.)  # Dr. A. Who
+    (?<!\b(?i:ca)\.)(?<!\b(?i:bzw|ggf|vgl)\.)(?<!\b(?i:inkl|zzgl)\.)(?<!\b(?i:approx)\.)
+    (?<!\b[a-z]\.[a-z]\.(?=\s+[a-z]))(?<!\b(?:etc|usw|Inc|Ltd)\.(?=\s+[a-z]))  # 9 a.m. and; but: 9 a.m. We
+    (?<!\.\.\.(?=\s+[a-z]))  # well... then
+    (?<!\b(?:No|Nr|pp)\.(?=\s+[A-Z-]*\d))(?<!\b(?:Abs|Art|Fig|Sec)\.(?=\s+\d))  # No. A-5; but: No. You
+    (?<!\b[pS]\.(?=\s+\d))
+    (?<!\d\.(?=\s+(?:Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez)))  # 3. Mai
     (?<!^[A-Z]\.)(?<!^\d\.)(?<!^\d\d\.)  # 1. Open the box.
     \s+
     |(?<=[。！？；｡])(?![。！？；｡」』）”’])\s*(?!\Z)  # without a space""",

@@ -87,9 +87,13 @@ Nuts, etc. are from Bo Ltd. now.
 No. 5 of Art. 7 and Sec. 2, pp. 8 and Fig. 1.
 1. Open the box.
 12. Close it.
-A. Pay.""".splitlines()
+A. Pay.
+Nach Art. 5 Abs. 2, S. 3 und § 3 Nr. 7 gilt i.d.R. Folgendes, z. B. hier, d.h. Kosten und i. d. R. Geld, u.a. Porto.
+Vgl. Seite ca. 5 bzw. Anhang, ggf. Regeln, Preise zzgl. Steuer inkl. Versand, usw. bis zum 3. Mai.
+Ms. A. Lee and J. R. R. Poe ship No. AB-12 in approx. 5 days, cf. Laws on p. 7.
+Well... then it (e.g. the box!) is, he said, "No!" to us.""".splitlines()
 OTHERS = ["Is it 5 p.m.", "No.", "Nuts, etc.", "Bo Ltd.", "It got an A.", "It is anybody's."]
-OTHERS += ["I ate 12.", "it costs:", "So;"]
+OTHERS += ["Hm...", 'He said "No."', "(It is.)", '"No?"', "„Nein!“", "I ate 12.", "it costs:", "So;"]
 
 
 @pytest.mark.parametrize("next", ["Then it ends.", "5 do."])
