@@ -22,7 +22,9 @@ TEMPLATE = "Answer from this passage.\n\n{passage}\n\nQuestion: {question}"
 PASSAGE, QUESTION = "{passage}", "{question}"
 K1, B = 1.2, 0.75  # how soon a repeated word counts no more, and how far a long passage must repeat it more often
 NO_WORD = "no passage has a word of the question, so this one may not be about it"
-HEADING = re.compile(r"^(#+ .*\n)(?:\s*\n)?", re.MULTILINE)  # of Markdown, with the empty lines after it
+_CODE = r"(?P<code>^[ ]*(?P<fence>```|~~~).*?(?:^[ ]*(?P=fence)|\Z))"  # in which nothing else is Markdown
+_HEADING = re.compile(rf"{_CODE}|(?P<heading>^\#+[ ][^\n]*\n)(?:\s*\n)?", re.MULTILINE | re.DOTALL)  # and empty lines
+_UNSEEN = re.compile(rf"{_CODE}|\A---\n(?=[\w-]+:).*?^---$|<!--.*?-->", re.MULTILINE | re.DOTALL)  # by readers
 LETTERS = 5  # of a word, the first ones are compared: "orders" and "ordering" count as one; numbers are compared whole
 _DIGIT = re.compile(r"\d")
 _COUNTED = re.compile(r"\b(?:paragraph |(?:line|record|row)-)\d+$")  # an id that says where a passage is, not what
@@ -101,6 +103,26 @@ class Handbook:
         """The best match of a question, and the prompt with it."""
         passage = self.ranked(question)[0]
         return passage, fill(passage.text, question, template)
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of Markdown or another text, each with the headings before it, without comments and front matter.
+    Code is not divided: its empty lines are left out.
+
+    >>> paragraphs("# Owls\\n\\nOne. <!-- Check! -->\\n\\nTwo.")
+    ['# Owls\\nOne. ', 'Two.']
+    """
+    text = _UNSEEN.sub(lambda found: re.sub(r"\n\s*\n", "\n", found["code"] or ""), text)
+    return [*filter(None, re.split(r"\n\s*\n", _HEADING.sub(r"\g<code>\g<heading>", text.strip())))]
+
+
+def without_headings(text: str) -> str:
+    """A passage without the headings of Markdown. A comment in its code is none.
+
+    >>> without_headings("# Owls\\nOne.\\n```\\n# Count them.\\n```")
+    'One.\\n```\\n# Count them.\\n```'
+    """
+    return _HEADING.sub(r"\g<code>", text)
 
 
 def terms(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .passages import HEADING, PASSAGE, fill, terms
+from .passages import PASSAGE, fill, terms, without_headings
 from .records import Record
 
 PART = "{part}"  # where the sentences go in the template
@@ -63,7 +63,7 @@ class Quoting:
         >>> Quoting(2).parts("# Numbers\\nOne. Two! Three?")
         ['One. Two!', 'Two! Three?']
         """
-        each, length = _END.split(HEADING.sub("", passage.strip()).lstrip()), sentences or self.sentences
+        each, length = _END.split(without_headings(passage.strip()).lstrip()), sentences or self.sentences
         each = [one if one[-1:] in _WIDE else f"{one} " for one in each]
         return ["".join(each[i : i + length]).rstrip() for i in range(max(1, len(each) - length + 1))]
 

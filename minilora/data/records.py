@@ -39,7 +39,7 @@ from .formats import (
     with_lists,
 )
 from .labels import LISTED, task_of
-from .passages import HEADING, TEMPLATE, Handbook, Passage, fill
+from .passages import TEMPLATE, Handbook, Passage, fill, paragraphs
 from .repository import fetched, is_dataset
 from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, EmptyFileError, files_of, read_rows
 
@@ -249,7 +249,7 @@ def read_handbook(
         passages = [
             Passage(of_file.format(whole.id, i), text)
             for whole in passages
-            for i, text in enumerate(re.split(r"\n\s*\n", HEADING.sub(r"\1", whole.text)), 1)
+            for i, text in enumerate(paragraphs(whole.text), 1)
         ]
     for passage in passages:
         longest = fill(passage.text, "?") if prompt is None else prompt(passage.text)

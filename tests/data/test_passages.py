@@ -8,6 +8,7 @@ import pytest
 from modelfiles import write_jsonl
 
 from minilora.data.passages import K1, B, Handbook, Passage, fill, stored_template, terms
+from minilora.data.quotes import Quoting
 from minilora.data.records import read_handbook, read_records
 from minilora.data.rows import DataError
 from minilora.data.samples import encode_record
@@ -168,6 +169,23 @@ def test_numbers_are_compared_whole():
     codes = ["4711001", "4711002", "FW-12345678", "FW-12345679", "apple1", "apple2", "１２３４５６", "١٢٣٤٥٦", "١٢٣٤٥٧"]
     book = Handbook([Passage(code, f"About {code}.") for code in codes], "codes")
     assert [book.ranked(f"What is {code}?")[0].id for code in codes] == codes
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~"])
+def test_what_no_reader_sees_is_no_passage_and_code_is_one(tmp_path, tokenizer, fence):
+    code = f"  {fence}sh\n# Run it.\n<!-- as it is -->\n# Twice.\n  {fence}"
+    hidden = [
+        "---\ntitle: Birds\n---\n# Owls",
+        "<!-- Draft!\n\n-->\n\nOne.<!-- ! --> Two.",
+        code.replace("# T", "\n# T"),
+    ]
+    parts = [*hidden, "---", "title: this is\n---", "<!-- open"]
+    (tmp_path / "a.md").write_text("\n\n".join(parts))
+    (tmp_path / "b.md").write_text("<!-- nothing -->")
+    passages = read_handbook(tmp_path, tokenizer, 200).passages
+    assert [each.text for each in passages] == ["# Owls\nOne. Two.", code, *parts[3:]]
+    assert Quoting(1).parts(f"# Owls\n{passages[1].text}") == Quoting(1).parts(code)
+    assert "# Run it." in " ".join(Quoting(1).parts(code))
 
 
 def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
