@@ -68,8 +68,13 @@ def quote(
 
 
 def candidates(question: str, passages: Handbook | Sequence[Passage]) -> Sequence[Passage]:
-    """The passages to read for a question: all of a sequence, the best ones of a handbook."""
-    return passages.ranked(question)[:CANDIDATES] if isinstance(passages, Handbook) else passages
+    """The passages to read for a question: all of a sequence, the best ones of a handbook, of equal texts the first."""
+    if not isinstance(passages, Handbook):
+        return passages
+    first = dict[str, Passage]()
+    for each in passages.ranked(question):
+        first.setdefault(each.text, each)
+    return [*first.values()][:CANDIDATES]
 
 
 def read(

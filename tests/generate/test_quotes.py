@@ -209,6 +209,9 @@ def test_reading_several_passages_is_work_that_one_sees(model, tokenizer, capsys
 
 
 def test_only_the_best_matches_of_a_handbook_are_read(model, tokenizer, monkeypatch):
+    assert quotes.candidates("zebra", [OWL, OWL]) == [OWL, OWL]
+    copies = [Passage(str(i), HERON.text) for i in range(12)]  # as an export has them: they take no other's place
+    assert quotes.candidates("heron", Handbook([*copies, OWL], "x")) == [copies[0], OWL]
     monkeypatch.setattr(quotes, "CANDIDATES", 1)
     assert quote(model, tokenizer, QUOTING, QUESTION, BOOK) == likeliest(model, tokenizer, QUESTION, [OWL])
     assert quote(model, tokenizer, QUOTING, QUESTION, [HERON]) == likeliest(model, tokenizer, QUESTION, [HERON])
