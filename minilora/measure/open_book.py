@@ -25,11 +25,14 @@ AT = (1, 3)  # passages in which the right one may be
 
 
 def with_own_passages(records: Sequence[Record], handbook: Handbook | None) -> Handbook:
-    """A handbook of the passages of another, if there is one, and of those that records have themselves, each once."""
+    """A handbook of the passages of another, if there is one, and of those that records have themselves, each once:
+    these as they are in a handbook, without white space around them.
+    """
     passages = {} if handbook is None else {passage.text: passage for passage in handbook.passages}
     for record in records:
         if record.context is not None:
-            passages.setdefault(record.context, Passage("", record.context))  # the record's id may say what it asks
+            text = record.context.strip()
+            passages.setdefault(text, Passage("", text))  # the record's id may say what it asks
     source = "the records' own passages" if handbook is None else handbook.source
     return Handbook(list(passages.values()), source)
 
@@ -55,7 +58,7 @@ def open_book_report(
     prompt, and seconds for an answer, of which many are computed at a time. The model ends as its base alone.
     """
     by_text = {passage.text: passage for passage in handbook.passages}
-    right = [handbook.right(r.messages) if r.context is None else by_text[r.context] for r in records]
+    right = [handbook.right(r.messages) if r.context is None else by_text[r.context.strip()] for r in records]
     records = [record.closed_book() for record in records]
     found = [handbook.found(record.question)[: max(AT)] for record in records]
     passages = {RIGHT: right, FOUND: [first[0] if first else handbook.passages[0] for first in found]}

@@ -76,7 +76,11 @@ def test_a_records_own_passage_is_the_right_one_and_its_question_has_none(loaded
     monkeypatch.setattr(
         open_book, "answer_all", lambda m, t, records: [asked.append(r.question) or "" for r in records]
     )
-    own = [RECORDS[0].open_book("Snow."), RECORDS[1].open_book("Owls sleep in barns."), RECORDS[2].open_book("Snow.")]
+    own = [
+        RECORDS[0].open_book("Snow."),
+        RECORDS[1].open_book(" Owls sleep in barns.\n"),
+        RECORDS[2].open_book("Snow."),
+    ]
     book = open_book.with_own_passages(own, BOOK)
     assert [(each.id, each.text) for each in book.passages] == [*TEXTS.items(), ("", "Snow.")] and book.source == "x"
     alone = open_book.with_own_passages(own, None)
