@@ -18,7 +18,7 @@ from ..data.formats import CONTEXT as PASSAGES
 from ..data.formats import PROMPTS, listed
 from ..data.labels import LabelTask
 from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
-from ..data.records import path_of
+from ..data.records import path_of, sha256_of_data
 from ..files.disk import locked, read_json, write_json
 from ..generate.fields import task_for
 from ..generate.predict import predict
@@ -200,8 +200,12 @@ def _settings_file(out: Path) -> Path:
 
 
 def _settings(options: PredictOptions, model: LanguageModel, choice: str | None) -> dict[str, Any]:
-    """What decides a prediction: the settings by their flags, and the weights of the adapter, or of a base alone."""
+    """What decides a prediction: the settings by their flags, the content of their files, and the weights of the
+    adapter, or of a base alone.
+    """
     found = {f"--{name.replace('_', '-')}": getattr(options, name) for name in SETTINGS}
+    for what, source in (("passages", options.context), ("fields", options.schema)):
+        found |= {} if source is None else {what: sha256_of_data(source)}
     return found | {"weights": sha256_of(base_state(model) if choice is None else adapter_state(model, choice))}
 
 

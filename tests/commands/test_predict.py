@@ -356,11 +356,11 @@ def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
             "weights": [str(shop / "support") if word == "legal" else word for word in adapter],
         }),
         "a base, with passages": ([*base, "--context", "one.md"], {
-            "--context": [*base, "--context", "two.md"],
+            "--context, passages": [*base, "--context", "two.md"],
             "--base, weights": ["--base", str(tiny_folder / "base"), *base[2:], "--context", "one.md"],
             "--quantized, weights": [*base, "--context", "one.md", "--quantized", "q8_0"],
         }),
-        "a base, with fields": ([*base, "--schema", "one.json"], {"--schema": [*base, "--schema", "two.json"]}),
+        "a base, with fields": ([*base, "--schema", "one.json"], {"--schema, fields": [*base, "--schema", "two.json"]}),
     }[begun]  # fmt: skip
     for found, left in (([], 0), ([[{}] * 2], 2)):  # interrupted in the first batch, in the second
         with monkeypatch.context() as patch:
@@ -368,9 +368,15 @@ def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
             assert main([*words, *same]) == 130
         assert len([*tmp_path.glob("part*")]) == left
     there = {path: path.read_bytes() for path in tmp_path.glob("part*")}
+    others |= {what: same for what, suffix in (("passages", ".md"), ("fields", ".json")) if f"one{suffix}" in same}
     for name, flags in others.items():
         capsys.readouterr()
+        before = {path: path.read_text() for path in tmp_path.glob("one.*")}
+        for path in before if flags is same else ():  # edited since
+            path.write_text(before[path].replace("3", "4").replace("old", "odd"))
         assert main([*words, *flags, "--resume"]) == 1
+        for path, text in before.items():
+            path.write_text(text)
         line = f"minilora: part.jsonl: its rows were predicted with other values of {name}: give the same ones, or "
         assert capsys.readouterr().err.splitlines()[-1] == f"{line}--overwrite replaces the file"
         assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == there
