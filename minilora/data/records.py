@@ -251,14 +251,19 @@ def read_handbook(
             for whole in passages
             for i, text in enumerate(paragraphs(whole.text), 1)
         ]
+    longer, room = dict[str, int](), limit - max_new_tokens
     for passage in passages:
         longest = fill(passage.text, "?") if prompt is None else prompt(passage.text)
         asked: list[Message] = [{"role": "user", "content": longest}]
-        if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > (room := limit - max_new_tokens):
-            before = f" before an answer of {max_new_tokens:,}" if max_new_tokens else ""
-            wrong = f"makes a prompt of {length:,} tokens, and there is room for {room:,}{before}"
-            fewer = ", or give fewer --max-new-tokens" if length < limit else ""
-            raise DataError(f"{source}: {passage.id} {wrong}: divide it into shorter passages{fewer}")
+        if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > room:
+            longer[passage.id] = length
+    if longer:
+        name, *rest = longer
+        before = f" before an answer of {max_new_tokens:,}" if max_new_tokens else ""
+        wrong = f"makes a prompt of {longer[name]:,} tokens, and there is room for {room:,}{before}"
+        fewer = ", or give fewer --max-new-tokens" if max(longer.values()) < limit else ""
+        more = f", and {listed(rest, _NUMBERS)}," if rest else ""
+        raise DataError(f"{source}: {name} {wrong}: divide it{more} into shorter passages{fewer}")
     return Handbook(passages, str(source))
 
 

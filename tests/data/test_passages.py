@@ -243,6 +243,19 @@ def test_a_prompt_with_a_passage_may_have_as_many_tokens_as_there_is_room_for(tm
         read_handbook(path, tokenizer, room - 1)
 
 
+def test_all_passages_that_are_too_long_are_named_at_once(tmp_path, tokenizer):
+    path, long = tmp_path / "h.txt", "word " * 300
+    path.write_text("\n\n".join(["One."] + [long] * 8 + ["word " * 400]))
+    for limit, answer, fewer in ((300, 0, False), (1000, 900, True), (350, 300, False)):  # the last one never fits
+        with pytest.raises(DataError, match="h.txt: paragraph 2 makes .* tokens, and there is room") as caught:
+            read_handbook(path, tokenizer, limit, answer)
+        named = (
+            "divide it, and paragraph 3, paragraph 4, paragraph 5, paragraph 6, paragraph 7 and 3 more, into shorter"
+        )
+        assert f"{named} passages" in str(caught.value)
+        assert str(caught.value).endswith(", or give fewer --max-new-tokens") == fewer
+
+
 def test_one_passage_with_a_word_is_enough():
     handbook = Handbook([Passage("!", "It is."), Passage("?", "An owl.")], "x")
     assert handbook.ask("Which owl?")[0].id == "?"
