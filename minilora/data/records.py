@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..files.disk import sha256_of_file
+from ..files.disk import entries, sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
 from ..options import suggestion
 from ..progress import log
@@ -210,6 +210,10 @@ def read_source(
     found = schema_beside(next(iter(places))) if schema is None else schema
     reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found), stored)
     splits = Counter(places.values())
+    if {*places.values()} == {None} and not is_dataset(source) and (folder := path_of(source)).is_dir():
+        below = [each.name for each in entries(folder) if each.is_dir() and not each.name.startswith(".")]
+        if below:
+            log.warning(f"{folder}: the files in its folders are not read: {listed(below)}")
     for file, split in places.items():
         alone = splits[split] == 1
         try:

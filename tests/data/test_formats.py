@@ -502,6 +502,15 @@ def test_a_folder_of_texts_has_a_record_for_each_and_other_folders_have_none(tmp
     assert ", or has .txt and .md files alone, a text each; there are mail.eml, mail0" in message_of(tmp_path)
 
 
+def test_folders_in_a_folder_of_texts_are_named_for_they_are_not_read(tmp_path, caplog):
+    (tmp_path / "a.md").write_text("One.")
+    for name in (".git", "b", "c"):
+        assert ("are not read" in caplog.text) == (name == "c")
+        (tmp_path / name).mkdir()
+        assert [record.text for record in read_records(tmp_path)] == ["One."]
+    assert caplog.messages[-1] == f"{tmp_path}: the files in its folders are not read: b, c"
+
+
 def test_an_empty_file_of_a_folder_of_texts_is_left_out_and_one_that_is_a_split_is_refused(tmp_path, caplog):
     (tmp_path / "b.md").write_text(" \n")
     assert "b.md: the file is empty" in message_of(tmp_path)
