@@ -49,6 +49,10 @@ def without_nan(logprobs: np.ndarray) -> np.ndarray:
     return logprobs
 
 
+class TooLongError(ValueError):
+    """A conversation and a label after it have more tokens than the model can see."""
+
+
 def ranked_labels(
     model: LanguageModel, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
 ) -> list[tuple[str, float]]:
@@ -87,7 +91,7 @@ def label_logprobs(
     asked = [_Asked.of(talk, labels, tokenizer) for talk in talks]
     room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
     if room > (limit := model.config.max_position_embeddings):
-        raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
+        raise TooLongError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
     threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
     shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
     most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)

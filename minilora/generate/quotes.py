@@ -13,7 +13,7 @@ from ..lora.adapters import Choice, factors_of, same_of_all
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import progress
-from .labels import label_logprobs, without_nan
+from .labels import TooLongError, label_logprobs, without_nan
 from .prefix_cache import ReadPassages
 
 CANDIDATES = 10  # passages that BM25 ranks first, of which the sentences are compared
@@ -94,7 +94,12 @@ def read(
         [*before, {"role": "user", "content": quoting.prompt(passage.text, part)}]
         for part in quoting.parts(passage.text, min(RUN, quoting.sentences))
     ]
-    return without_nan(label_logprobs(model, tokenizer, talks, [question], mixed, choice, known))[:, 0]
+    try:
+        return without_nan(label_logprobs(model, tokenizer, talks, [question], mixed, choice, known))[:, 0]
+    except TooLongError as error:  # the question is no label
+        what = f"the question and passage {passage.id}".rstrip()
+        most = f"more tokens than the {model.config.max_position_embeddings:,} that the model can see"
+        raise ValueError(f"{what} have {most}: ask in fewer words, or divide the passage") from error
 
 
 def longest_prompt(quoting: Quoting, passage: str) -> str:

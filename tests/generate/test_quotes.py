@@ -328,6 +328,15 @@ def test_a_rows_own_passage_is_not_kept(model, tokenizer, monkeypatch):
     assert answer["answer"] == likeliest(model, tokenizer, QUESTION, [OWL]).text
 
 
+@pytest.mark.parametrize("passage", [Passage("birds/owl", "An owl."), Passage("", "An owl.")])
+def test_a_question_that_is_too_long_after_a_passage_names_both_and_no_label(model, tokenizer, passage):
+    said = (
+        f"the question and passage {passage.id}".rstrip() + " have more tokens than the 1,024 that the model can see: "
+    )
+    with pytest.raises(ValueError, match=f"^{said}ask in fewer words, or divide the passage$"):
+        quote(model, tokenizer, QUOTING, "owl " * 1000, [passage])
+
+
 def test_ranks_share_the_questions(model, tokenizer):
     said = [({"role": "user", "content": text}, {"role": "assistant", "content": "a"}) for text in ("a?", "b?", "c?")]
     records = [Record(str(i), each) for i, each in enumerate(said)]
