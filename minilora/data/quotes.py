@@ -75,7 +75,7 @@ class Quoting:
         """The shortest run of up to `sentences` sentences that has the most of a record's keywords, or if it has none
         of the words of its answer.
         """
-        wanted = set(terms(" ".join(record.keywords) or record.messages[-1]["content"]))
+        wanted = wanted_of(record)
         runs = [part for length in range(1, self.sentences + 1) for part in self.parts(passage, length)]
         return max(runs, key=lambda part: (len(wanted.intersection(terms(part))), -len(part)))
 
@@ -94,3 +94,8 @@ class Quoting:
             )
             for question in (record.question, *wordings)
         ]
+
+
+def wanted_of(record: Record) -> set[str]:
+    """The words that sentences need to answer a record: of its keywords, or if it has none of its answer."""
+    return set(terms(" ".join(record.keywords) or record.messages[-1]["content"]))

@@ -13,8 +13,8 @@ from ..data.fields import FieldTask, Task
 from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
-from ..data.passages import TEMPLATE, Handbook, Passage
-from ..data.quotes import Quoting
+from ..data.passages import TEMPLATE, Handbook, Passage, terms
+from ..data.quotes import Quoting, wanted_of
 from ..data.records import BUILT_IN, Record, read_handbook, read_records, read_source
 from ..data.rows import DataError
 from ..data.samples import encode_pairs, encode_records, mixed, truncate_and_log, warning_of_control_tokens
@@ -196,6 +196,11 @@ def prepare(
             )
         if all(len(quoting.parts(passage.text)) == 1 for passage in passages.values()):
             log.info(f"{data}: no passage has more full stops than --quote {quote}, so each is quoted whole")
+        if strange := [r.id for r in records if wanted_of(r).isdisjoint(terms(passages[r.id].text))]:
+            found = f"the passages of {len(strange):,} of {len(records):,} records, such as {strange[0]}"
+            log.warning(
+                f"{data}: {found}, have none of their keywords, or words of their answers: no sentence answers them"
+            )
         records = [record.closed_book() for record in records]
     elif context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)

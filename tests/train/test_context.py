@@ -63,6 +63,20 @@ def test_passages_without_sentences_are_quoted_whole_and_that_is_said(tmp_path, 
         assert ("no passage has more full stops than --quote 2, so" in caplog.text) == said
 
 
+def test_records_that_no_sentence_of_their_passage_answers_are_counted(tmp_path, tokenizer, caplog):
+    row = {"question": "Owls?", "answer": "They hoot.", "context": "Owls sleep. They are grey."}
+    rows = [row, row | {"keywords": ["grey"]}, row | {"answer": "They are grey."}, row | {"keywords": ["hoot"]}]
+    (path := tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for quote in (1, None):  # an answer that is written may say more than the passage
+        prepare(str(path), tokenizer, quote=quote, max_length=512, eval_records=80)
+        said = f"{path}: the passages of 2 of 4 records, such as line-1, have none of their keywords, or words of their"
+        assert caplog.text.count(said) == 1 and len(caplog.messages) == 1
+    rows = [row for i, row in enumerate(rows) if i in (1, 2)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    prepare(str(path), tokenizer, quote=1, max_length=512, eval_records=80)
+    assert len(caplog.messages) == 1
+
+
 def test_a_records_own_passage_is_quoted_and_the_context_is_for_the_others(home, run, tokenizer, tmp_path):
     """The same is learned as from the passages of a file, and no question keeps a passage."""
     terms = [{**term, "phrasings": [f"{term['question']} Really?"]} for term in TERMS]
