@@ -89,7 +89,7 @@ class Handbook:
         for term in dict.fromkeys(terms(question)):
             for i, gain in self.gains.get(term, ()):
                 scores[i] += gain
-        return sorted(scores, key=lambda i: (-scores[i], i))
+        return sorted(sorted(scores), key=scores.__getitem__, reverse=True)  # equal ones stay in order
 
     def has_words_of(self, messages: Sequence[Message]) -> bool:
         """Whether any passage has a word of the last question or answer."""
