@@ -57,7 +57,7 @@ def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 def contradictions(records: Sequence[Record]) -> list[str]:
     """One line about records that have the question of an earlier one and another label; none if there are none."""
     first: dict[str, Record] = {}
-    pairs = [(first.setdefault(_plain(record.question), record), record) for record in records]
+    pairs = [(first.setdefault(folded(record.question), record), record) for record in records]
     found = [f"{again.id} {again.label!r}, {one.id} {one.label!r}" for one, again in pairs if one.label != again.label]
     number = "1 record has" if len(found) == 1 else f"{len(found):,} records have"
     return [f"{number} an earlier one's text and another label: {listed(found, NAMED)}"] if found else []
@@ -77,9 +77,5 @@ def _whole(record: Record) -> tuple[str, ...]:
     """All that is compared of a record; a chat's questions are joined."""
     asked = " ".join(message["content"] for message in record.prompt if message["role"] != "system")
     if not record.messages:
-        return "question", _plain(record.text)
-    return "question and answer", _plain(asked), _plain(record.messages[-1]["content"])
-
-
-def _plain(text: str) -> str:
-    return " ".join(folded(text).split())
+        return "question", folded(record.text)
+    return "question and answer", folded(asked), folded(record.messages[-1]["content"])

@@ -49,9 +49,8 @@ def read_prompts(path: Path, field: Mapping[str, str] | None = None) -> list[Pro
     check_field(field)
     kind, rows = read_rows(path)
     if kind == TEXT_FILE:
-        lines = [
-            line for _, row in rows for line in re.split("\r\n|\r|\n", row["text"])
-        ]  # U+2028 ends no line of a file
+        ends = "\r\n|\r|\n"  # of lines of a file; str.splitlines has others, such as U+2028
+        lines = [line for _, row in rows for line in re.split(ends, row["text"])]
         rows, field = iter([(i, {"text": line}) for i, line in enumerate(lines, 1) if line.strip()]), {}
     at, unit = (f"{path}: row ", "row") if kind == PARQUET else (f"{path}:", "line")
     prompts, first = list[Prompt](), 0

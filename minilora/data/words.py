@@ -27,23 +27,28 @@ class _Kinds(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        letter = ("U" if _UNSPACED.match(character) else "w") if character.isalnum() else " "
-        self[code] = (
-            "M" if category(character)[0] == "M" or code in (0x200C, 0x200D) else "_" if character == "_" else letter
-        )
-        return self[code]
+        if category(character)[0] == "M" or code in (0x200C, 0x200D):
+            kind = "M"
+        elif character.isalnum():
+            kind = "U" if _UNSPACED.match(character) else "w"
+        else:
+            kind = "_" if character == "_" else " "
+        self[code] = kind
+        return kind
 
 
 KINDS = _Kinds()
 
 
 def folded(text: str) -> str:
-    """A text as it is compared: without case, and however its accents, digits and letters are encoded or how wide.
+    """A text as it is compared: without case, with single spaces, and however its accents, digits and letters are
+    encoded or how wide.
 
-    >>> folded("Caf\\u0065\\u0301 １４") == folded("CAFÉ 14")
+    >>> folded("Caf\\u0065\\u0301  １４") == folded("CAFÉ 14")
     True
     """
-    return text.lower() if text.isascii() else normalize("NFKC", normalize("NFKC", text).casefold()).translate(_DOTS)
+    text = text.lower() if text.isascii() else normalize("NFKC", normalize("NFKC", text).casefold()).translate(_DOTS)
+    return " ".join(text.split())
 
 
 def words(text: str) -> list[str]:

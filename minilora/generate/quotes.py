@@ -74,7 +74,9 @@ def candidates(question: str, passages: Handbook | Sequence[Passage]) -> Sequenc
     first = dict[str, Passage]()
     for each in passages.ranked(question):
         first.setdefault(each.text, each)
-    return [*first.values()][:CANDIDATES]
+        if len(first) == CANDIDATES:
+            break
+    return [*first.values()]
 
 
 def read(

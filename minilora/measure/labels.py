@@ -196,12 +196,12 @@ def classic(held: Labelled) -> np.ndarray | str:
         """Scikit-learn's own words of two or more characters, but in any script."""
         return [word for word in words(text) if len(word) > 1]
 
-    found = TfidfVectorizer(tokenizer=longer, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
-    known = make_pipeline(found, LogisticRegression(C=10, max_iter=1000))
+    tfidf = TfidfVectorizer(tokenizer=longer, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
+    known = make_pipeline(tfidf, LogisticRegression(C=10, max_iter=1000))
     texts, tested = (
         [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)
     )
-    if not any(map(found.build_analyzer(), texts)):
+    if not any(map(tfidf.build_analyzer(), texts)):
         return "the training texts have no words of two or more characters"
     known.fit(texts, truth)
     p = np.zeros((len(held.records), len(held.task.labels)))

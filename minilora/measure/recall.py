@@ -101,7 +101,7 @@ def contains(text: str, word: str) -> bool:
     >>> contains("An enforceable promise.", "promise"), contains("Promised", "promise"), contains("返品です", "返品")
     (True, False, True)
     """
-    text, word = (" ".join(folded(each).split()) for each in (text, word))
+    text, word = folded(text), folded(word)
     kinds, own = f" {text.translate(KINDS)} ", word.translate(KINDS)
     for found in re.finditer(f"(?={re.escape(word)})", text):
         before, after = kinds[found.start()], kinds[found.start() + len(word) + 1]

@@ -186,15 +186,15 @@ class App:
     async def _limit(self, request: Request) -> int:
         """How many tokens the answer may have. Raises ApiError if they do not fit into the context.
 
-        A label is not generated: only its question must fit, whatever the request says. So is it with a limit of 0.
+        A label is not generated: only its question must fit, whatever the request says.
         """
         context = self.engine.context
         try:
             count = await asyncio.to_thread(self.engine.count, request)
         except ValueError as error:
             raise ApiError(400, str(error), request.param) from error
-        limit = request.limit or max(min(self.default_limit, context - count), 1)
-        generated = 0 if request.limit == 0 or isinstance(self.engine.task(request), LabelTask) else limit
+        limit = max(min(self.default_limit, context - count), 1) if request.limit is None else request.limit
+        generated = 0 if isinstance(self.engine.task(request), LabelTask) else limit
         if count + generated > context:
             what = f"the conversation has {count:,} tokens" if count <= context else "the conversation is too long"
             answer = f"with an answer of up to {generated:,}, " if generated else ""

@@ -73,7 +73,8 @@ at("rows").addEventListener("paste", (event) => { // a table from elsewhere
   send({ do: "rows", name, data: new TextEncoder().encode(text) });
 });
 at("rows").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.isComposing) { event.preventDefault(); at("teach").click(); }
+  const composes = event.isComposing || event.keyCode === 229; // 229: Safari's Enter that ends a composition
+  if (event.key === "Enter" && !composes) { event.preventDefault(); at("teach").click(); }
 });
 at("add").addEventListener("click", () => addRow().querySelector("div").focus());
 

@@ -21,7 +21,7 @@ from minilora.train.material import with_passages
 
 
 def questions(data, which, most):
-    """The records whose answers are measured: all, those of a split, or those of the training split in other words."""
+    """The records whose answers are measured: all, those of a split, or those of training in another wording."""
     records = ml.read_records(data)
     splits = ml.split_records(records) | {"all": records}
     found = splits[which] if which in splits else held_out(splits, len(splits["train"]))[which]

@@ -42,7 +42,7 @@ KEYWORDS = [  # text, word, is it there
 @given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127), min_size=1, max_size=2))
 def test_in_ascii_words_are_those_of_w(text, word):
     assert words(text) == re.findall(r"\w+", text.lower())
-    assert length(text) == len(text.split()) and folded(text) == text.lower()
+    assert length(text) == len(text.split()) and folded(text) == " ".join(text.lower().split())
     keyword, plain = (" ".join(each.split()) for each in (word, text))  # white space does not count
     whole = re.search(rf"(?<!\w){re.escape(keyword)}(?!\w)", plain, re.IGNORECASE) is not None
     assert contains(text, word) is whole
@@ -54,9 +54,8 @@ def test_in_ascii_words_are_those_of_w(text, word):
 def test_no_form_of_a_text_is_another_text(text):
     for form in ("NFC", "NFD", "NFKC"):
         assert folded(normalize(form, text)) == folded(text) and words(normalize(form, text)) == words(text)
-    assert folded("™") == "tm" and folded("\u03aa\u0301") == folded(
-        "\u0390"
-    )  # a fold may come before and after another
+    assert folded("™") == "tm"
+    assert folded("\u03aa\u0301") == folded("\u0390")  # a fold may come before and after another
 
 
 @pytest.mark.parametrize(("first", "second", "question"), BOOKS)
