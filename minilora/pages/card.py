@@ -18,6 +18,8 @@ from ..data.quotes import PART, Quoting
 from ..data.records import BUILT_IN
 from ..data.repository import is_dataset
 from ..files.disk import write_bytes
+from ..files.tensors import stored_tensors
+from ..lora.peft import WEIGHTS_FILE
 from ..lora.provenance import read_provenance
 from ..models.hub import SOURCES, known_as
 from ..version import __version__
@@ -60,14 +62,14 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any], defaults: Mapping
     defaults: of the options. Options that have their default are left out of the card.
     """
     path = Path(folder) / CARD_FILE
-    values = _values(metrics, defaults) | _asked(read_provenance(path.parent).get("data", {}))
+    values = _values(path.parent, metrics, defaults) | _asked(read_provenance(path.parent).get("data", {}))
     repeats = (path.parent / "run.toml").is_file()
     page = template(TEMPLATES / "card.md.jinja").render(**values, answer=_answer, repeats=repeats)
     write_bytes(path, page.encode())
     return path
 
 
-def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _values(folder: Path, metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs beyond the metrics."""
     options, total = metrics["options"], metrics["total_parameters"]
     lora, base, known = options["method"] == "lora", options["base"], known_as(options["base"])
@@ -94,7 +96,7 @@ def _values(metrics: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
         "size": f"{total / 1e6:,.0f} million" if total >= 1e6 else f"{total:,}",
         "memory": metrics["peak_memory_bytes"],
         "merged_first": known is None and Path(base).suffix == ".gguf",  # PEFT cannot load the base
-        "beside_base": _llama_cpp_base(options, known),
+        "beside_base": _llama_cpp_base(options, known, folder / WEIGHTS_FILE) if lora else None,
         "kept_best": kept.get("which") == "best",
         "strength": options.get("strength") or 1,
         "settings": _settings(options, defaults),
@@ -130,11 +132,11 @@ def _head(options: Mapping[str, Any], source: Any) -> dict[str, Any]:
     return head | {"tags": [*tags, f"base_model:adapter:{source.hub}"] if lora and source is not None else tags}
 
 
-def _llama_cpp_base(options: Mapping[str, Any], known: str | None) -> str | None:
-    """The base as an argument of llama.cpp; None where the adapter must be merged first: llama.cpp cannot hold it, or
-    the base is no GGUF file.
+def _llama_cpp_base(options: Mapping[str, Any], known: str | None, adapter: Path) -> str | None:
+    """The base as an argument of llama.cpp; None where the adapter must be merged first: it holds more than A and B of
+    matrices, or the base is no GGUF file.
     """
-    if options.get("use_dora") or "embed_tokens" in str(options.get("target_modules")):
+    if not all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in stored_tensors(adapter)):
         return None
     if known in SOURCES:
         return f'"$(minilora pull {known})"'

@@ -7,11 +7,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from modelfiles import TERMS
 
 import minilora as ml
 from minilora.cli import main
+from minilora.files.tensors import write_tensors
+from minilora.lora.peft import PREFIX, WEIGHTS_FILE
 from minilora.pages.card import HELD_OUT, USES, write_card
 from minilora.train.material import TESTS
 from minilora.train.options import Options
@@ -39,7 +42,9 @@ METRICS = {
 }  # fmt: skip
 
 
-def card_of(folder, options=(), **changes):
+def card_of(folder, options=(), holds=("lora_A.weight", "lora_B.weight"), **changes):
+    """holds: what the adapter's file has of a module."""
+    write_tensors(folder / WEIGHTS_FILE, {f"{PREFIX}model.x.{name}": np.ones(1, np.float32) for name in holds})
     metrics = copy.deepcopy(METRICS) | changes
     metrics["options"] |= dict(options)
     return write_card(folder, metrics, vars(Options())).read_text(encoding="utf-8")
@@ -178,7 +183,7 @@ def test_names_that_markdown_and_a_shell_would_misread_are_quoted(tmp_path):
 PULLED = '"$(minilora pull smollm2)"'
 BASES = [  # options -> the base with which llama.cpp loads the adapter; None where it can only load a merged model
     ({}, PULLED), ({"base": HUB}, PULLED), ({"base": "m/x.gguf"}, "m/x.gguf"),
-    ({"use_dora": True}, None), ({"target_modules": ["embed_tokens"]}, None), ({"base": "tiny"}, None),
+    ({"base": "tiny"}, None),
 ]  # fmt: skip
 
 
@@ -187,6 +192,12 @@ def test_llama_cpp_gets_the_adapter_where_it_can_hold_it_and_else_a_whole_model(
     command, model = ("export", f"{base} --lora legal.gguf") if base else ("merge", "legal.gguf")
     lines = [f"minilora {command} --adapter runs/legal --out legal.gguf", f"llama-cli -m {model}"]
     assert blocks(card_of(tmp_path, options), "bash")[-1].splitlines() == lines
+
+
+@pytest.mark.parametrize("part", ["base_layer.bias", "lora_magnitude_vector", "lora_embedding_A"])
+def test_what_no_adapter_file_of_llama_cpp_can_hold_is_merged(part, tmp_path):
+    *_, commands = blocks(card_of(tmp_path, holds=["lora_A.weight", "lora_B.weight", part]), "bash")
+    assert commands == "minilora merge --adapter runs/legal --out legal.gguf\nllama-cli -m legal.gguf\n"
 
 
 def test_a_whole_model_is_loaded_as_one(tmp_path):

@@ -177,8 +177,8 @@ def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_t
     assert "--context" not in report.page({**metrics, "options": metrics["options"] | {"context": None}})
     own = {**quoting[1], "options": quoting[1]["options"] | {"context": None}}  # it learned from the records' own
     assert report.page(own).endswith(f"minilora chat --adapter {quoting[0]} --context FILE")
-    shutil.copy(quoting[0] / "minilora.json", tmp_path)
-    assert f"chat --adapter {quoting[0]} --context FILE\n" in write_card(tmp_path, own, {}).read_text(encoding="utf-8")
+    copy = shutil.copytree(quoting[0], tmp_path / "copy")
+    assert f"chat --adapter {quoting[0]} --context FILE\n" in write_card(copy, own, {}).read_text(encoding="utf-8")
 
 
 def test_an_adapter_that_was_trained_without_passages_stores_none_and_is_asked_without_any(home, run, tmp_path, caplog):
