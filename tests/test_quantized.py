@@ -46,7 +46,7 @@ CONFIGS = {
     "embedding": EMBEDDING,
 }
 WIDE = replace(CONFIG, hidden_size=64, intermediate_size=128, head_dim=16)  # rows of whole blocks of 64
-FILES, KINDS = ("F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"), tuple(kind.lower() for kind in ROUNDED)
+FILES, KINDS = ("F16", *STEPS), tuple(kind.lower() for kind in ROUNDED)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.rows import TEXT_SUFFIXES
 from ..files.disk import read_json
-from ..lora.config import FROM_BASE
+from ..lora.config import can_be_scaled
 from ..options import UsageError, nearest
 from ..pages.fields import field_lines
 from ..pages.figures import smoothed, validation_losses
@@ -179,10 +179,9 @@ def _advice(metrics: Mapping[str, Any]) -> str:
     forgets = metrics.keys().isdisjoint(("labels", "fields")) and not quotes  # else no other text can be the answer
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, f"fewer {length}"]
-        plain = not options.get("use_dora") and options.get("init_lora_weights") not in FROM_BASE
         if options["method"] == "full":
             ways.append("--method lora")
-        elif options.get("strength") and plain:
+        elif options.get("strength") and can_be_scaled(options):
             ways[0] = f"a lower --strength (it was {options['strength']:g})"
         return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
     if not forgets and metrics.get("kept", {}).get("which") == "best" and not _kept_earlier(metrics):

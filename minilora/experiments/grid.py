@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from ..options import check_value, flag, flag_fields, has_meaning, kinds_of, option
-from ..train.options import Options
+from ..train.options import ANYHOW, Options
 
 TARGETS = {  # what papers call these modules -> their names
     "qv": ["q_proj", "v_proj"],
@@ -18,8 +18,7 @@ TARGETS = {  # what papers call these modules -> their names
     "mlp": ["gate_proj", "up_proj", "down_proj"],
 }
 USUAL = {"base": "tiny", "strength": 1.0}  # defaults other than finetune's: an update is compared unscaled
-NOT_TRIED = ("out", "overwrite", "resume", "save_every", "report_to")  # where finetune's results go
-FOUND = {item.name: item for item in flag_fields(Options) if item.name not in NOT_TRIED}
+FOUND = {item.name: item for item in flag_fields(Options) if item.name not in ANYHOW}
 MOST = 1000  # trials that are made without being asked for by number
 
 _SWEEP: dict[str, Any] = {"group": "sweep"}

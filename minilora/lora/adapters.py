@@ -15,7 +15,7 @@ from ..engine.backend import Array, to_numpy
 from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, Parameter, check_module
 from ..progress import log
-from .config import ALL_LINEAR, LoraConfig, find_targets
+from .config import ALL_LINEAR, LoraConfig, can_be_scaled, find_targets
 from .layer import Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
 
 _FORWARDS = {kind.forward for kind in (Linear, Embedding, LoraLinear, LoraEmbedding)}
@@ -174,7 +174,7 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
     if not math.isfinite(factor):
         raise ValueError(f"factor must be a finite number, got {factor}")
     own = adapter_weights(model, name)
-    if any(weights.lora_magnitude_vector is not None or weights.initial is not None for weights in own.values()):
+    if not can_be_scaled(vars(model.adapters[name].config)):
         raise ValueError(
             f"adapter {name!r} has DoRA or PiSSA, and only a plain LoRA can be scaled: leave out strength, or use "
             f"set_adapter(model, {{{name!r}: {factor:g}}})"

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import wraps
 from typing import Any
 
@@ -46,6 +46,8 @@ UNSUPPORTED = {
     "velora_config": "VeLoRA's compressed activations",
 }
 
+OURS = {"freeze_A": bool}  # fields of LoraConfig that PEFT does not know, and would ignore: minilora.json has them
+
 
 def unsupported(settings: Mapping[str, Any]) -> str | None:
     """Why settings of PEFT that are not fields of `LoraConfig` are refused, in one line; None if all change nothing."""
@@ -53,6 +55,11 @@ def unsupported(settings: Mapping[str, Any]) -> str | None:
         if value and key not in RECORDED:
             return f"minilora does not support {key} = {value!r}: {UNSUPPORTED.get(key, 'an unknown option')}"
     return None
+
+
+def can_be_scaled(settings: Mapping[str, Any]) -> bool:
+    """Whether the update of an adapter with these fields of `LoraConfig` is proportional to B, as DoRA's is not."""
+    return not settings.get("use_dora") and settings.get("init_lora_weights") not in FROM_BASE
 
 
 _PLAIN_NAME = re.compile(r"\w+(\.\w+)*")
@@ -124,7 +131,7 @@ class LoraConfig:
             if value is not None and not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
                 raise ValueError(f"{name} must be one {kind.__name__} or a list of them, got {value!r}")
             object.__setattr__(self, name, _as_list(value))
-        for name in ("use_rslora", "use_dora", "freeze_A"):
+        for name in (f.name for f in fields(self) if f.type == "bool"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         p = self.lora_dropout

@@ -24,7 +24,7 @@ from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, check_module
 from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
-from .config import FROM_BASE, LoraConfig, unsupported
+from .config import FROM_BASE, OURS, LoraConfig, unsupported
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
 from .provenance import FORMAT, PROVENANCE_FILE, provenance_of_base, read_provenance, refuse_other_base
@@ -42,7 +42,6 @@ _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
 _KNOWN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", *FROM_BASE)
-_OURS = ("freeze_A",)  # fields of LoraConfig that PEFT does not know, and would ignore: minilora.json has them
 
 
 def peft_name(key: str) -> str:
@@ -88,7 +87,7 @@ def save_adapter(
     config = config_with_initial(known.config).in_any_order(weights)
     record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
     record |= {"base_model_name_or_path": None, **known.record}
-    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _OURS}
+    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OURS}
     if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
         record["init_lora_weights"] = known.record.get("init_lora_weights", True)
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
@@ -104,7 +103,7 @@ def save_adapter(
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
     base = provenance_of_base(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
     provenance: dict[str, Any] = {"format": FORMAT, "base": base}
-    if ours := {name: getattr(config, name) for name in _OURS if getattr(config, name)}:
+    if ours := {name: getattr(config, name) for name in OURS if getattr(config, name)}:
         provenance["config"] = ours
     if data := data or known.data:
         provenance["data"] = dict(data)
@@ -284,7 +283,7 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
         raise ModelFileError(f"{path}: peft_type is {record.get('peft_type')!r}, expected 'LORA'")
     if not isinstance(base := record.get("base_model_name_or_path"), str | None):
         raise ModelFileError(f"{path}: base_model_name_or_path is a {type(base).__name__}, expected a text")
-    own = {f.name for f in fields(LoraConfig)} - {*_OURS}
+    own = {f.name for f in fields(LoraConfig)} - {*OURS}
     if refusal := unsupported({key: value for key, value in record.items() if key not in own}):
         raise ModelFileError(f"{path}: {refusal}")
     if (init := record.get("init_lora_weights")) not in _KNOWN_INITIALISATIONS:
@@ -298,7 +297,7 @@ def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path
     if init not in FROM_BASE:
         values["init_lora_weights"] = True  # the initial values do not matter, because the file's replace them
     try:
-        ours = {name: value for name, value in provenance.get("config", {}).items() if name in _OURS}
+        ours = {name: value for name, value in provenance.get("config", {}).items() if name in OURS}
         return LoraConfig(**values, **ours)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: {error}") from error

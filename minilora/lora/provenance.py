@@ -37,6 +37,7 @@ from ..files.disk import ModelFileError, read_json
 from ..files.gguf_header import read_header
 from ..nn.module import Module, sha256_of
 from .adapters import base_state
+from .config import OURS
 
 PROVENANCE_FILE = "minilora.json"
 DATA_KEY = "minilora.data"
@@ -48,7 +49,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {  # those whose type is checked
     "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
     "data": {"field": dict, "labels": list, "schema": dict, "copied": list, "quote": dict}
     | dict.fromkeys(("name", "path", "sha256", "revision", "system", "split", "template", *_CONTEXT), str),
-    "config": {"freeze_A": bool},
+    "config": OURS,
     "dropout": {},
 }
 

@@ -13,7 +13,7 @@ from ..data.formats import check_field, with_label
 from ..data.repository import SUFFIXES, is_dataset
 from ..data.rows import TEXT_SUFFIXES
 from ..data.samples import check_mix
-from ..lora.config import FROM_BASE, LoraConfig
+from ..lora.config import FROM_BASE, LoraConfig, can_be_scaled
 from ..models.with_adapters import DEFAULT_BASE, base_of
 from ..nn.optim import SCHEDULES
 from ..options import (
@@ -37,7 +37,7 @@ _FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
 FIELD = "names of your columns: question=q answer=a reads the question from q and the answer from a"
 LABEL = "to classify: the column with the label of each text (default: label, intent or category, next to a text)"
 SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data, or that of the adapters)"
-_ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
+ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
 _TRAINING: dict[str, Any] = {"group": "training"}
@@ -235,7 +235,7 @@ class Options:
                 raise ValueError(f"{name}: general measures forgetting and has no training records: choose other data")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
-        if self.adapter_scale != 1 and not self._plain:
+        if self.adapter_scale != 1 and not can_be_scaled(vars(self)):
             raise ValueError(f"strength {self.adapter_scale:g} is for plain LoRA: with DoRA or PiSSA leave it out")
         self.lora_config()  # refuses what no adapter can have
 
@@ -286,7 +286,7 @@ class Options:
         Paths are relative to `folder`, so that the run is the same from wherever it is resumed.
         """
         values = asdict(self.in_effect())
-        chosen = [item for item in flag_fields(Options) if item.name not in _ANYHOW and has_meaning(item, values)]
+        chosen = [item for item in flag_fields(Options) if item.name not in ANYHOW and has_meaning(item, values)]
         for item in chosen:
             if item.metadata["path"]:
                 values[item.name] = toml.moved(values[item.name], Path(), self.folder)
@@ -315,12 +315,8 @@ class Options:
         """
         if self.strength is not None:
             return self.strength
-        new = self._plain and self.method == "lora" and self.adapter is None
+        new = can_be_scaled(vars(self)) and self.method == "lora" and self.adapter is None
         return 0.65 if new and self.loss == "sft" else 1.0
-
-    @property
-    def _plain(self) -> bool:
-        return not self.use_dora and self.init_lora_weights not in FROM_BASE
 
     @property
     def records_per_step(self) -> int:
