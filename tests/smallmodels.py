@@ -141,6 +141,7 @@ VARIANTS = {
     "DoRA": {"use_dora": True},
     "DoRA with rsLoRA": {"use_dora": True, "use_rslora": True},
     "DoRA on the embedding": {"use_dora": True, "target_modules": [*EMBED, "q_proj"]},
+    "LoRA-FA": {"freeze_A": True},
     "PiSSA": {"init_lora_weights": "pissa"},
     "PiSSA with rsLoRA": {"init_lora_weights": "pissa", "use_rslora": True},
     "DoRA from PiSSA": {"init_lora_weights": "pissa", "use_dora": True},

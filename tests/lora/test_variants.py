@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
-from smallmodels import EMBED, IDS, Net, as_float64, every_variant, logits, one_layer, shaken
+from smallmodels import EMBED, IDS, VARIANTS, Net, as_float64, every_variant, logits, one_layer, shaken
 from smallmodels import lora_config as config
 
 from minilora.engine import ops
@@ -20,9 +21,15 @@ from minilora.lora.adapters import (
     merge_adapter,
     merged_state,
     remove_adapter,
+    scale_adapter,
     unmerge_adapter,
 )
+from minilora.lora.combine import combine_adapters
+from minilora.lora.config import FROM_BASE, LoraConfig
 from minilora.lora.layer import LoraLinear, new_weights
+from minilora.lora.llamacpp import save_gguf_adapter
+from minilora.lora.peft import load_adapter, save_adapter
+from minilora.lora.provenance import PROVENANCE_FILE
 from minilora.lora.variants import Dropout, lora_plus
 from minilora.nn.layers import Linear
 from minilora.nn.llama import Llama
@@ -30,6 +37,14 @@ from minilora.nn.module import Parameter, sha256_of
 from minilora.nn.optim import AdamW
 
 # -- what holds for all of them ----------------------------------------------------------------------------------------
+
+
+def test_every_field_of_a_config_that_makes_another_adapter_has_a_row_in_the_table():
+    sizes = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform"}
+    tried = {(name, str(value)) for settings in VARIANTS.values() for name, value in settings.items()}
+    missing = {f.name for f in dataclasses.fields(LoraConfig)} - sizes - {name for name, _ in tried}
+    assert missing == {"bias"}, "VARIANTS of tests/smallmodels.py needs a row with it"  # this model has no biases
+    assert {("init_lora_weights", name) for name in FROM_BASE} <= tried
 
 
 @every_variant
@@ -85,6 +100,43 @@ def test_a_variant_merges_unmerges_and_goes_away_without_a_trace(tiny_config, rn
     remove_adapter(model, "default")
     assert list(model.state_dict()) == names and sha256_of(model.state_dict()) == digest
     assert not lora_modules(model) and logits(model).tobytes() == before.tobytes()
+
+
+@every_variant
+def test_what_takes_a_variant_apart_keeps_its_update_or_refuses_it(tiny_config, rng, tmp_path, settings):
+    untied = dataclasses.replace(tiny_config, tie_word_embeddings=False)  # llama.cpp's files have no other embedding
+    model = Llama(untied, rng)
+    plain, base = dict(model.state_dict()), logits(model)
+    add_adapter(model, config(**settings))
+    expected = logits(shaken(model))
+
+    def computed(how):
+        other = Llama(untied)
+        other.load_state_dict(plain)
+        load_adapter(other, save_adapter(model, tmp_path / "adapter", overwrite=True))
+        try:
+            how(other)
+        except ValueError as error:
+            assert re.search(r"\b(DoRA|PiSSA)\b", str(error))
+            return None
+        return logits(other)
+
+    def without_notes(other):  # what PEFT reads
+        (tmp_path / "adapter" / PROVENANCE_FILE).unlink()
+        load_adapter(other, tmp_path / "adapter", "peft")
+
+    def by_llama_cpp(other):
+        load_adapter(other, save_gguf_adapter(model, tmp_path / "adapter.gguf"), "cpp")
+
+    def scaled(other):
+        scale_adapter(other, "default", 1e-9)
+
+    for how in (without_notes, by_llama_cpp, lambda other: combine_adapters(other, ["default"], [1.0]), scaled):
+        found, wanted = computed(how), base if how is scaled else expected
+        if found is None:
+            assert how is not without_notes
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 # -- dropout -----------------------------------------------------------------------------------------------------------

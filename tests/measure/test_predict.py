@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from smallmodels import VARIANTS
 
 from minilora.engine import ops
 from minilora.engine.attention import Packing
@@ -336,6 +337,7 @@ ADAPTERS = {
     "DoRA from PiSSA": {"use_dora": True, "init_lora_weights": "pissa"},
     "DoRA on the embedding": {"use_dora": True, "target_modules": ["embed_tokens", "down_proj"]},
 }
+ADAPTERS |= {name: settings for name, settings in VARIANTS.items() if settings not in ADAPTERS.values()}
 LONG = pytest.mark.long
 SECOND = {
     "none": None,
