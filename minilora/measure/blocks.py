@@ -48,8 +48,8 @@ class Linears:
 Part = Saves | Linears
 
 
-def block_of(config: Any) -> list[Part]:
-    """The operations of one block of a model with this config; those that save nothing are left out."""
+def block_of(config: Any, layer: int = 0) -> list[Part]:
+    """The operations of a block of a model with this config; those that save nothing are left out."""
     if isinstance(config, GPT2Config):
         return _gpt2(config)
     C, F, H, K = (
@@ -60,7 +60,9 @@ def block_of(config: Any) -> list[Part]:
     bias, normed = getattr(config, "attention_bias", False), gemma or config.qk_norm or post
     norm = Saves("rms_norm", C + 1, again=not post, parameters=C)  # x and one value
     # A sum with a bias, and what rope has rotated, are other arrays than the output that is saved with DoRA.
-    saved = () if bias else ("q_proj", "k_proj", "v_proj") if normed else ("v_proj",)
+    interval = getattr(config, "no_rope_layer_interval", 0)
+    rotated = not normed and (not interval or (layer + 1) % interval)
+    saved = () if bias else ("v_proj",) if rotated else ("q_proj", "k_proj", "v_proj")
     qkv = Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys}, bias, saved)
     before_norm = ("o_proj", "down_proj") if gemma or post else ()
     ups, out = {"gate_proj": F, "up_proj": F}, "down_proj"

@@ -186,7 +186,7 @@ class Step:
             return {name: Update(0, m * n, 0, operation="linear") for name, m, n in matrices(self.config)}
         targets = names_of(self.config) if self.targets is None else self.targets
         return {
-            name: _update(self.config, name, self.rank, m, n, self.freeze_A, self.use_dora)
+            name: _update(self.config, layer, name, self.rank, m, n, self.freeze_A, self.use_dora)
             for name, m, n in matrices(self.config)
             if name.rpartition(".")[2] in targets
         }
@@ -206,17 +206,17 @@ class Step:
         return [update for layer in blocks for update in self.adapted(layer).values()]
 
 
-def _update(config: Any, name: str, rank: int, m: int, n: int, freeze_A: bool, use_dora: bool) -> Update:
-    """Of an adapter in a matrix (m, n) of a block."""
+def _update(config: Any, layer: int, name: str, rank: int, m: int, n: int, freeze_A: bool, use_dora: bool) -> Update:
+    """Of an adapter in a matrix (m, n) of the block with this number."""
     stored = rank * (m + n) + m * use_dora
-    more = m if use_dora and not _is_saved(config, name) else 0
+    more = m if use_dora and not _is_saved(config, layer, name) else 0
     operation = "dora_linear" if use_dora else "lora_linear"
     return Update(stored, stored - rank * n * freeze_A, rank, not freeze_A, more, m * use_dora, operation)
 
 
-def _is_saved(config: Any, name: str) -> bool:
+def _is_saved(config: Any, layer: int | None, name: str) -> bool:
     """Whether the operation after this module of a block saves its output."""
-    return any(name in part.saved for part in block_of(config) if isinstance(part, Linears))
+    return any(name in part.saved for part in block_of(config, layer or 0) if isinstance(part, Linears))
 
 
 def alive_at_once(batches: Sequence[Batch], threads: int | None = None) -> tuple[list[Batch], int]:
@@ -244,7 +244,7 @@ def _fields_of(model: LanguageModel) -> dict[str, Any]:
             held += sum(x.nbytes for x in (*(p.data for _, p in weights.named_parameters()), *(weights.initial or ())))
             if adapter in module.active and weights.lora_B.requires_grad:
                 place = _place(config, path)
-                modules[place] = _update_of(config, place[1], module, weights)
+                modules[place] = _update_of(config, *place, module, weights)
     known["others"] = held - FLOAT * sum(update.stored for update in modules.values())
     return known | _alike(config, modules)
 
@@ -275,14 +275,14 @@ def _place(config: Any, path: str) -> tuple[int | None, str]:
     return block, next((name for name, _, _ in matrices(config) if path.endswith(f".{name}")), path.rpartition(".")[2])
 
 
-def _update_of(config: Any, name: str, module: LoraLayer, weights: LoraWeights) -> Update:
+def _update_of(config: Any, layer: int | None, name: str, module: LoraLayer, weights: LoraWeights) -> Update:
     """Of one adapter in a module of a model, as `LoraLinear.forward` and `LoraEmbedding.forward` compute it."""
     parameters = [parameter for _, parameter in weights.named_parameters()]
     stored, trained = (sum(p.size for p in parameters if p.requires_grad or not only) for only in (False, True))
     dora, saves_x = weights.lora_magnitude_vector is not None, weights.lora_A.requires_grad
     drops = weights.dropout is not None and weights.dropout.training
     fused = not isinstance(module, LoraEmbedding) and (weights.is_plain or (weights.is_dora and not drops))
-    more = module.out_features if dora and not (fused and _is_saved(config, name)) else 0
+    more = module.out_features if dora and not (fused and _is_saved(config, layer, name)) else 0
     if drops and not fused and saves_x:  # x with its zeros, of each module
         saves_x, more = False, more + module.in_features
     once = module.out_features * dora * (1 if fused else 2)  # the quotients; apart from their operation, the norms, too

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from smallmodels import VARIANTS
+from smallmodels import SWITCHES, VARIANTS
 
 from minilora.engine import ops
 from minilora.engine.attention import Packing
@@ -20,6 +20,7 @@ from minilora.measure.blocks import names_of
 from minilora.measure.counts import count_parameters
 from minilora.measure.ledger import kept_arrays, ledger, peak
 from minilora.measure.predict import Memory, Step, alive_at_once, base_parameters, predict_memory
+from minilora.nn import families
 from minilora.nn.gemma3 import Gemma3, Gemma3Config
 from minilora.nn.gpt2 import GPT2, GPT2Config
 from minilora.nn.llama import Config, Llama
@@ -290,19 +291,13 @@ def test_of_an_adapter_in_some_blocks_nothing_is_held_before_the_first_one(rng, 
 
 
 FAMILIES = {
-    "gpt2": (GPT2, GPT2Config(64, 12, 2, 3, 20), ["c_attn", "c_proj"], ["c_fc"]),
-    "gemma3": (
-        Gemma3,
-        Gemma3Config(64, 12, 20, 3, 4, 2, 6, sliding_window=8),
-        ["q_proj", "k_proj", "up_proj"],
-        ["o_proj"],
-    ),
-    "qwen2": (Llama, replace(MEDIUM, attention_bias=True), ["q_proj", "k_proj", "up_proj"], ["o_proj"]),
-    "qwen3": (Llama, replace(MEDIUM, qk_norm=True, head_dim=10), ["q_proj", "k_proj", "up_proj"], ["o_proj"]),
-    "olmo2": (Llama, replace(MEDIUM, post_norm=True), ["q_proj", "k_proj", "up_proj"], ["o_proj"]),
-    "granite": (Llama, replace(MEDIUM, shared_mlp=True, embedding_multiplier=2.0, residual_multiplier=0.5,
-                logits_scaling=3.0), ["q_proj", "k_proj", "input_linear"], ["output_linear"]),
-}  # fmt: skip
+    "gpt2": (GPT2, GPT2Config(64, 12, 2, 3, 20)),
+    "gemma3_text": (Gemma3, Gemma3Config(64, 12, 20, 3, 4, 2, 6, sliding_window=8)),
+} | {name: (Llama, replace(MEDIUM, **switches)) for name, switches in SWITCHES.items()}
+
+
+def test_every_family_is_tried():
+    assert FAMILIES.keys() == families.FAMILIES.keys()
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
@@ -370,9 +365,11 @@ def test_of_every_adapter_parameters_and_the_graph_hold_what_was_predicted(rng, 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize(("family", "config", "some", "one"), FAMILIES.values(), ids=FAMILIES)
-def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, some, one, use_dora, recompute):
-    for targets in ("all-linear", some, one, *([] if use_dora else [None])):
+@pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
+def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, use_dora, recompute):
+    names = names_of(config)
+    some = [*names[:2], names[-2]], [names[len(names) // 2]], names[-1:]
+    for targets in ("all-linear", *some, *([] if use_dora else [None])):
         model, ids = family(config, 0), ids_of(rng, 2, 70)
         model.decoder.recompute = recompute
         if targets is not None:
