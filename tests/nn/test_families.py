@@ -68,7 +68,8 @@ def made(family, **changes):
 
 
 def test_every_llama_has_a_row():
-    assert {name for name, family in FAMILIES.items() if family.model is Llama} == set(SWITCHES)
+    llamas = {name for name, family in FAMILIES.items() if family.model is Llama}
+    assert llamas == set(SWITCHES), "SWITCHES of tests/smallmodels.py has the families that are a Llama with a switch"
 
 
 @every_switch
@@ -86,10 +87,10 @@ def test_a_block_has_the_parameters_that_transformers_has(family):
 def test_each_switch_changes_the_result(family):
     model = made(family)
     for name, value in SWITCHES[family].items():
-        if name in ("head_dim", "shared_mlp", "post_norm"):
-            continue
-        other = Llama(replace(model.config, **{name: PLAIN.__dict__[name]}))
-        other.load_state_dict({key: model.state_dict()[key] for key in other.state_dict()})
+        other, state = Llama(replace(model.config, **{name: getattr(PLAIN, name)})), model.state_dict()
+        if any(key not in state or state[key].shape != w.shape for key, w in other.state_dict().items()):
+            continue  # the switch adds or reshapes matrices
+        other.load_state_dict({key: state[key] for key in other.state_dict()})
         assert np.abs(logits(other) - logits(model)).max() > 1e-2, (name, value)
 
 
@@ -143,6 +144,34 @@ def test_a_config_comes_back_from_both_formats(family):
         assert again == replace(config, model_type="llama", sliding_window=None, max_position_embeddings=4)
     else:
         assert again == config
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_no_value_of_a_field_is_lost_in_a_file(family):
+    """Each field with another value comes back from both formats, or the model is refused as none of llama.cpp's."""
+    models = {"gpt2": GPT2Config(64, 12, 2, 2), "gemma3_text": config_from_json(GEMMA | {"num_hidden_layers": 6})}
+    config = models.get(family.model_type) or made(family.model_type).config
+    others = {bool: lambda switch: not switch, type(None): lambda none: 4, RopeScaling: lambda scaling: None}
+    tried = set()
+    for name, value in ((each.name, getattr(config, each.name)) for each in family.fields):
+        other = others.get(type(value), lambda number: 2 * (number or 1))
+        try:
+            changed = replace(config, **{name: other(value)})
+        except (TypeError, ValueError):  # a size that does not go with the others
+            continue
+        tried.add(name)
+        assert config_from_json(json.loads(json.dumps(config_to_json(changed)))) == changed, name
+        if ARCHITECTURES[family.gguf] is not family:  # its files come back as another family's
+            continue
+        try:
+            metadata, tensors = config_to_gguf(changed)
+        except ValueError as error:
+            assert "llama.cpp" in str(error)
+            continue
+        head = {} if changed.tie_word_embeddings else {"output.weight": ()}
+        shapes = {"token_embd.weight": (changed.vocab_size, changed.hidden_size)} | head
+        assert config_from_gguf(metadata, shapes, tensors.get(ROPE_DIVISORS)) == changed, name
+    assert len(tried) > 6
 
 
 def test_llama_3s_files_from_elsewhere_say_only_the_divisors():
