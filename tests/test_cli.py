@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,13 +129,31 @@ def test_a_file_or_folder_without_its_flag_is_answered_with_the_flag(words, mean
     assert complaint(capsys).startswith(f"unknown arguments: {path} (did you mean --{meant} {path}?); ")
 
 
+def all_options():
+    """The fields that are flags, of all commands."""
+    found = [each for name in NAMES for each in vars(import_module(f"minilora.commands.{name}")).values()]
+    return [item for each in filter(is_dataclass, found) for item in fields(each) if "help" in item.metadata]
+
+
+def test_every_command_and_every_flag_has_a_help_text_without_a_full_stop():
+    (commands,) = (action.choices for action in build_parser()._actions if action.choices)
+    texts = {(name, each.dest): each.help for name, one in commands.items() for each in one._actions}
+    texts |= {(name, "HELP"): import_module(f"minilora.commands.{name}").HELP for name in NAMES}
+    assert [place for place, text in texts.items() if not text or text.endswith(".")] == []
+
+
+def test_every_option_is_read_somewhere():
+    files = Path(commands.__file__).parents[1].rglob("*.py")
+    read = {word for path in files for word in re.findall(r"(?<=\w\.)\w+|(?<=\[\")\w+(?=\"])", path.read_text("utf-8"))}
+    assert {item.name for item in all_options()} - read == set(), "options without effect"
+
+
 LIMITS = {"seed": (0, None), "queue": (0, None), "price": (0, None), "weight_decay": (0, None), "port": (0, 65535),
           "warmup": (0, 1), "length": (2, None), "context_length": (2, None), "max_length": (8, None)}  # fmt: skip
 
 
 def test_a_count_is_at_least_1_a_measure_above_0_a_share_at_most_1_as_well_and_other_limits_are_those_named_here():
-    found = [each for name in NAMES for each in vars(import_module(f"minilora.commands.{name}")).values()]
-    items = [item for each in filter(is_dataclass, found) for item in fields(each)]
+    items = all_options()
     for item in (item for item in items if item.metadata.keys() & {"least", "most", "above"}):
         limits = tuple(item.metadata.get(name) for name in ("least", "most", "above"))
         usual = {(1, None, None), (None, None, 0), (None, 1, 0)}
