@@ -229,6 +229,12 @@ _FUNCTIONS = (
     "concatenate", "stack", "expand_dims", "broadcast_to", "moveaxis", "transpose", "swapaxes", "argsort",
     "ascontiguousarray", "unpackbits",
 )  # fmt: skip
+
+
+def __getattr__(name):
+    raise AttributeError(f"CuPy has no {name} like NumPy's, or nothing needed it: add it to tests/strictarray.py")
+
+
 globals().update({name: _ufunc(name) for name in _UFUNCS} | {name: _function(name, np) for name in _FUNCTIONS})
 
 

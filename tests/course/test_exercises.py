@@ -39,7 +39,9 @@ def test_the_solution_passes_and_each_known_mistake_gets_its_line_whatever_is_dr
                     assert "\n" not in said and len(said) < 220
                     named |= {mistake.line} if mistake.line in said else set()
                     if variant == 0:
-                        assert mistake.line in said and not BARE_NUMBER.search(said)
+                        told = f"{mistake.line!r} is answered with {said!r}"
+                        assert mistake.line in said, f"{told}: if that is {OK!r}, no draw shows this mistake"
+                        assert not BARE_NUMBER.search(said), told
         assert len(named) >= 5, f"variant {variant} needs five known mistakes in mistakes/, these are named: {named}"
 
 

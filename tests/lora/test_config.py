@@ -31,6 +31,11 @@ def of(*kinds, layers=range(12)):
     return [name for name in NAMES if name.split(".")[-1] in kinds and int(name.split(".")[2]) in layers]
 
 
+def test_each_field_has_a_line_in_the_docstring():
+    described = re.findall(r"^    (\w+(?:, \w+)*): ", LoraConfig.__doc__, re.MULTILINE)
+    assert {field.name for field in dataclasses.fields(LoraConfig)} <= set(", ".join(described).split(", "))
+
+
 # -- which modules -----------------------------------------------------------------------------------------------------
 
 

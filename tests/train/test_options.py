@@ -110,7 +110,7 @@ def test_the_adapter_is_the_one_asked_for():
         rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3.0}, lora_dropout=0.1, bias="lora_only", use_rslora=True,
         use_dora=True, freeze_A=True, init_lora_weights="gaussian",
     )  # fmt: skip
-    assert settings.keys() == {field.name for field in fields(LoraConfig)}
+    assert settings.keys() == {field.name for field in fields(LoraConfig)}, "a value of each field, not the default"
     assert Options(**settings).lora_config() == LoraConfig(**settings)
     assert Options().lora_config() == LoraConfig(r=8, lora_alpha=16.0)
 
@@ -129,7 +129,11 @@ def test_no_flag_of_an_adapter_means_anything_in_full_fine_tuning(name, value):
     arguments = build_parser().parse_args(["finetune", "--method", "full", flag(name), *([value] if value else [])])
     with pytest.raises(UsageError, match=f"^{flag(name)} means nothing with --method full: leave out one of the two$"):
         from_flags(Options, arguments)
-    assert ADAPTER.keys() == {item.name for item in flag_fields(Options) if item.metadata.get("group") == "lora"}
+
+
+def test_every_flag_of_an_adapter_is_tried_in_full_fine_tuning():
+    named = {item.name for item in flag_fields(Options) if item.metadata.get("group") == "lora"}
+    assert ADAPTER.keys() == named, "ADAPTER has a value of every option in the group lora"
 
 
 # -- as a file ---------------------------------------------------------------------------------------------------------
