@@ -117,7 +117,7 @@ def test_what_takes_a_variant_apart_keeps_its_update_or_refuses_it(tiny_config, 
         try:
             how(other)
         except ValueError as error:
-            assert re.search(r"\b(DoRA|PiSSA)\b", str(error))
+            assert re.search(r"\b(DoRA|PiSSA)\b", str(error)), error
             return None
         return logits(other)
 
