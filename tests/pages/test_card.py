@@ -44,9 +44,10 @@ METRICS = {
 
 def card_of(folder, options=(), holds=("lora_A.weight", "lora_B.weight"), **changes):
     """holds: what the adapter's file has of a module."""
-    write_tensors(folder / WEIGHTS_FILE, {f"{PREFIX}model.x.{name}": np.ones(1, np.float32) for name in holds})
     metrics = copy.deepcopy(METRICS) | changes
     metrics["options"] |= dict(options)
+    if metrics["options"]["method"] == "lora":
+        write_tensors(folder / WEIGHTS_FILE, {f"{PREFIX}model.x.{name}": np.ones(1, np.float32) for name in holds})
     return write_card(folder, metrics, vars(Options())).read_text(encoding="utf-8")
 
 
