@@ -18,6 +18,7 @@ import pytest
 from commandline import LONG, complaint, instead, job, status, written
 from modelfiles import TERMS
 
+import minilora
 from minilora import __version__, commands
 from minilora.cli import build_parser, main
 from minilora.commands import NAMES
@@ -25,7 +26,7 @@ from minilora.data.rows import DataError
 from minilora.files.tensors import read_tensors
 from minilora.models import load as zoo
 from minilora.nn import step
-from minilora.options import ELSEWHERE
+from minilora.options import ALWAYS, ELSEWHERE
 from minilora.progress import show_progress
 from minilora.train import job as finetune
 
@@ -146,6 +147,23 @@ def test_every_option_is_read_somewhere():
     files = Path(commands.__file__).parents[1].rglob("*.py")
     read = {word for path in files for word in re.findall(r"(?<=\w\.)\w+|(?<=\[\")\w+(?=\"])", path.read_text("utf-8"))}
     assert {item.name for item in all_options()} - read == set(), "options without effect"
+
+
+OF_PIP, OF_OTHERS = {"--upgrade", "--no-deps", "--quiet", "--dest"}, {"--version", "--directory", "--variant"}
+
+
+def test_every_command_and_every_flag_that_a_text_of_ours_names_exists():
+    (commands,) = (action.choices for action in build_parser()._actions if action.choices)
+    known = {flag for one in commands.values() for each in one._actions for flag in each.option_strings}
+    known |= {*ELSEWHERE, *ALWAYS, *OF_PIP, *OF_OTHERS}
+    root, unknown = Path(minilora.__file__).parent, set()
+    for path in (*root.rglob("*.py"), *root.rglob("*.jinja"), root.parent / "README.md"):
+        text = path.read_text("utf-8")
+        named = re.findall(r"`minilora ([a-z]+)|\bminilora ([a-z]+)(?= --)", text)
+        flags = re.findall(r"(?<![\w-])--[a-z][a-z\d-]+", text) if path.name not in ("lab.py", "card.md.jinja") else []
+        unknown |= {(path.name, word) for pair in named for word in pair if word and word not in NAMES}
+        unknown |= {(path.name, flag) for flag in flags if flag not in known}
+    assert unknown == set()
 
 
 LIMITS = {"seed": (0, None), "queue": (0, None), "price": (0, None), "weight_decay": (0, None), "port": (0, 65535),

@@ -82,9 +82,11 @@ def modules():
 
 def files_used(file):
     """The files that a file imports from, also where only its types need them."""
-    names = imported_names(file, trees()[file])
+    names = {name for name in imported_names(file, trees()[file]) if name.startswith("minilora")}
     known = modules()
-    return {known.get(name) or known[name.rpartition(".")[0]] for name in names if name.startswith("minilora")}
+    absent = {name for name in names if name not in known and name.rpartition(".")[0] not in known}
+    assert absent == set(), f"{file} imports what is not there"
+    return {known.get(name) or known[name.rpartition(".")[0]] for name in names}
 
 
 def circle(uses):
