@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -143,10 +143,10 @@ def set_adapter(model: Module, which: Choice) -> None:
     factors = factors_of(which)
     check_known(model, factors)
     refuse_merged(model, "choosing another adapter")
-    modules = lora_modules(model).values()
+    modules, before = list(lora_modules(model).values()), active_factors(model)
     activate(model, {name: float(factor) for name, factor in factors.items()}, modules)
     for name in model.adapters:
-        if name == which or _is_trainable(modules, name):  # at most two of a thousand
+        if name == which or name in before or _is_trainable(modules, name):  # a few of a thousand
             for weights in _weights_of(modules, name):
                 weights.requires_grad_(name == which)
 
@@ -155,10 +155,14 @@ def _weights_of(modules: Iterable[LoraLayer], name: str) -> Iterator[LoraWeights
     return (module.adapters[name] for module in modules if name in module.adapters)
 
 
-def _is_trainable(modules: Iterable[LoraLayer], name: str) -> bool:
-    """Whether an adapter is trainable, by its weights in the first module that it has."""
-    first = next(_weights_of(modules, name), None)
-    return first is not None and (first.lora_A.requires_grad or first.lora_B.requires_grad)
+def _parameters_of(modules: Iterable[LoraLayer], name: str) -> Iterator[Parameter]:
+    return (p for own in _weights_of(modules, name) for p in vars(own).values() if isinstance(p, Parameter))
+
+
+def _is_trainable(modules: Sequence[LoraLayer], name: str) -> bool:
+    """Whether an adapter is trainable in the first or the last module that it has. Others may be frozen by hand."""
+    ends = (next(_weights_of(ordered, name), None) for ordered in (modules, reversed(modules)))
+    return any(own is not None and (own.lora_A.requires_grad or own.lora_B.requires_grad) for own in ends)
 
 
 def scale_adapter(model: Module, name: str, factor: float) -> None:
@@ -232,19 +236,21 @@ class Remembered:
     def __init__(self, model: Module):
         self.model, self.active, self.modules = model, active_factors(model), [*lora_modules(model).values()]
         self.merged = any(module.merged for module in self.modules)
-        self.trainable = {name for name in self.active if _is_trainable(self.modules, name)}
+        self.trainable = {p for name in self.active for p in _parameters_of(self.modules, name) if p.requires_grad}
 
     def restore(self) -> None:
         """Make the adapters active, trainable and merged as they were. One that was removed is left out."""
-        chosen = self.active | active_factors(self.model)  # only one that is active was made trainable
-        modules = lora_modules(self.model).values()
+        modules, chosen = list(lora_modules(self.model).values()), active_factors(self.model)
         for module in modules:
             module.unmerge()
         activate(self.model, self.active, modules)
-        for name in chosen:
-            if _is_trainable(modules, name) != (name in self.trainable):
+        for name in chosen:  # only one that is active was made trainable
+            if name not in self.active and _is_trainable(modules, name):
                 for weights in _weights_of(modules, name):
-                    weights.requires_grad_(name in self.trainable)
+                    weights.requires_grad_(False)
+        for parameter in (p for name in self.active for p in _parameters_of(modules, name)):
+            if parameter.requires_grad != (parameter in self.trainable):
+                parameter.requires_grad = not parameter.requires_grad
         if self.merged and active_factors(self.model):
             merge_adapter(self.model)
 

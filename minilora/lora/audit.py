@@ -94,17 +94,17 @@ def audit(
     if input_ids is None:
         xp = array_module(model.head_weight.data)
         input_ids = (xp.arange(24) * 7919 % model.config.vocab_size).reshape(2, 12)
-    unmerge_adapter(model)
-    set_adapter(model, name)
-    model.eval()
     try:
+        unmerge_adapter(model)
+        set_adapter(model, name)
+        model.eval()
         return _Audit(model, name, weights, input_ids, base_sha256 or sha256_of(base_state(model))).run()
     finally:
         activate(model, active)
         for module, mode in training:
             module.training = mode
         for path, parameter in model.named_parameters():
-            parameter.requires_grad = path in trained
+            parameter.requires_grad, parameter.grad = path in trained, None
         if merged:
             merge_adapter(model)
 

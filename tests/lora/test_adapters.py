@@ -280,16 +280,35 @@ def test_every_addition_freezes_the_base_and_the_other_adapters(tiny_model):
         assert [*tiny_model.trainable_parameters()] == [n for n in tiny_model.state_dict() if f".adapters.{name}." in n]
 
 
-def test_an_adapter_of_which_one_factor_was_frozen_by_hand_is_frozen_whole_when_another_is_chosen(three):
+@given(frozen=st.sets(st.sampled_from(["lora_A", "lora_B", "ends", "middle"]), min_size=1, max_size=2))
+@settings(max_examples=10, deadline=None)
+def test_an_adapter_that_was_frozen_by_hand_in_part_is_frozen_whole_by_another_choice_and_restored_as_it_was(frozen):
+    model = with_three(Llama(Config(64, 16, 16, 3, 2, 1), np.random.default_rng(0)))
+    set_adapter(model, "support")
+    for name, parameter in [*model.trainable_parameters().items()]:
+        part = "middle" if ".layers.1." in name else "ends"
+        parameter.requires_grad = frozen.isdisjoint([part, name.rpartition(".")[2]])
+    trained = set(model.trainable_parameters())
+    for inside in ("support", "legal", None):
+        with ml.disable_adapter(model):
+            set_adapter(model, inside)
+        assert set(model.trainable_parameters()) == trained
+    set_adapter(model, {"support": 0.5, "legal": 0.5})
+    assert not model.trainable_parameters()
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_choice_that_was_interrupted_can_be_made_again(three, monkeypatch, last):
+    """Ctrl-C, after the adapter chosen before was frozen in some of its modules."""
     model, _ = three
-    for frozen in ("lora_A", "lora_B"):
-        set_adapter(model, "support")
-        for module in lora_modules(model).values():
-            if "support" in module.adapters:
-                getattr(module.adapters["support"], frozen).requires_grad = False
-        assert model.trainable_parameters()
-        set_adapter(model, None)
-        assert not model.trainable_parameters()
+    set_adapter(model, "support")
+    with monkeypatch.context() as patched:
+        change, left = LoraWeights.requires_grad_, [None] * (1 + last)
+        patched.setattr(LoraWeights, "requires_grad_", lambda self, wanted: (left.pop(), change(self, wanted)))
+        with pytest.raises(IndexError):
+            set_adapter(model, None)
+    set_adapter(model, None)
+    assert not model.trainable_parameters()
 
 
 def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatch):

@@ -1,11 +1,14 @@
 """The audit: it passes where all is well, leaves the model as it was, and says what it found."""
 
+import operator
+
 import numpy as np
 import pytest
 from plants import adapted
 from smallmodels import IDS, VARIANTS, Net, logits
 
 import minilora as ml
+import minilora.lora.audit as audit_module
 from minilora.lora.adapters import adapter_state, base_state, is_merged, lora_modules
 from minilora.lora.audit import AuditError, _Audit, audit
 from minilora.lora.layer import LoraLayer, LoraWeights
@@ -48,6 +51,27 @@ def test_an_audit_in_mid_training_changes_no_holes_of_dropout_and_leaves_no_grad
             assert all(p.grad is None for _, p in model.named_parameters())
         losses.append(model.loss(IDS, IDS).item())
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["legal", "support"])
+@pytest.mark.parametrize("at", ["unmerge_adapter", "set_adapter", "sha256_of", "_Audit.merge", "Tensor.backward"])
+def test_an_audit_that_is_interrupted_leaves_the_model_as_it_was(model, monkeypatch, at, name):
+    ml.set_adapter(model, "support")
+    ml.merge_adapter(model)
+    before, trained = logits(model), set(model.trainable_parameters())
+    function = operator.attrgetter(at)(audit_module)
+
+    def interrupted(*inputs):
+        function(*inputs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"minilora.lora.audit.{at}", interrupted)
+        audit(model, name)
+    assert is_merged(model) and np.array_equal(logits(model), before)
+    assert set(model.trainable_parameters()) == trained
+    assert all(module.training for _, module in model.named_modules())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_base_is_hashed_before_and_after_or_only_after_if_the_hash_before_is_known(model, monkeypatch):
