@@ -357,6 +357,7 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
 def _as_array(data: Any, requires_grad: bool) -> Array:
     if isinstance(data, Tensor):
         return data.data
+    data = _without_index(data)
     if not isinstance(getattr(data, "dtype", None), np.dtype):
         plain, data = not hasattr(data, "dtype"), np.asarray(data)
         if plain and (data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu")):
@@ -367,7 +368,13 @@ def _as_array(data: Any, requires_grad: bool) -> Array:
 def _array(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.data
+    x = _without_index(x)
     return x.item() if isinstance(x, np.generic) else x  # a NumPy scalar must not promote float32 to float64
+
+
+def _without_index(x: Any) -> Any:
+    """The values of a column of pandas, which would be matched with another one's by their index."""
+    return x.to_numpy() if hasattr(x, "to_numpy") else x
 
 
 def shared_backward(backward: Callable[[Array], tuple[Array, ...]], n: int) -> list[Vjp]:

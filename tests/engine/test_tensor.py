@@ -285,6 +285,25 @@ def test_python_numbers_become_float32_and_arrays_stay_what_they_are():
         Tensor(np.arange(3), requires_grad=True)
 
 
+def test_a_column_of_a_table_is_its_values_in_their_order():
+    """Columns of pandas multiply those rows that have the same index, which is another order after a shuffle."""
+
+    class Column:
+        def __init__(self, values):
+            self.values, self.dtype, self.shape = values, values.dtype, values.shape
+
+        def to_numpy(self):
+            return self.values
+
+    x, weights = Tensor(np.arange(3, dtype=np.float32), requires_grad=True), np.array([3, 1, 2], np.float32)
+    for y in (x * Column(weights), x * Tensor(Column(weights)), x[Column(np.arange(3))] * weights):
+        assert type(y.data) is np.ndarray and y.dtype == np.float32
+        np.testing.assert_array_equal(y.data, [0, 1, 4])
+        x.grad = None
+        y.sum().backward()
+        np.testing.assert_array_equal(x.grad, weights)
+
+
 def test_an_array_of_another_library_becomes_one_of_numpy_with_the_same_memory():
     class Foreign:
         array, dtype, shape = np.ones(2), "float64 of another library", (2,)
