@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property, partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Names of control tokens become control tokens unless `plain` has cut them.
 
-        Raises ValueError for a character that no token can express, which the library would drop silently.
+        Raises ValueError for a character that no token can express, which the library would drop silently; TypeError
+        for what is no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"expected one text, got {text!r:.80}")
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -131,8 +135,17 @@ class Tokenizer:
         return [*first, *ids] if first and first[0] in self.control_ids and ids[:1] != first else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self.core.decode([int(i) for i in ids], skip_special_tokens=True)
+        """The text of token ids, without special tokens.
+
+        Raises ValueError for a negative one, such as a label of -100, and TypeError for what are no integers.
+        """
+        try:
+            found = [index(i) for i in ids]
+        except TypeError:
+            raise TypeError(f"expected the token ids of one text, got {ids!r:.80}") from None
+        if (least := min(found, default=0)) < 0:
+            raise ValueError(f"expected token ids, got {least}: leave out labels that are not scored")
+        return self.core.decode(found, skip_special_tokens=True)
 
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes of every token that is text, by its id: those in the middle of a text, space and all."""

@@ -3,10 +3,12 @@
 import copy
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +94,25 @@ def test_the_error_names_the_first_such_character_and_its_position(tokenizer, ch
             check(f"ä b{character}c{MISSING[0]}")
         assert repr(character) in str(caught.value) and "position 3" in str(caught.value)
         assert type(caught.value) is ValueError and "remove it" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, 3, float("nan"), ["a", "b"], b"a"], ids=str)
+def test_what_is_not_one_text_is_named(tokenizer, given):
+    with pytest.raises(TypeError, match=f"^expected one text, got {re.escape(repr(given))}$"):
+        tokenizer.encode(given)
+
+
+@pytest.mark.parametrize("given", [3, None, 1.5, ["a"], [[1, 2], [3]], [1.0]], ids=str)
+def test_what_are_not_the_token_ids_of_one_text_is_named(tokenizer, given):
+    with pytest.raises(TypeError, match=f"^expected the token ids of one text, got {re.escape(repr(given))}$"):
+        tokenizer.decode(given)
+
+
+def test_labels_that_are_not_scored_are_no_token_ids(tokenizer):
+    ids = tokenizer.encode("a b")
+    assert tokenizer.decode(np.array(ids)) == tokenizer.decode(ids) == "a b" and tokenizer.decode([]) == ""
+    with pytest.raises(ValueError, match="got -100: leave out labels that are not scored"):
+        tokenizer.decode([-100, *ids])
 
 
 def test_merges_are_applied_within_words(tokenizer):
