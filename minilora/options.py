@@ -169,28 +169,31 @@ def check_value(options: type, name: str, value: Any, called: str | None = None)
 
     called: the name of the option in the message. Of an option with several values, each one is checked.
     """
-    metadata = options.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
-    kinds = kinds_of(_hints(options)[name])
+    item, hint = options.__dataclass_fields__[name], _hints(options)[name]  # type: ignore[attr-defined]
+    metadata, kinds = item.metadata, kinds_of(hint)
+    if value is None and (item.default is None or or_none(hint)):
+        return
     for one in value if "several" in metadata and isinstance(value, list) else [value]:
-        if reason := _misfit(one, kinds) or _refusal(one, metadata):
-            raise ValueError(f"{called or name} {reason}, got {one!r}")
+        if reason := _misfit(one, kinds, metadata) or _refusal(one, metadata):
+            shown = repr(one) if isinstance(one, str) or len(repr(one)) < 80 else f"a {type(one).__name__}"
+            raise ValueError(f"{called or name} {reason}, got {shown}")
 
 
 _hints = cache(get_type_hints)  # fit checks its arguments one by one
 
 
-def _misfit(value: Any, kinds: Sequence[Any]) -> str | None:
-    """What a value of another type must be, where a number is expected, or true or false; else None."""
-    wanted = {bool: bool, int: Integral, float: Real}.get(kinds[0]) if len(kinds) == 1 else None
-    if wanted is None or value is None or (isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)):
+def _misfit(value: Any, kinds: Sequence[Any], metadata: Mapping[str, Any]) -> str | None:
+    """What a value of another type must be, where a number is expected, a text, or true or false; else None."""
+    wanted = {bool: bool, int: Integral, float: Real, str: str}.get(kinds[0]) if len(kinds) == 1 else None
+    if wanted is str and "choices" in metadata:  # which the refusal lists
         return None
-    return f"must be {KINDS[kinds[0]]}"
+    if wanted is None or (isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)):
+        return None
+    return "must be a path or a name" if metadata.get("path") else f"must be {KINDS[kinds[0]]}"
 
 
 def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    """What a value that is not allowed must be; None for one that is allowed, and for None itself."""
-    if value is None:
-        return None
+    """What a value that is not allowed must be; None for one that is allowed."""
     if value == "" and metadata.get("path"):
         return "must be a path or a name"
     if (choices := metadata.get("choices")) and value not in choices:

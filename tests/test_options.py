@@ -191,16 +191,24 @@ def test_a_value_that_is_not_allowed_is_answered_with_what_is(words, reason, par
     assert refused(parser, capsys, *words.split()) == reason
 
 
+class Table:
+    def __repr__(self):
+        return "a table of many rows"
+
+    def __eq__(self, other):
+        raise ValueError("pandas compares each cell")
+
+
 LIMITS = [  # the field, values that are allowed, values that are not
     ("r", [1, 9**9], [0, -1, np.int64(0)]),
-    ("epochs", [1e-9, 9], [0, -1.0, math.inf, math.nan]),
+    ("epochs", [1e-9, 9], [0, -1.0, math.inf, math.nan, None]),
     ("norm", [1e-9, math.inf, None], [0.0, -math.inf, math.nan]),
     ("warmup", [0, 0.5, 1], [-0.1, 1.1, math.nan]),
-    ("method", ["lora", "full"], ["LoRA", ""]),
+    ("method", ["lora", "full"], ["LoRA", "", None, ["lora"]]),
     ("base", ["small", ""], []),
-    ("path", ["small", None], [""]),
+    ("path", ["small", None], ["", 3, ["small"], Table()]),
     ("start", [True, False, "big"], ["small"]),
-    ("seed", [-1, 10**9, np.int64(3)], [1.5, "1", True]),  # without limits
+    ("seed", [-1, 10**9, np.int64(3)], [1.5, "1", True, None]),  # without limits
     ("lr", [1, 1e-3, np.float32(0.1), None], ["1e-3", "fast", False]),
     ("quantized", [True, False], ["no", 0, 1]),
 ]
@@ -216,6 +224,12 @@ def test_the_same_limits_hold_for_the_dataclass(name, allowed, not_allowed):
             Options(**{name: value})
         with pytest.raises(ValueError, match="^own must be "):
             check_value(Options, name, value, "own")
+
+
+def test_of_a_value_with_a_long_text_the_error_names_the_type_unless_it_was_typed():
+    for value, shown in ((["small"] * 30, "a list"), ("x" * 99, repr("x" * 99))):
+        with pytest.raises(ValueError, match=f", got {shown}$"):
+            Options(**{"method" if isinstance(value, str) else "path": value})
 
 
 CONFLICTS = [
