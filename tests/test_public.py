@@ -79,7 +79,8 @@ def test_a_dict_is_no_config_no_options_no_text_and_no_model(function, said):
         (lambda weights: minilora.encode_text("a b", TOKENIZER, 0), "max_length must be at least 1, got 0"),
         (lambda weights: minilora.encode_records(TEXTS, TOKENIZER, max_length=0), "at least 1, got 0"),
         (lambda weights: minilora.mixed_batch(MODEL, "legal").__enter__(), "expected a list .* got 'legal' alone"),
-        (lambda weights: minilora.mean_loss(MODEL, SAMPLES, 0), "batch_size must be at least 1, got 0"),
+        (lambda weights: minilora.mean_loss(MODEL, SAMPLES, 0), "must be a whole number of at least 1, got 0"),
+        (lambda weights: minilora.mean_loss(MODEL, SAMPLES, 2.5), "of at least 1, got 2.5"),
     ],
 )
 def test_values_out_of_range_are_refused_before_anything_is_computed(call, said):

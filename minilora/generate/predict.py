@@ -54,7 +54,9 @@ def predict(
     for what, given_list in (("texts", texts), ("passages", passages)):
         if isinstance(given_list, str):
             raise TypeError(f"expected a list of {what}, got a single str: put it in a list")
-    if passages and len(passages) != len(texts):
+        if not hasattr(given_list, "__len__"):
+            raise TypeError(f"expected a list of {what}, got a {type(given_list).__name__}")
+    if len(passages) and len(passages) != len(texts):
         raise ValueError(f"expected a passage, or None, for each of {len(texts)} texts, got {len(passages)} passages")
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_for(model, active, schema)

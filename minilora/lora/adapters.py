@@ -95,7 +95,10 @@ def plan_adapter(
     _refuse_other_biases(config, modules, targets)
     for pattern in config.unused_patterns(targets, list(modules)):
         log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)
-    rng = np.random.default_rng(seed)
+    try:
+        rng = np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}") from None
     return {path: new_weights(path, candidates[path], config, rng, any_rank) for path in targets}
 
 

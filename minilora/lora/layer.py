@@ -330,7 +330,8 @@ def new_weights(
     embeds = isinstance(base, Embedding)
     (m, n), r, scale = like.shape[:: -1 if embeds else 1], config.rank_of(name), config.scale_of(name)
     if r > min(m, n) and not any_rank:
-        raise ValueError(f"r={r} is too large for {name} ({m} x {n}), whose rank is at most {min(m, n)}: lower r")
+        most = f"whose rank is at most {min(m, n)}: lower r, or name the module in exclude_modules"
+        raise ValueError(f"r={r} is too large for {name} ({m} x {n}), {most}")
     if embeds and init in FROM_BASE:
         raise ValueError(f"init_lora_weights={init!r} is for linear layers: leave {name} out of target_modules")
     if embeds and config.freeze_A:

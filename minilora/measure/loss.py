@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TypeVar
 
 import numpy as np
@@ -52,8 +53,8 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     check_samples(samples)
     if not samples:
         raise ValueError("no samples to evaluate")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     ordered = sorted((sample for sample in samples if sample.scored), key=lambda sample: len(sample.ids))
     if not ordered:
         raise ValueError("no token is scored: every label is -100")

@@ -32,8 +32,8 @@ class Optimizer:
         self.parameters = _listed(parameters)
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient; add an adapter or unfreeze the model")
-        if not lr >= 0:
-            raise ValueError(f"the learning rate must not be negative, got {lr}")
+        if not isinstance(lr, (int, float, np.number)) or not lr >= 0:
+            raise ValueError(f"the learning rate must be a number of at least 0, got {lr!r}")
         self.lr = lr
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -162,6 +163,8 @@ def test_a_text_that_cannot_be_asked_is_refused_before_work(model, tokenizer, tr
 def test_one_text_is_no_list(model, tokenizer):
     with pytest.raises(TypeError, match="list of texts, got a single str"):
         predict(model, tokenizer, "hello")
+    with pytest.raises(TypeError, match="list of texts, got a generator"):
+        predict(model, tokenizer, (text for text in ["a"]))
     with pytest.raises(TypeError, match="list of passages, got a single str"):
         predict(model, tokenizer, ["a", "b"], passages="xy")
 
@@ -169,7 +172,7 @@ def test_one_text_is_no_list(model, tokenizer):
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_passages_than_texts_is_refused(model, tokenizer, count):
     with pytest.raises(ValueError, match=f"a passage, or None, for each of 2 texts, got {count} passages"):
-        predict(model, tokenizer, ["a", "b"], passages=[None] * count)
+        predict(model, tokenizer, ["a", "b"], passages=np.array([None] * count))
     assert predict(model, tokenizer, ["a"], 2, passages=[None]) == predict(model, tokenizer, ["a"], 2)
 
 

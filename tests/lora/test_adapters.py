@@ -339,6 +339,8 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: add_adapter(m, config(exclude_modules=".*"), "new"), "no module"),
         (lambda m: add_adapter(m, config(target_modules=["q_proj"]), "legal"), "already has an adapter called 'legal'"),
         (lambda m: add_adapter(m, config(), ""), "name"),
+        (lambda m: add_adapter(m, config(), "new", seed=-1), "seed must be a whole number of at least 0, got -1"),
+        (lambda m: add_adapter(m, config(), "new", seed=1.5), "seed must be .* got 1.5"),
         (lambda m: add_adapter(m, config(), "a.b"), "without dots"),
         (lambda m: add_adapter(m, config(), 3), "a non-empty text .* 3"),
         (lambda m: plan_adapter(m, config(), "legal"), "already has"),
