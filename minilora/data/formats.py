@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from ..models.tokenizer import Message
@@ -249,6 +250,17 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(chosen := named.get("chosen"), list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
+
+
+def as_in_a_file(row: Any) -> Any:
+    """A row of a DataFrame as a file has it: NaN, NA and NaT, which fill empty cells, are None; arrays are lists."""
+    return {name: _plain(x) for name, x in row.items()} if isinstance(row, Mapping) else row
+
+
+def _plain(x: Any) -> Any:
+    if type(x).__name__ in ("NAType", "NaTType") or (isinstance(x, Real) and x != x):
+        return None
+    return x.tolist() if hasattr(x, "tolist") else x
 
 
 def with_lists(row: Mapping[str, Any], kind: Format) -> dict[str, Any]:

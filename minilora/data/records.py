@@ -27,6 +27,7 @@ from .formats import (
     CONTEXT,
     TEXT,
     Format,
+    as_in_a_file,
     check_field,
     conversation,
     fields_of,
@@ -178,7 +179,7 @@ def read_records(
 
     source: a file; a folder of train, valid and test files, or of texts; a name on huggingface.co, or of data that come
         with minilora, such as "legal"; or rows as dicts, such as a list, a split of Hugging Face's `datasets`, or
-        `frame.to_dict("records")` of a DataFrame.
+        `frame.to_dict("records")` of a DataFrame, whose NaN, NA and NaT count as None.
     tokenizer: if given, text that it cannot encode is reported too.
     field: names of columns: `{"question": "q"}` reads the column q as the question.
 
@@ -190,7 +191,7 @@ def read_records(
         of_frame = ': of a DataFrame, frame.to_dict("records")' if hasattr(source, "iterrows") else ""
         raise TypeError(f"expected the name of a file, or rows as dicts, got a {type(source).__name__}{of_frame}")
     reader = _Reader(tokenizer, field or {}, None, ())
-    reader.read(Path("rows"), None, None, source)
+    reader.read(Path("rows"), None, None, map(as_in_a_file, source))
     return reader.finish("rows", ()).records
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from modelfiles import TALK
 
@@ -65,6 +66,12 @@ def test_rows_are_read_as_those_of_a_file(write):
         assert read_records(given) == read_records(write(*rows))
     assert read_records([{"q": "Why?", "answer": "So."}], field={"question": "q"})[0].question == "Why?"
     assert message_of([QA, {"question": "x"}, QA | {"answer": ""}]).startswith("rows: row 2: ")
+    missing = [float("nan"), np.float32("nan"), type("NAType", (), {"__bool__": None})(), type("NaTType", (), {})()]
+    empty = {"id": None, "split": None, "paraphrase": None, "keywords": None}
+    assert read_records([QA | dict.fromkeys(empty, x) for x in missing]) == read_records([QA | empty] * 4)
+    arrays = {"keywords": np.array(["claim"]), "phrasings": np.array(["A lien?"], dtype=object), "id": np.int64(7)}
+    assert read_records([QA | arrays]) == read_records([QA | {name: x.tolist() for name, x in arrays.items()}])
+    assert message_of([QA | {"question": missing[0]}]) == message_of([QA | {"question": None}])
     for wrong in (3, QA):
         with pytest.raises(TypeError, match="or rows as dicts, got a (int|dict)$"):
             read_records(wrong)
