@@ -23,6 +23,7 @@ from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, check_module
+from ..progress import log
 from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
 from .config import FROM_BASE, OURS, LoraConfig, unsupported
 from .layer import LoraWeights
@@ -75,7 +76,8 @@ def save_adapter(
     frozen and the state of dropout, so that training can continue. Options in a loaded adapter's file that minilora
     does not use are written again.
 
-    Raises ValueError for an unknown name, a folder with another adapter, or weights that are not finite.
+    Warns if other parameters are trainable as well, such as those of a head of your own: they are not saved. Raises
+    ValueError for an unknown name, a folder with another adapter, or weights that are not finite.
     """
     weights, known = adapter_weights(model, name), model.adapters[name]
     folder, state = Path(folder), saved_state(model, name)
@@ -111,6 +113,14 @@ def save_adapter(
         provenance["dropout"] = dropout
     write_json(folder / PROVENANCE_FILE, provenance)
     known.folder = folder.resolve()
+    if others := [path for path in model.trainable_parameters() if ".adapters." not in path]:
+        log.warning(
+            "%s holds the adapter alone, and not %s (trainable parameters of no adapter: %d): save these with "
+            "np.savez, and set them before load_adapter",
+            folder,
+            others[0],
+            len(others),
+        )
     return folder
 
 

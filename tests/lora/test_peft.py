@@ -16,6 +16,7 @@ from minilora.lora.config import UNSUPPORTED
 from minilora.lora.llamacpp import save_gguf_adapter
 from minilora.lora.peft import load_adapter, peft_name, save_adapter
 from minilora.lora.provenance import _ENTRIES, read_provenance
+from minilora.nn.layers import Linear
 from minilora.nn.module import sha256_of
 from minilora.nn.optim import AdamW
 
@@ -147,6 +148,28 @@ def test_an_adapter_is_saved_again_where_it_was_saved_or_loaded_from(base, tmp_p
 
 
 # -- PEFT's format -----------------------------------------------------------------------------------------------------
+
+
+def test_trainable_parameters_that_no_adapter_has_are_said_not_to_be_saved_and_how_they_come_back(
+    base, tmp_path, caplog
+):
+    model, other = adapted(adapted(base(), name="legal"), name="support"), base()
+    save_adapter(model, tmp_path / "legal", name="legal")
+    assert not caplog.messages
+    model.score = Linear(3, 2, rng=np.random.default_rng(0))
+    model.model.norm.weight.requires_grad = True
+    losses_of(model, AdamW(model.trainable_parameters(), lr=0.1), 1)
+    folder, own = tmp_path / "support", ("model.norm.weight", "score.weight")
+    save_adapter(model, folder, name="support")
+    assert caplog.messages == [
+        f"{folder} holds the adapter alone, and not {own[0]} (trainable parameters of no adapter: 2): save these with "
+        "np.savez, and set them before load_adapter"
+    ]
+    np.savez(tmp_path / "own.npz", **{name: model.state_dict()[name] for name in own})
+    other.score = Linear(3, 2, rng=None)
+    other.load_state_dict(other.state_dict() | dict(np.load(tmp_path / "own.npz")))
+    load_adapter(other, folder)
+    assert logits(other).tobytes() == logits(model).tobytes()
 
 
 def test_the_weights_file_has_pefts_names_shapes_and_metadata(base, tmp_path):
