@@ -189,6 +189,7 @@ class Streams:
         self.running: list[Answer] = []  # in the order of the cache's rows
         self.cache: KVCache | None = None
         self.reading: Reading | None = None  # the answers that join next
+        self.torn = False  # was a step interrupted where cache and answers do not belong together?
         if mixed and len(prefix):
             raise ValueError("a prefix is computed with the adapters that are active or merged: give mixed=False")
         self.begins, self.before = list(prefix), len(prefix)
@@ -281,8 +282,12 @@ class Streams:
     def step(self) -> None:
         """Give every running answer one token. Waiting answers join if there are free places.
 
-        An error in one answer's guide or decoding ends that answer, and its `new_text` raises it.
+        An error in one answer's guide or decoding ends that answer, and its `new_text` raises it. A step that Ctrl-C
+        stops is repeated by the next one, which raises RuntimeError where a part of it is done.
         """
+        if self.torn:
+            raise RuntimeError("an earlier step was interrupted half-way: make new Streams, and add the requests again")
+        self.torn = True
         if self.running:
             assert self.cache is not None
             longest = max(len(answer.prompt) + answer.tokens for answer in self.running) - self.before
@@ -294,6 +299,7 @@ class Streams:
             self.reading = self._begin_to_read(joining)
         if self.reading is not None:
             self._read(self.reading)
+        self.torn = False
 
     def _next_to_join(self) -> list[Answer]:
         """Waiting answers for the free places whose prompts, padded to the longest, can be computed in one step."""
@@ -371,8 +377,13 @@ class Streams:
 
     def _compute(self, answers: list[Answer], tokens: np.ndarray, cache: KVCache) -> np.ndarray:
         choices = mixed_batch(self.model, [answer.adapter for answer in answers]) if self.mixed else nullcontext()
-        with no_grad(), _TURN.setdefault(self.model, Lock()), choices:
-            return to_numpy(self.model(tokens, cache, last=True).data[:, -1])
+        length = cache.length
+        try:
+            with no_grad(), _TURN.setdefault(self.model, Lock()), choices:
+                return to_numpy(self.model(tokens, cache, last=True).data[:, -1])
+        except BaseException:  # no answer has a token of it
+            cache.length, self.torn = length, False
+            raise
 
     def _leave(self) -> None:
         """Remove the answers that have ended. The last rows of the batch fill the gaps."""

@@ -3,6 +3,8 @@
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from minilora.generate.answers import generate, generate_batch
 from minilora.generate.streams import Streams, draw
 from minilora.lora.adapters import adapter_state
 from minilora.models.tokenizer import Tokenizer
+from minilora.nn.cache import KVCache
 from minilora.nn.llama import Llama
 
 QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
@@ -435,6 +438,42 @@ def test_of_prompts_that_are_read_together_some_can_be_cancelled(model, tokenize
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_ctrl_c_stops_in_the_model_is_repeated_by_the_next_one(model, tokenizer, streams):
+    answers = [
+        streams.add(q, c, 6, 0.5 * (i % 2), seed=i) for i, (q, c) in enumerate(zip(QUESTIONS, CHOICES, strict=True))
+    ]
+    calls = []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) % 2:
+            raise KeyboardInterrupt
+
+    with model.model.register_forward_hook(interrupt):  # the cache has the keys and values of the step then
+        while streams.busy:
+            with suppress(KeyboardInterrupt):
+                streams.step()
+    for i, (question, choice, answer) in enumerate(zip(QUESTIONS, CHOICES, answers, strict=True)):
+        assert answer.text == alone(model, tokenizer, question, choice, 6, temperature=0.5 * (i % 2), seed=i)
+    assert len(calls) % 2 == 0 and {adapter.factor for adapter in model.adapters.values()} == {None}
+
+
+@pytest.mark.parametrize("where", [(streams_module.Answer, "take"), (KVCache, "join"), (Streams, "_leave")], ids=str)
+def test_after_ctrl_c_between_model_and_answers_streams_are_refused_and_write_nothing_wrong(
+    streams, where, monkeypatch
+):
+    for question, count in zip(QUESTIONS[:3], (2, 4, 6), strict=True):
+        streams.add(question, None, count)
+        streams.step()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        streams.add("hello")
+        patched.setattr(*where, Mock(side_effect=KeyboardInterrupt))
+        finish(streams)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="interrupted half-way: make new Streams, and add the requests again"):
+            streams.step()
 
 
 def test_only_the_likeliest_tokens_that_have_the_probability_together_are_drawn(rng):
