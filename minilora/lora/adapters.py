@@ -243,6 +243,13 @@ class Remembered:
 
     def restore(self) -> None:
         """Make the adapters active, trainable and merged as they were. One that was removed is left out."""
+        try:
+            self._restore()
+        except KeyboardInterrupt:
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         modules, chosen = list(lora_modules(self.model).values()), active_factors(self.model)
         for module in modules:
             module.unmerge()

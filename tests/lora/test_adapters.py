@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from types import MappingProxyType
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from smallmodels import EMBED, IDS, Net, as_float64, logits, losses_of, shaken
 from smallmodels import lora_config as config
 
 import minilora as ml
+from minilora.lora import adapters
 from minilora.lora.adapters import (
     adapter_state,
     adapter_weights,
@@ -309,6 +311,19 @@ def test_a_choice_that_was_interrupted_can_be_made_again(three, monkeypatch, las
             set_adapter(model, None)
     set_adapter(model, None)
     assert not model.trainable_parameters()
+
+
+@pytest.mark.parametrize("block", [ml.disable_adapter, lambda model: ml.mixed_batch(model, ["legal", "support"])])
+def test_a_block_that_ctrl_c_stops_while_it_restores_the_adapters_has_restored_them(three, monkeypatch, block):
+    model, _ = three
+    set_adapter(model, "support")
+    before, trained = logits(model), set(model.trainable_parameters())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), block(model):
+        set_adapter(model, None)
+        patched.setattr(
+            adapters, "activate", Mock(side_effect=[KeyboardInterrupt, *[DEFAULT] * 9], wraps=adapters.activate)
+        )
+    assert np.array_equal(logits(model), before) and set(model.trainable_parameters()) == trained
 
 
 def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatch):
