@@ -16,7 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
 from functools import cache
-from threading import BrokenBarrierError, Lock
+from threading import BrokenBarrierError, Event, Lock
 from typing import Any
 
 import numpy as np
@@ -115,21 +115,31 @@ def values_and_gradients(
             meeting.receive(thread, leaf, grad)
         return y.data
 
-    found = _in_threads(forward_and_backward, len(functions), threads, release)
+    try:
+        found = _in_threads(forward_and_backward, len(functions), threads, release)
+    except BaseException:
+        meeting.abandon()
+        raise
     meeting.close()
     return found
 
 
 def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, release: Release = None) -> list[Array]:
-    """task(i, thread) for every i < count. Task i runs in thread i % threads; the tasks of a thread run in order."""
+    """task(i, thread) for every i < count. Task i runs in thread i % threads; the tasks of a thread run in order.
+
+    When the caller is interrupted (Ctrl-C), no further task begins.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     found: list[Array] = [None] * count
+    interrupted = Event()
 
     def work(thread: int) -> None:
         has_one_core.set(threads > 1)
         try:
             for i in range(thread, count, threads):
+                if interrupted.is_set():
+                    return
                 current_micro_batch.set(i)
                 found[i] = task(i, thread)
         except BaseException:
@@ -142,8 +152,14 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
         contexts[0].run(work, 0)
         return found
     with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(contexts[t].run, work, t) for t in range(threads)]
-        errors = [error for future in futures if (error := future.exception())]
+        try:
+            futures = [pool.submit(contexts[t].run, work, t) for t in range(threads)]
+            errors = [error for future in futures if (error := future.exception())]
+        except BaseException:
+            interrupted.set()
+            if release is not None:
+                release()
+            raise
     if errors:  # not that of a thread which waited for one that failed
         raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
     return found
@@ -157,7 +173,7 @@ class Meeting:
     """
 
     def __init__(self, threads: int):
-        self.lock = Lock()
+        self.lock, self.abandoned = Lock(), False
         self.waiting: dict[Node, list[deque[Array]]] = defaultdict(lambda: [deque() for _ in range(threads)])
 
     def receive(self, thread: int, leaf: Node, grad: Array) -> None:
@@ -165,8 +181,13 @@ class Meeting:
         with self.lock:
             queues = self.waiting[leaf]
             queues[thread].append(grad)
-            while all(queues):
+            while all(queues) and not self.abandoned:
                 self._add(leaf, queues)
+
+    def abandon(self) -> None:
+        """Add no more gradients: after two interrupts a thread may still be at work, when others are trained."""
+        with self.lock:
+            self.abandoned = True
 
     def close(self) -> None:
         """After all threads have ended: add the gradients that no other thread has a counterpart for."""

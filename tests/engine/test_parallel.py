@@ -1,6 +1,7 @@
 """Threads: gradients are added in a fixed order, one at a time, and every thread uses one core of BLAS."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -68,6 +69,31 @@ def test_one_thread_at_a_time_adds_up(monkeypatch):
         thread.join(10)
     meeting.close()
     assert len(most) == 15 and max(most) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows")
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_after_an_interrupt_no_micro_batch_begins_and_after_two_no_gradient_comes_late(interrupts):
+    """The second one ends the wait for the threads, which are still at work."""
+    x, begun, going_on = Tensor(np.ones(1), requires_grad=True), [], threading.Event()
+    others, main = set(threading.enumerate()), threading.main_thread().ident
+
+    def part(i):
+        begun.append(i)
+        if len(begun) == 2:  # both threads are at work
+            for k in range(interrupts):
+                threading.Timer(0.03 + 0.06 * k, signal.pthread_kill, [main, signal.SIGINT]).start()
+        going_on.wait(10)
+        return (x * 2).sum()
+
+    release = going_on.set if interrupts == 1 else None
+    with pytest.raises(KeyboardInterrupt):
+        parallel.values_and_gradients([lambda i=i: part(i) for i in range(8)], [1.0] * 8, threads=2, release=release)
+    x.grad = None
+    going_on.set()
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
+    assert sorted(begun) == [0, 1] and x.grad is None
 
 
 # -- cores -------------------------------------------------------------------------------------------------------------
