@@ -230,6 +230,8 @@ def test_of_a_value_with_a_long_text_the_error_names_the_type_unless_it_was_type
     for value, shown in ((["small"] * 30, "a list"), ("x" * 99, repr("x" * 99))):
         with pytest.raises(ValueError, match=f", got {shown}$"):
             Options(**{"method" if isinstance(value, str) else "path": value})
+    with pytest.raises(ValueError, match="^method must be one of lora, full, got 3$"):
+        Options(method=3)
 
 
 CONFLICTS = [

@@ -89,6 +89,7 @@ def test_after_an_interrupt_no_micro_batch_begins_and_after_two_no_gradient_come
     release = going_on.set if interrupts == 1 else None
     with pytest.raises(KeyboardInterrupt):
         parallel.values_and_gradients([lambda i=i: part(i) for i in range(8)], [1.0] * 8, threads=2, release=release)
+    assert going_on.is_set() == (interrupts == 1)
     x.grad = None
     going_on.set()
     for thread in set(threading.enumerate()) - others:

@@ -282,14 +282,13 @@ def test_every_addition_freezes_the_base_and_the_other_adapters(tiny_model):
         assert [*tiny_model.trainable_parameters()] == [n for n in tiny_model.state_dict() if f".adapters.{name}." in n]
 
 
-@given(frozen=st.sets(st.sampled_from(["lora_A", "lora_B", "ends", "middle"]), min_size=1, max_size=2))
-@settings(max_examples=10, deadline=None)
+@pytest.mark.parametrize("frozen", [["lora_A"], ["lora_B"], ["ends"], ["middle"], ["lora_A", "ends"]], ids=str)
 def test_an_adapter_that_was_frozen_by_hand_in_part_is_frozen_whole_by_another_choice_and_restored_as_it_was(frozen):
     model = with_three(Llama(Config(64, 16, 16, 3, 2, 1), np.random.default_rng(0)))
     set_adapter(model, "support")
     for name, parameter in [*model.trainable_parameters().items()]:
         part = "middle" if ".layers.1." in name else "ends"
-        parameter.requires_grad = frozen.isdisjoint([part, name.rpartition(".")[2]])
+        parameter.requires_grad = part not in frozen and name.rpartition(".")[2] not in frozen
     trained = set(model.trainable_parameters())
     for inside in ("support", "legal", None):
         with ml.disable_adapter(model):

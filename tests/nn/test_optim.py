@@ -191,7 +191,8 @@ def test_a_negative_learning_rate_is_refused_and_one_that_is_no_number(rng, opti
     for lr in (-0.1, math.nan, None, "1e-3"):
         with pytest.raises(ValueError, match=f"must be a number of at least 0, got {lr!r}"):
             optimizer([parameter(rng, 1)], lr=lr)
-    assert optimizer([parameter(rng, 1)], lr=0.0).lr == 0
+    for lr in (0.0, np.float32(0.5), np.float64(0.5)):
+        assert optimizer([parameter(rng, 1)], lr=lr).lr == lr
 
 
 def test_a_factor_for_a_name_that_is_not_trained_is_refused(rng):
