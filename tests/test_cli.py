@@ -18,7 +18,6 @@ import pytest
 from commandline import LONG, complaint, instead, job, status, written
 from modelfiles import TERMS
 
-import minilora
 from minilora import __version__, commands
 from minilora.cli import build_parser, main
 from minilora.commands import NAMES
@@ -156,8 +155,8 @@ def test_every_command_and_every_flag_that_a_text_of_ours_names_exists():
     (commands,) = (action.choices for action in build_parser()._actions if action.choices)
     known = {flag for one in commands.values() for each in one._actions for flag in each.option_strings}
     known |= {*ELSEWHERE, *ALWAYS, *OF_PIP, *OF_OTHERS}
-    root, unknown = Path(minilora.__file__).parent, set()
-    for path in (*root.rglob("*.py"), *root.rglob("*.jinja"), Path(__file__).parents[1] / "README.md"):
+    root, unknown = Path(__file__).parents[1], set()
+    for path in (*root.glob("minilora/**/*.py"), *root.glob("minilora/**/*.jinja"), root / "README.md"):
         text = path.read_text("utf-8")
         named = re.findall(r"`minilora ([a-z]+)|\bminilora ([a-z]+)(?= --)", text)
         flags = re.findall(r"(?<![\w-])--[a-z][a-z\d-]+", text) if path.name not in ("lab.py", "card.md.jinja") else []
