@@ -239,7 +239,7 @@ class Remembered:
     def __init__(self, model: Module):
         self.model, self.active, self.modules = model, active_factors(model), [*lora_modules(model).values()]
         self.merged = any(module.merged for module in self.modules)
-        self.trainable = {p for name in self.active for p in _parameters_of(self.modules, name) if p.requires_grad}
+        self.trainable = {p: p.requires_grad for name in self.active for p in _parameters_of(self.modules, name)}
 
     def restore(self) -> None:
         """Make the adapters active, trainable and merged as they were. One that was removed is left out."""
@@ -258,9 +258,9 @@ class Remembered:
             if name not in self.active and _is_trainable(modules, name):
                 for weights in _weights_of(modules, name):
                     weights.requires_grad_(False)
-        for parameter in (p for name in self.active for p in _parameters_of(modules, name)):
-            if parameter.requires_grad != (parameter in self.trainable):
-                parameter.requires_grad = not parameter.requires_grad
+        for parameter, wanted in self.trainable.items():
+            if parameter.requires_grad != wanted:
+                parameter.requires_grad = wanted
         if self.merged and active_factors(self.model):
             merge_adapter(self.model)
 

@@ -27,13 +27,9 @@ def hidden_means(model, tokenizer, texts):
     blocks = model.model.layers
     chosen = sorted({*range(4, len(blocks), 5), len(blocks) - 1})
     means = {block: np.empty((len(texts), model.config.hidden_size), np.float32) for block in chosen}
+    hidden = []
+    hooks = [blocks[block].register_forward_hook(lambda layer, inputs, x: hidden.append(x)) for block in chosen]
     ids = [tokenizer.encode(text) for text in texts]
-
-    def keep(block, rows):
-        def hook(layer, inputs, x):  # x (B, T, C)
-            means[block][rows] = x.data.mean(axis=1)
-
-        return blocks[block].register_forward_hook(hook)
 
     def length(i):
         return len(ids[i])
@@ -41,11 +37,13 @@ def hidden_means(model, tokenizer, texts):
     for _, alike in groupby(sorted(range(len(ids)), key=length), key=length):  # no padding
         alike = list(alike)
         for rows in (alike[i : i + AT_ONCE] for i in range(0, len(alike), AT_ONCE)):
-            hooks = [keep(block, rows) for block in chosen]
+            hidden.clear()
             with ml.no_grad():
                 model.model(np.array([ids[i] for i in rows]))
-            for hook in hooks:
-                hook.remove()
+            for block, x in zip(chosen, hidden, strict=True):  # x (B, T, C)
+                means[block][rows] = x.data.mean(axis=1)
+    for hook in hooks:
+        hook.remove()
     return means
 
 
