@@ -98,6 +98,7 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     (report,) = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(run[1])]))["labels"].values()
     assert [row["name"] for row in report["rows"]][2:] == ["the whole model"]
     assert report["confusion"] == metrics["labels"]["confusion"]
+    assert metrics["labels"]["rows"][-1]["name"] == "full fine-tuning"
     assert Engine(model, tokenizer).versions["base"].labels == task.labels
     fewer = [{"text": f"{i} on the invoice", "label": label} for i, label in enumerate(("bill", "other") * 3)]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, fewer)))
