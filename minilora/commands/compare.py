@@ -30,7 +30,7 @@ from ..progress import log
 from ..terminal import printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
-from ..train.options import FIELD, LABEL, Options
+from ..train.options import FIELD, LABEL, MAX_LENGTH, Options
 from ..train.run_folder import METRICS_FILE
 from ..version import __version__
 from .compare_table import METHODS, NAMES, page, rows
@@ -55,7 +55,7 @@ class CompareOptions:
 
     steps: int = option(60, "steps of the two runs that are compared")
     batch_size: int = option(8, "records per step")
-    max_length: int = option(512, "tokens per record; longer records are truncated")
+    max_length: int = option(512, MAX_LENGTH)
     eval_records: int = option(40, "records of each set that are measured, evenly chosen")
     seed: int = option(0, "seed of the adapter's initialisation and of the order of the records")
     r: int = option(8, "rank of LoRA's update, on all linear layers")

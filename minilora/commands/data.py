@@ -31,7 +31,7 @@ from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.text import WIDTH, Wrapper, columns, counted, rule, shortened, terminal_width, wrapped
 from ..terminal import printable, quote
-from ..train.options import FIELD, LABEL, SCHEMA, Options
+from ..train.options import FIELD, LABEL, MAX_LENGTH, SCHEMA, Options
 
 BRACKETS = ("[[", "]]")  # around what is scored
 UNDERLINED = ("\x1b[1;4;32m", "\x1b[0m")  # the same in a terminal, bold and green
@@ -48,8 +48,8 @@ class LookOptions:
     base: str = option(DEFAULT_BASE, f"the model whose tokens are counted: {BASE}", path=True)
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     label: str | None = option(None, LABEL, metavar="COLUMN")
-    schema: str | None = option(None, SCHEMA, metavar="FILE")
-    max_length: int = option(Options.max_length, "tokens per record; longer ones are truncated", least=8)
+    schema: str | None = option(None, SCHEMA.replace(", or that of the adapters", ""), metavar="FILE")
+    max_length: int = option(Options.max_length, MAX_LENGTH, least=8)
 
     def __post_init__(self):
         check_field(self.field or {})

@@ -42,7 +42,7 @@ from ..pages.text import NARROWEST, NOTHING, counted, interval, padded, percent,
 from ..progress import log
 from ..terminal import printable
 from ..train.material import Material, refuse_strange, turned, with_passages
-from ..train.options import LABEL, SCHEMA, Options
+from ..train.options import LABEL, MAX_LENGTH, SCHEMA, Options
 from .shared import AS_JSON, Loading
 
 KINDS = {  # of sets -> what the page calls their records
@@ -90,7 +90,7 @@ class EvalOptions(Loading):
         f"records of each set, evenly chosen (default: all; {Options.eval_records} paraphrases, as finetune)",
         least=1,
     )
-    max_length: int = option(Options.max_length, "tokens per record; longer records are truncated", least=8)
+    max_length: int = option(Options.max_length, MAX_LENGTH, least=8)
     no_recall: bool = option(False, "measure the loss alone, without answers, in a fraction of the time")
     matrix: str | None = option(
         None, "draw a heat map of the losses, adapters by data sets: a .png or .svg file", metavar="PICTURE"

@@ -84,7 +84,7 @@ def read_sets(
 ) -> list[MeasuredSet]:
     """The sets of each data set: what `finetune` holds out of it, or all of it.
 
-    max_length: longer records are truncated.
+    max_length: longer conversations are truncated, longer texts divided.
     limit: records of each set, evenly chosen.
     paraphrases: records of a set of paraphrased questions, where `limit` is None.
     field: as for `read_records`, by data set.

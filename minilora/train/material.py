@@ -170,7 +170,7 @@ def prepare(
     mix: other data to train on, each with its share of the records of an epoch.
     quote: sentences of the quotations that are learned instead of the records' answers, and that answer questions. They
         are of the records' own passages, and of the context for records that have none.
-    max_length: the tokens of a record; longer ones are truncated, which is logged.
+    max_length: the tokens of a record; longer conversations are truncated, which is logged, longer texts divided.
     eval_records: the most records of each set that are measured.
     stored: the task of the adapter that is trained further, if it has one.
     schema: the file with the JSON Schema of data with fields.

@@ -37,6 +37,7 @@ _FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
 FIELD = "names of your columns: question=q answer=a reads the question from q and the answer from a"
 LABEL = "to classify: the column with the label of each text (default: label, intent or category, next to a text)"
 SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data, or that of the adapters)"
+MAX_LENGTH = "tokens per record; longer conversations are truncated, longer texts are divided"
 ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
@@ -192,7 +193,7 @@ class Options:
     grad_accumulation: int = option(
         1, "batches per step: the result of a larger batch size, in the memory of one batch", least=1, **_TRAINING
     )
-    max_length: int = option(512, "tokens per record; longer ones are truncated", least=8, **_TRAINING)
+    max_length: int = option(512, MAX_LENGTH, least=8, **_TRAINING)
     seed: int = option(0, "seed of the adapter's initialisation and of the order of the records", least=0, **_TRAINING)
 
     eval_records: int = option(40, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)

@@ -7,7 +7,14 @@ import pytest
 
 from minilora.commands import finetune
 from minilora.commands.asking import Answering
+from minilora.commands.compare import CompareOptions
+from minilora.commands.data import LookOptions
+from minilora.commands.eval import EvalOptions
 from minilora.commands.shared import Loading, read_options
+from minilora.data.records import read_records
+from minilora.data.samples import encode_records, truncate
+from minilora.experiments.grid import SweepOptions
+from minilora.models.load import load_tokenizer
 from minilora.options import UsageError
 from minilora.train.options import Options
 
@@ -16,6 +23,19 @@ def read(*words):
     parser = argparse.ArgumentParser()
     finetune.add(parser)
     return read_options(Options, parser.parse_args(words))
+
+
+@pytest.mark.parametrize("options", [Options, EvalOptions, LookOptions, CompareOptions, SweepOptions])
+def test_max_length_is_what_becomes_of_records_that_are_longer(options):
+    tokenizer = load_tokenizer("tiny")
+    talk, text = read_records([{"question": "Why?", "answer": "So. " * 40}]), read_records([{"text": "So. " * 40}])
+    scored = {}
+    for kind, record in {"conversations": talk, "texts": text}.items():
+        whole = sum(sample.scored for sample in encode_records(record, tokenizer))
+        kept, _, _ = truncate(encode_records(record, tokenizer, max_length=32), 32)
+        scored[kind] = sum(sample.scored + 1 for sample in kept) >= whole
+    fate = ", ".join(f"longer {kind} are {'divided' if whole else 'truncated'}" for kind, whole in scored.items())
+    assert fate in options.__dataclass_fields__["max_length"].metadata["help"]
 
 
 def test_the_recipe_for_facts_is_a_file_by_name_and_flags_come_before_it():
