@@ -159,7 +159,7 @@ def _several(name: str, hint: Any) -> tuple[str, Any, Any]:
         about["help"] += f"; {', '.join(TARGETS)} are groups; join several for one trial with commas"
     if name in USUAL:
         about["help"] = f"{about['help'].partition(' (default')[0]} (default: {word(default)})"
-    elif "(default" not in about["help"] and default not in (None, False):
+    elif "(default" not in about["help"] and default is not None and default is not False:
         about["help"] += f" (default: {word(default)})"
     if any(get_origin(kind) is not None and issubclass(get_origin(kind), Mapping) for kind in kinds_of(hint)):
         return name, hint, field(default=None, metadata=about)

@@ -18,9 +18,9 @@ from minilora import progress
 from minilora.cli import build_parser
 from minilora.commands.sweep import page
 from minilora.experiments import sweep as sweeping
-from minilora.experiments.grid import SweepOptions, as_options, word
+from minilora.experiments.grid import FOUND, SweepOptions, as_options, word
 from minilora.experiments.sweep import read_rows, summarise, sweep, trial
-from minilora.options import from_flags
+from minilora.options import flag_fields, from_flags
 from minilora.pages.sweep import sweep_figure
 from minilora.train.options import Options
 
@@ -546,6 +546,14 @@ def test_losses_on_different_data_are_not_compared():
     one = summed([3.0, 2.0], data=["legal"], lr=[1e-3, 1e-2])
     assert set(one["best"]) == {"lora"}
     assert "cannot be compared" not in page(one | {"time": {"made": 0}}, 80)
+
+
+def test_help_names_every_default_of_finetune():
+    tried = {item.name: item for item in flag_fields(SweepOptions)}
+    usual = {name: Options.__dataclass_fields__[name].default for name in tried if name in FOUND}
+    shown = {name for name in usual if "(default: " in tried[name].metadata["help"]}
+    assert {name for name, default in usual.items() if default is not None and default is not False} <= shown
+    assert "(default: 0)" in tried["seed"].metadata["help"]
 
 
 def test_the_best_setting_is_a_command():
