@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="type of the stored adapter; float16 takes half the space",
     )
-    parser.add_argument("--overwrite", **OVERWRITE)
+    parser.add_argument("--overwrite", **OVERWRITE | {"help": "replace an exported adapter that is there already"})
     parser.add_argument("--force", **FORCE)
 
 

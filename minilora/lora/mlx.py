@@ -20,6 +20,7 @@ from ..nn.language_model import LanguageModel
 from .adapters import adapter_weights, factors_for
 
 _BLOCKS = "model.layers."
+CONFIG_FILE, WEIGHTS_FILE = FILES = "adapter_config.json", "adapters.safetensors"
 
 
 def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "default", dtype: str = "float32") -> Path:
@@ -45,8 +46,6 @@ def save_mlx_adapter(model: LanguageModel, folder: str | Path, name: str = "defa
     settings = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
     tensors = in_dtype(tensors, dtype, "--dtype float32")
     with replacing_folder(folder) as partial:
-        write_json(
-            partial / "adapter_config.json", {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings}
-        )
-        write_tensors(partial / "adapters.safetensors", tensors)
+        write_json(partial / CONFIG_FILE, {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings})
+        write_tensors(partial / WEIGHTS_FILE, tensors)
     return folder

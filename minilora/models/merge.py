@@ -30,6 +30,7 @@ from ..lora.adapters import (
     set_adapter,
 )
 from ..lora.llamacpp import save_gguf_adapter
+from ..lora.mlx import FILES as MLX_FILES
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, moved_data, read_provenance
@@ -279,7 +280,7 @@ def export(
 
     base, adapter, force: as for `merge`.
     out: a file that ends in .gguf; for mlx-lm, a new folder.
-    overwrite: replace a file at `out`, unless it is the base or the adapter.
+    overwrite: replace such an adapter at `out`, or any file that is neither the base nor the adapter.
     format: "gguf" or "mlx".
     dtype: "float32", or "float16" in half the space.
 
@@ -287,7 +288,7 @@ def export(
     """
     out, is_file = Path(out), format == "gguf"
     resolve(out, "gguf" if is_file else "hf", "F32")
-    place = _locate_base(base, adapter, out, "gguf" if is_file else "hf", overwrite and is_file)
+    place = _locate_base(base, adapter, out, format, overwrite)
     model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
     data = model.adapters[ADAPTER].data
@@ -366,9 +367,11 @@ def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
         raise ValueError(f"{out} is a folder: choose another name")
     if format == "gguf" and out.exists() and not overwrite:
         raise ValueError(f"{out} exists: choose another name, or --overwrite (overwrite=True)")
-    replaceable = {*FILES, PROVENANCE_FILE} if overwrite else set()  # an adapter next to it would be applied again
-    if format == "hf" and out.exists() and not (out.is_dir() and {path.name for path in entries(out)} <= replaceable):
-        only = "; --overwrite (overwrite=True) replaces only a whole model" if out.is_dir() else ""
+    whole = {*FILES, PROVENANCE_FILE}  # an adapter next to it would be applied again
+    known, what = ({*MLX_FILES}, "an adapter of mlx-lm") if format == "mlx" else (whole, "a whole model")
+    replaceable = out.is_dir() and {path.name for path in entries(out)} <= (known if overwrite else set())
+    if format != "gguf" and out.exists() and not replaceable:
+        only = f"; --overwrite (overwrite=True) replaces only {what}" if out.is_dir() else ""
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")
 
 

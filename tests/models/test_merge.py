@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from functools import partial
 
 import gguf
 import numpy as np
@@ -476,16 +477,18 @@ def test_a_model_that_is_there_is_written_over_only_when_asked(folder, adapter, 
         (merge, "m.gguf", "another name"),
         (export, "a.gguf", "another name"),
         (merge, "m", "new"),
+        (partial(export, format="mlx"), "mlx", "new"),
     ):
         out = write(folder, adapter, tmp_path / name).path
         before = contents(tmp_path)
         with pytest.raises(ValueError, match=f"exists: choose.*{word}.*--overwrite"):
             write(folder, adapter, out)
         assert contents(tmp_path) == before
-        if out.is_dir():  # a folder for mlx-lm would replace all of it
-            with pytest.raises(ValueError, match="exists: choose"):
-                export(folder, adapter, out, format="mlx", overwrite=True)
-        (out if out.is_file() else out / "config.json").write_bytes(b"old")
+        if out.is_dir():  # what holds other files would be replaced whole
+            other = partial(export, format="mlx") if write is merge else merge
+            with pytest.raises(ValueError, match="exists: choose.*replaces only"):
+                other(folder, adapter, out, overwrite=True)
+        (out if out.is_file() else next(out.glob("*config.json"))).write_bytes(b"old")
         write(folder, adapter, out, overwrite=True)
         assert contents(tmp_path) == before
 
