@@ -41,7 +41,7 @@ def dense(w: Array, start: int = 0, stop: int | None = None) -> Array:
     """The values of a matrix or of its rows start..stop: itself or a view, or a new array if it is packed."""
     if is_packed(w):
         return w.unpack(start, stop)
-    return w if stop is None else w[start:stop]
+    return w[start:stop] if start or stop is not None else w
 
 
 def to_device(x: Array, device: str = "cpu") -> Array:

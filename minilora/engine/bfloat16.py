@@ -45,7 +45,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
     Processors take values below 2⁻¹²⁶ for 0.
     """
-    return onednn.library().rounded(np.ascontiguousarray(x))
+    return onednn.library().rounded(np.asarray(x, order="C"))
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:

@@ -144,6 +144,12 @@ def test_a_machine_without_the_library_says_why(fresh, monkeypatch, names, machi
 INSTALLED = (sys.platform == "linux") and any(Path(sys.prefix, "lib").glob("libdnnl.so.3"))
 
 
+@pytest.mark.skipif(not INSTALLED, reason="needs oneDNN")
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2, 3)])
+def test_rounded_values_have_the_shape_of_what_is_rounded(shape):
+    assert bfloat16.rounded(np.ones(shape, np.float32)).shape == shape
+
+
 @pytest.mark.skipif(not INSTALLED or not bfloat16.CPUINFO.exists(), reason="needs oneDNN")
 @pytest.mark.parametrize("most", ["ALL", "AVX512_CORE", "AVX2"])
 def test_what_the_processor_has_decides(most):

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from modelfiles import STEPS, random_blocks
 
 from minilora.engine import bfloat16, factors, fused
-from minilora.engine.backend import array_module
+from minilora.engine.backend import array_module, dense
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.files import levels
@@ -258,6 +258,7 @@ def test_a_packed_matrix_has_the_shape_and_values_of_its_matrix_and_the_bytes_of
     assert packed.nbytes == len(w) * bytes_of_row(w.shape[1], kind)
     ids = rng.integers(0, 150, (3, 5))
     for got, expected in ((packed.unpack(), w), (packed.unpack(7, 99), w[7:99]), (packed.unpack(140), w[140:]),
+                          (dense(packed, 140), w[140:]), (dense(w, 140), w[140:]),
                           (packed[ids], w[ids]), (packed[3], w[3]), (packed.factor(2, 5), w[2:5])):  # fmt: skip
         np.testing.assert_array_equal(got, expected)
     monkeypatch.setitem(sys.modules, "cupy", strictarray)
