@@ -281,7 +281,7 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
 
 
 def codes_of(raw: np.ndarray, kind: str = "Q4_1") -> np.ndarray:
-    """The codes of packed rows: raw (m, bytes per row) uint8 -> (m, n), 0 to 15 if they have 4 bits."""
+    """The codes of packed rows: raw (m, bytes per row) uint8 -> (m, n), 0 to 15 in the 4-bit kinds of ROUNDED."""
     packed = raw.reshape(-1, _UNITS[kind][1])
     if kind not in levels.LEVELS:
         return LAYOUTS[kind].codes(packed).reshape(raw.shape[0], -1)

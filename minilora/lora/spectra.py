@@ -3,7 +3,7 @@
 An update ΔW (m, n) is a matrix, or a pair (B, A) with ΔW = B A, B (m, r) and A (r, n); any scale belongs in B. For a
 pair the (m, n) matrix is never formed: with B = Q_B R_B and Aᵀ = Q_A R_A (QR), the SVD is of the small R_B R_Aᵀ.
 
-All functions compute on the host, in float64 if float64 is given, otherwise in float32.
+All functions compute on the host: in float32 if float32 or float16 is given, otherwise in float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers, gradient clipping and learning-rate schedules; all in place, in blocks that fit the processor's cache."""
+"""Optimizers, gradient clipping and learning-rate schedules. Parameters and gradients are changed in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..engine.backend import Array, array_module, owned
 from ..engine.fused import blocks
 from ..engine.tensor import Tensor
 
-_BLOCK = 1 << 16  # elements updated at a time: 256 KiB in float32, of which the second-level cache holds a few
+_BLOCK = 1 << 16  # elements that AdamW updates at a time: 256 KiB, of which the second-level cache holds a few
 
 
 def _listed(parameters: Mapping[str, Tensor] | Iterable[Tensor]) -> list[Tensor]:
