@@ -38,6 +38,11 @@ def test_max_length_is_what_becomes_of_records_that_are_longer(options):
     assert fate in options.__dataclass_fields__["max_length"].metadata["help"]
 
 
+def test_a_command_without_adapters_takes_no_schema_of_theirs():
+    named = ["adapters" in each.__dataclass_fields__["schema"].metadata["help"] for each in (EvalOptions, LookOptions)]
+    assert named == [True, False]
+
+
 def test_the_recipe_for_facts_is_a_file_by_name_and_flags_come_before_it():
     usual, facts = read("--data", "support"), read("--data", "support", "--config", "facts")
     assert facts.epochs > usual.epochs and facts.r > usual.r and facts.data == "support"

@@ -485,8 +485,9 @@ def test_a_model_that_is_there_is_written_over_only_when_asked(folder, adapter, 
             write(folder, adapter, out)
         assert contents(tmp_path) == before
         if out.is_dir():  # what holds other files would be replaced whole
-            other = partial(export, format="mlx") if write is merge else merge
-            with pytest.raises(ValueError, match="exists: choose.*replaces only"):
+            to_mlx = write is merge
+            other, what = (partial(export, format="mlx"), "an adapter of") if to_mlx else (merge, "a whole model")
+            with pytest.raises(ValueError, match=f"exists: choose.*replaces only {what}"):
                 other(folder, adapter, out, overwrite=True)
         (out if out.is_file() else next(out.glob("*config.json"))).write_bytes(b"old")
         write(folder, adapter, out, overwrite=True)
