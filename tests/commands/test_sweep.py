@@ -553,6 +553,7 @@ def test_help_names_every_default_of_finetune():
     usual = {name: Options.__dataclass_fields__[name].default for name in tried if name in FOUND}
     shown = {name for name in usual if "(default: " in tried[name].metadata["help"]}
     assert {name for name, default in usual.items() if default is not None and default is not False} <= shown
+    assert shown.isdisjoint(name for name, default in usual.items() if default is False)  # as in finetune's help
     assert "(default: 0)" in tried["seed"].metadata["help"]
 
 

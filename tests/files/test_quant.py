@@ -256,6 +256,7 @@ def test_a_packed_matrix_has_the_shape_and_values_of_its_matrix_and_the_bytes_of
     assert w.size // 64 > PIECE
     assert (packed.shape, packed.ndim, packed.size, packed.dtype, len(packed)) == (w.shape, 2, w.size, w.dtype, len(w))
     assert packed.nbytes == len(w) * bytes_of_row(w.shape[1], kind)
+    assert dense(w) is w
     ids = rng.integers(0, 150, (3, 5))
     for got, expected in ((packed.unpack(), w), (packed.unpack(7, 99), w[7:99]), (packed.unpack(140), w[140:]),
                           (dense(packed, 140), w[140:]), (dense(w, 140), w[140:]),
