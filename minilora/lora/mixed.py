@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -56,10 +56,10 @@ def mixed_batch(model: Module, names: Sequence[Choice]) -> Iterator[MixedBatch]:
             ...
             cache.keep(alive), rows.keep(alive)
 
-    Raises ValueError for an unknown name or while an update is merged, TypeError for a single name.
+    Raises ValueError for an unknown name or while an update is merged, TypeError for a single name or combination.
     """
     refuse_merged(model, "starting a mixed batch")
-    if isinstance(names, str):
+    if isinstance(names, str | Mapping | None):
         raise TypeError(f"expected a list with an adapter for each row, got {names!r} alone: put it in a list")
     before = Remembered(model)
     try:
