@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
-from numbers import Real
+from numbers import Integral, Real
 from typing import TypeVar, cast
 
 import numpy as np
@@ -186,8 +186,8 @@ def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample
 
 
 def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
-    if max_length < 1:
-        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    if not isinstance(max_length, Integral) or max_length < 1:
+        raise ValueError(f"max_length must be a whole number of at least 1, got {max_length!r}")
     sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
 

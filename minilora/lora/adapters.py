@@ -178,8 +178,8 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
     """
     check_known(model, [name])
     refuse_merged(model, "scaling an adapter")
-    if not math.isfinite(factor):
-        raise ValueError(f"factor must be a finite number, got {factor}")
+    if not isinstance(factor, Real) or not math.isfinite(factor):
+        raise ValueError(f"factor must be a finite number, got {factor!r}")
     own = adapter_weights(model, name)
     if not can_be_scaled(vars(model.adapters[name].config)):
         raise ValueError(

@@ -194,6 +194,8 @@ class Trainer:
         scored = [sample.scored and all(other.scored for other in sample.others) for sample in samples]
         if (empty := next((i for i, is_scored in enumerate(scored) if not is_scored), None)) is not None:
             raise ValueError(f"sample {empty} has no token that is scored: every label is -100; leave it out")
+        if steps is None:
+            raise ValueError("steps must be a whole number of at least 1, got None")
         given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}
         for name, value in (given | {"schedule": schedule, "seed": seed}).items():
             check_value(Options, name, value)

@@ -370,6 +370,7 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: scale_adapter(m, "absent", 0.5), "'absent'"),
         (lambda m: scale_adapter(m, "legal", float("nan")), "finite number, got nan"),
         (lambda m: scale_adapter(m, "legal", float("inf")), "finite number, got inf"),
+        (lambda m: scale_adapter(m, "legal", "0.5"), "finite number, got '0.5'"),
         (lambda m: ml.delta_weight(m, "model.norm"), "no module called 'model.norm' has an adapter"),
         (lambda m: ml.delta_weight(m, "model.layers.0.self_attn.q_proj", "absent"), "'absent'"),
     ],
