@@ -27,6 +27,12 @@ TEXTS = minilora.read_records([{"text": "a b c"}])
 SAMPLES = minilora.encode_records(TEXTS, TOKENIZER)
 
 
+class Table(list):
+    """Like a DataFrame: a loop finds the names of its columns."""
+
+    columns = ("text",)
+
+
 class Own(minilora.Module):
     """A module that is no language model."""
 
@@ -80,6 +86,11 @@ def test_a_dict_is_no_config_no_options_no_text_and_no_model(function, said):
         (lambda weights: minilora.encode_text("a b", TOKENIZER, None), "max_length must be .* of at least 1, got None"),
         (lambda weights: minilora.encode_records(TEXTS, TOKENIZER, max_length=2.5), "at least 1, got 2.5"),
         (lambda weights: minilora.predict(MODEL, TOKENIZER, ["a"], None), "max_new_tokens must be .*, got None"),
+        (lambda weights: minilora.predict(MODEL, TOKENIZER, {"text": "a"}), "expected a list of texts, got a dict"),
+        (
+            lambda weights: minilora.predict(MODEL, TOKENIZER, Table(["text"])),
+            "expected a list of texts, got a Table",
+        ),
         (lambda weights: minilora.answer_all(MODEL, TOKENIZER, [], 2.5), "max_new_tokens must be .*, got 2.5"),
         (lambda weights: minilora.fit(MODEL, SAMPLES, None), "steps must be a whole number of at least 1, got None"),
         (lambda weights: minilora.encode_records(TEXTS, TOKENIZER, max_length=0), "at least 1, got 0"),

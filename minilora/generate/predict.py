@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.fields import FieldTask
@@ -54,7 +54,8 @@ def predict(
     for what, given_list in (("texts", texts), ("passages", passages)):
         if isinstance(given_list, str):
             raise TypeError(f"expected a list of {what}, got a single str: put it in a list")
-        if not hasattr(given_list, "__len__"):
+        names = isinstance(given_list, Mapping) or hasattr(given_list, "columns")  # that is all a loop finds in them
+        if names or not hasattr(given_list, "__len__"):
             raise TypeError(f"expected a list of {what}, got a {type(given_list).__name__}")
     if len(passages) and len(passages) != len(texts):
         raise ValueError(f"expected a passage, or None, for each of {len(texts)} texts, got {len(passages)} passages")
