@@ -75,7 +75,7 @@ class Tensor:
     array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "node")
+    __slots__ = ("__weakref__", "data", "frozen", "node")  # frozen: the node of a leaf that requires no gradient now
     __array_priority__ = 1000.0  # higher than that of CuPy's arrays, 100: array + tensor is Tensor.__radd__
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
@@ -160,25 +160,32 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if not wanted:
+            if self.node is not None and self.node.edges == []:
+                self.frozen = self.node  # which graphs that exist lead to
             self.node = None
         elif self.node is None:
             if self.data.dtype.kind != "f":
                 raise TypeError(f"only floating-point tensors can require a gradient, got {self.data.dtype}")
-            self.node = Node([])
+            self.node = self._leaf or Node([])
+
+    @property
+    def _leaf(self) -> Node | None:
+        return self.node or getattr(self, "frozen", None)
 
     @property
     def grad(self) -> Array | None:
-        """dL/d(this), after `backward`. Only leaves have one: all others are freed during the backward pass."""
-        return None if self.node is None else self.node.grad
+        """dL/d(this), after `backward`. Only leaves have one: all others are freed during the backward pass. As in
+        PyTorch, a leaf that no longer requires a gradient has the last one until it is set to None.
+        """
+        return None if self._leaf is None else self._leaf.grad
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
-        if self.node is None:
-            if value is None:
-                return
+        if self.node is None and value is not None:
             raise RuntimeError("the gradient of a tensor that requires no gradient cannot be set")
-        self.node.grad = None if value is None else self._gradient(value)
-        self.node.owned = False
+        if self._leaf is not None:
+            self._leaf.grad = None if value is None else self._gradient(value)
+            self._leaf.owned = False
 
     def _gradient(self, grad: Any) -> Array:
         """What is given as a gradient of this tensor, as an array of its shape."""

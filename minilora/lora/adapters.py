@@ -133,7 +133,7 @@ def _freeze(modules: Iterable[Module]) -> None:
     """Freeze the parameters that these modules hold themselves: the base's, without looking through every adapter."""
     for module in modules:
         for _, parameter in module._held(Parameter):
-            parameter.requires_grad = False
+            parameter.requires_grad, parameter.grad = False, None
 
 
 def set_adapter(model: Module, which: Choice) -> None:

@@ -43,8 +43,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Delete all gradients. Otherwise, the next backward pass adds to them."""
         for parameter in self.parameters:
-            if parameter.node is not None:
-                parameter.node.grad = None
+            parameter.grad = None
 
     def step(self) -> None:
         """Update every parameter that has a gradient; defined by each optimizer."""

@@ -1,6 +1,7 @@
 """The graph: gradients accumulate, arrays are freed as soon as they are not needed, every leaf owns its gradient."""
 
 import operator
+import pickle
 import re
 import weakref
 from functools import partial
@@ -408,12 +409,31 @@ def test_a_tensor_given_by_name_is_refused_since_its_gradient_would_be_lost():
 def test_a_detached_or_frozen_tensor_has_no_graph_and_accepts_no_gradient():
     x = leaf(2)
     assert not (x * 2).detach().requires_grad and x.detach().data is x.data
-    (x * 2).sum().backward()
     x.requires_grad = False
     assert x.grad is None and not (x * 2).requires_grad
     with pytest.raises(RuntimeError, match="requires no gradient"):
         x.grad = np.ones(2)
     x.grad = None
+
+
+def test_a_tensor_that_was_frozen_for_a_while_has_the_gradients_of_before_and_of_graphs_from_before():
+    x = leaf(2)
+    graph = (x * 2).sum()
+    (x * 3).sum().backward()
+    x.requires_grad = False
+    np.testing.assert_array_equal(x.grad, [3, 3])
+    copied = pickle.loads(pickle.dumps(x))
+    copied.requires_grad = x.requires_grad = True
+    graph.backward()
+    np.testing.assert_array_equal(x.grad, [5, 5])
+    np.testing.assert_array_equal(copied.grad, [3, 3])
+    x.requires_grad, x.grad = False, None
+    assert x.grad is None
+    x.requires_grad = True
+    assert x.grad is None
+    y = x * 2
+    y.requires_grad = False  # of no leaf: detached for good, and nothing of the graph stays
+    assert y._leaf is None
 
 
 # -- what an operation must return -------------------------------------------------------------------------------------

@@ -282,6 +282,33 @@ def test_every_addition_freezes_the_base_and_the_other_adapters(tiny_model):
         assert [*tiny_model.trainable_parameters()] == [n for n in tiny_model.state_dict() if f".adapters.{name}." in n]
 
 
+def test_another_choice_loses_no_gradient_neither_of_earlier_losses_nor_of_graphs_and_the_bases_are_freed(tiny_model):
+    """As in PEFT: a loss with a frozen reference adapter, and one optimizer for the adapters of several tasks."""
+    tiny_model.loss(IDS, IDS).backward()
+    model = with_three(as_float64(tiny_model))
+    assert all(p.grad is None for p in model.parameters())
+    both = {}
+    for which in ("legal", "support"):
+        set_adapter(model, which)
+        both |= model.trainable_parameters()
+        model.loss(IDS, IDS).backward()
+    alone = {name: p.grad.copy() for name, p in both.items()}
+    optimizer = SGD(both, 0.1)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in both.values())
+    losses = []
+    for which in ("legal", "support"):
+        set_adapter(model, which)
+        losses.append(model.loss(IDS, IDS))
+    for loss in losses:
+        loss.backward()
+    for name, p in both.items():
+        np.testing.assert_array_equal(p.grad, alone[name])
+    before = {name: p.data.copy() for name, p in both.items()}
+    optimizer.step()
+    assert all((p.data != before[name]).any() for name, p in both.items())
+
+
 @pytest.mark.parametrize("frozen", [["lora_A"], ["lora_B"], ["ends"], ["middle"], ["lora_A", "ends"]], ids=str)
 def test_an_adapter_that_was_frozen_by_hand_in_part_is_frozen_whole_by_another_choice_and_restored_as_it_was(frozen):
     model = with_three(Llama(Config(64, 16, 16, 3, 2, 1), np.random.default_rng(0)))
