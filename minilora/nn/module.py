@@ -64,7 +64,9 @@ class RemovableHandle:
 
 
 class Module:
-    """A part of a model: its attributes are parameters and other modules, or lists, tuples and dicts of them."""
+    """A part of a model: its attributes are parameters and other modules, or lists, tuples and dicts of them, which may
+    be nested.
+    """
 
     training: bool = True
     adapters: Mapping[str, Any] = MappingProxyType({})  # a model's adapters by name: see lora/adapters.py
@@ -99,13 +101,9 @@ class Module:
 
     # -- the tree --------------------------------------------------------------------------------------------------
     def _held(self, kind: type[Held]) -> Iterator[tuple[str, Held]]:
-        """The attributes of this kind, and those in a list, tuple or dict, with names such as `layers.0`."""
+        """The attributes of this kind, and those in lists, tuples and dicts, with names such as `layers.0`."""
         for name, value in vars(self).items():
-            if isinstance(value, kind):
-                yield name, value
-            elif isinstance(value, (list, tuple, dict)):
-                items = value.items() if isinstance(value, dict) else enumerate(value)
-                yield from ((f"{name}.{key}", item) for key, item in items if isinstance(item, kind))
+            yield from _inside(name, value, kind)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly below this one, as (name, module), such as `head`, `layers.0` or `adapters.legal`."""
@@ -156,18 +154,11 @@ class Module:
         """
         self.get_submodule(path)
         parent, _, name = path.rpartition(".")
-        if (holder := self._find(parent)) is not None:
-            setattr(holder, name, module)
-            return
-        owner, _, attribute = parent.rpartition(".")
-        holder = self.get_submodule(owner)
-        items = getattr(holder, attribute)
-        if isinstance(items, dict):
-            items[next(key for key in items if str(key) == name)] = module
-        elif isinstance(items, list):
-            items[int(name)] = module
-        else:
-            setattr(holder, attribute, (*items[: int(name)], module, *items[int(name) + 1 :]))
+        keys: list[str] = []  # in the lists, tuples and dicts between the module's owner and the module
+        while (holder := self._find(parent)) is None:
+            keys.insert(0, name)
+            parent, _, name = parent.rpartition(".")
+        setattr(holder, name, _replaced(getattr(holder, name), keys, module))
 
     # -- printing ----------------------------------------------------------------------------------------------------
     def summary(self) -> str:
@@ -228,6 +219,30 @@ class Module:
             parameter.data = state[name]
             if is_packed(parameter.data):
                 parameter.requires_grad = False
+
+
+def _inside(name: str, value: Any, kind: type[Held]) -> Iterator[tuple[str, Held]]:
+    if isinstance(value, kind):
+        yield name, value
+    elif isinstance(value, (list, tuple, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _inside(f"{name}.{key}", item, kind)
+
+
+def _replaced(value: Any, keys: list[str], module: Module) -> Any:
+    """The value of an attribute in which the module with these keys is replaced; a tuple is a new one."""
+    if not keys:
+        return module
+    if isinstance(value, dict):
+        key = next(key for key in value if str(key) == keys[0])
+        value[key] = _replaced(value[key], keys[1:], module)
+        return value
+    items, i = list(value), int(keys[0])
+    items[i] = _replaced(items[i], keys[1:], module)
+    if isinstance(value, tuple):
+        return tuple(items)
+    value[:] = items
+    return value
 
 
 def computes_as(module: Module, kind: type[Module]) -> bool:

@@ -11,7 +11,7 @@ from minilora.lora.adapters import add_adapter, merge_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.nn.layers import Embedding, Linear, RMSNorm
 from minilora.nn.llama import Llama
-from minilora.nn.module import Module, sha256_of
+from minilora.nn.module import Module, Parameter, sha256_of
 
 # -- names and state ---------------------------------------------------------------------------------------------------
 
@@ -133,6 +133,44 @@ def test_every_submodule_can_be_replaced_by_its_name(model):
             model.get_submodule(missing)
         with pytest.raises(KeyError):
             model.set_submodule(missing, new)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        [(Parameter, Linear), (Linear, Parameter), ()],
+        ({3: [Linear, None], 12: Linear}, [Linear]),
+        {"x": {"y": ([Linear, {1: (Linear, None)}], Parameter)}, 0: []},
+    ],
+    ids=str,
+)
+def test_containers_in_containers_hold_parameters_and_modules_that_are_found_and_replaced(plan):
+    """Such as a pair of factors for each of several experts."""
+    found = {}
+
+    def built(plan, name):
+        if isinstance(plan, list | tuple):
+            return type(plan)(built(each, f"{name}.{i}") for i, each in enumerate(plan))
+        if isinstance(plan, dict):
+            return {key: built(each, f"{name}.{key}") for key, each in plan.items()}
+        found[name] = None if plan is None else Linear(2, 1, rng=None) if plan is Linear else Parameter(np.ones(3))
+        return found[name]
+
+    def kinds(held):
+        if isinstance(held, dict):
+            return {key: kinds(each) for key, each in held.items()}
+        return type(held)(map(kinds, held)) if isinstance(held, list | tuple) else type(held)
+
+    model = Module()
+    model.held = built(plan, "held")
+    before, children = kinds(model.held), {name: x for name, x in found.items() if isinstance(x, Linear)}
+    names = {f"{name}.weight" if isinstance(x, Linear) else name for name, x in found.items() if x is not None}
+    assert set(model.trainable_parameters()) == names and dict(model.named_children()) == children
+    for name in children:
+        children[name] = Linear(2, 1, rng=None)
+        model.set_submodule(name, children[name])
+        assert dict(model.named_children()) == children
+    assert kinds(model.held) == before
 
 
 @pytest.mark.parametrize("path", ["model.layers.0", "model.layers.1.mlp.up_proj", "lm_head"])
