@@ -117,6 +117,11 @@ class AdamW(Optimizer):
         for k, (p, m_all, v_all) in enumerate(zip(self.parameters, self.m, self.v, strict=True)):
             if p.grad is None:
                 continue
+            if not p.shape == p.grad.shape == m_all.shape:
+                raise ValueError(
+                    f"a parameter has shape {p.shape}, its gradient {p.grad.shape} and its moments {m_all.shape}: "
+                    "after a change of shape, make a new optimizer and compute the gradient again"
+                )
             self.steps[k] += 1
             unbias1, unbias2 = 1 - beta1 ** self.steps[k], 1 - beta2 ** self.steps[k]
             lr = self.lr * self.lr_scale[k]
