@@ -7,6 +7,7 @@ has no place are in `minilora.json` (provenance.py). llama.cpp's format is in ll
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,12 +78,21 @@ def save_adapter(
     does not use are written again.
 
     Warns if other parameters are trainable as well, such as those of a head of your own: they are not saved. Raises
-    ValueError for an unknown name, a folder with another adapter, or weights that are not finite.
+    ValueError for an unknown name, a folder with another adapter, or weights that are not finite, or of another rank or
+    scale than the adapter's config.
     """
     weights, known = adapter_weights(model, name), model.adapters[name]
     folder, state = Path(folder), saved_state(model, name)
     if broken := [key for key, array in state.items() if not array_module(array).isfinite(array).all()]:
         raise ValueError(f"{broken[0]} of adapter {name!r} holds NaN or infinity: nothing is saved")
+    for path, own in weights.items():  # which code of the caller's may have pruned, or scaled
+        expected = known.config.rank_of(path), known.config.scale_of(path)
+        if own.rank != expected[0] or not math.isclose(own.scale, expected[1], rel_tol=1e-6):
+            raise ValueError(
+                f"{path} of adapter {name!r} has rank {own.rank} and scale {own.scale:g}, and its config says rank "
+                f"{expected[0]} and scale {expected[1]:g}: nothing is saved. Save a new adapter with the same update, "
+                f"combine_adapters(model, [{name!r}], [1.0], name=...)"
+            )
     _refuse_replacing(folder, known.folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, state)

@@ -12,6 +12,7 @@ from smallmodels import IDS, as_float64, every_variant, logits, losses_of, shake
 from minilora.files.tensors import read_tensors
 from minilora.lora import peft
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
+from minilora.lora.combine import combine_adapters
 from minilora.lora.config import UNSUPPORTED
 from minilora.lora.llamacpp import save_gguf_adapter
 from minilora.lora.peft import load_adapter, peft_name, save_adapter
@@ -265,6 +266,27 @@ def test_weights_that_are_not_finite_are_not_saved(base, tmp_path, value):
     with pytest.raises(ValueError, match=r"q_proj.lora_A.weight of adapter 'default' holds NaN or infinity: nothing"):
         save_adapter(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", ["rank", "scale"])
+def test_an_adapter_of_another_rank_or_scale_than_its_config_is_saved_only_as_a_new_one(base, tmp_path, change):
+    """A file with one of them could not be read, and one with the other would hold another update."""
+    model, other = adapted(base()), base()
+    weights = lora_modules(model)["model.layers.1.mlp.up_proj"].adapters["default"]
+    if change == "rank":
+        weights.lora_A.data, weights.lora_B.data = weights.lora_A.data[1:], weights.lora_B.data[:, 1:]
+    else:
+        weights.scale *= 3
+    words = (
+        rf"1.mlp.up_proj of adapter 'default' has rank {weights.rank} and scale {weights.scale:g}, .* config says rank"
+    )
+    with pytest.raises(ValueError, match=words):
+        save_adapter(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    expected = logits(model)
+    combine_adapters(model, ["default"], [1.0], name="saved")
+    load_adapter(other, save_adapter(model, tmp_path / "new", "saved"))
+    np.testing.assert_allclose(logits(other), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
