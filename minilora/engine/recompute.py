@@ -32,13 +32,16 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return function(x)
     drawn: list[int] = []
     began, token = Node([]).number, _drawn.set(drawn)
+    seen = x.detach()
+    if x.node is not None:  # a hook may keep a tensor for another part of the loss: its graph leads on to x
+        seen.node = Node([(x.node, lambda g: g, x.shape)])
     try:
-        y = function(x.detach())
+        y = function(seen)
     finally:
         _drawn.reset(token)
     if (around := _drawn.get()) is not None:  # of a function around this one, which will draw again all that it drew
         around += drawn
-    start, before, value, inside = x.data, x.node, y.data, leaves(y, began)
+    start, before, value, inside = x.data, x.node, y.data, leaves(y, began, seen.node)
     if before is None and not inside:
         return y  # nothing to train, neither inside nor before
     sources = inside if before is None else inside | {before: x.shape}

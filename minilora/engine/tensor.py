@@ -265,14 +265,15 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
             del part
 
 
-def leaves(y: Tensor, began: int = 0) -> dict[Node, tuple[int, ...]]:
+def leaves(y: Tensor, began: int = 0, end: Node | None = None) -> dict[Node, tuple[int, ...]]:
     """The leaves that `y` was computed from, each with its shape, oldest first.
 
     began: the number of a node. Raises ValueError if `y` was computed from an older one that is not a leaf.
+    end: a node that is no leaf; it is left out, and so is all that only it was computed from.
     """
-    if y.node is None:
+    if y.node is None or y.node is end:
         return {}
-    nodes = _reachable(y.node)
+    nodes = _reachable(y.node, end)
     if any(node.edges and node.number < began for node in nodes):
         raise ValueError(
             "recomputation: the block, or a hook in it, uses a tensor that was computed before the block, besides its "
@@ -283,14 +284,14 @@ def leaves(y: Tensor, began: int = 0) -> dict[Node, tuple[int, ...]]:
     return dict(sorted(found.items(), key=lambda pair: pair[0].number))
 
 
-def _reachable(start: Node) -> set[Node]:
+def _reachable(start: Node, end: Node | None = None) -> set[Node]:
     found, stack = {start}, [start]
     while stack:
         edges = stack.pop().edges
         if edges is None:
             raise RuntimeError("backward() has consumed this graph: compute the loss again before a second call")
         for parent, _, _ in edges:
-            if parent not in found:
+            if parent not in found and parent is not end:
                 found.add(parent)
                 stack.append(parent)
     return found

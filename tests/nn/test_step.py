@@ -497,6 +497,22 @@ def test_a_recomputed_function_that_uses_what_was_computed_before_is_refused(tin
         tiny_model.loss(ids, ids)
 
 
+@pytest.mark.parametrize("inside", ["layers.1", "layers.1.mlp", "layers.0.self_attn.o_proj"])
+def test_a_tensor_that_a_hook_has_kept_has_its_whole_gradient_with_recomputation(tiny_model, inside):
+    """Also before its block: such as the loss of an early exit, added to that of the last block."""
+    model, found = adapted(as_float64(tiny_model)), []
+    for recompute in (False, True):
+        model.decoder.recompute, kept = recompute, []
+        with model.model.get_submodule(inside).register_forward_hook(lambda layer, inputs, y, to=kept: to.append(y)):
+            (model.loss(IDS, IDS) + (kept[0] * kept[0]).mean()).backward()
+        found.append({name: p.grad for name, p in model.trainable_parameters().items()})
+        for p in model.parameters():
+            p.grad = None
+    assert all(grad.any() for grad in found[0].values())
+    for name, grad in found[1].items():
+        np.testing.assert_allclose(grad, found[0][name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 @pytest.mark.parametrize(("dropout", "change"), [
     (0.5, lambda model: model.eval()), (0.0, lambda model: set_adapter(model, None)),
     (0.0, lambda model: set_adapter(model, "other")),
