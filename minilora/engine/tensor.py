@@ -257,7 +257,8 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
             part = vjp(g)
             if isinstance(part, Tensor) or getattr(part, "shape", None) != shape:
                 raise TypeError(_misfit(node.name, vjp, part, shape))
-            fresh = part is not g and part.base is None  # a VJP may return g, a view, or a fresh array
+            fresh = part is not g and part.base is None  # a VJP may return g, a view, or a fresh array;
+            fresh &= str(getattr(vjp, "__module__", "")).startswith("minilora.")  # a user's may keep what it returns
             if parent.edges:
                 parent.receive(part, fresh)
             else:

@@ -568,6 +568,21 @@ def test_a_tensor_is_true_as_its_number_is():
         bool(Tensor([1.0, 2.0]))
 
 
+@pytest.mark.parametrize("before", [lambda x: x, lambda x: x * 1])
+def test_an_array_that_a_users_vjp_returns_and_keeps_is_not_written_into(own_registry, before):
+    kept, x = np.ones(3), leaf(3)
+
+    @tensor.op
+    def first(x):
+        return x.sum(), lambda g: kept
+
+    y = before(x)
+    (first(y) + first(y) + first(y)).backward()
+    np.testing.assert_array_equal(x.grad, [3, 3, 3])
+    x.grad *= 2
+    np.testing.assert_array_equal(kept, [1, 1, 1])
+
+
 def test_an_operation_of_the_users_is_not_called_one_of_minilora(own_registry):
     @tensor.op
     def sin(x):
