@@ -227,10 +227,13 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
 def embedding(w, ids):
     """w[ids]      w (V, C)  ids (B, T) integers  ->  (B, T, C)
 
-    Saves the ids. A token that occurs several times accumulates all its gradients.
+    Saves the ids. A token that occurs several times accumulates all its gradients. Raises ValueError for an id outside
+    of 0..V - 1.
     """
     xp, shape, dtype = array_module(w), w.shape, w.dtype
     ids = xp.asarray(ids)
+    if xp is np and ids.size and (ids.min() < 0 or ids.max() >= len(w)):  # NumPy would count the former from the end
+        raise ValueError(f"ids must lie in 0..{len(w) - 1}, got {ids.min()}..{ids.max()}")
 
     def dw(g):
         out = xp.zeros(shape, dtype)

@@ -272,6 +272,7 @@ def positions_of(input_ids: Array, cache: KVCache | None, packing: Packing | Non
 
     Padding on the left has position 0.
     """
+    input_ids = Tensor(input_ids).data  # a decoder may be given a list
     xp = array_module(input_ids)
     if packing is not None:
         return xp.concatenate([xp.arange(p.start, p.stop) for p in packing.ranges()])[None]  # (1, T)

@@ -65,6 +65,14 @@ def test_logits_that_were_computed_with_a_cache_refuse_a_backward_pass(tiny_mode
             tiny_model(part, cache).sum().backward()
 
 
+def test_the_decoder_alone_takes_the_lists_that_the_model_takes_and_refuses_ids_that_are_no_tokens(new, ids):
+    decoder = new().decoder
+    np.testing.assert_array_equal(decoder(ids.tolist()).data, decoder(ids).data)
+    for bad in (-1, V):
+        with pytest.raises(ValueError, match=rf"^ids must lie in 0\.\.{V - 1}, got {min(bad, 1)}\.\.{max(bad, 1)}$"):
+            decoder([[1, bad]])
+
+
 def test_a_batch_padded_on_the_left_equals_its_rows_alone(new, ids):
     model, first = new(), np.array([0, 3])
     cache = model.new_cache(2, capacity=8, first=first)
