@@ -163,14 +163,18 @@ def test_containers_in_containers_hold_parameters_and_modules_that_are_found_and
 
     model = Module()
     model.held = built(plan, "held")
-    before, children = kinds(model.held), {name: x for name, x in found.items() if isinstance(x, Linear)}
+    held, before, children = (
+        model.held,
+        kinds(model.held),
+        {name: x for name, x in found.items() if isinstance(x, Linear)},
+    )
     names = {f"{name}.weight" if isinstance(x, Linear) else name for name, x in found.items() if x is not None}
     assert set(model.trainable_parameters()) == names and dict(model.named_children()) == children
     for name in children:
         children[name] = Linear(2, 1, rng=None)
         model.set_submodule(name, children[name])
         assert dict(model.named_children()) == children
-    assert kinds(model.held) == before
+    assert kinds(model.held) == before and (model.held is held or isinstance(held, tuple))
 
 
 @pytest.mark.parametrize("path", ["model.layers.0", "model.layers.1.mlp.up_proj", "lm_head"])

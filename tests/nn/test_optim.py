@@ -201,17 +201,18 @@ def test_a_factor_for_a_name_that_is_not_trained_is_refused(rng):
             AdamW(parameters, lr_scale={"b": 2.0})
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_parameter_whose_shape_has_changed_is_not_moved_by_moments_or_gradients_of_other_elements(rng, again):
+@pytest.mark.parametrize("stale", ["moments", "gradient"])
+def test_a_parameter_whose_shape_has_changed_is_not_moved_by_moments_or_gradients_of_other_elements(rng, stale):
     p = parameter(rng, 4, 3)
     optimizer = AdamW([p])
     p.grad = np.ones((4, 3))
     p.data = kept = p.data[:2].copy()
-    if again:
+    if stale == "moments":
         p.grad = np.ones((2, 3))
-    with pytest.raises(
-        ValueError, match=rf"shape \(2, 3\), its gradient \({2 if again else 4}, 3\) .* \(4, 3\): .* new opt"
-    ):
+    else:
+        optimizer = AdamW([p])
+    m, g = (4, 2) if stale == "moments" else (2, 4)
+    with pytest.raises(ValueError, match=rf"shape \(2, 3\), its gradient \({g}, 3\) .* \({m}, 3\): .* new optimizer"):
         optimizer.step()
     assert optimizer.steps == [0] and p.data is kept
 

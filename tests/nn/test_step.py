@@ -479,6 +479,8 @@ def test_a_recomputed_function_may_use_leaves_from_outside_and_need_not_use_its_
     x, k = Tensor([3.0], requires_grad=True), Tensor([5.0], requires_grad=True)
     recomputed(lambda h: k * k, x * 2).sum().backward()
     assert (x.grad, k.grad) == (0, 10)
+    recomputed(lambda h: h, x * 2).sum().backward()
+    assert x.grad == 2
 
 
 def test_a_recomputed_function_that_uses_what_was_computed_before_is_refused(tiny_model):
