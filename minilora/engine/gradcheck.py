@@ -47,7 +47,7 @@ def gradcheck(f: F, *arrays: Array, eps: float = 1e-5, tolerance: float = 1e-6, 
     arrays: the inputs, of any float dtype; they are copied to float64.
     eps: half the distance of the central differences.
     tolerance: the largest accepted relative error. Elements smaller than a thousandth of the largest gradient are
-        compared on that scale, since central differences are accurate only to about 1e-10. Smaller ones are 0.
+        compared on that scale. A difference below 1e-10 is none, since central differences are not more accurate.
     seed: of the random weights.
 
     Raises GradientError that names the input, the index, and the derivative of one element of the result: got and
@@ -77,7 +77,7 @@ def compare(f: F, name: str, of: Mapping[str, Tensor], eps: float, tolerance: fl
         got = np.zeros(x.shape) if x.grad is None else x.grad
         slopes_at = [np.sum(weights * _slopes(f, inputs, x, index, eps)) for index in np.ndindex(x.shape)]
         expected = np.array(slopes_at).reshape(x.shape)
-        error = _relative_error(got, expected)
+        error = _relative_error(got, expected, tolerance)
         count += x.size
         if x.size and not error.max() <= tolerance:  # written so that NaN fails
             index = tuple(int(i) for i in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), x.shape))
@@ -88,13 +88,14 @@ def compare(f: F, name: str, of: Mapping[str, Tensor], eps: float, tolerance: fl
     return GradcheckReport(name, count, worst)
 
 
-def _relative_error(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def _relative_error(got: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray:
+    """Within the tolerance if the difference is below ACCURACY."""
     largest = [float(np.abs(each).max(initial=0.0)) for each in (expected, got)]
     if all(each < ACCURACY for each in largest):  # not NaN
         return np.zeros_like(expected)
-    scale = max(*largest, 1e-8)
+    least = max(1e-3 * max(largest), ACCURACY / max(tolerance, ACCURACY))
     with np.errstate(invalid="ignore"):  # an infinite gradient makes inf / inf, NaN, which exceeds any tolerance
-        return np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), 1e-3 * scale)
+        return np.abs(got - expected) / np.maximum(np.maximum(np.abs(got), np.abs(expected)), least)
 
 
 def _slopes(f: F, inputs: list[Tensor], x: Tensor, index: tuple, eps: float) -> np.ndarray:
@@ -121,7 +122,7 @@ def _difference(
 
     units = np.eye(expected.size).reshape(-1, *expected.shape)  # for each element of the result: g, which is 1 there
     found = np.array([got(unit) for unit in units]).reshape(expected.shape)
-    wrong = ~(_relative_error(found, expected) <= tolerance)
+    wrong = ~(_relative_error(found, expected, tolerance) <= tolerance)
     if wrong.any():  # of those elements, the one with the largest derivative
         out = np.unravel_index(np.argmax(np.where(wrong, np.abs(expected), -1)), expected.shape)
         where = f", of the result's element {tuple(int(i) for i in out)}" if out else ""
@@ -129,5 +130,5 @@ def _difference(
     else:  # right for each element alone, so the VJP is not linear in g
         where = ", where g is not 1"
         mine, right = np.array(got(weights)), np.sum(weights * expected)
-    error = float(_relative_error(mine, right))
+    error = float(_relative_error(mine, right, tolerance))
     return f"{where}: got {mine:.10g}, expected {right:.10g} (relative error {error:.1e}, tolerance {tolerance:.0e})"

@@ -189,6 +189,20 @@ def test_a_function_that_does_not_change_has_the_gradient_zero_and_no_other(f, s
         gradcheck(lambda x: f(x) + other(x), np.ones(4))
 
 
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-9])
+def test_small_gradients_of_a_large_result_are_right_as_far_as_differences_tell_and_wrong_beyond(tolerance):
+    """Of a value near 1, central differences are off by 1e-11: a ten-thousandth of a derivative of 1e-7."""
+
+    def small(slope):
+        return tensor.op(lambda x: (1 + 1e-7 * np.sin(x), lambda g: g * slope * np.cos(x)))
+
+    for seed in range(5):
+        x = np.random.default_rng(seed).uniform(-1, 1, 4)
+        gradcheck(small(1e-7), x, tolerance=tolerance)
+        with pytest.raises(GradientError):
+            gradcheck(small(1.01e-7), x, tolerance=tolerance)
+
+
 # -- inputs and results of any kind ------------------------------------------------------------------------------------
 
 
