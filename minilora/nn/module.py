@@ -65,7 +65,7 @@ class RemovableHandle:
 
 class Module:
     """A part of a model: its attributes are parameters and other modules, or lists, tuples and dicts of them, which may
-    be nested.
+    be nested. The names below (training, adapters, merged, forward_hooks, rows_differ) have a meaning of their own.
     """
 
     training: bool = True

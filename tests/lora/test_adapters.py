@@ -275,6 +275,16 @@ def test_only_the_one_active_adapter_is_trainable_and_learns(three):
     assert [name for name in before if before[name] != after[name]] == ["support"]
 
 
+def test_adapters_of_a_combination_are_trained_together_if_their_parameters_are_made_trainable():
+    model = with_three(as_float64(Llama(Config(64, 16, 16, 1, 2, 1), np.random.default_rng(0))))
+    set_adapter(model, {"legal": 0.5, "support": -2.0})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = ".adapters." in name and ".medical." not in name
+    sample = ml.Sample(tuple(IDS[0]), tuple(IDS[0]))
+    report = ml.gradcheck(model, [sample])
+    assert report.elements == sum(a.size for name in ("legal", "support") for a in adapter_state(model, name).values())
+
+
 def test_every_addition_freezes_the_base_and_the_other_adapters(tiny_model):
     for name in NAMES:
         tiny_model.requires_grad_(True)

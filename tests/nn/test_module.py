@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from smallmodels import IN_A_LAYER, SMALL
 
+from minilora.engine.tensor import Tensor
 from minilora.files.disk import ModelFileError
 from minilora.lora.adapters import add_adapter, merge_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
@@ -175,6 +176,27 @@ def test_containers_in_containers_hold_parameters_and_modules_that_are_found_and
         model.set_submodule(name, children[name])
         assert dict(model.named_children()) == children
     assert kinds(model.held) == before and (model.held is held or isinstance(held, tuple))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_hook_on_the_embedding_gives_the_gradient_with_respect_to_the_input(model, ids, recompute):
+    model.requires_grad_(False).decoder.recompute = recompute
+    seen = []
+
+    def leaf(layer, inputs, x):
+        seen.append(Tensor(x.data, requires_grad=True))
+        return seen[-1]
+
+    def from_here(x):
+        with model.embedding.register_forward_hook(lambda layer, inputs, y: x):
+            return model.loss(ids, ids)
+
+    with model.embedding.register_forward_hook(leaf):
+        model.loss(ids, ids).backward()
+    x = seen[0].data.astype(np.float64)
+    moved = np.random.default_rng(0).standard_normal(x.shape)
+    above, below = (from_here(Tensor(x + sign * 1e-4 * moved)).item() for sign in (1, -1))
+    assert np.sum(seen[0].grad * moved) == pytest.approx((above - below) / 2e-4, rel=1e-3)
 
 
 @pytest.mark.parametrize("path", ["model.layers.0", "model.layers.1.mlp.up_proj", "lm_head"])
