@@ -16,7 +16,7 @@ class Linear(Module):
     Adapters can be put on every Linear layer of a Module.
 
     bias: whether the layer has one; it starts at zero.
-    rng: the generator of the initial weight; None for zeros, which a loaded weight replaces.
+    rng: the generator of the initial weight, or its seed; None for zeros, which a loaded weight replaces.
     std: the standard deviation of the initial weight, drawn from N(0, std²).
     """
 
@@ -26,7 +26,7 @@ class Linear(Module):
         out_features: int,
         bias: bool = False,
         *,
-        rng: np.random.Generator | None,
+        rng: np.random.Generator | int | None,
         std: float = 0.02,
     ):
         self.in_features, self.out_features = in_features, out_features
@@ -74,8 +74,8 @@ class LayerNorm(Module):
         return fused.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
-def normal(rng: np.random.Generator | None, shape: tuple[int, ...], std: float) -> np.ndarray:
+def normal(rng: np.random.Generator | int | None, shape: tuple[int, ...], std: float) -> np.ndarray:
     """float32 values drawn from N(0, std²); if `rng` is None, zeros that are read-only and take no memory."""
     if rng is None:
         return np.broadcast_to(np.float32(0), shape)  # one zero, read as often as needed
-    return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
+    return np.random.default_rng(rng).standard_normal(shape, dtype=np.float32) * np.float32(std)

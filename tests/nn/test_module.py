@@ -235,6 +235,7 @@ def test_new_weights_are_float32_follow_the_seed_and_are_zero_without_one():
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other) and one.dtype == np.float32
     assert one.std() == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_array_equal(Linear(30, 40, rng=1).weight.data, one)  # a seed
     assert not Linear(3, 4, rng=None).weight.data.any()
     with pytest.raises(TypeError, match="rng"):
         Linear(3, 4)  # which would not learn next to another layer of zeros
