@@ -16,6 +16,7 @@ import linecache
 import os
 import re
 import runpy
+import sys
 import textwrap
 import types
 from collections.abc import Callable
@@ -99,31 +100,65 @@ def needs(function: Callable) -> tuple[list[str], list[str]]:
     sources: list[str] = []
     seen: set[str] = set()
 
-    def visit(thing: Any, name: str) -> None:
-        source = source_of(thing)
+    def visit(source: str, name: str) -> None:
         seen.add(name)
-        names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+        nodes = list(ast.walk(ast.parse(source)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        local = {n.arg for n in nodes if isinstance(n, ast.arg)}
+        local |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+        local -= {each for n in nodes if isinstance(n, ast.Global) for each in n.names}
         for used in dict.fromkeys(n.id for n in sorted(names, key=lambda n: (n.lineno, n.col_offset))):
             if used in seen or used not in scope:
                 continue
             value = scope[used]
+            own = getattr(value, "__name__", None)
             if isinstance(value, types.ModuleType):
-                whole = value.__name__
-                imports.append(f"import {whole}" if whole == used else f"import {whole} as {used}")
-            elif getattr(value, "__module__", "__main__") not in ("__main__", "mine", "minilora.course.mine"):
-                own = value.__name__
+                imports.append(f"import {own}" if own == used else f"import {own} as {used}")
+            elif own and getattr(value, "__module__", "__main__") not in ("__main__", "mine", "minilora.course.mine"):
                 imports.append(f"from {value.__module__} import {own}" + ("" if own == used else f" as {used}"))
             elif inspect.isfunction(value) or inspect.isclass(value):
                 if used not in EXERCISES and value.__module__ == "__main__":
-                    visit(value, used)
-            elif isinstance(value, (int, float, str, bool, tuple)):
-                seen.add(used)
-                sources.append(f"{used} = {value!r}\n")
+                    visit(source_of(value), used)
+            elif used not in local:
+                shown = f"{used} = {value!r}\n" if isinstance(value, (int, float, str)) else ""
+                if statement := assigned(used) or shown:
+                    visit(statement, used)
         sources.append(source)
 
     scope = scope_of(function)
-    visit(function, function.__name__)
+    visit(source_of(function), function.__name__)
     return list(dict.fromkeys(imports)), sources
+
+
+def assigned(name: str) -> str:
+    """The last statement of a notebook or script that assigns or imports a global name; "" if there is none."""
+    for file in cells():
+        text = "".join(linecache.getlines(file))
+        for node in reversed(statements(text)) if name in text else ():
+            if isinstance(node, ast.ImportFrom):
+                found = [alias.asname or alias.name for alias in node.names]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            else:
+                continue
+            if name in found:
+                return f"{ast.get_source_segment(text, node)}\n"
+    return ""
+
+
+def cells() -> list[str]:
+    """The cells of a notebook, or a script, the last one first: what `linecache` has read, without modules."""
+    modules = {getattr(module, "__file__", None) for key, module in sys.modules.items() if key != "__main__"}
+    return [file for file in reversed(linecache.cache) if file not in modules]
+
+
+def statements(text: str) -> list[ast.stmt]:
+    """The statements of a file; none if it is not Python, or not finished."""
+    try:
+        return ast.parse(text).body
+    except SyntaxError:
+        return []
 
 
 def methods_of(thing: Any) -> list[Any]:
@@ -141,13 +176,15 @@ def source_of(thing: Any) -> str:
     if inspect.isfunction(thing):
         return textwrap.dedent(inspect.getsource(thing)).rstrip() + "\n"
     files = [method.__code__.co_filename for method in methods_of(thing)]
-    for file in [*files, *reversed(linecache.cache)]:  # all cells, too: the methods of a dataclass have no file
+    for file in [*files, *cells()]:  # all cells, too: the methods of a dataclass have no file
         text = "".join(linecache.getlines(file))
         for node in ast.walk(ast.parse(text)) if f"class {thing.__name__}" in text else ():
             if isinstance(node, ast.ClassDef) and node.name == thing.__name__:
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
                 lines = text.splitlines()[first - 1 : node.end_lineno]
                 return textwrap.dedent("\n".join(lines)).rstrip() + "\n"
+    if statement := assigned(thing.__name__):  # a class that a call has made, such as a namedtuple
+        return statement
     raise OSError(f"the source of {thing.__name__} was not found")
 
 

@@ -189,6 +189,32 @@ def test_constants_and_decorated_classes_are_kept_and_exercises_stand_in_the_ord
     assert mine.load(tmp_path / "mine.py")["adapter_parameters"](shapes, 4) == 20
 
 
+GLOBALS = [  # what a notebook may have outside of the function, and what the function uses of it
+    ("from math import inf", "min(inf, 1)"),
+    ("HUGE = float('inf')", "min(HUGE, 1)"),
+    ("SIZES = {'one': [1]}\nPAIR = (SIZES['one'], 2)", "PAIR[0][0]"),
+    ("A = 1\nOTHER, ONES = np.full(3, A), np.ones(3)", "ONES[0] * OTHER[1]"),
+    ("from numpy import newaxis, exp as power", "1 + 0 * power(x[newaxis]).size"),
+    ("import functools\ndef one(a): return a\nfirst = functools.partial(one, 1)", "first()"),
+    ("from collections import namedtuple\nPair = namedtuple('Pair', 'a b')", "Pair(1, 2).a"),
+    ("rng = np.random.default_rng(0)", "1 + 0 * rng.random()"),
+    ("for one in (3, 1): pass", "one"),
+    ("x = 'not needed'", "1"),  # the function has its own x
+]
+
+
+@pytest.mark.parametrize("given, used", GLOBALS, ids=[used for _, used in GLOBALS])
+def test_what_was_assigned_outside_of_the_function_is_kept_with_it(given, used, tmp_path):
+    text = f"import numpy as np\nfrom minilora.course import check\n{given}\n"
+    text += f"def centred_softmax(x): return {used}\n"
+    text += "def softmax_vjp(p, g):\n    x = p[0]\n"
+    text += "    return centred_softmax(x) * p * (g - (p * g).sum(axis=-1, keepdims=True))\ncheck(softmax_vjp)"
+    assert run(tmp_path, text) == "4.1  ok (softmax_vjp is kept in mine.py)\n"
+    kept = mine.load(tmp_path / "mine.py")
+    assert judged(EXERCISES["softmax_vjp"], kept["softmax_vjp"], np.random.default_rng(0)) == "ok"
+    assert "not needed" not in (tmp_path / "mine.py").read_text("utf-8")
+
+
 def test_what_is_wrong_and_what_comes_from_a_module_is_not_kept(tmp_path, monkeypatch):
     run(tmp_path, SCRIPT.replace("FACTOR = 1", "FACTOR = 2").replace("check(inject)", ""))
     assert not (tmp_path / "mine.py").exists()
