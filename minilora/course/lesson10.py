@@ -10,7 +10,7 @@ import numpy as np
 
 from ..nn.layers import Linear, RMSNorm
 from ..nn.module import Module, Parameter
-from .compare import Wrong, close
+from .compare import Wrong, close, compare
 from .exercises import Draw, arrays, distinct_sizes, exercise, variant
 from .hunts import hunt
 
@@ -98,7 +98,7 @@ def judge_merge(answer: Any, drawn: Draw, rng: np.random.Generator, power: float
             raise Wrong(line)
     if A.shape == B.shape == before.shape and close(update, s * (A @ B), 1e-9):
         raise Wrong("A B instead of B A: the shapes fit because this layer is square, but it is a different matrix")
-    raise Wrong(f"W + scale B A is expected: W[0, 0] moved by {update[0, 0]:.4g}, expected {s * product[0, 0]:.4g}")
+    compare(update, s * product, "the change of W", "m, n", answer.sizes)
 
 
 @exercise(
@@ -199,6 +199,7 @@ class Small(Module):
     def __init__(self, rng: np.random.Generator):
         self.layers = [Half(rng), Half(rng)]
         self.lm_head, self.up_proj = Linear(4, 3, rng=rng), RMSNorm(4)  # called like a layer
+        self.norm = RMSNorm(4)
         self.scale = Parameter(np.ones(4, np.float32))
 
 
@@ -248,18 +249,18 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
         raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
     if list(names) != wanted:
         raise Wrong("return the names in the order of the model, as named_modules gives them")
-    fresh = Small(np.random.default_rng(0))
-    try:
-        answer(model=fresh, targets=[*targets, "v_porj"], make_layer=Adapted)
-    except Wrong as wrong:
-        if "ValueError" not in str(wrong):
-            raise Wrong(
-                f"your function must raise ValueError for the misspelled target 'v_porj', but: {wrong}"
-            ) from None
-    else:
-        raise Wrong("the misspelled target 'v_porj' was ignored: raise ValueError if a name matches no layer")
-    if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
-        raise Wrong("the misspelled target was refused too late: look for all targets before you change the model")
+    for name, kind in (("v_porj", "misspelled"), ("proj", "incomplete"), ("norm", "non-Linear")):
+        fresh = Small(np.random.default_rng(0))
+        try:
+            answer(model=fresh, targets=[*targets, name], make_layer=Adapted)
+        except Wrong as wrong:
+            if "ValueError" not in str(wrong):
+                line = f"your function must raise ValueError for the {kind} target {name!r}, but: {wrong}"
+                raise Wrong(line) from None
+        else:
+            raise Wrong(f"the {kind} target {name!r} was ignored: raise ValueError if a name matches no layer")
+        if any(isinstance(module, Adapted) for _, module in fresh.named_modules()) or not fresh.scale.requires_grad:
+            raise Wrong(f"the {kind} target was refused too late: look for all targets before you change the model")
 
 
 @exercise(
