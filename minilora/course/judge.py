@@ -362,7 +362,7 @@ class Answer:
             if name not in self.exercise.changes:
                 raise Wrong(f"the function changes its input {name}: make a new value instead of changing it (+=, *=)")
         if got.result is None:
-            raise Wrong("the function returns nothing: is a `return` missing?")
+            raise Wrong("the function returns None: is a `return` missing?")
 
     def refuse_what_is_forbidden(self) -> None:
         """Raise Wrong if the answer is right, but computed an array of a forbidden shape."""

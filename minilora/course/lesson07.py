@@ -64,7 +64,7 @@ def draw_shapes(rng: np.random.Generator, optimizer: str, some_frozen: bool = Tr
     names = ["embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "norm"]
     shapes = {name: (int(rng.integers(20, 90)), int(rng.integers(20, 90))) for name in names[:-1]}
     shapes["norm"] = (int(rng.integers(50, 90)),)  # type: ignore[assignment]
-    frozen = {str(name) for name in rng.choice(names[:-1], 2, replace=False)} if some_frozen else set()
+    frozen = {"norm", *map(str, rng.choice(names[:-1], 2, replace=False))} if some_frozen else set()
     return Draw(shapes=shapes, frozen=sorted(frozen), optimizer=optimizer)
 
 
@@ -139,7 +139,7 @@ def what_came_of_it(result: Any, arguments: dict) -> tuple[Any, ...]:
     "7.3",
     draw=draw_step,
     smallest=lambda rng: draw_step(rng, count=1),
-    returns="the loss, the weights afterwards (N)",
+    returns="the loss, the model afterwards (N)",
     tolerance=1e-6,
     changes=("model", "optimizer"),
     observe=what_came_of_it,

@@ -35,8 +35,8 @@ def draw_norm(rng: np.random.Generator, r: int | None = None) -> Draw:
     smallest=lambda rng: draw_norm(rng, r=1),
     returns="the lengths (m)",
     forbids={
-        "m n": "right, but an array of W's size is computed: V is never needed, and W * W is one, too; write the square"
-        " of the length as three terms, and take einsum for the first"
+        "m n": "right, but an array of W's size is computed: V is never needed, and W * W and 2 * W are such arrays,"
+        " too; write the square of the length as three terms, and take einsum for the first"
     },
 )
 def dora_norm(W, A, B, alpha):

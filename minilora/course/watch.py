@@ -136,7 +136,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
         if not state["late"]:
             raise
         raise Wrong(
-            f"stopped after {seconds:.0f} seconds: does a loop never end, or does it wait for something?"
+            f"stopped after {seconds:.0f} seconds: does a loop never end, does it wait for something, or is it slow?"
         ) from None
     finally:
         timer.cancel()

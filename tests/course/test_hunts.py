@@ -95,7 +95,10 @@ def test_a_test_that_never_ends_is_stopped(monkeypatch):
             pass
 
     monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.2,))
-    assert said(HUNTS[0], forever) == "stopped after 0 seconds: does a loop never end, or does it wait for something?"
+    assert (
+        said(HUNTS[0], forever)
+        == "stopped after 0 seconds: does a loop never end, does it wait for something, or is it slow?"
+    )
 
 
 def test_an_error_of_any_kind_catches_a_broken_version():

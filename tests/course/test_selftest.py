@@ -59,7 +59,7 @@ def test_a_wrong_answer_is_told_what_is_wrong_and_what_to_read(question, capsys,
     "name, answer, line",
     [
         ("multiplier", lambda a: 10 * a, "return a function, not a value of type int"),
-        ("multiplier", lambda a: None, "the function returns nothing"),
+        ("multiplier", lambda a: None, "the function returns None"),
         ("doubled", lambda f: lambda *arguments: f(*arguments), "doubled(f)(), where f() is 4, is 4, expected 8"),
     ],
 )

@@ -17,7 +17,7 @@
 # %%
 import numpy as np
 
-from minilora.measure.statistics import student  # student(f): Student's t for 95 % and f degrees of freedom
+from minilora.measure.statistics import student  # student(freedom): Student's t for 95 %, by degrees of freedom
 
 # %% [markdown]
 # ## 11.1 How sure is a difference?
