@@ -10,14 +10,14 @@ from .exercises import Draw, arrays, distinct_sizes, drawing, exercise, variant
 
 
 def draw_function(rng: np.random.Generator, axes: int) -> Draw:
-    """A function whose derivatives all differ, x with this many axes, and a step large enough to show in the result."""
+    """A function whose derivatives differ in size and sign, x with this many axes, and a step large enough to show."""
     x = rng.standard_normal(tuple(int(size) for size in rng.integers(3, 7, axes)))
     if axes == 1:
         x = rng.standard_normal(int(rng.integers(9, 20)))
     a, b, c = rng.uniform(0.5, 1.5, (3, *x.shape))
 
     def f(x: Any) -> float:
-        return float((a * x**3 + b * x).sum() + np.tanh((c * x).sum()))
+        return float((a * x**3 - 2 * b * x).sum() + np.tanh((c * x).sum()))
 
     return Draw(f=f, x=x, eps=float(rng.uniform(0.05, 0.2)))
 
@@ -89,23 +89,22 @@ def draw_near_zero(rng: np.random.Generator, cancel: bool) -> Draw:
     return Draw(got=2 * expected, expected=expected)
 
 
-def draw_shapes(rng: np.random.Generator, column: bool) -> Draw:
-    """A gradient that fits only by broadcasting."""
-    sizes = distinct_sizes("m", rng)
-    expected = rng.standard_normal(sizes["m"])
-    got = expected[:, None] if column else expected[None]
-    return Draw(sizes, got=got * 1.0, expected=expected)
+def draw_shapes(rng: np.random.Generator, got: str, expected: str = "m") -> Draw:
+    """Gradients with these axes, of which one fits only by broadcasting; an axis called 1 has length 1."""
+    sizes = distinct_sizes("mn", rng)
+    return arrays(rng, sizes | {"1": 1}, got=got, expected=expected)
 
 
 @exercise(
     "1.2",
     draw=[
         lambda rng: draw_pair(rng, 0.8),
-        lambda rng: draw_pair(rng, 1.3, size=1e-9),
+        lambda rng: draw_pair(rng, 1.3, size=1e-20),
         lambda rng: draw_pair(rng, 0),
         lambda rng: draw_pair(rng, -0.9),
-        lambda rng: draw_shapes(rng, column=True),
-        lambda rng: draw_shapes(rng, column=False),
+        lambda rng: draw_shapes(rng, "m 1"),
+        lambda rng: draw_shapes(rng, "1 m"),
+        lambda rng: draw_shapes(rng, "m n", "m 1"),
         lambda rng: draw_near_zero(rng, cancel=True),
         lambda rng: draw_near_zero(rng, cancel=False),
     ],

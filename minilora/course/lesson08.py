@@ -25,7 +25,7 @@ def draw_rank(rng: np.random.Generator) -> Draw:
     squares = np.linalg.svd(delta, compute_uv=False) ** 2
     explained = np.cumsum(squares) / squares.sum()
     r = int(rng.integers(4, 9))
-    return Draw(sizes, delta=delta, share=float((explained[r - 2] + explained[r - 1]) / 2))
+    return Draw(sizes, delta=delta, share=float(0.7 * explained[r - 2] + 0.3 * explained[r - 1]))
 
 
 def draw_one_term(rng: np.random.Generator, share: float = 0.9) -> Draw:

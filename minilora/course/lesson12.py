@@ -10,16 +10,16 @@ from .exercises import Draw, Drawing, changed, exercise, variant
 # -- 12.1 the scale ----------------------------------------------------------------------------------------------------
 
 
-def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = None) -> Draw:
+def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = None, whole: bool = False) -> Draw:
     """A module, and patterns for it and for others, among them two keys that only seem to match.
 
-    The keys that match are the last part of the name, several parts, or the whole name. twice: two keys match in each
-    pattern, of which the first counts.
+    The keys that match are the last part of the name, several parts, or the whole name; with `whole`, always the last
+    of these. twice: two keys match in each pattern, of which the first counts.
     """
     layer, other = (int(i) for i in rng.choice(np.arange(2, 10), 2, replace=False))
     name = f"model.layers.{layer}.self_attn.v_proj"
     several, last = f"layers.{layer}.self_attn.v_proj", "v_proj"
-    fits = [(several, last), (last, several), (name, name)][int(rng.integers(2 if twice else 3))]
+    fits = [(several, last), (last, several), (name, name)][2 if whole else int(rng.integers(2 if twice else 3))]
     ranks, alphas = rng.permutation([5, 6, 7, 11, 13, 17]), rng.permutation([191, 211, 227, 251, 271, 293])
 
     def pattern(key: str, values: np.ndarray) -> dict[str, int]:
@@ -39,7 +39,7 @@ def draw_scale(rng: np.random.Generator, twice: bool = False, rs: bool | None = 
 
 
 SCALES: list[Drawing] = [
-    draw_scale,
+    partial(draw_scale, whole=True),
     partial(draw_scale, rs=False),
     partial(draw_scale, rs=True),
     partial(draw_scale, twice=True),
@@ -143,12 +143,12 @@ variant(
 
 
 def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
-    """Losses at seven rates, with one minimum.
+    """Losses at seven or eight rates, with one minimum.
 
     lowest: "middle"; "lucky", where the first seed was lucky; "first" or "last", where the minimum is outside the
         sweep; "second", next to the edge; "cut", where the rate next to the best one diverged once.
     """
-    k, seeds = 7, 3
+    k, seeds = 7 + (lowest == "last"), 3
     rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
     inside = int(rng.integers(2, 4))
     bottom = {"first": 0, "second": 1, "last": k - 1, "cut": 3}.get(lowest, inside)
@@ -164,7 +164,7 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     if lowest == "cut":
         losses[2, bottom + 1] = np.nan
     order = [0, *(1 + rng.permutation(seeds - 1))] if lowest == "lucky" else rng.permutation(seeds)
-    return Draw({"seeds": seeds, "k": k}, rates=rates, losses=losses[order])
+    return Draw({"seeds": seeds, "k": k}, rates=rates, losses=100 * losses[order])  # no number of one's own is as large
 
 
 SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "first", "second", "last", "cut", "lucky")]

@@ -119,7 +119,7 @@ def draw_budget(rng: np.random.Generator, kind: str, names: tuple[str, ...] = (*
     budget = {
         "exact": base + r * step,
         "spare": base + r * step + step // 2,
-        "large": base + 97 * r * step,
+        "large": base + (256 + 97 * r) * step,
         "none": base + step - 1,
         "tiny": base // 2,
     }

@@ -14,8 +14,8 @@ from .watch import watched
 
 
 def draw_adapters(rng: np.random.Generator, ranks: Sequence[int] | None = None) -> tuple[dict[str, int], list[Any]]:
-    """Sizes, and adapters of one matrix: of two or three ranks between 2 and 5, no two alike, if none are given."""
-    ranks = rng.permutation([2, 3, 4, 5])[: rng.integers(2, 4)].tolist() if ranks is None else ranks
+    """Sizes, and adapters of one matrix: of three ranks between 2 and 5, no two alike, if none are given."""
+    ranks = rng.permutation([2, 3, 4, 5])[:3].tolist() if ranks is None else ranks
     sizes = distinct_sizes("Tnm", rng, low=15) | {"R": sum(ranks)}
     alphas = rng.permutation([29, 31, 37, 41, 43, 47])  # primes above every r²: no two scales are alike
     adapters = []

@@ -139,8 +139,7 @@ def draw_descent(rng: np.random.Generator, steps: int | None = None) -> Draw:
     """
     sizes = distinct_sizes("Tnm", rng) | {"r": 1}
     drawn = arrays(rng, sizes, x="T n", W="m n", y="T m", A="r n", B="m r")
-    drawn["alpha"] = 1.5
-    drawn["lr"] = 0.002
+    drawn["alpha"], drawn["lr"] = float(rng.uniform(1.2, 1.8)), float(rng.uniform(0.001, 0.003))
     drawn["steps"] = int(rng.integers(3, 7)) if steps is None else steps
     return drawn
 

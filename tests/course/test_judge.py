@@ -376,7 +376,7 @@ def test_a_check_is_stopped_when_it_takes_too_long(double, monkeypatch, interrup
 
     monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.3,))
     before = signal.signal(signal.SIGINT, interrupts)  # ignored where a shell has started the program in the background
-    said = "stopped after 0 seconds: does a loop never end, or does it wait for something?"
+    said = "stopped after 0 seconds: does a loop never end, does it wait for something, or is it slow?"
     try:
         for waits in (endless, lambda x, names: time.sleep(60)):
             start = time.perf_counter()
@@ -792,6 +792,12 @@ HALF_RIGHT = [  # exercise, variant, an answer made from the solution, the line 
      "A or B was changed: only W and kept change"),
     ("merge", None, lambda merge, layer: (merge(layer), layer.update(W=layer["W"][:-1])),
      "layer['W'] must stay an array of shape (m, n)"),
+    ("merge", None, lambda merge, layer: (merge(layer), layer.update(W=layer["W"].astype(np.float32))),
+     "as expected, but later digits differ"),
+    ("add_lora", None, lambda add, model, targets, make: add(model, [t for t in targets if t != "proj"], make),
+     "the incomplete target 'proj' was ignored"),
+    ("add_lora", None, lambda add, model, targets, make: add(model, [t for t in targets if t != "norm"], make),
+     "the non-Linear target 'norm' was ignored"),
     ("unmerge", None, lambda unmerge, layer: (unmerge(layer), layer.update(alpha=7)),
      "alpha was changed: only W and kept change"),
     ("unmerge", None, copied_where_nothing_is_to_be_done, "a layer that is not merged was changed"),
@@ -830,7 +836,36 @@ def less_the_mean(softmax_cross_entropy, z, labels):
     return -np.log(p[tokens, labels]).mean(), (p - np.eye(z.shape[1])[labels]) / len(z)
 
 
+def whole_names_apart(scale_of, name, r, lora_alpha, use_rslora, *patterns):
+    return scale_of(
+        name, r, lora_alpha, use_rslora, *({k: v for k, v in each.items() if k != name} for each in patterns)
+    )
+
+
+def interpolated(rank_for, delta, share):
+    explained = np.cumsum(np.linalg.svd(delta, compute_uv=False) ** 2)
+    return round(np.interp(share, explained / explained[-1], 1.0 + np.arange(len(explained))))
+
+
+def the_last_of_seven(best_rate, rates, losses):
+    more = len(rates) - 7
+    return best_rate([*rates, *rates[:more]], np.pad(losses, ((0, 0), (0, more)), constant_values=np.inf))
+
+
 RARE = [  # an answer that is right in most cases
+    ("numerical_gradient", lambda gradient, *given: abs(gradient(*given))),
+    ("relative_error", lambda error, a, b: error(*np.broadcast_arrays(a, b)) if a.ndim == b.ndim else np.inf),
+    ("relative_error", lambda error, *given: error(*given) if max(map(np.max, map(abs, given))) > 1e-12 else 0.0),
+    ("training_bytes", lambda bytes, sizes, names, *o: bytes(sizes, [n for n in names if len(sizes[n]) > 1], *o)),
+    ("rank_for", interpolated),
+    ("my_claim", lambda claim, run, rates, *rest: claim(run, rates[1:], *rest)),
+    ("scale_of", whole_names_apart),
+    ("best_rate", lambda best, rates, losses: best(rates, np.nan_to_num(losses, nan=10))),
+    ("best_rate", the_last_of_seven),
+    ("cat", lambda cat, adapters, weights: cat(adapters[:2], weights[:2])),
+    ("mix", lambda mix, x, W, adapters, weights: mix(x, W, adapters[:2], weights[:2])),
+    ("descend", lambda descend, *given: descend(*given[:6], 0.002, given[7])),
+    ("descend", lambda descend, *given: descend(*given[:5], 1.5, *given[6:])),
     ("relative_error", lambda error, got, want: error(got.ravel(), want.ravel())),
     ("softmax_cross_entropy", less_the_mean),
     ("padded_batch", repeated),
@@ -854,8 +889,15 @@ RARE = [  # an answer that is right in most cases
 @pytest.mark.parametrize(("name", "answer"), RARE, ids=[f"{i}-{name}" for i, (name, _) in enumerate(RARE)])
 def test_an_answer_that_is_right_in_most_cases_is_refused_in_every_check(name, answer):
     solution = EXERCISES[name].forms[0].reference
-    said = [judged(EXERCISES[name], lambda *given: answer(solution, *given), rng(seed)) for seed in range(4)]
-    assert "ok" not in said, said
+    for seed in range(
+        12 if name in ("my_claim", "rank_for", "scale_of") else 4
+    ):  # these were found in a part of all checks
+        assert judged(EXERCISES[name], lambda *given: answer(solution, *given), rng(seed)) != "ok", seed
+
+
+def test_the_rank_that_a_large_budget_allows_is_above_any_that_is_tried_one_by_one():
+    for form in EXERCISES["largest_rank"].forms:
+        assert min(form.reference(**form.draw[2](rng(seed))) for seed in range(40)) > 256
 
 
 @pytest.mark.parametrize(("name", "variant", "answer", "line"), HALF_RIGHT, ids=[line for *_, line in HALF_RIGHT])
