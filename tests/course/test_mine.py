@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import linecache
 import re
 import runpy
 import shlex
@@ -199,6 +200,9 @@ GLOBALS = [  # what a notebook may have outside of the function, and what the fu
     ("from collections import namedtuple\nPair = namedtuple('Pair', 'a b')", "Pair(1, 2).a"),
     ("rng = np.random.default_rng(0)", "1 + 0 * rng.random()"),
     ("for one in (3, 1): pass", "one"),
+    ("COUNT = [0]\ndef more():\n    global COUNT\n    COUNT = [*COUNT, 1]\n    return COUNT[-1]", "more()"),
+    ("ONE = [2]\nONE = [1]", "ONE[0]"),
+    ("import linecache\nlinecache.getlines(check.__globals__['mine'].__file__)\nfor FILE in [1]: pass", "FILE"),
     ("x = 'not needed'", "1"),  # the function has its own x
 ]
 
@@ -206,6 +210,8 @@ GLOBALS = [  # what a notebook may have outside of the function, and what the fu
 @pytest.mark.parametrize("given, used", GLOBALS, ids=[used for _, used in GLOBALS])
 def test_what_was_assigned_outside_of_the_function_is_kept_with_it(given, used, tmp_path):
     text = f"import numpy as np\nfrom minilora.course import check\n{given}\n"
+    (tmp_path / "old.py").write_text("ONE = [3]\n", "utf-8")
+    linecache.getlines(str(tmp_path / "old.py"))  # as an earlier cell of a notebook
     text += f"def centred_softmax(x): return {used}\n"
     text += "def softmax_vjp(p, g):\n    x = p[0]\n"
     text += "    return centred_softmax(x) * p * (g - (p * g).sum(axis=-1, keepdims=True))\ncheck(softmax_vjp)"
