@@ -115,7 +115,7 @@ def draw_logits(rng: np.random.Generator, offset: float = 0) -> Draw:
 @exercise(
     "3.2",
     draw=[draw_logits, lambda rng: draw_logits(rng, 2000)],
-    smallest=lambda rng: Draw({"T": 1, "V": 2}, z=rng.standard_normal((1, 2)), labels=np.array([1])),
+    smallest=lambda rng: Draw({"T": 1, "V": 2}, z=rng.standard_normal((1, 2)), labels=np.array([0])),
     returns="L, dz (T, V)",
     by_hand=True,
 )

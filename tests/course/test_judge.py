@@ -868,6 +868,7 @@ RARE = [  # an answer that is right in most cases
     ("descend", lambda descend, *given: descend(*given[:5], 1.5, *given[6:])),
     ("relative_error", lambda error, got, want: error(got.ravel(), want.ravel())),
     ("softmax_cross_entropy", less_the_mean),
+    ("softmax_cross_entropy", lambda loss, z, at: loss(z, at) if len(z) > 1 or at.max() + 1 == z.shape[1] else (0, z)),
     ("padded_batch", repeated),
     (
         "inject",
