@@ -45,6 +45,7 @@ RECALLED = 0.5  # the page advises if recall of reworded training questions is b
 OFTEN = 10  # and each record was seen less often
 BRIEF, USUAL_STEPS = 10, 60  # the page advises the latter if a run has fewer steps than the former
 FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
+GUESS = 12.5  # nats: a guess among the tokens of the largest vocabulary known here, 262,144
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -175,6 +176,9 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"The run had only {counted(steps, 'step')}: try --steps {USUAL_STEPS}."
     if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
         return f"Loss did not fall: try {lower}."
+    before, after = losses.get("general", (0.0, 0.0))
+    if not after <= max(before, GUESS):
+        return f"On general text the model is worse than a guess (a loss of {plain(after, 1)}): try {lower}."
     quotes = bool(options.get("quote"))
     forgets = metrics.keys().isdisjoint(("labels", "fields")) and not quotes  # else no other text can be the answer
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:

@@ -204,6 +204,10 @@ ADVICE = [  # what is different, the last line
     ({"audit_failed": "A or B receives none"}, "The audit failed (see below): try a lower --lr (it was 0.05)."),
     ({"loss": {"general": [2.0, 3.0]}, "labels": {}}, None),  # nobody reads its general text
     ({"loss": {"general": [2.0, 3.0]}, "fields": {}}, None),
+    ({"loss": {"general": [3.0, 12.6]}, "labels": {}},  # nobody reads it, but no model that works has such a loss
+     "On general text the model is worse than a guess (a loss of 12.6): try a lower --lr (it was 0.05)."),
+    ({"loss": {"general": [3.0, 12.5]}, "labels": {}}, None),
+    ({"loss": {"general": [13.0, 13.0]}, "labels": {}}, None),
     (TRAINED | {"kept": {"which": "best", "step": 8, "loss": 1.0}, "fields": {}}, MORE + "epochs."),
     (TRAINED | {"kept": {"which": "best", "step": 8}, "labels": {}, "options": {"steps": 8}}, MORE + "steps."),
     (TRAINED | {"kept": {"which": "best", "step": 7, "loss": 1.0}, "fields": {}}, None),
