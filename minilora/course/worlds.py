@@ -28,10 +28,8 @@ def draw_world(
         pattern = rng.standard_normal(len(seeds))
         differences = mean + deviation * (pattern - pattern.mean()) / pattern.std(ddof=1)
         common = 2.6 + 0.05 * rng.standard_normal(len(seeds))
-        best = {
-            "old": 1 + rng.permutation(4),
-            "new": np.append(0, 1 + rng.permutation(4)) if first else rng.permutation(5),
-        }
+        best = {"old": 1 + rng.permutation(4)}
+        best["new"] = np.append(0, 1 + rng.permutation(4)) if first else rng.permutation(5)
         if best["new"][0] == best["old"][0]:
             best["new"] = np.roll(best["new"], 1)
         table = {}
@@ -63,9 +61,7 @@ def errors_from_zero(errors: Callable[[int], float]) -> Callable[[float, int], t
 
 
 WORLDS = [
-    draw_world(
-        lambda claimed, n: (0.4 * claimed, 0.15 * claimed), first=True
-    ),  # hardly any effect, but a large one if untuned
+    draw_world(lambda claimed, n: (0.4 * claimed, 0.15 * claimed), True),  # hardly any effect, a large one if untuned
     draw_world(lambda claimed, n: (1.5 * claimed, 0.2 * claimed)),  # a real effect
     draw_world(errors_from_zero(lambda n: 1.6)),  # the mean is in the band, perhaps by chance
     draw_world(errors_from_zero(lambda n: math.sqrt(1.96 * student(n - 1)))),  # 1.96 standard errors would accept it

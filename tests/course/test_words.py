@@ -24,9 +24,6 @@ PRIVATE = {  # a word of our own: what the field says
     r"\bpacked\b": "quantised",
     r"asked in other words": "paraphrased",
 }
-ALLOWED = {  # what is no private word there
-    "04_attention": ["spread"]  # of weights over tokens, the verb
-}
 
 
 def words(path):
@@ -34,9 +31,8 @@ def words(path):
     return " ".join(re.sub(r"(?m)^# ?(?:> )?", "", path.read_text("utf-8")).split())
 
 
-def private_words(text, allowed=()):
-    found = {match[0] for word in PRIVATE for match in re.finditer(word, text, re.IGNORECASE)}
-    return sorted(word for word in found if word not in allowed)
+def private_words(text):
+    return sorted({match[0] for word in PRIVATE for match in re.finditer(word, text, re.IGNORECASE)})
 
 
 def test_the_glossary_has_about_sixty_terms_in_the_order_of_lessons():
@@ -53,7 +49,7 @@ def test_a_term_of_the_glossary_occurs_in_the_lesson_that_it_names():
 
 
 def test_a_lesson_uses_the_words_of_the_field():
-    found = {name: private_words(words(path), ALLOWED.get(name, ())) for name, path in SOURCES.items()}
+    found = {name: private_words(words(path)) for name, path in SOURCES.items()}
     assert {name: private for name, private in found.items() if private} == {}
 
 
@@ -62,4 +58,4 @@ def test_a_private_word_is_found():
         "in place of",
         "number that learns",
     ]
-    assert private_words("quantised, packed", ["packed"]) == []
+    assert private_words("quantised") == []
