@@ -48,7 +48,7 @@ class LookOptions:
     base: str = option(DEFAULT_BASE, f"the model whose tokens are counted: {BASE}", path=True)
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN")
     label: str | None = option(None, LABEL, metavar="COLUMN")
-    schema: str | None = option(None, SCHEMA.replace(", or that of the adapters", ""), metavar="FILE")
+    schema: str | None = option(None, f"{SCHEMA})", metavar="FILE")
     max_length: int = option(Options.max_length, MAX_LENGTH, least=8)
 
     def __post_init__(self):

@@ -83,7 +83,7 @@ class EvalOptions(Loading):
         "and with the best match that search finds; the loss is measured with passages if training was",
         metavar="FILE",
     )
-    schema: str | None = option(None, SCHEMA, metavar="FILE")
+    schema: str | None = option(None, f"{SCHEMA}, or that of the adapters)", metavar="FILE")
     base: str | None = option(None, f"{BASE} (default: the one that the adapters were trained on)", path=True)
     limit: int | None = option(
         None,
@@ -151,7 +151,8 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
         material = Material([], [], {each.name: each.samples}, asked, checked=checked)
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
-        sets[i] = replace(each, checked=material.checked)
+        if not options.no_recall:
+            sets[i] = replace(each, checked=material.checked)
     if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
@@ -371,9 +372,7 @@ def page(result: Mapping[str, Any]) -> str:
             if name in result.get(kind, {}):
                 lines += ["", *written(result[kind][name], NARROWEST)]
         lines.append("")
-    checked = {name for kind in REPORTS if kind != "open_book" for name in result.get(kind, ())}
-    bare = [Path(about["data"]).name for name, about in result["sets"].items()
-            if not about["asked"] and name not in checked]  # fmt: skip
+    bare = [Path(about["data"]).name for about in result["sets"].values() if not about["asked"]]
     if bare:
         which = listed([*dict.fromkeys(bare)])
         lines += wrapped(f"{NOTHING}: no record of {which} has keywords, which recall needs: add a column keywords.")

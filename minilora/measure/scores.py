@@ -239,7 +239,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
                 "kind": each.kind,
                 "records": len(each.samples),
                 "scored_tokens": int(scored_tokens(each.samples).sum()),
-                "asked": len(each.asked),
+                "asked": len(each.checked.records if each.checked else each.asked),
             }
             for each in sets
         },

@@ -36,7 +36,7 @@ from .run_folder import OPTIONS_FILE, RunFolder
 _FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
 FIELD = "names of your columns: question=q answer=a reads the question from q and the answer from a"
 LABEL = "to classify: the column with the label of each text (default: label, intent or category, next to a text)"
-SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data, or that of the adapters)"
+SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data"
 MAX_LENGTH = "tokens per record; longer conversations are truncated, longer texts are divided"
 ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
@@ -62,7 +62,9 @@ class Options:
     )
     field: Mapping[str, str] | None = option(None, FIELD, metavar="NAME=COLUMN", follows=("data",))
     label: str | None = option(None, LABEL, metavar="COLUMN", follows=("data",))
-    schema: str | None = option(None, SCHEMA, metavar="FILE", path=True, follows=("data",))
+    schema: str | None = option(
+        None, f"{SCHEMA}, or that of the adapters)", metavar="FILE", path=True, follows=("data",)
+    )
     context: str | None = option(
         None,
         "to answer from passages: each question is trained with the right one in its prompt; support-handbook, a .txt "

@@ -182,7 +182,8 @@ def test_a_trial_measures_accuracy_on_the_validation_set(home, run, tmp_path):
 
 def test_losses_alone_ask_for_no_labels(home, run):
     settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(run[1])])
-    assert evaluate_adapters(EvalOptions(**settings, no_recall=True))["labels"] == {}
+    quick = evaluate_adapters(EvalOptions(**settings, no_recall=True))
+    assert quick["labels"] == {} and "no record of" not in page(quick)  # has keywords: labels need none
 
 
 def test_data_without_labels_are_measured_for_an_adapter_of_labels_with_a_line_that_says_how_to_name_them(
