@@ -48,4 +48,5 @@ def options(home, out, **change):
     """Options of a job on the base and data of the folder `home`."""
     values = dict(base=str(home / "base"), data=str(home / "data.jsonl"), out=str(out), r=2, steps=6, batch_size=4)
     values |= {"strength": 1.0} if change.get("method", "lora") == "lora" else {}  # what is kept is what was trained
+    values |= {"lr": Options(**{name: change[name] for name in ("method", "loss") if name in change}).learning_rate}
     return Options(**(values | change))

@@ -131,7 +131,7 @@ def _finished(options: DomainsOptions, domain: str) -> bool:
         RunFolder(run.folder, options.overwrite, resume=True).refuse()
         return False
     now, then = asdict(run.in_effect()), read_metrics(run.folder)["options"]
-    both = [name for name in run.decisive() if name in then]
+    both = [name for name in run.decisive() if name in then and (name != "lr" or run.lr)]  # or the base's, if none
     try:
         then, now = ({name: each[name] for name in both} for each in (then, now))
         refuse_other_settings(str(run.folder), then, now, "--overwrite replaces it, --out chooses another folder")

@@ -32,6 +32,7 @@ from ..progress import hide_progress, log, progress
 from ..terminal import quote
 from ..train.job import finetune
 from ..train.options import Options
+from ..train.rate import rate_of
 from ..train.run_folder import refuse_foreign, unwritable
 from ..version import __version__
 from .grid import FOUND, MOST, Sweep, SweepOptions, as_options, word
@@ -300,7 +301,7 @@ def _summary(
         "loss": setting["loss"],
         "r": setting.get("r"),
         "target_modules": word(setting.get("target_modules")),
-        "lr": as_options(setting).learning_rate,
+        "lr": _rate(setting),
         "command": _command(finished[0], averaged=len(finished) > 1),
         "failed": len(found) - len(whole),
     }
@@ -314,8 +315,12 @@ def _summary(
 
 def _values(setting: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """What a table shows of these options of a trial, with the learning rate that is in effect."""
-    values = {**setting, "lr": as_options(setting).learning_rate}
+    values = {**setting, "lr": _rate(setting)}
     return {name: word(values.get(name)) for name in names}
+
+
+def _rate(setting: Mapping[str, Any]) -> float:
+    return setting["lr"] or as_options(setting).on_base(rate_of(setting["base"])).learning_rate
 
 
 def _best(method: str, data: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

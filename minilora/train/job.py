@@ -52,6 +52,7 @@ from .loop import Trainer, TrainingError
 from .material import Material, Measured, evaluate, prepare
 from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
+from .rate import usual_rate
 from .reporting import check_service, reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
@@ -293,6 +294,9 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         compiles()  # loads the library of the compiled loops that will answer: it is a part of the program
     program = program_memory(size)
     install = _installer(model, options)
+    if options.lr is None and known_as(options.base) is None:
+        options = options.on_base(usual_rate(model))
+        log.info(f"learning rate {options.lr:g}, which follows from the size of the base's weights (--lr: another)")
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)
 

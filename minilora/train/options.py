@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import toml
 from ..data.formats import check_field, with_label
@@ -38,6 +38,7 @@ FIELD = "names of your columns: question=q answer=a reads the question from q an
 LABEL = "to classify: the column with the label of each text (default: label, intent or category, next to a text)"
 SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data"
 MAX_LENGTH = "tokens per record; longer conversations are truncated, longer texts are divided"
+RATE = 2e-3  # LoRA's learning rate for SmolLM2 and for tiny; rate.py has that of another base
 ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
@@ -176,7 +177,8 @@ class Options:
     steps: int | None = option(None, "steps of training, instead of --epochs", least=1, **_TRAINING)
     lr: float | None = option(
         None,
-        "peak learning rate (default: 2e-3 for lora, 2e-4 for full; with dpo a tenth of it)",
+        "peak learning rate (default: for lora 2e-3 on smollm2 and tiny, on another base a hundredth of the root mean "
+        "square of its matrices; for full a tenth of it, and with dpo a tenth of that)",
         above=0,
         follows=("method", "loss"),
         **_TRAINING,
@@ -307,9 +309,16 @@ class Options:
 
     @property
     def learning_rate(self) -> float:
-        """lr, or the default: LoRA's is ten times that of full fine-tuning, and DPO's a tenth of SFT's."""
-        usual = (2e-3 if self.method == "lora" else 2e-4) / (10 if self.loss == "dpo" else 1)
-        return usual if self.lr is None else self.lr
+        """lr, or the default on smollm2 and tiny."""
+        return cast(float, self.on_base(RATE).lr)
+
+    def on_base(self, rate: float) -> Options:
+        """The same with the learning rate for a base, where none was given: LoRA's `rate`, for full fine-tuning a tenth
+        of it, and with DPO a tenth of that.
+        """
+        if self.lr is not None:
+            return self
+        return replace(self, lr=rate / (10 if self.method == "full" else 1) / (10 if self.loss == "dpo" else 1))
 
     @property
     def adapter_scale(self) -> float:
