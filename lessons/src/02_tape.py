@@ -132,6 +132,7 @@ def backward(loss, entries):
 # pass it comes before them.
 
 # %%
+tape.clear()  # what an earlier run of this cell has recorded
 a, b = Var(3.0, requires_grad=True), Var(-2.0, requires_grad=True)
 u = a * b
 v = u + b

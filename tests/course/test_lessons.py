@@ -554,6 +554,14 @@ def test_a_built_notebook_has_the_cells_of_its_source(folder, program):
         assert [cell.id for cell in notebook.cells] == [cell["id"] for cell in built], source
 
 
+@pytest.mark.parametrize("name", ["02_tape.ipynb", pytest.param("05_transformer.ipynb", marks=pytest.mark.long)])
+def test_a_cell_of_a_lesson_that_does_not_train_can_be_run_twice(name, tmp_path, monkeypatch):
+    """A claim that fails raises."""
+    monkeypatch.chdir(tmp_path)
+    _, printed = run_here([cell for cell in BUILT[name]["cells"] for _ in range(2)])
+    assert [line for line in {*printed.splitlines()} if line.endswith("holds") and printed.count(line) % 2] == []
+
+
 @each_exercise
 def test_an_exercise_runs_alone_before_it_is_solved(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
