@@ -5,9 +5,12 @@ import math
 from .compare import digits
 from .predictions import measured
 
+AGAIN = "Was a cell changed, skipped or run twice? Then choose Kernel > Restart Kernel and Run All Cells."
+
 
 def claim(name: str, value: float, low: float, high: float) -> None:
-    """Print one line: name, value, band and verdict. Raises AssertionError with that line outside the band.
+    """Print one line: name, value, band and verdict. Raises AssertionError with that line outside the band,
+    and with what to do about it.
 
     If the reader was asked for a guess with `predict(name)`, a second line says whether the value is inside it.
 
@@ -31,6 +34,6 @@ def claim(name: str, value: float, low: float, high: float) -> None:
         band = f"{digits(low)} to {digits(high)}"
     line = f"{name}: {digits(value)} (claimed: {band}): {'holds' if holds else 'DOES NOT HOLD'}"
     if not holds:
-        raise AssertionError(line)
+        raise AssertionError(f"{line}\n{AGAIN}")
     print(line)
     measured(name, value)

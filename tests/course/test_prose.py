@@ -151,6 +151,19 @@ def test_no_link_of_a_notebook_or_page_is_dead():
     assert [(path.name, link) for path, text in texts.items() for link in dead_links(text, path.parent)] == []
 
 
+def test_jupyterlab_is_started_where_it_opens_what_lessons_link_to():
+    """It opens no file outside of the folder that it is started with."""
+    linked = [
+        (LESSONS / name).parent / to for name in BUILT for to in re.findall(r"\]\((\.\.[^)#]+)", words(BUILT[name]))
+    ]
+    for page in (LESSONS.parent / "README.md", LESSONS / "README.md"):
+        (folder,) = re.findall(
+            r"^(?:pip .* && )?jupyter lab *([^#\n]*?) *(?:#.*)?$", page.read_text("utf-8"), re.MULTILINE
+        )
+        root = (LESSONS.parent / folder).resolve()
+        assert linked and [path for path in linked if not path.resolve().is_relative_to(root)] == [], page
+
+
 @pytest.mark.parametrize(
     "link, dead",
     [
