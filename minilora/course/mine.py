@@ -10,9 +10,12 @@ which has no such file, it is the solution, in the variant of the exercise that 
 """
 
 import ast
+import contextlib
 import functools
 import inspect
+import io
 import linecache
+import math
 import os
 import re
 import runpy
@@ -46,7 +49,8 @@ def __getattr__(name: str) -> Any:
     if os.environ.get("NBGRADER_EXECUTION"):
         return lambda *arguments, **settings: EXERCISES[name].form(VARIANT).reference(*arguments, **settings)
     line = f"{name} is not in {FILE} yet: do exercise {EXERCISES[name].number} first"
-    print(line)
+    absent = "" if path.exists() else f" (there is no {path.absolute()}: is this notebook next to the other exercises?)"
+    print(line + absent)
 
     def missing(*arguments: Any, **settings: Any) -> Any:
         return written()(*arguments, **settings)
@@ -75,23 +79,39 @@ def variants(path: Path) -> dict[str, int | None]:
     return {name: int(v) if v else None for _, name, v in MARK.findall(path.read_text("utf-8"))}
 
 
-def keep(function: Callable, number: str, variant: int | None, folder: Path | None = None) -> bool:
-    """Write a function of a notebook or a script into mine.py, replacing an older one. Returns whether it was written.
+def keep(function: Callable, number: str, variant: int | None, wrong: Callable[[Callable], str]) -> str:
+    """Write a function of a notebook or a script into mine.py, replacing an older one. Returns what `check` adds.
 
-    Nothing is written for functions from a module, and nothing under nbgrader.
+    wrong: what is wrong with the function that mine.py then has; "" if nothing is. It may differ, since a notebook's
+        cells run in any order. If something is wrong, the file is left as it was.
+
+    Nothing is written for functions from a module, and nothing under nbgrader; then "" is returned.
     """
     if scope_of(function).get("__name__") != "__main__" or os.environ.get("NBGRADER_EXECUTION"):
-        return False
-    path = (folder or Path()) / FILE
+        return ""
+    path, name = Path(FILE), function.__name__
     try:
         imports, sources = needs(function)
+    except (OSError, TypeError, IndexError, SyntaxError):
+        return " (not kept: its source was not found; leave out %%time or exec)"
+    try:
         old = path.read_text("utf-8") if path.exists() else HEAD
         found = PREDICTED.search(old)
-        text = _joined(PREDICTED.sub("", old), imports, sources, number, function.__name__, variant)
+        text = _joined(PREDICTED.sub("", old), imports, sources, number, name, variant)
         path.write_text(text + (f"\n\n{found[0]}" if found else ""), "utf-8")
-    except (OSError, TypeError, IndexError, SyntaxError):
-        return False
-    return True
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                line = wrong(load(path)[name])
+        except ImportError as error:
+            line = str(error)
+        if line:
+            path.write_text(old, "utf-8")
+            return f" (not kept, since with it {FILE} would be wrong: {line}; restart the kernel and run all cells)"
+    except UnicodeDecodeError:
+        return f" (not kept: {FILE} is not UTF-8: save it as UTF-8, or delete it, and check again)"
+    except OSError as error:
+        return f" (not kept: {error})"
+    return f" ({name} is kept in {FILE})"
 
 
 def needs(function: Callable) -> tuple[list[str], list[str]]:
@@ -120,8 +140,8 @@ def needs(function: Callable) -> tuple[list[str], list[str]]:
                 if used not in EXERCISES and value.__module__ == "__main__":
                     visit(source_of(value), used)
             elif used not in local:
-                shown = f"{used} = {value!r}\n" if isinstance(value, (int, float, str)) else ""
-                if statement := assigned(used) or shown:
+                plain = type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+                if statement := f"{used} = {value!r}\n" if plain else assigned(used):
                     visit(statement, used)
         sources.append(source)
 

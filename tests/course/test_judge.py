@@ -263,6 +263,8 @@ def test_a_missing_transpose_names_the_axes_that_meet():
     assert judged(EXERCISES["lora_forward"], asked, rng()).endswith(
         "an array is neither true nor false: write `is None`, or .any() or .all() for its elements"
     )
+    misspelt = lambda x, W, A, B, alpha: x @ w.T  # noqa: F821
+    assert judged(EXERCISES["lora_forward"], misspelt, rng()).endswith("or was the cell that defines it not run?")
     flat = lambda X: X - X.mean(axis=1)
     assert "is an axis missing (keepdims=True" in judged(judge.QUESTIONS["centred"], flat, rng())
 
@@ -642,9 +644,12 @@ def inject(W, r, rng):
     raise NotImplementedError
 
 
-def test_check_prints_one_line_with_the_exercises_number(capfd):
+def test_check_prints_one_line_with_the_exercises_number(capfd, monkeypatch):
+    monkeypatch.setattr(judge, "CHECKED", {})
     assert check(lora_forward) is None and check(inject) is None
     assert capfd.readouterr() == ("9.1  ok\n9.3  not written yet\n", "")
+    assert check(lora_forward) is None and check(inject) is None  # as if the cell was changed, but not run
+    assert capfd.readouterr().out == f"9.1  ok\n9.3  not written yet ({judge.SAME})\n"
 
 
 @pytest.mark.parametrize("variable, value", [("NBGRADER_EXECUTION", "autograde"), ("MINILORA_STRICT", "1")])
@@ -663,7 +668,7 @@ def lora_foward():
 @pytest.mark.parametrize(
     "thing, line",
     [
-        (len, "'len' is not an exercise: keep the name of the stub\n"),
+        (len, "'len' is not an exercise: keep the first line of the stub, def ...\n"),
         (lora_foward, "'lora_foward' is not an exercise: is lora_forward meant?\n"),
         (3.0, "a value of type float is not an answer: check the function itself, check(NAME)\n"),
     ],

@@ -109,7 +109,9 @@ def test_a_later_exercise_takes_it_and_says_what_is_missing(folder):
 def test_what_was_imported_before_it_was_written_is_found_when_it_is_called(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     early = mine.lora_forward
-    assert capsys.readouterr().out == "lora_forward is not in mine.py yet: do exercise 9.1 first\n"
+    said = capsys.readouterr().out
+    assert said.startswith("lora_forward is not in mine.py yet: do exercise 9.1 first (there is no ")
+    assert str(tmp_path / "mine.py") in said
     arguments = [np.ones(shape) for shape in [(2, 3), (4, 3), (1, 3), (4, 1)]]
     for there in (False, True):  # also in a file that has other functions
         with pytest.raises(NotImplementedError, match="^lora_forward$"):
@@ -203,6 +205,7 @@ GLOBALS = [  # what a notebook may have outside of the function, and what the fu
     ("COUNT = [0]\ndef more():\n    global COUNT\n    COUNT = [*COUNT, 1]\n    return COUNT[-1]", "more()"),
     ("ONE = [2]\nONE = [1]", "ONE[0]"),
     ("import linecache\nlinecache.getlines(check.__globals__['mine'].__file__)\nfor FILE in [1]: pass", "FILE"),
+    ("ONE = 2\nONE -= 1", "ONE"),
     ("x = 'not needed'", "1"),  # the function has its own x
 ]
 
@@ -225,10 +228,31 @@ def test_what_is_wrong_and_what_comes_from_a_module_is_not_kept(tmp_path, monkey
     run(tmp_path, SCRIPT.replace("FACTOR = 1", "FACTOR = 2").replace("check(inject)", ""))
     assert not (tmp_path / "mine.py").exists()
     monkeypatch.chdir(tmp_path)
-    assert not mine.keep(types.FunctionType((lambda: 0).__code__, {"__name__": "other"}), "9.1", None)
+    assert not mine.keep(types.FunctionType((lambda: 0).__code__, {"__name__": "other"}), "9.1", None, str)
     own = types.FunctionType((lambda: 0).__code__, {"__name__": "__main__"})
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    assert not mine.keep(own, "9.1", None) and not list(tmp_path.glob("mine.py"))
+    assert not mine.keep(own, "9.1", None, str) and not list(tmp_path.glob("mine.py"))
+
+
+ALONE = SCRIPT.replace("check(inject)", "")
+
+
+@pytest.mark.parametrize(
+    "text, before, why",
+    [
+        (ALONE.replace("FACTOR = 1", "FACTOR = [0]\nFACTOR += [1]").replace("FACTOR *", "FACTOR[1] *"), b"# my notes\n",
+         "since with it mine.py would be wrong: at `return"),
+        (ALONE, b"def f(:\n", "since with it mine.py would be wrong: mine.py cannot be run (SyntaxError"),
+        (ALONE, b"# \xe4\n", "mine.py is not UTF-8: "),
+        (ALONE, None, "[Errno "),  # a folder
+        (f"exec({ALONE!r})", b"", "its source was not found"),
+    ],
+)  # fmt: skip
+def test_a_right_answer_that_cannot_be_kept_says_why_and_leaves_the_file(text, before, why, tmp_path):
+    path = tmp_path / "mine.py"
+    path.mkdir() if before is None else path.write_bytes(before)
+    assert re.fullmatch(rf"9.1  ok \(not kept.*{re.escape(why)}.*\)\n", run(tmp_path, text))
+    assert before is None or path.read_bytes() == before
 
 
 def test_a_broken_file_is_one_line(tmp_path):
