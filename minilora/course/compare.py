@@ -11,6 +11,8 @@ from ..engine.tensor import Tensor
 
 TOLERANCE = 1e-9  # in float64, relative to the largest number of the array
 ALIKE = 1e-6  # how close a wrong result must be to what it is recognised as, relatively
+NONE = "the function returns None: is a `return` missing?"
+NEARLY = "is it rounded, a difference instead of a derivative, or is a small number such as eps added?"
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -102,6 +104,8 @@ def number(value: Any, what: str) -> float:
     """The answer as a number. Raises Wrong if it is not one, or is not finite."""
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value[()]
+    if value is None:
+        raise Wrong(NONE)
     if not is_number(value):
         raise Wrong(f"{what} must be one number, got {type(value).__name__}")
     if not math.isfinite(value):
@@ -219,10 +223,7 @@ def _compare_arrays(
 
 def _report(what: str, got: str, want: str, how: str = "") -> None:
     if got == want:
-        raise Differs(
-            f"{what} is {got} as expected, but later digits differ",
-            "is it rounded, a difference instead of a derivative, or is a small number such as eps added?",
-        )
+        raise Differs(f"{what} is {got} as expected, but later digits differ", NEARLY)
     raise Differs(f"{what} is {got}, expected {want}", how)
 
 
@@ -247,6 +248,10 @@ def _pattern(got: np.ndarray, want: np.ndarray, what: str, wrong: np.ndarray, nu
     """How an array differs from the expected one; "" if there is nothing to say. wrong: where it does."""
     if not got.any():
         return f"{what} is zero everywhere"
+    if any(np.array_equal(got, want.round(digits)) for digits in range(2, 7)):
+        return "it is rounded: return all digits"
+    if close(got, want, ALIKE):
+        return NEARLY
     if want.size > 1 and (factor := _constant(got, want)) is not None:
         if abs(factor + 1) < ALIKE:
             return f"all of {what} has the wrong sign"

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from ..engine.tensor import Tensor
 from ..pages.text import listed
 from . import mine
-from .compare import ALIKE, Differs, Wrong, as_parts, chance, compare, is_number, named, same
+from .compare import ALIKE, NONE, Differs, Wrong, as_parts, chance, compare, is_number, named, same
 from .exercises import EXERCISES, QUESTIONS, Draw, Exercise, Form
 from .watch import plain, readable_output, time_limit, watched, without_the_engine
 
@@ -193,7 +193,8 @@ class Outcome:
             if comparable(old) and not same(arguments[name], old, tolerance=0):
                 self.changed[name] = plain(arguments[name])
         if exercise.observe and not (self.result is None and not exercise.changes):
-            self.result = exercise.observe(self.result, arguments)
+            with suppress(Exception):  # what has another form than asked for is compared as it is
+                self.result = exercise.observe(self.result, arguments)
 
     def like(self, other: Outcome, tolerance: float) -> bool:
         """Whether two calls had the same result and changed the same arguments."""
@@ -233,6 +234,11 @@ def _borne_out(answer: Answer, trials: Trials, turn: int, lines: list[str]) -> s
         left = [line for line in lines if line.endswith(tuple(found))]
         fits.append(bool(left))
         lines = left or lines
+    if answer.empty:
+        for i in range(len(trials.draws)):
+            answer.outcome(trials.get(i, 0).drawn)
+        if answer.empty:
+            raise Wrong(NONE)
     if not (all(fits) if doubt == 2 else any(fits)):
         first = trials.get(turn, 0)
         _differences(answer, first, answer.outcome(first.drawn), known=False)
@@ -327,6 +333,7 @@ class Answer:
         self.exercise = exercise
         self.function = function
         self.sizes: dict[str, int] = {}
+        self.empty = True  # has it returned None so far, and nothing else?
         self.doubt = 0  # how often the last known mistake that was found is found by chance
         self.seen: set[tuple[int, ...]] = set()
 
@@ -358,9 +365,11 @@ class Answer:
             if self.exercise.by_hand:
                 stack.enter_context(without_the_engine())
             try:
-                return Outcome(self.exercise, run, drawn, copied)
+                got = Outcome(self.exercise, run, drawn, copied)
             except NotImplementedError as error:
                 raise self.unwritten(error) from None
+        self.empty &= not got.error and got.result is None
+        return got
 
     def accept(self, got: Outcome) -> None:
         """Raise Wrong for an error, a changed argument, or a missing return value."""
@@ -370,7 +379,7 @@ class Answer:
             if name not in self.exercise.changes:
                 raise Wrong(f"the function changes its input {name}: make a new value instead of changing it (+=, *=)")
         if got.result is None:
-            raise Wrong("the function returns None: is a `return` missing?")
+            raise Wrong(NONE)
 
     def refuse_what_is_forbidden(self) -> None:
         """Raise Wrong if the answer is right, but computed an array of a forbidden shape."""

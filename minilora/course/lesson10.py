@@ -246,7 +246,8 @@ def judge_add(answer: Any, drawn: Draw, rng: np.random.Generator) -> None:
     if foreign := sorted(name for name in learning if not name.endswith(".B")):
         raise Wrong(f"{foreign[0]} is still trainable: freeze the whole model before you inject")
     if not isinstance(names, (list, tuple)) or sorted(map(str, names)) != sorted(wanted):
-        raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {names!r}")
+        got = names if isinstance(names, (list, tuple)) else type(names).__name__
+        raise Wrong(f"return the names of the replaced layers, here {wanted[0]!r} and so on, got {got}")
     if list(names) != wanted:
         raise Wrong("return the names in the order of the model, as named_modules gives them")
     for name, kind in (("v_porj", "misspelled"), ("proj", "incomplete"), ("norm", "non-Linear")):

@@ -146,7 +146,8 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
     """Losses at seven or eight rates, with one minimum.
 
     lowest: "middle"; "lucky", where the first seed was lucky; "first" or "last", where the minimum is outside the
-        sweep; "second", next to the edge; "cut", where the rate next to the best one diverged once.
+        sweep; "second", next to the edge; "cut", where the rate next to the best one diverged once;
+        "stable", where no seed diverged.
     """
     k, seeds = 7 + (lowest == "last"), 3
     rates = [float(f"{1e-4 * 3**i * rng.uniform(0.9, 1.1):.3g}") for i in range(k)]
@@ -159,15 +160,18 @@ def draw_sweep(rng: np.random.Generator, lowest: str = "middle") -> Draw:
         losses[1:, bottom - 1] += 0.35
         losses[:, bottom + 1] += np.array([-0.2, -0.2, 0.6])  # one unlucky seed; the median is low
         losses[:, bottom + 3] = 3.5  # the worst seed is better than that of the best rate; the mean is not
-        losses[1, [bottom + 2, k - 1]] = np.nan
-        losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
+        if lowest != "stable":
+            losses[1, [bottom + 2, k - 1]] = np.nan
+            losses[0, k - 1] = losses[2, k - 1] = 1  # so low that only the diverged seed keeps it out
     if lowest == "cut":
         losses[2, bottom + 1] = np.nan
     order = [0, *(1 + rng.permutation(seeds - 1))] if lowest == "lucky" else rng.permutation(seeds)
     return Draw({"seeds": seeds, "k": k}, rates=rates, losses=100 * losses[order])  # no number of one's own is as large
 
 
-SWEEPS = [partial(draw_sweep, lowest=lowest) for lowest in ("middle", "first", "second", "last", "cut", "lucky")]
+SWEEPS = [
+    partial(draw_sweep, lowest=lowest) for lowest in ("middle", "first", "second", "last", "cut", "lucky", "stable")
+]
 
 
 @exercise("12.3", draw=SWEEPS, returns="the rate")

@@ -1,5 +1,6 @@
 """What holds for every exercise: the right answer passes, each known mistake gets its own line, the stub fails."""
 
+import functools
 import re
 from itertools import permutations
 from pathlib import Path
@@ -10,6 +11,7 @@ from lessonfiles import GRADED, LESSONS, build_program, run_here
 
 import minilora as ml
 from minilora.course import exercises, lesson15, mine
+from minilora.course.compare import NONE
 from minilora.course.edits import source_of
 from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, Trials, judged, line_of, readable_output
@@ -73,6 +75,27 @@ def test_the_stub_fails():
 
     said = {name: judged(exercise, stub, np.random.default_rng(0)) for name, exercise in EXERCISES.items()}
     assert said == dict.fromkeys(EXERCISES, NOT_YET)
+
+
+def returning(kind, solution):
+    """The solution with a result of another kind."""
+
+    @functools.wraps(solution)
+    def answer(*given):
+        result = solution(*given)
+        if kind is not list:
+            return kind
+        return [part.tolist() if isinstance(part, np.ndarray) else part for part in result or ()]
+
+    return answer
+
+
+@pytest.mark.parametrize("kind", [None, (), [[1.0]], list])
+def test_an_answer_of_another_kind_is_one_line_and_a_missing_return_is_named(kind):
+    for name, exercise in EXERCISES.items():
+        line = judged(exercise, returning(kind, exercise.forms[0].reference), np.random.default_rng(0))
+        assert "\n" not in line, (name, line)
+        assert kind is not None or line in (OK, NONE), (name, line)
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ import pytest
 
 import minilora as ml
 from minilora.course import check, exercises, judge, watch
-from minilora.course.compare import Wrong, check_deviation, close, compare, named, number, same
+from minilora.course.compare import NEARLY, Wrong, check_deviation, close, compare, named, number, same
 from minilora.course.exercises import EXERCISES, Draw, arrays, changed, distinct_sizes, exercise, parse_returns
 from minilora.course.judge import Trials, judged, line_of, verdict
 from minilora.nn.layers import Linear
@@ -80,6 +80,10 @@ def test_nan_is_never_right(double):
 def test_only_rounding_may_differ(double):
     assert judged(double, lambda x, names: 2 * x * (1 + 1e-11), rng()) == "ok"
     assert "as expected, but later digits differ" in judged(double, lambda x, names: 2 * x * (1 + 1e-7), rng())
+    assert judged(double, lambda x, names: (2 * x).round(3), rng()).endswith("it is rounded: return all digits")
+    smallest = lambda x: np.abs(x) == np.abs(x).min(initial=np.inf)  # its digits are others
+    line = judged(double, lambda x, names: 2 * x + 9e-7 * np.abs(x).max(initial=0) * smallest(x), rng())
+    assert line.endswith(NEARLY) and "as expected" not in line
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])

@@ -134,7 +134,7 @@ def test_a_mistake_costs_the_points_of_what_it_breaks(grades, name):
 def test_the_feedback_tells_the_student_what_is_wrong(course, name):
     page = html.unescape((course / "feedback" / "wrong" / name / f"{name}.html").read_text("utf-8"))
     known = [mistake.line for mistake in EXERCISES_OF[last_function(name)].forms[0].mistakes]  # None can be an answer
-    assert any(line in page for line in ["the function returns None", "must be one number, got NoneType", *known])
+    assert any(line in page for line in ["the function returns None", *known])
 
 
 def test_a_bug_hunt_gives_a_share_of_its_points(grades):
