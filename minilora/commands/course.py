@@ -11,7 +11,9 @@ HELP = "copy the lessons and exercises into a folder of your own, or make slides
 def add(parser: argparse.ArgumentParser) -> None:
     """The folder, and what to write into it."""
     parser.add_argument(
-        "folder", metavar="DIR", help="a folder, created if needed; notebooks in it are not overwritten"
+        "folder",
+        metavar="DIR",
+        help="a folder, created if needed; notebooks in it that you have changed are not overwritten",
     )
     parser.add_argument(
         "--site",

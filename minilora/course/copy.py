@@ -1,10 +1,12 @@
 """Lessons and exercises for a reader: copied out of the package, without outputs."""
 
+import hashlib
 import json
 import posixpath
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from ..files.disk import write_bytes
 from ..pages.template import template
@@ -29,7 +31,8 @@ def notebooks() -> Path:
 def copy_course(target: Path, site: str = "") -> str:
     """Write lessons, exercises, an empty mine.py and a README.md into a folder; returns what was done, in lines.
 
-    A file that is there and differs is left alone: it may be the reader's work. site: the URL of a folder that
+    A notebook of an earlier version that the reader has not touched is replaced. Any other file that is there and
+    differs is left alone: it may be the reader's work. site: the URL of a folder that
     `minilora site --course` wrote: notebooks that run there get a link to it below their title.
     """
     if site and not site.startswith(("http://", "https://")):
@@ -47,9 +50,12 @@ def copy_course(target: Path, site: str = "") -> str:
     for name, text in texts.items():
         path = target / name
         if path.exists():
-            if path.read_text("utf-8") != text:
+            there = path.read_text("utf-8")
+            if there == text or name == "exercises/mine.py":
+                continue
+            if not untouched(there):
                 kept.append(name)
-            continue
+                continue
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.encode())
         written += 1
@@ -74,7 +80,23 @@ def to_read(text: str, name: str, names: Collection[str], site: str = "") -> str
         title, *rest = notebook["cells"][0]["source"]
         link = f"[Open in the browser]({site.rstrip('/')}/course/lab/index.html?path={name})\n"
         notebook["cells"][0]["source"] = [title.rstrip() + "\n", "\n", link, *rest]
+    notebook.setdefault("metadata", {}).setdefault("minilora", {})["as_copied"] = digest(notebook)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def digest(notebook: Any) -> str:
+    """A hash of what a reader may change in a notebook: the cells, with their outputs."""
+    cells = [(cell["cell_type"], "".join(cell["source"]), cell.get("outputs")) for cell in notebook["cells"]]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+
+
+def untouched(text: str) -> bool:
+    """Is this a notebook in which `copy_course` wrote all that it holds?"""
+    try:
+        notebook = json.loads(text)
+        return bool(notebook["metadata"]["minilora"]["as_copied"] == digest(notebook))
+    except (ValueError, LookupError, TypeError):  # no notebook, or a copy that an earlier version made
+        return False
 
 
 def without_links(text: str, name: str, names: Collection[str] = ()) -> str:

@@ -327,6 +327,17 @@ def test_course_copies_lessons_exercises_and_a_map_and_leaves_what_was_changed(t
     said = copy_course(target)
     assert "1 files written" in said and "left as they are, since they differ: 09_lora.ipynb" in said
     assert (target / "09_lora.ipynb").read_text() == "mine"
+    (target / "exercises" / "mine.py").write_text("mine = 1")
+    copied = {name: json.loads((target / name).read_text("utf-8")) for name in ("01_gradient.ipynb", "02_tape.ipynb")}
+    for notebook in copied.values():  # an earlier version, with another sentence
+        notebook["cells"][0]["source"].append("\nas it was")
+        notebook["metadata"]["minilora"]["as_copied"] = copy.digest(notebook)
+    copied["02_tape.ipynb"]["cells"][-1]["source"].append("\na note")
+    for name, notebook in copied.items():
+        (target / name).write_text(json.dumps(notebook), "utf-8")
+    assert "1 files written" in (said := copy_course(target)) and "differ: 02_tape.ipynb, 09_lora.ipynb (" in said
+    assert "as it was" not in (target / "01_gradient.ipynb").read_text("utf-8")
+    assert (target / "exercises" / "mine.py").read_text() == "mine = 1"
     with pytest.raises(NotADirectoryError):
         copy_course(target / "09_lora.ipynb")
 
