@@ -5,7 +5,10 @@ import math
 from .compare import digits
 from .predictions import measured
 
-AGAIN = "Was a cell changed, skipped or run twice? Then choose Kernel > Restart Kernel and Run All Cells."
+AGAIN = (
+    "Was a cell skipped or run twice? Then choose Kernel > Restart Kernel and Run All Cells. "
+    "With your own values, a claim may fail."
+)
 
 
 def claim(name: str, value: float, low: float, high: float) -> None:
