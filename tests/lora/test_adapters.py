@@ -327,8 +327,10 @@ def test_an_adapter_that_was_frozen_by_hand_in_part_is_frozen_whole_by_another_c
         part = "middle" if ".layers.1." in name else "ends"
         parameter.requires_grad = part not in frozen and name.rpartition(".")[2] not in frozen
     trained = set(model.trainable_parameters())
-    for inside in ("support", "legal", None):
-        with ml.disable_adapter(model):
+    blocks = [ml.disable_adapter] * 3 + [lambda model: ml.mixed_batch(model, ["support", "support"])]
+    for inside, block in zip(("support", "legal", None, None), blocks, strict=True):
+        with block(model):
+            assert set(model.trainable_parameters()) == trained
             set_adapter(model, inside)
         assert set(model.trainable_parameters()) == trained
     set_adapter(model, {"support": 0.5, "legal": 0.5})

@@ -159,16 +159,6 @@ def test_after_a_block_the_same_is_active_trainable_and_merged_whatever_it_chang
         np.testing.assert_array_equal(logits(model), outcome[1])
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_a_factor_that_was_frozen_by_hand_is_frozen_after_a_block(model, block):
-    for path, module in lora_modules(model).items():
-        module.adapters["support"].lora_A.requires_grad = path.endswith("o_proj")
-    before = [*model.trainable_parameters()]
-    with BLOCKS[block](model):
-        assert [*model.trainable_parameters()] == before
-    assert [*model.trainable_parameters()] == before
-
-
 def test_what_is_removed_in_a_block_is_no_longer_merged_after_it(model):
     base = chosen(model, None)
     ml.set_adapter(model, "legal")
