@@ -11,9 +11,7 @@ import minilora as ml
 from minilora.data.samples import encode_pairs, truncate
 from minilora.measure.loss import sample_losses
 from minilora.nn.parts import Pair, Sample
-from minilora.train import job
 from minilora.train.job import finetune
-from minilora.train.loop import Trainer
 
 ROWS = [
     {"prompt": f"What is word {i}?", "chosen": f"Word {i} is a claim.", "rejected": f"I do not like {i * i} or {i}."}
@@ -62,28 +60,6 @@ def test_full_fine_tuning_needs_no_second_model_either(pairs):
     metrics = finetune(pairs("full", method="full", lr=1e-2), answers=False)
     assert metrics["loss"]["unseen"][0] == pytest.approx(math.log(2))
     assert metrics["train_loss"][-1] < metrics["train_loss"][0]
-
-
-@pytest.mark.parametrize("further", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs, monkeypatch, further):
-    more = {}
-    if further:
-        finetune(pairs("first", loss="sft", beta=0.1), measure=False)
-        more = {"adapter": pairs("first").out}
-
-    class Stopped(Trainer):
-        def step(self):
-            if self.done == 3:
-                raise KeyboardInterrupt
-            return super().step()
-
-    straight = finetune(pairs("straight", **more), measure=False)
-    monkeypatch.setattr(job, "Trainer", Stopped)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(pairs("run", **more), measure=False)
-    monkeypatch.setattr(job, "Trainer", Trainer)
-    resumed = finetune(pairs("run", resume=True, **more), measure=False)
-    assert resumed["train_loss"] == straight["train_loss"] and resumed["validation_loss"] == straight["validation_loss"]
 
 
 def test_the_chosen_answer_is_the_last_message_and_the_rejected_one_the_other(pairs, home):

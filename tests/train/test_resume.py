@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import text_of
 from jobs import foresee, options, trained
 
 import minilora as ml
@@ -62,7 +63,7 @@ def weights(folder):
 
 
 LEARNED = ("train_loss", "validation_loss", "validation", "kept", "steps")
-WAYS = {
+WAYS = {  # base, data and adapter are names in the folder `others`
     "dora, LoRA+, dropout in recomputed blocks": dict(use_dora=True, lora_plus=8.0, lora_dropout=0.3, recompute=True),
     "pissa, accumulation": dict(init_lora_weights="pissa", grad_accumulation=2, batch_size=2, schedule="linear",
                                 warmup=0.3, weight_decay=0.1),
@@ -72,22 +73,31 @@ WAYS = {
     "embedding, epochs": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True, steps=None, epochs=3.5,
                               batch_size=3, save_every=4),
     "full, best is not last": dict(method="full", lr=1e-2, eval_every=1),
-    "full, GPT-2": dict(method="full", lr=1e-2, eval_every=1, weight_decay=0.1),
+    "full, GPT-2": dict(base="gpt2", method="full", lr=1e-2, eval_every=1, weight_decay=0.1),
+    "pairs": dict(data="pairs.jsonl", loss="dpo", beta=0.3, batch_size=2),
+    "pairs, the reference is an adapter": dict(data="pairs.jsonl", adapter="adapter", loss="dpo", batch_size=2),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def gpt2(home, tokenizer, tmp_path_factory):
-    """A base of a family whose files have other shapes than the model."""
+def others(home, tokenizer, tmp_path_factory):
+    """A base of a family whose files have other shapes than the model, an adapter, and pairs of answers."""
+    folder = tmp_path_factory.mktemp("others")
     config = GPT2Config(len(tokenizer), 32, 1, 4, max_position_embeddings=1024)
-    return save_folder(tmp_path_factory.mktemp("gpt2"), config, GPT2(config).state_dict(), tokenizer)
+    save_folder(folder / "gpt2", config, GPT2(config).state_dict(), tokenizer)
+    model, _ = ml.load(home / "base")
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=16, init_lora_weights=False))
+    ml.save_adapter(model, folder / "adapter")
+    (folder / "pairs.jsonl").write_text("\n".join(text_of("support-pairs").splitlines()[::20]))
+    return folder
 
 
 @pytest.mark.parametrize(
     "way", [*list(WAYS)[::2], *(pytest.param(w, marks=pytest.mark.long) for w in list(WAYS)[1::2])]
 )
-def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, gpt2, tmp_path, stop_at, monkeypatch):
-    change = dict(lr=2e-2) | WAYS[way] | ({"base": str(gpt2)} if "GPT-2" in way else {})
+def test_a_run_that_was_stopped_twice_ends_with_the_same_bytes(way, home, others, tmp_path, stop_at, monkeypatch):
+    change = dict(lr=2e-2) | WAYS[way]
+    change |= {name: str(others / change[name]) for name in ("base", "data", "adapter") if name in change}
     if "eval_every" in change:
         foresee([5, 4, 3, 4, 5, 6], monkeypatch)
     straight = run(options(home, tmp_path / "straight", **change))
