@@ -29,7 +29,6 @@ from minilora.measure.labels import (
     macro_f1,
     majority,
     reliability,
-    with_examples,
 )
 from minilora.measure.statistics import wilson
 from minilora.pages.labels import label_lines
@@ -229,12 +228,6 @@ def test_a_single_record_has_no_bootstrap_interval():
     (row,) = report_of((0,), held=Labelled(TASK, HELD.records[:1]))["rows"]
     assert row["macro_f1"] == {"value": 1.0, "low": None, "high": None}
     assert row["lead"] == {"value": 0.0, "low": None, "high": None} and 0 < row["accuracy"]["low"] < 1
-
-
-def test_examples_come_before_the_question_under_one_system_prompt():
-    some = records(("red", "a"), ("blue", "b"), system="Be brief.")
-    roles = [message["role"] for message in with_examples(some, some)[0]]
-    assert roles == ["system", *["user", "assistant"] * 2, "user"]
 
 
 def test_every_interval_of_a_report_has_its_seed(monkeypatch):

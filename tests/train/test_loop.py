@@ -97,31 +97,13 @@ def assert_alike(got, wanted):
     np.testing.assert_allclose(got.rates, wanted.rates)
 
 
-LOOPS = [  # steps, batch size, warm-up and the steps that it makes, largest norm
-    (10, 3, 0.1, 1, 1.0),
-    (7, 2, 0.5, 4, 1.0),  # 3.5 steps are rounded, not cut
-    (6, 4, 0.01, 1, 1.0),  # never less than one
-    (6, 4, 0.0, 0, 1.0),  # unless there is none
-    (8, 3, 0.25, 2, 0.05),  # clipped at every step
-    (8, 3, 0.25, 2, math.inf),
-]
-
-
-@pytest.mark.parametrize(("steps", "batch_size", "warmup", "warm_steps", "max_norm"), LOOPS)
-def test_fit_is_the_loop_written_by_hand_step_by_step(steps, batch_size, warmup, warm_steps, max_norm, tiny_config):
-    model, other = adapted(tiny_config), adapted(tiny_config)
-    start = ml.adapter_state(adapted(tiny_config), "default")
-    settings = dict(lr=2e-2, batch_size=batch_size, seed=5, max_norm=max_norm)
-    got = fit(model, samples(), steps, warmup=warmup, **settings)
-    wanted = by_hand(other, steps, warm_steps=warm_steps, **settings)
-    assert_alike(got, wanted)
-    for name, array in ml.adapter_state(other, "default").items():
-        np.testing.assert_allclose(ml.adapter_state(model, "default")[name], array, rtol=1e-3, atol=2e-6)
-        assert not np.allclose(array, start[name], atol=1e-3)
-    assert max_norm != 0.05 or min(wanted.norms) > max_norm  # the row that says so is clipped
-
-
-KNOBS = [  # what fit is told, what the loop by hand does then
+WAYS = [  # what fit is told, what the loop by hand does then
+    (dict(steps=10, batch_size=3, warmup=0.1), dict(steps=10, batch_size=3, warm_steps=1)),
+    (dict(steps=7, warmup=0.5), dict(steps=7, warm_steps=4)),  # 3.5 steps are rounded, not cut
+    (dict(warmup=0.01), dict(warm_steps=1)),  # never less than one
+    (dict(warmup=0.0), dict(warm_steps=0)),  # unless there is none
+    (dict(max_norm=0.05), dict(max_norm=0.05)),  # clipped at every step
+    (dict(max_norm=math.inf), dict(max_norm=math.inf)),
     (dict(schedule="linear"), dict(schedule="linear")),
     (dict(schedule="constant"), dict(schedule="constant")),
     (dict(weight_decay=5.0), dict(decay=5.0)),
@@ -130,15 +112,19 @@ KNOBS = [  # what fit is told, what the loop by hand does then
 ]
 
 
-@pytest.mark.parametrize(("told", "meant"), KNOBS, ids=[str(told) for told, _ in KNOBS])
-def test_each_knob_of_fit_does_in_the_loop_by_hand_what_it_names(told, meant, tiny_config):
+@pytest.mark.parametrize(("told", "meant"), WAYS, ids=[str(told) for told, _ in WAYS])
+def test_fit_is_the_loop_written_by_hand_step_by_step_with_every_knob(told, meant, tiny_config):
     model, other, usual = adapted(tiny_config), adapted(tiny_config), adapted(tiny_config)
-    settings = dict(lr=2e-2, batch_size=2, seed=5, max_norm=1.0)
-    got = fit(model, samples(), 8, warmup=0.25, **(settings | told))
-    assert_alike(got, by_hand(other, 8, warm_steps=2, **(settings | meant)))
+    start = ml.adapter_state(adapted(tiny_config), "default")
+    settings = dict(steps=8, lr=2e-2, batch_size=2, seed=5, max_norm=1.0)
+    got = fit(model, samples(), **settings | dict(warmup=0.25) | told)
+    wanted = by_hand(other, **settings | dict(warm_steps=2) | meant)
+    assert_alike(got, wanted)
     for name, array in ml.adapter_state(other, "default").items():
         np.testing.assert_allclose(ml.adapter_state(model, "default")[name], array, rtol=1e-3, atol=2e-6)
-    assert fit(usual, samples(), 8, warmup=0.25, **settings).losses != got.losses
+        assert not np.allclose(array, start[name], atol=1e-3)
+    assert fit(usual, samples(), warmup=0.25, **settings).losses != got.losses
+    assert told.get("max_norm") != 0.05 or min(wanted.norms) > 0.05  # the row that says so is clipped
 
 
 def test_what_is_left_out_is_adam_at_a_thousandth_in_eights_with_a_tenth_of_warmup_and_clipping_at_one(tiny_config):
