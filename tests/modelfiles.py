@@ -56,6 +56,10 @@ def write_jsonl(path, rows):
     return str(path)
 
 
+def write_rows(folder, rows, name="own.jsonl"):
+    return write_jsonl(folder / name, rows)
+
+
 _LLAMA_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta",
                  "tie_word_embeddings")  # fmt: skip

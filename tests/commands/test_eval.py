@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import options
-from modelfiles import TERMS
+from modelfiles import TERMS, write_rows
 from peftfiles import link
 
 import minilora as ml
@@ -35,11 +35,6 @@ def runs(home, tmp_path_factory, no_picture):
 def measured(home, runs, **change):
     settings = dict(base=str(home / "base"), data=[str(home / "data.jsonl"), "general"])
     return evaluate_adapters(EvalOptions(**settings | {"adapter": [str(runs[0] / "one")]} | change))
-
-
-def write(folder, records, name="own.jsonl"):
-    (folder / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    return str(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +76,9 @@ def test_the_numbers_are_those_that_finetune_reported(home, runs):
 @pytest.mark.parametrize("given", [True, False])
 def test_a_whole_model_is_measured_on_what_was_held_out_of_its_training(home, tmp_path, no_picture, given):
     rows = [{key: value for key, value in one.items() if key != "split"} for one in TERMS]
-    own = write(tmp_path, [{"ask" if key == "question" else key: value for key, value in one.items()} for one in rows])
+    own = write_rows(
+        tmp_path, [{"ask" if key == "question" else key: value for key, value in one.items()} for one in rows]
+    )
     chosen = options(home, tmp_path / "whole", data=own, field={"question": "ask"}, method="full", steps=4)
     metrics = finetune(chosen, answers=False)
     settings = EvalOptions(base=str(tmp_path / "whole"), data=[own] if given else None, no_recall=True)
@@ -122,7 +119,7 @@ def test_every_interval_has_the_seed_that_was_given_and_a_passage_leaves_room_fo
     home, runs, tmp_path, monkeypatch
 ):
     pair = {"prompt": "So?", "chosen": "yes", "rejected": "no", "keywords": ["yes"]}
-    given = {"data": [write(tmp_path, [pair])], "context": str(tmp_path / "book.txt"), "seed": 7}
+    given = {"data": [write_rows(tmp_path, [pair])], "context": str(tmp_path / "book.txt"), "seed": 7}
     for name in ("open_book_report", "_report"):
         monkeypatch.setattr(f"minilora.commands.eval.{name}", lambda *given: given[-1])
     monkeypatch.setattr("minilora.commands.eval.summary", lambda scores, sets, seed=0: {"seed": seed})
@@ -135,7 +132,7 @@ def test_every_interval_has_the_seed_that_was_given_and_a_passage_leaves_room_fo
 
 
 def test_a_question_that_the_model_cannot_read_whole_is_refused_before_anything_is_measured(home, runs, tmp_path):
-    long = write(tmp_path, [TERMS[0] | {"question": "x" * 970, "split": None}])
+    long = write_rows(tmp_path, [TERMS[0] | {"question": "x" * 970, "split": None}])
     with pytest.raises(ValueError, match=r"own\.jsonl: record x/0: a question of 9\d\d tokens"):
         measured(home, runs, data=[long], max_length=2000)
     found = measured(home, runs, data=[long], max_length=2000, no_recall=True)
@@ -147,7 +144,7 @@ def test_other_data_have_the_columns_of_training_if_these_are_there(home, runs, 
     field = {"question": "ask", "answer": "tell"}
     for name, columns in (("a", field), ("b", field), ("c", {"question": "answer", "answer": "question"})):
         rows = asked if columns == field else TERMS
-        own = write(tmp_path, rows, f"{name}.jsonl")
+        own = write_rows(tmp_path, rows, f"{name}.jsonl")
         finetune(options(home, tmp_path / name, data=own, field=columns, steps=1), answers=False)
     other = tmp_path / "other"
     other.mkdir()  # the first of its files is named by its columns alone
@@ -158,17 +155,19 @@ def test_other_data_have_the_columns_of_training_if_these_are_there(home, runs, 
     assert [*result["sets"]] == ["other/unseen", "general"]
     with pytest.raises(DataError, match="which columns"):  # adapters that call them differently
         measured(home, runs, adapter=[*both, str(tmp_path / "c")], data=[str(other)], no_recall=True)
-    plain = write(tmp_path, [{"question": "Why?", "answer": "So."}], "plain.jsonl")  # other columns, which are found
+    plain = write_rows(
+        tmp_path, [{"question": "Why?", "answer": "So."}], "plain.jsonl"
+    )  # other columns, which are found
     assert [*measured(home, runs, adapter=both, data=[plain], no_recall=True)["sets"]] == ["plain"]
     with pytest.raises(DataError, match="expected a JSON object"):
-        measured(home, runs, adapter=both, data=[write(tmp_path, [3], "bad.jsonl")], no_recall=True)
+        measured(home, runs, adapter=both, data=[write_rows(tmp_path, [3], "bad.jsonl")], no_recall=True)
 
 
 # -- the data that an adapter was trained on ---------------------------------------------------------------------------
 
 
 def test_data_that_an_adapter_was_trained_on_are_divided_as_for_training(tmp_path, home, tokenizer):
-    path = write(tmp_path, [{key: value for key, value in one.items() if key != "split"} for one in TERMS])
+    path = write_rows(tmp_path, [{key: value for key, value in one.items() if key != "split"} for one in TERMS])
     novel = str(home / "novel.txt")
     found = read_sets([path, novel], tokenizer, 60, paraphrases=80, trained=[path, novel])
     own, text = (prepare(data, tokenizer, max_length=60, eval_records=80).scored for data in (path, novel))
@@ -191,7 +190,7 @@ def test_a_text_of_which_nothing_was_held_out_is_measured_whole_with_a_warning(h
 def moved(home, tmp_path, monkeypatch):
     """A folder, in which we are, with own.jsonl and an adapter in run/ that was trained on it."""
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, TERMS)
+    write_rows(tmp_path, TERMS)
     finetune(options(home, "run", data="own.jsonl", steps=1), measure=False)
     return tmp_path
 
@@ -208,7 +207,7 @@ def test_data_are_found_from_another_folder_and_what_is_gone_or_changed_is_logge
     (moved / "elsewhere").mkdir()
     monkeypatch.chdir(moved / "elsewhere")
     assert sets_of(home, caplog) == (["own/paraphrase", "own/unseen", "general"], [])
-    write(moved, TERMS[:-1])
+    write_rows(moved, TERMS[:-1])
     sets, (line,) = sets_of(home, caplog)
     assert len(sets) == 3 and "own.jsonl has changed since ../run was trained on it" in line
     (moved / "own.jsonl").unlink()
@@ -231,11 +230,11 @@ def test_data_are_found_from_a_file_that_was_exported_and_through_a_link(home, m
 
 
 def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp_path, caplog):
-    own, base = write(tmp_path, TERMS), str(tmp_path / "whole")
+    own, base = write_rows(tmp_path, TERMS), str(tmp_path / "whole")
     finetune(options(home, base, data=own, method="full", steps=1), measure=False)
-    other = write(tmp_path, TERMS, "other.jsonl")
+    other = write_rows(tmp_path, TERMS, "other.jsonl")
     finetune(options(home, tmp_path / "run", base=base, data=other, steps=1), measure=False)
-    write(tmp_path, TERMS[:-1])
+    write_rows(tmp_path, TERMS[:-1])
     found = evaluate_adapters(EvalOptions(adapter=[str(tmp_path / "run")], base=base, no_recall=True, limit=2))
     assert list(found["sets"]) == ["other/paraphrase", "other/unseen", "general"] and "changed" not in caplog.text
     evaluate_adapters(EvalOptions(base=base, no_recall=True, limit=2))
@@ -244,7 +243,7 @@ def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp
 
 def test_columns_under_other_names_are_those_of_training_unless_others_are_given(home, tmp_path):
     asked = [{"topic" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
-    other = write(tmp_path, [one | {"then": one["topic"][::-1]} for one in asked])
+    other = write_rows(tmp_path, [one | {"then": one["topic"][::-1]} for one in asked])
     finetune(options(home, tmp_path / "run", data=other, steps=1, field={"question": "topic"}), measure=False)
     given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True, limit=2)
     found = evaluate_adapters(EvalOptions(**given))
@@ -272,7 +271,9 @@ def test_columns_under_other_names_are_those_of_training_unless_others_are_given
 
 def test_the_column_of_the_labels_is_stored_with_the_others(home, tmp_path):
     rows = [{"body": f"number {i}", "topic": "ab"[i % 2], "category": "x"} for i in range(12)]
-    chosen = options(home, tmp_path / "run", data=write(tmp_path, rows), steps=1, field={"text": "body"}, label="topic")
+    chosen = options(
+        home, tmp_path / "run", data=write_rows(tmp_path, rows), steps=1, field={"text": "body"}, label="topic"
+    )
     finetune(chosen, measure=False)
     given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True, data=[chosen.data])
     assert list(evaluate_adapters(EvalOptions(**given))["sets"]) == ["own/unseen"]  # by category, all would be the same

@@ -208,21 +208,16 @@ def test_the_user_is_warned_if_others_can_reach_the_server(shop, opened, capsys)
     )
 
 
-def test_the_limits_are_those_that_were_given(shop, opened, monkeypatch):
-    apps, usual = [], App.__init__
-    monkeypatch.setattr(App, "__init__", lambda self, *given: apps.append(self) or usual(self, *given))
+def test_the_limits_are_those_that_were_given_and_the_names_of_the_hosts_reach_the_guard(shop, opened, monkeypatch):
+    made = {App: [], Guard: []}
+    for kind, usual in ((App, App.__init__), (Guard, Guard.__init__)):
+        own = lambda self, *given, usual=usual, kind=kind: made[kind].append(self) or usual(self, *given)
+        monkeypatch.setattr(kind, "__init__", own)
     limits = ["--slots", 3, "--queue", 5, "--context-length", 99, "--max-new-tokens", 7]
-    assert status("serve", "--base", shop / "base", "--port", 0, *limits) == 0
-    (app,) = apps
-    assert (app.engine.slots, app.engine.waiting, app.engine.context, app.default_limit) == (3, 5, 99, 7)
-
-
-def test_the_names_of_the_hosts_reach_the_guard(shop, opened, monkeypatch):
-    guards, usual = [], Guard.__init__
-    monkeypatch.setattr(Guard, "__init__", lambda self, *given: guards.append(self) or usual(self, *given))
     names = ["--allowed-hosts", "llm.example.com", "minilora:8768", "--allowed-hosts", "box_1"]
-    assert status("serve", "--base", shop / "base", "--port", 0, *names) == 0
-    (guard,) = guards
+    assert status("serve", "--base", shop / "base", "--port", 0, *limits, *names) == 0
+    (app,), (guard,) = made.values()
+    assert (app.engine.slots, app.engine.waiting, app.engine.context, app.default_limit) == (3, 5, 99, 7)
     assert {"llm.example.com", "minilora:8768", "box_1", "localhost"} <= guard.names
 
 

@@ -479,21 +479,12 @@ def test_a_trial_is_what_finetune_measures_and_leaves_nothing(tiny_folder, tmp_p
 
 
 def summed(losses, **options):
-    """The summary of a sweep that came to these validation losses; None is a failed trial."""
-    plan = SweepOptions(**options)
-    found = [
-        {"failed": "why"} if x is None else {"validation_loss": x, "trainable_parameters": 1, "seconds": x}
-        for x in losses
-    ]
+    """The summary of a sweep that came to these validation losses; None is a failed trial, a pair has an accuracy."""
+    plan, found = SweepOptions(**options), []
+    for x in (x if isinstance(x, tuple) else (x,) for x in losses):
+        measured = dict(zip(("validation_loss", "validation_accuracy"), x, strict=False))
+        found.append({"failed": "why"} if x[0] is None else measured | {"trainable_parameters": 1, "seconds": x[0]})
     return summarise(plan.settings(), found, plan.varied)
-
-
-def labelled(found, **options):
-    """The summary of a sweep of labels that came to these validation losses and accuracies."""
-    plan = SweepOptions(**options)
-    measured = [{"validation_loss": loss, "validation_accuracy": share, "trainable_parameters": 1, "seconds": 1}
-                for loss, share in found]  # fmt: skip
-    return summarise(plan.settings(), measured, plan.varied)
 
 
 def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
@@ -508,7 +499,7 @@ def test_means_and_intervals_are_over_seeds_and_the_best_setting_comes_first():
 
 
 def test_accuracy_has_a_column_where_data_have_labels():
-    result = labelled([(3.0, 0.5), (3.0, 0.5), (2.0, 0.2), (2.0, 0.4)], r=[1, 4], seed=[0, 1])
+    result = summed([(3.0, 0.5), (3.0, 0.5), (2.0, 0.2), (2.0, 0.4)], r=[1, 4], seed=[0, 1])
     said = page(result | {"time": {"made": 0}}, 80)
     heading, best, other = said.splitlines()[3:6]
     assert "accuracy" in heading and "50.0 [50.0, 50.0] %" in best and "30.0 [0.0, 100.0] %" in other
@@ -518,10 +509,10 @@ def test_accuracy_has_a_column_where_data_have_labels():
 
 def test_labels_are_ranked_by_accuracy_and_where_it_is_equal_by_the_loss():
     found = [(3.0, 0.4), (2.0, 0.4), (1.0, 0.1), (9.0, 0.3)]
-    result = labelled(found, lr=[1e-3, 1e-2, 1e-1, 1.0])
+    result = summed(found, lr=[1e-3, 1e-2, 1e-1, 1.0])
     assert [row["lr"] for row in result["settings"]] == [1e-2, 1e-3, 1.0, 1e-1]
     assert result["best"]["lora"]["lr"] == 1e-2 and result["best"]["lora"]["try_lr"] is None
-    assert labelled(found, lr=[1e-2, 1e-3, 1e-1, 1.0])["best"]["lora"]["try_lr"] == pytest.approx(3.16e-4, rel=1e-2)
+    assert summed(found, lr=[1e-2, 1e-3, 1e-1, 1.0])["best"]["lora"]["try_lr"] == pytest.approx(3.16e-4, rel=1e-2)
 
 
 def test_a_setting_of_which_a_seed_failed_is_not_the_best():

@@ -155,22 +155,16 @@ def first(name):
     return numbers
 
 
-@pytest.mark.claims
-@each_claim
-def test_its_smallest_form_has_a_verdict_and_a_picture(name, tmp_path):
-    claim, numbers = read_claim(name), first(name)
-    assert len(numbers["measured"]) == len(seeds_of(name))
-    assert claim.CLAIM.verdict(numbers, small=True) in Verdict
-    for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
-        assert file.stat().st_size > 5000
+FORMS = [(name, 0) for name in NAMES] + [(name, 1) for name in NAMES if read_claim(name).CLAIM.on_smollm2]
 
 
 @pytest.mark.claims
-@pytest.mark.parametrize("name", [name for name in NAMES if read_claim(name).CLAIM.on_smollm2])
-def test_the_smallest_form_of_that_on_smollm2_has_a_verdict_and_a_picture(name, tmp_path):
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_the_smallest_form_of_each_has_a_verdict_and_a_picture(name, form, tmp_path):
     claim = read_claim(name)
-    numbers = small(name, seeds=(0,), base="smollm2")
-    assert len(numbers["measured"]) == 1 and claim.CLAIM.forms[1].verdict(numbers) in Verdict
+    seeds, numbers = ((0,), small(name, seeds=(0,), base="smollm2")) if form else (seeds_of(name), first(name))
+    assert len(numbers["measured"]) == len(seeds)
+    assert claim.CLAIM.forms[form].verdict(numbers, small=not form) in Verdict
     for file in save_themes(lambda: claim.picture(numbers), tmp_path / "picture.png"):
         assert file.stat().st_size > 5000
 

@@ -1,6 +1,5 @@
 """Which of two answers is preferred: the report by its definition, and the command's numbers and finetune's."""
 
-import json
 import re
 from collections import Counter
 from copy import deepcopy
@@ -8,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from jobs import options
+from modelfiles import write_rows
 from smallmodels import SMALL, new_model
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
@@ -29,12 +29,6 @@ ROWS = [
     | {"split": "test" if i % 3 == 0 else "train"}
     for i in range(24)
 ]
-
-
-def write(folder, rows):
-    path = folder / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return str(path)
 
 
 def record(**more):
@@ -82,7 +76,7 @@ def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_refe
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, quick_jobs, method, monkeypatch):
     rate = {"lora": 2e-2, "full": 2e-3}[method]
-    made = options(home, tmp_path / "run", data=write(tmp_path, ROWS), loss="dpo", method=method, lr=rate, steps=6)
+    made = options(home, tmp_path / "run", data=write_rows(tmp_path, ROWS), loss="dpo", method=method, lr=rate, steps=6)
     told = finetune(made, answers=False)["preferences"]["unseen"]
     where = {"adapter": [made.out]} if method == "lora" else {"base": made.out}
     computed = Counter()
@@ -91,7 +85,7 @@ def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, quick_job
         loss, "losses_without_grad", lambda m, samples: (computed.update(samples), losses(m, samples))[1]
     )
     result = evaluate_adapters(EvalOptions(**where, limit=8))
-    report = result["preferences"]["pairs/unseen"]
+    report = result["preferences"]["own/unseen"]
     rows = report["rows"]
     assert set(computed.values()) == {len(rows)} and len(computed) > 2 * 8  # each answer once, by each contender
     assert [row["name"] for row in rows] == (["base", "run"] if method == "lora" else ["base"])
@@ -122,6 +116,6 @@ def test_a_model_that_predicts_nan_has_no_accuracy_and_no_preference(talker, tok
 def test_a_pair_with_an_answer_that_the_model_cannot_see_is_named_and_not_asked(home, tmp_path, caplog):
     answers = [("So.", "a claim " * 1500), ("a claim " * 1500, "So.")]
     long = [{"prompt": "Why?", "chosen": yes, "rejected": no, "split": "test"} for yes, no in answers]
-    found = evaluate_adapters(EvalOptions(base=str(home / "base"), data=[write(tmp_path, [*ROWS, *long])]))
-    assert found["preferences"]["pairs/unseen"]["records"] == 8
+    found = evaluate_adapters(EvalOptions(base=str(home / "base"), data=[write_rows(tmp_path, [*ROWS, *long])]))
+    assert found["preferences"]["own/unseen"]["records"] == 8
     assert caplog.messages[-1].endswith("the model can see: line-25, line-26; shorten them")

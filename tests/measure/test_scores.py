@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hearing import counts_of
-from modelfiles import TERMS
+from modelfiles import TERMS, write_rows
 from smallmodels import lora_config, shaken
 
 import minilora as ml
@@ -15,11 +15,6 @@ from minilora.data.rows import SPLITS, DataError
 from minilora.lora.adapters import active_factors
 from minilora.measure import statistics
 from minilora.measure.scores import MeasuredSet, Scores, measure, read_sets, summary
-
-
-def write(folder, records, name="own.jsonl"):
-    (folder / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    return str(folder / name)
 
 
 def without_splits(records=TERMS):
@@ -68,13 +63,13 @@ def test_a_text_measured_whole_has_the_samples_of_its_splits_and_no_end_token(ho
 
 def test_training_records_are_examples_for_the_others_and_not_for_themselves(tmp_path, tokenizer):
     rows = [{"text": f"{i}", "label": "ab"[i % 2], "split": "train" if i < 2 else "test"} for i in range(4)]
-    path = write(tmp_path, rows)
+    path = write_rows(tmp_path, rows)
     train, test = (read_sets([path], tokenizer, 512, split=split)[0].checked for split in ("train", "test"))
     assert list(train.examples) == [] and list(test.examples) == list(train.records)
 
 
 def test_a_split_without_records_is_refused(tmp_path, tokenizer):
-    path = write(tmp_path, [one | {"split": "train"} for one in TERMS])
+    path = write_rows(tmp_path, [one | {"split": "train"} for one in TERMS])
     with pytest.raises(ValueError, match="no record of the split 'test'"):
         read_sets([path], tokenizer, 512, split="test")
 
@@ -82,7 +77,7 @@ def test_a_split_without_records_is_refused(tmp_path, tokenizer):
 def test_if_nothing_is_held_out_all_records_are_measured_and_that_is_logged(tmp_path, tokenizer, caplog):
     unsplit, seen = "no record names a split", "this loss includes training records"
     for split, trained, words in ((None, False, [unsplit]), ("test", False, []), ("train", True, [seen])):
-        path = write(tmp_path, [one | {"split": split, "paraphrase": None} for one in TERMS])
+        path = write_rows(tmp_path, [one | {"split": split, "paraphrase": None} for one in TERMS])
         caplog.clear()
         with caplog.at_level("INFO", "minilora"):
             found = read_sets([path], tokenizer, 512, trained=[path] * trained)
@@ -92,7 +87,7 @@ def test_if_nothing_is_held_out_all_records_are_measured_and_that_is_logged(tmp_
 
 def test_only_records_with_keywords_are_asked(tmp_path, tokenizer):
     records = [one | {"keywords": []} if i % 3 else one for i, one in enumerate(without_splits())]
-    assert names(read_sets([write(tmp_path, records)], tokenizer, 512)) == {"own": ("all", 12, 4)}
+    assert names(read_sets([write_rows(tmp_path, records)], tokenizer, 512)) == {"own": ("all", 12, 4)}
 
 
 def test_texts_are_measured_in_sequences_and_columns_may_have_other_names(home, tmp_path, tokenizer):
@@ -100,24 +95,24 @@ def test_texts_are_measured_in_sequences_and_columns_may_have_other_names(home, 
     assert novel.name == "novel" and {len(sample.ids) for sample in novel.samples[:-1]} == {100} and novel.asked == []
     assert len(read_sets([str(home / "novel.txt")], tokenizer, 100, limit=3)[0].samples) == 3
     renamed = [{"q": one["question"], "a": one["answer"], "words": one["keywords"]} for one in TERMS]
-    path = write(tmp_path, renamed)
+    path = write_rows(tmp_path, renamed)
     (own,) = read_sets([path], tokenizer, 512, field={path: {"keywords": "words"}})
     assert len(own.asked) == 12
 
 
 def test_truncated_records_are_logged(tmp_path, tokenizer, caplog):
     with caplog.at_level("INFO", "minilora"):
-        (own,) = read_sets([write(tmp_path, without_splits())], tokenizer, 36)
+        (own,) = read_sets([write_rows(tmp_path, without_splits())], tokenizer, 36)
     assert max(len(sample.ids) for sample in own.samples) <= 36 and "12 of 12 records are longer" in caplog.text
     with pytest.raises(ValueError, match="nothing is left to score within --max-length 8"):
-        read_sets([write(tmp_path, without_splits())], tokenizer, 8)
+        read_sets([write_rows(tmp_path, without_splits())], tokenizer, 8)
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, tokenizer):
     places = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        places.append(write(tmp_path / name, without_splits()))
+        places.append(write_rows(tmp_path / name, without_splits()))
     assert [each.name for each in read_sets(places, tokenizer, 512)] == places
 
 

@@ -85,24 +85,18 @@ def test_filling_a_gap_moves_one_row_and_takes_no_memory(model):
     assert cache.keys[0] is keys and np.array_equal(keys[1], second)
 
 
-def test_a_row_joins_where_another_has_left(model):
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_row_joins_where_another_has_left_although_that_was_nan(model, left):
     rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6))]
+    others = [i for i in range(3) if i != left]
     cache = read(model, *(row[:-1] for row in rows[:3]), capacity=STEP)
     keys = cache.keys[0]
-    cache.keep([0, 2])
+    for array in (*cache.keys, *cache.values):
+        array[left] = np.nan
+    cache.keep(others)
     cache.join(read(model, rows[3][:-1]), room=STEP)
     assert cache.keys[0] is keys
-    assert_continues(model, cache, rows[0], rows[2], rows[3])
-
-
-def test_a_row_of_nan_does_not_affect_a_row_that_takes_its_place(model):
-    rows = [TEXT[:9], TEXT[1:5], TEXT[2:8]]
-    cache = read(model, *(row[:-1] for row in rows[:2]), capacity=STEP)
-    for array in (*cache.keys, *cache.values):
-        array[1] = np.nan
-    cache.keep([0])
-    cache.join(read(model, rows[2][:-1]), room=STEP)
-    assert_continues(model, cache, rows[0], rows[2])
+    assert_continues(model, cache, *(rows[i] for i in others), rows[3])
 
 
 def test_padding_that_all_rows_have_is_given_back(model):
