@@ -72,33 +72,38 @@ class Holes(Dropout):
         return self.seed
 
 
+def assert_gradients(layer, share, w, parts, ids=None, **x):
+    """By x, A, B and what the variant adds. DoRA's norms are held, since they take no part in its gradient."""
+    if share.lora_magnitude_vector is not None:
+        norms = share.norms(w)
+        share.norms = lambda w: norms
+        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
+
+    def adapted(*values):
+        given = dict(zip([*x, *parts], values, strict=True))
+        for name in parts:
+            setattr(share, name, given[name])
+        return layer(given.get("x", ids))
+
+    layer.requires_grad_(False)
+    gradcheck(adapted, *x.values(), *parts.values())
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["", "with bias"])
 @pytest.mark.parametrize("drop", [False, True], ids=["", "with dropout"])
 @pytest.mark.parametrize("pissa", [False, True], ids=["", "from PiSSA"])
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("factor", [1.0, 0.7])
 def test_the_gradients_of_an_adapted_layer(rng, dora, pissa, drop, bias, factor):
-    """By x, A, B and what the variant adds. DoRA's norms are held, since they take no part in its gradient."""
     start = "pissa" if pissa else False
     layer, share = one_layer(rng, bias=bias, use_dora=dora, init_lora_weights=start)
     layer.active = {"a": factor}
     if drop:
         share.dropout = Holes(0.3, seed=5)
     parts = {"lora_A": share.lora_A.data, "lora_B": share.lora_B.data + 0.3}
-    if dora:
-        norms = share.norms(layer.weight.data)
-        share.norms = lambda w: norms
-        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
     if bias:
         parts["bias"] = layer.bias.data + 0.2
-
-    def adapted_layer(x, *values):
-        for name, value in zip(parts, values, strict=True):
-            setattr(share, name, value)
-        return layer(x)
-
-    layer.requires_grad_(False)
-    gradcheck(adapted_layer, rng.standard_normal((2, 3, 6)), *parts.values())
+    assert_gradients(layer, share, layer.weight.data, parts, x=rng.standard_normal((2, 3, 6)))
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
@@ -110,18 +115,7 @@ def test_the_gradients_of_an_adapted_embedding(rng, dora, factor):
     share = layer.adapters["a"] = new_weights("x", base, config(use_dora=dora, init_lora_weights=False), rng)
     layer.active = {"a": factor}
     parts = {"lora_embedding_A": share.lora_A.data, "lora_embedding_B": share.lora_B.data}
-    if dora:
-        norms = share.norms(base.weight.data.T)
-        share.norms = lambda w: norms
-        parts["lora_magnitude_vector"] = share.lora_magnitude_vector.data * 1.3
-
-    def adapted_embedding(*values):
-        for name, value in zip(parts, values, strict=True):
-            setattr(share, name, value)
-        return layer(np.array([[0, 3, 3], [6, 0, 1]]))
-
-    layer.requires_grad_(False)
-    gradcheck(adapted_embedding, *parts.values())
+    assert_gradients(layer, share, base.weight.data.T, parts, ids=np.array([[0, 3, 3], [6, 0, 1]]))
 
 
 # -- the embedding -----------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_the_base_is_found_from_anywhere_and_when_all_has_moved(here, monkeypatc
     assert base_of({"legal": here / "new" / "runs" / "legal"}).resolve() == (here / "new" / "models" / "one").resolve()
 
 
-def test_the_base_is_found_from_a_folder_that_is_reached_by_a_link(here, tmp_path_factory):
+def test_the_base_is_found_from_a_folder_that_is_reached_by_a_link(here, tmp_path_factory, monkeypatch):
     """The relative path leads from where the folder is, not from where the link is; and so for a linked base."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (here / "far" / "away").mkdir(parents=True)
@@ -226,6 +226,9 @@ def test_the_base_is_found_from_a_folder_that_is_reached_by_a_link(here, tmp_pat
         folder = make_adapter(base, elsewhere / "adapters" / "legal")
         assert (folder / provenance_of(folder)["base"]["path"]).samefile(here / "models" / "one")
         assert Path(base_of({"legal": here / "far" / "away" / "legal"})).samefile(here / "models" / "one")
+    link(here / "far" / "legal", here / "runs" / "legal")
+    monkeypatch.chdir(here / "far")
+    assert base_of({"legal": here / "far" / "legal"}).samefile(here / "models" / "one")
 
 
 def test_between_two_drives_the_path_is_absolute(here, monkeypatch):
@@ -243,13 +246,6 @@ def test_between_two_drives_the_path_is_absolute(here, monkeypatch):
 def test_a_base_that_is_gone_is_named_with_what_to_do(here):
     shutil.rmtree(here / "models" / "one")
     refusal(lambda: load_with_adapters({"legal": here / "runs" / "legal"}), "runs/legal", "models/one", "--base")
-
-
-def test_an_adapter_behind_a_link_finds_its_base(here, monkeypatch):
-    (here / "far" / "away").mkdir(parents=True)
-    link(here / "far" / "away" / "legal", here / "runs" / "legal")
-    monkeypatch.chdir(here / "far")
-    assert base_of({"legal": here / "far" / "away" / "legal"}).samefile(here / "models" / "one")
 
 
 def test_an_exported_adapter_finds_its_base_also_when_both_were_moved(here):

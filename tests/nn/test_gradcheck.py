@@ -16,25 +16,23 @@ PLACES = [
 ]
 
 
-class Mistaken(Module):
-    """A module whose output is right and whose gradient is one per cent too large."""
-
-    def __init__(self, inner, slope):
-        self.inner, self.slope = inner, slope
-
-    def forward(self, *inputs):
-        return self.slope(self.inner(*inputs))
-
-
-@pytest.fixture
-def slope(monkeypatch):
+@pytest.fixture(autouse=True)
+def own_operations(monkeypatch):
+    """Operations defined in a test do not count as minilora's."""
     monkeypatch.setattr(tensor, "OPS", {})
 
-    @tensor.op
-    def slope(x):
-        return x, lambda g: 1.01 * g
 
-    return slope
+class Mistaken(Module):
+    """A module whose output is right and whose gradient is another than the right one, g, by default 1 % too large."""
+
+    def __init__(self, inner, vjp=lambda g: 1.01 * g):
+        def mistaken(x):
+            return x, vjp
+
+        self.inner, self.operation = inner, tensor.op(mistaken)
+
+    def forward(self, *inputs):
+        return self.operation(self.inner(*inputs))
 
 
 def model_of(seed):
@@ -42,10 +40,10 @@ def model_of(seed):
 
 
 @pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(8, 20))])
-def test_one_per_cent_in_one_place_is_found_and_located(seed, slope):
+def test_one_per_cent_in_one_place_is_found_and_located(seed):
     model = model_of(seed)
     place = PLACES[seed % len(PLACES)]
-    wrong = Mistaken(model.get_submodule(place), slope)
+    wrong = Mistaken(model.get_submodule(place))
     model.set_submodule(place, wrong)
     names = [name for name, _ in model.named_parameters()]
     last = [name for name in names if name.startswith(f"{place}.inner")][-1]
@@ -54,17 +52,10 @@ def test_one_per_cent_in_one_place_is_found_and_located(seed, slope):
     assert str(raised.value).endswith(f"the last of them {last}")
 
 
-def test_of_a_gradient_with_one_wrong_row_an_element_of_that_row_is_named(monkeypatch):
-    monkeypatch.setattr(tensor, "OPS", {})
-
-    @tensor.op
-    def first(x):
-        return x, lambda g: g * np.where(np.arange(x.shape[-1]) == 0, 1.5, 1.0)
-
+def test_of_a_gradient_with_one_wrong_row_an_element_of_that_row_is_named():
     model = model_of(1)
-    model.set_submodule(
-        "model.layers.1.mlp.up_proj", Mistaken(model.get_submodule("model.layers.1.mlp.up_proj"), first)
-    )
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = Mistaken(mlp.up_proj, lambda g: g * np.where(np.arange(g.shape[-1]) == 0, 1.5, 1.0))
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "up_proj.inner" in name
     with pytest.raises(
@@ -73,9 +64,9 @@ def test_of_a_gradient_with_one_wrong_row_an_element_of_that_row_is_named(monkey
         ml.gradcheck(model, SAMPLES)
 
 
-def test_the_named_element_is_wrong_by_as_much(slope):
+def test_the_named_element_is_wrong_by_as_much():
     model = model_of(0)
-    model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, slope)
+    model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp)
     with pytest.raises(ml.GradientError) as raised:
         ml.gradcheck(model, SAMPLES)
     name, got, expected = re.match(
@@ -107,15 +98,9 @@ def test_gradients_from_before_do_not_count():
 
 
 @pytest.mark.parametrize("gradient", [np.nan, np.inf])
-def test_a_gradient_that_is_not_finite_is_wrong(gradient, monkeypatch):
-    monkeypatch.setattr(tensor, "OPS", {})
-
-    @tensor.op
-    def broken(x):
-        return x, lambda g: np.full_like(g, gradient)
-
+def test_a_gradient_that_is_not_finite_is_wrong(gradient):
     model = model_of(2)
-    model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, broken)
+    model.model.layers[1].mlp = Mistaken(model.model.layers[1].mlp, lambda g: np.full_like(g, gradient))
     with pytest.raises(ml.GradientError, match=r"error is inf of .*the last of them model\.layers\.1\.mlp\.inner"):
         ml.gradcheck(model, SAMPLES)
 
@@ -128,17 +113,11 @@ def test_a_gradient_that_is_zero_everywhere_is_right_where_nothing_changes():
     assert ml.gradcheck(model, SAMPLES).max_relative_error < 1e-6
 
 
-def test_a_small_gradient_is_compared_with_itself(monkeypatch):
-    monkeypatch.setattr(tensor, "OPS", {})
-
-    @tensor.op
-    def off(x):
-        return x, lambda g: (1 + 1e-5) * g
-
+def test_a_small_gradient_is_compared_with_itself():
     model = model_of(6)
     mlp = model.model.layers[1].mlp
     mlp.down_proj.weight.data *= 0.002  # and with it the gradient of up_proj, but not its own
-    mlp.up_proj = Mistaken(mlp.up_proj, off)
+    mlp.up_proj = Mistaken(mlp.up_proj, lambda g: (1 + 1e-5) * g)
     for _, parameter in model.named_parameters():
         parameter.requires_grad = any(parameter is each.weight for each in (mlp.up_proj.inner, mlp.down_proj))
     with pytest.raises(ml.GradientError, match=r"1 of 2 parameters .*mlp\.up_proj\.inner\.weight$"):
