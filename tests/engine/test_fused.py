@@ -135,12 +135,6 @@ def test_packed_sequences_are_the_sequences_alone(prefix, lengths, block):
     assert packing.spans() == ([(0, prefix)] if prefix else []) + packing.own_spans()
 
 
-def test_attention_does_not_overflow(rng):
-    qkv = [100 * rng.standard_normal((2, 5, heads, 4)) for heads in (4, 2, 2)]
-    y, gradients = run(attention, *qkv)
-    assert np.isfinite(y).all() and all(np.isfinite(gradient).all() for gradient in gradients)
-
-
 # -- activation and losses ---------------------------------------------------------------------------------------------
 
 

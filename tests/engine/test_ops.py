@@ -13,7 +13,7 @@ import pytest
 
 import minilora
 from minilora.engine import fused, ops
-from minilora.engine.attention import Packing, textbook_attention
+from minilora.engine.attention import Packing, attention, textbook_attention
 from minilora.engine.context_parallel import Shard
 from minilora.engine.examples import EXAMPLES
 from minilora.engine.gradcheck import gradcheck
@@ -490,13 +490,14 @@ def test_gradients_at_kinks_and_ties():
     assert x.grad.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("operation", [ops.softmax, ops.log_softmax, ops.sigmoid, ops.tanh])
-def test_large_values_do_not_overflow(operation):
+@pytest.mark.parametrize("operation", [ops.softmax, ops.log_softmax, ops.sigmoid, ops.tanh, attention])
+def test_large_values_do_not_overflow(operation, rng):
+    inputs = [100 * rng.standard_normal((2, 5, heads, 4)) for heads in (4, 2, 2)]
+    inputs = [Tensor(x, requires_grad=True) for x in (inputs if operation is attention else [np.array([-1e4, 0, 1e4])])]
     with np.errstate(all="raise", under="ignore"):
-        x = Tensor(np.array([-1e4, 0, 1e4]), requires_grad=True)
-        y = operation(x)
-        y.backward(np.ones(3))
-    assert np.isfinite(y.data).all() and np.isfinite(x.grad).all()
+        y = operation(*inputs)
+        y.backward(np.ones(y.shape))
+    assert np.isfinite(y.data).all() and all(np.isfinite(x.grad).all() for x in inputs)
 
 
 @pytest.mark.parametrize(
