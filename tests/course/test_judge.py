@@ -70,9 +70,6 @@ def test_nan_is_never_right(double):
     hole = lambda x, names: np.where(np.arange(len(x)) == 1, np.nan, 2 * x)
     assert "y contains NaN" in judged(double, hole, rng())
     assert not close(np.array([np.nan]), np.array([np.nan])) and not close(np.array([1.0]), np.array([np.nan]))
-    assert same(np.array([np.nan, 1]), np.array([np.nan, 1]))
-    assert same(np.inf, np.inf) and not same(3.0, np.inf) and not same(np.inf, 3.0)
-    assert not same(np.array([np.nan, 0]), np.array([0, 0.0])) and not same(np.array([np.nan]), np.array([1.0]))
     with pytest.raises(Wrong, match="the count is nan"):
         number(float("nan"), "the count")
 
@@ -98,7 +95,7 @@ KINDS = [
     *(1.0, True, None, "a", np.inf, -np.inf, np.nan, [1.0], (1.0, 2.0)),
     *({"a": 1.0, "b": 2.0}, {"a": 1.0, "c": 2.0}, {"a": 1.0}),
     *(np.ones(2), np.ones(2, np.float32), np.ones((2, 1)), np.array(["a", "b"])),
-    *(np.array([np.inf, 1]), np.array([-np.inf, 1]), np.array([np.nan, 1]), np.array([1, np.inf])),
+    *(np.array([np.inf, 1]), np.array([-np.inf, 1]), np.array([np.nan, 1]), np.array([1, np.inf]), np.zeros(2)),
     *(ml.Tensor(np.ones(2)), ml.Tensor(np.ones(2), requires_grad=True)),
 ]
 
@@ -630,7 +627,6 @@ def test_random_numbers_are_judged_by_mean_and_standard_deviation():
 
 def test_tensors_are_compared_with_what_they_ask_for():
     want = ml.Tensor(np.ones(3), requires_grad=True)
-    assert same(want, want) and not same(want, ml.Tensor(np.ones(3))) and not same(want, np.ones(3))
     with pytest.raises(Wrong, match="A must be a tensor, as ml.Tensor"):
         compare(np.ones(3), want, "A", "n", {})
     with pytest.raises(Wrong, match="A must require a gradient"):
