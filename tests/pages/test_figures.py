@@ -47,7 +47,7 @@ def words(axes):
     return [text.get_text() for text in axes.texts]
 
 
-RUNS = {  # as in `compared` and in MATRICES, what is read on a dark page below is not drawn here as well
+RUNS = {  # as in COMPARISONS and in MATRICES, what is read on a dark page below is not drawn here as well
     "README": run_metrics(),
     "full": run_metrics(method="full"),
     "one step": run_metrics(steps=1, validation=[(1, 3.6)]),
@@ -58,12 +58,6 @@ RUNS = {  # as in `compared` and in MATRICES, what is read on a dark page below 
     "large": run_metrics() | {"trainable_parameters": 3e8, "total_parameters": 4.345e8, "adapter_bytes": 1.2e9},
     "no numbers": run_metrics(3, validation=[(3, float("nan"))]) | {"train_loss": [3.0, float("nan"), float("inf")]},
 }
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_a_run_of_any_kind_can_be_read(run):
-    assert problems(run_figure(run)) == []
 
 
 def test_both_validations_are_drawn_in_their_own_line_and_what_was_kept_is_ringed():
@@ -146,14 +140,11 @@ SHORT = metrics(losses=(3.0,), steps=1, seconds=0.2)
 SLOW = metrics(seconds=9.0, seconds_per_step=9.0)  # three times as slow as full fine-tuning
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "found",
-    [compared(SHORT, metrics("full", (2.9,), 1, 0.4)), compared(SLOW), compared(metrics(), metrics())],
-    ids=["one step", "slower", "alike"],
-)
-def test_a_comparison_of_any_kind_can_be_read(found):
-    assert problems(compare_figure(found)) == []
+COMPARISONS = {
+    "one step": compared(SHORT, metrics("full", (2.9,), 1, 0.4)),
+    "slower": compared(SLOW),
+    "alike": compared(metrics(), metrics()),
+}
 
 
 def test_validation_stands_over_the_time_of_training_and_the_best_is_ringed():
@@ -217,12 +208,6 @@ MATRICES = {
     "base alone": matrix((), ("general",)),
     "long names": matrix(("an-adapter-with-a-long-name", *FOUR), ("questions-of-customers", "general")),
 }
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("measured", MATRICES.values(), ids=MATRICES)
-def test_a_matrix_of_any_size_can_be_read(measured):
-    assert problems(matrix_figure(measured)) == []
 
 
 def test_no_change_has_the_colour_of_the_page():
@@ -294,6 +279,15 @@ ALL = {
     "matrix": lambda: matrix_figure(matrix()),
     "compare": lambda: compare_figure(compared()),
 }
+
+
+KINDS = {run_figure: RUNS, compare_figure: COMPARISONS, matrix_figure: MATRICES}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("draw", "name"), [(draw, name) for draw, kinds in KINDS.items() for name in kinds])
+def test_a_figure_of_any_kind_can_be_read(draw, name):
+    assert problems(draw(KINDS[draw][name])) == []
 
 
 @pytest.mark.long
