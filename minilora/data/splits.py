@@ -35,13 +35,19 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def by_split(records: Sequence[Record]) -> dict[str, list[Record]]:
     """`split_records`, also for data without training records. A record without a split is trained on if another record
-    names one.
+    names one. The rule holds out no label that is never trained on: of rare ones, no order of the records would.
     """
     splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
     ruled = follows_rule(records) and len(records) >= LEAST
-    for i, record in enumerate(records):
-        by_rule = {4: "validation", 9: "test"}.get(i % 10) if ruled else None
-        splits[record.split or by_rule or "train"].append(record)
+    named = [
+        record.split or (ruled and {4: "validation", 9: "test"}.get(i % 10)) or "train"
+        for i, record in enumerate(records)
+    ]
+    trained = {record.label for record, name in zip(records, named, strict=True) if name == "train"}
+    for record, name in zip(records, named, strict=True):
+        new = ruled and record.label not in trained
+        splits["train" if new else name].append(record)
+        trained.add(record.label)
     return splits
 
 
@@ -90,10 +96,9 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
         new = [record for record in splits[name] if record.label is not None and record.label not in counts]
         if new:
             also = f", and {len(new) - 1} more such record{'s' * (len(new) > 2)}" if len(new) > 1 else ""
-            shuffle = "put the records in another order, " if new[0].split is None else ""
             raise DataError(
                 f"{source}: {new[0].id} ({name}) has the label {new[0].label!r}, which no training record has{also}: "
-                f"add training records with it, {shuffle}or leave it out"
+                "add training records with it, or leave it out"
             )
     once = [f"{label!r}" for label, count in counts.items() if label is not None and count == 1]
     few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
