@@ -11,6 +11,7 @@ from .style import BLUE, GREY, LORA, blend, ink, literal, panels
 from .text import WIDTH, columns, counted, interval, padded, percent, plain, rule, shortened, width_of, wrapped
 
 MATRIX = 12  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
+DRAWN = 30  # labels, at most, whose confusion matrix is drawn; of more, those with the most mistakes
 SHOWN = 5  # mistakes, and confusions
 
 
@@ -128,8 +129,7 @@ def _said(one: Mapping[str, Any]) -> str:
 
 def labels_figure(report: Mapping[str, Any]) -> Any:
     """The confusion matrix and the reliability diagram of a report, as a matplotlib figure."""
-    labels = report["labels"]
-    size = max(3.4, 0.34 * len(labels) + 1.6)
+    size = max(3.4, 0.34 * min(len(report["labels"]), DRAWN) + 1.6)
     figure, (matrix, curve) = panels(2, width=2 * size + 2, height=size + 0.4, ratios=(1.25, 1))
     _draw_matrix(matrix, report)
     _draw_reliability(curve, report)
@@ -143,6 +143,12 @@ def _draw_matrix(axes: Any, report: Mapping[str, Any]) -> None:
     labels, counts = report["labels"], np.array(report["confusion"])
     ground = mpl.rcParams["figure.facecolor"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    title = "Confusion matrix, records"
+    if len(labels) > DRAWN:
+        title += f"\n({DRAWN} of {len(labels):,} labels: those with the most mistakes)"
+        both = counts.sum(axis=0) + counts.sum(axis=1)
+        kept = np.sort(np.lexsort((-both, 2 * counts.diagonal() - both))[:DRAWN])  # where equal, the most frequent
+        labels, counts, shares = [labels[i] for i in kept], counts[np.ix_(kept, kept)], shares[np.ix_(kept, kept)]
     axes.imshow(shares, LinearSegmentedColormap.from_list("shares", [ground, blend(ground, BLUE)]), vmin=0, vmax=1)
     for i, j in np.argwhere(counts):
         axes.text(
@@ -153,9 +159,7 @@ def _draw_matrix(axes: Any, report: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(labels)), names)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
-    axes.set(
-        xlabel=f"label given by {literal(report['subject'])}", ylabel="true label", title="Confusion matrix, records"
-    )
+    axes.set(xlabel=f"label given by {literal(report['subject'])}", ylabel="true label", title=title)
 
 
 def _draw_reliability(axes: Any, report: Mapping[str, Any]) -> None:

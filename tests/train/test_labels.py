@@ -23,7 +23,7 @@ from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import trial
 from minilora.generate.conversation import Talk
 from minilora.measure.labels import Labelled, majority
-from minilora.pages.labels import label_lines, labels_figure, verdict
+from minilora.pages.labels import DRAWN, label_lines, labels_figure, verdict
 from minilora.pages.style import theme
 from minilora.serve.engine import Engine
 from minilora.train.job import finetune
@@ -385,3 +385,16 @@ def test_the_picture_can_be_read(n, name):
             [text.get_text() for text in axis.get_ticklabels()] for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)
         ]
         assert named[0] == named[1] and len(set(named[0])) == n
+
+
+def test_of_very_many_labels_those_with_the_most_mistakes_are_drawn():
+    report = report_of(200, 410)
+    report["confusion"][150][170] = 3  # after 10 of the first label that were given the second one
+    report["confusion"][160][160] = 4  # more frequent, and always right
+    figure = labels_figure(report)
+    drawn = [int(text.get_text().split()[-1]) for text in figure.axes[0].yaxis.get_ticklabels()]
+    assert problems(figure) == [] and max(figure.get_size_inches()) < 30
+    assert drawn == sorted(drawn) and len(drawn) == DRAWN and {0, 1, 150, 160, 170} < set(drawn)
+    place = drawn.index(150), drawn.index(170)
+    assert figure.axes[0].images[0].get_array()[place] == 3 / 5  # a share of all of its records
+    assert f"{DRAWN} of 200 labels" in figure.axes[0].get_title()
