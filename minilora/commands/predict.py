@@ -173,7 +173,7 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
         )
         log.warning(f"{path}: {share}, such as {strange[0]}: the passage of each may not be about it")
     if labels:
-        log.info(", ".join(f"{label} {count:,}" for label, count in labels.most_common()))
+        log.info(listed([f"{label} {count:,}" for label, count in labels.most_common()]))
     if failed:
         why = [f"{listed(places, SHOWN)}: {reason}" for reason, places in failed.items()]
         more = f"; and {len(why) - SHOWN:,} more kinds of mistakes" if len(why) > SHOWN else ""

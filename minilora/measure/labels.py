@@ -22,6 +22,7 @@ from ..generate.labels import label_logprobs, label_probabilities, without_nan
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.ranks import ALONE, Ranks
+from ..progress import log
 from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
 
 SHOTS = 8  # examples in the prompt of the base, at most
@@ -29,6 +30,7 @@ BINS = 10  # of confidence
 KINDS = 5  # of texts, at most, whose accuracy is reported apart
 MAJORITY, CLASSIC = "majority class", "TF-IDF + logistic regression"
 MISSING = "needs pip install scikit-learn"
+WEIGHTS = 1 << 22  # of the logistic regression, at most: labels times words and pairs of words, of which rare ones go
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,7 @@ def classic(held: Labelled) -> np.ndarray | str:
     """TF-IDF of words and pairs of words, and logistic regression: (N, L). Why there are none, where that is so."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
+        from sklearn.linear_model import LogisticRegression, SGDClassifier
     except ImportError:
         return MISSING
     truth = numbers(held.examples, held.task)
@@ -196,16 +197,24 @@ def classic(held: Labelled) -> np.ndarray | str:
         """Scikit-learn's own words of two or more characters, but in any script."""
         return [word for word in words(text) if len(word) > 1]
 
-    tfidf = TfidfVectorizer(tokenizer=longer, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
-    known = make_pipeline(tfidf, LogisticRegression(C=10, max_iter=1000))
+    most = WEIGHTS // len(held.task.labels)
+    tfidf = TfidfVectorizer(
+        tokenizer=longer, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True, max_features=most
+    )
     texts, tested = (
         [held.task.text(record.prompt[-1]["content"]) for record in each] for each in (held.examples, held.records)
     )
     if not any(map(tfidf.build_analyzer(), texts)):
         return "the training texts have no words of two or more characters"
-    known.fit(texts, truth)
+    features = tfidf.fit_transform(texts)
+    if features.shape[1] < most:
+        known = LogisticRegression(C=10, max_iter=1000)
+    else:  # whose solver would take gigabytes and minutes: the same loss of each label, by stochastic gradient descent
+        log.info(f"{CLASSIC} learns from {len(texts):,} texts and their {most:,} most frequent words and pairs")
+        known = SGDClassifier(loss="log_loss", alpha=1 / (10 * len(texts)), random_state=0)
+    known.fit(features, truth)
     p = np.zeros((len(held.records), len(held.task.labels)))
-    p[:, known.classes_] = known.predict_proba(tested)
+    p[:, known.classes_] = known.predict_proba(tfidf.transform(tested))
     return p
 
 

@@ -118,6 +118,25 @@ def test_tf_idf_learns_from_the_training_records_and_never_sees_the_prompt_aroun
     assert (classic(two)[:, 2] == 0).all()
 
 
+def test_tf_idf_of_many_labels_and_words_keeps_the_most_frequent_words_and_its_weights_within_bounds(
+    monkeypatch, caplog
+):
+    linear = pytest.importorskip("sklearn.linear_model", reason="needs pip install '.[benchmarks]'")
+    made, make = [], linear.SGDClassifier
+    monkeypatch.setattr(linear, "SGDClassifier", lambda **options: made.append(make(**options)) or made[-1])
+    rng = np.random.default_rng(0)
+    train = records(*((f"{label * 3} rare{i} x{rng.integers(9)}", label) for i, label in enumerate("abc" * 40)))
+    task = LabelTask(("a", "b", "c", "d"), TASK.template)
+    held = Labelled(task, records(("aaa", "a"), ("bbb bbb", "b"), ("ccc never", "c")), train)
+    assert classic(held).argmax(axis=1).tolist() == [0, 1, 2] and not made
+    monkeypatch.setattr(measuring, "WEIGHTS", 4 * 20)
+    with caplog.at_level("INFO", "minilora"):
+        p = classic(held)
+    assert p.argmax(axis=1).tolist() == [0, 1, 2] and p.sum(axis=1) == pytest.approx(np.ones(3))
+    assert made[0].coef_.size <= 4 * 20 and (p[:, 3] == 0).all() and np.array_equal(classic(held), p)
+    assert "learns from 120 texts and their 20 most frequent words and pairs" in caplog.text
+
+
 def test_the_words_of_tf_idf_are_scikit_learns_in_ascii_and_whole_in_every_other_script(monkeypatch):
     text = pytest.importorskip("sklearn.feature_extraction.text", reason="needs pip install '.[benchmarks]'")
     made, make = [], text.TfidfVectorizer
