@@ -21,7 +21,7 @@ from typing import Any
 from ..files.disk import read_json
 from ..lora.provenance import read_provenance
 from .formats import listed, parts_of
-from .labels import TEXT, Asking, LabelTask
+from .labels import LISTED, TEXT, Asking, LabelTask
 from .rows import DataError
 from .words import KINDS, spelled
 
@@ -179,7 +179,9 @@ class FieldTask(Asking):
 
     @classmethod
     def of(cls, schema: Any) -> FieldTask:
-        """The task of a JSON Schema. Raises ValueError for one that is not supported.
+        """The task of a JSON Schema. As of labels, the prompt lists up to `LISTED` choices of a field.
+
+        Raises ValueError for a schema that is not supported.
 
         >>> FieldTask.of({"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}}).template
         'Extract these fields as JSON: mood (good, bad).\\n\\nMessage: {text}'
@@ -207,7 +209,7 @@ class FieldTask(Asking):
             raise ValueError(f"{unknown[0]!r} is required and is none of the properties")
         named = [
             f"{field.name} ({', '.join(choice.strip(chr(34)) for choice in field.choices)})"
-            if field.choices
+            if 0 < len(field.choices) <= LISTED
             else field.name
             for field in fields
         ]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from minilora.data.fields import FieldTask
 from minilora.data.labels import LISTED, LabelTask
 from minilora.data.leaks import leaks
 from minilora.data.records import DataError, read_source
@@ -61,6 +62,8 @@ def test_the_prompt_lists_few_labels_and_not_many_and_the_text_comes_out_of_it_a
     few, many = (LabelTask.of(f"l{i:02}" for i in range(n)) for n in (LISTED, LISTED + 1))
     assert all(label in few.template for label in few.labels)
     assert not any(label in many.template for label in many.labels)
+    of_fields = FieldTask.of({"properties": {str(len(task.labels)): {"enum": [*task.labels]} for task in (few, many)}})
+    assert of_fields.template.startswith(f"Extract these fields as JSON: 30 ({', '.join(few.labels)}), 31.\n")
     for task in (few, many, LabelTask.of(["a {text} b", "c"])):
         for text in ("", "hello\n{text} there", "Message: x"):
             assert task.text(task.prompt(text)) == text
