@@ -93,13 +93,14 @@ def _conversation(
 ) -> Sample:
     """A conversation as a sample. text, ids: all of it, rendered and encoded. heads: see `_answer_start`."""
     labels = [NOT_SCORED] * len(ids)
+    marks = [place for place, i in enumerate(ids) if i in tokenizer.control_ids]
     for i, message in enumerate(record.messages):
         if message["role"] != "assistant" or message.get("weight") == 0:
             continue
         answer, before = message["content"], tokenizer.render(record.messages[:i], answer_next=True)
         if not text.startswith(before):
             before = _found_before(record, i, text, ids, tokenizer)
-        start = _answer_start(before, text, ids, tokenizer, heads)
+        start = _answer_start(before, text, ids, marks, tokenizer, heads)
         # Usually the first end token is the answer's own, and the answer need not be encoded to find its end.
         usual = any(end not in answer and text.startswith(f"{before}{answer}{end}") for end in tokenizer.ends)
         end = next((place for place in range(start, len(ids)) if ids[place] in tokenizer.end_ids), len(ids))
@@ -139,19 +140,20 @@ def _found_before(record: Record, i: int, text: str, ids: list[int], tokenizer: 
     return before
 
 
-def _answer_start(before: str, text: str, ids: list[int], tokenizer: Tokenizer, heads: dict[str, list[int]]) -> int:
+def _answer_start(
+    before: str, text: str, ids: list[int], marks: list[int], tokenizer: Tokenizer, heads: dict[str, list[int]]
+) -> int:
     """At which token the answer begins: after the tokens of `before`, or at the one that reaches from there into it.
 
     If the text with these ids begins with it, only what follows its last control token is encoded, which is usually the
-    same in all records. heads: the tokens of what was encoded already.
+    same in all records. marks: the places of the control tokens. heads: the tokens of what was encoded already.
     """
     control = tokenizer.control_tokens(before) if text.startswith(before) else []
-    places = [place for place, i in enumerate(ids) if i in tokenizer.control_ids] if control else []
-    whole = len(places) < len(control) or not control
+    whole = len(marks) < len(control) or not control
     tail = before if whole else before[control[-1][0] :]
     if tail not in heads:
         heads[tail] = tokenizer.encode(tail)
-    begin = 0 if whole else places[len(control) - 1]
+    begin = 0 if whole else marks[len(control) - 1]
     start = begin + len(heads[tail])
     return start if ids[begin:start] == heads[tail] else _alike(tokenizer.encode(before), ids)
 
