@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..models.tokenizer import Message
 from .rows import DataError
 from .words import words
@@ -67,29 +69,37 @@ class Handbook:
             raise DataError(f"{source}: no passage has a word to search for")
         mean = sum(map(Counter.total, counts)) / len(passages)
         found_in = Counter(term for each in counts for term in each)
-        self.gains: dict[str, list[tuple[int, float]]] = defaultdict(list)  # term -> passages with it, and their score
+        gains: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for i, each in enumerate(counts):
             slow = K1 * (1 - B + B * each.total() / mean)
             for term, times in each.items():
                 n = found_in[term]
                 rare = math.log(1 + (len(passages) - n + 0.5) / (n + 0.5))  # without "1 +" it may be negative
-                self.gains[term].append((i, rare * times / (times + slow)))
+                gains[term].append((i, rare * times / (times + slow)))
+        self.gains = {  # term -> the places of the passages with it, and what it adds to the score of each
+            term: (np.array([i for i, _ in each]), np.array([gain for _, gain in each])) for term, each in gains.items()
+        }
 
     def ranked(self, question: str) -> list[Passage]:
         """All passages, the best match first; equal ones in the order of the handbook."""
-        found = self._found(question)
-        return [self.passages[i] for i in (*found, *sorted(set(range(len(self.passages))).difference(found)))]
+        return [self.passages[i] for i in np.argsort(-self._scores(question), kind="stable")]
 
     def found(self, question: str) -> list[Passage]:
         """The first of `ranked`: those that share a word with the question."""
-        return [self.passages[i] for i in self._found(question)]
+        return self.ranked(question)[: np.count_nonzero(self._scores(question))]
 
-    def _found(self, question: str) -> list[int]:
-        scores: dict[int, float] = defaultdict(float)
+    def best(self, question: str) -> Passage:
+        """The first of `ranked`, without sorting the others."""
+        return self.passages[self._scores(question).argmax()]
+
+    def _scores(self, question: str) -> np.ndarray:
+        """The score of each passage: (N,)."""
+        scores = np.zeros(len(self.passages))
         for term in dict.fromkeys(terms(question)):
-            for i, gain in self.gains.get(term, ()):
-                scores[i] += gain
-        return sorted(sorted(scores), key=scores.__getitem__, reverse=True)  # equal ones stay in order
+            if term in self.gains:
+                places, gains = self.gains[term]
+                scores[places] += gains
+        return scores
 
     def has_words_of(self, messages: Sequence[Message]) -> bool:
         """Whether any passage has a word of the last question or answer."""
@@ -97,11 +107,11 @@ class Handbook:
 
     def right(self, messages: Sequence[Message]) -> Passage:
         """The passage with the answer of a conversation: the best match of the last question and answer together."""
-        return self.ranked(" ".join(message["content"] for message in messages[-2:]))[0]
+        return self.best(" ".join(message["content"] for message in messages[-2:]))
 
     def ask(self, question: str, template: str = TEMPLATE) -> tuple[Passage, str]:
         """The best match of a question, and the prompt with it."""
-        passage = self.ranked(question)[0]
+        passage = self.best(question)
         return passage, fill(passage.text, question, template)
 
 
