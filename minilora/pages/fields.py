@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..data.fields import as_json
-from .labels import mistakes, shown, subject_and_others, table, verdict
+from .labels import SHOWN, mistakes, shown, subject_and_others, table, verdict
 from .style import GREY, LORA, literal, panels
 from .text import WIDTH, counted, rule, shortened, wrapped
 
@@ -47,7 +47,9 @@ def _compared(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _said(one: Mapping[str, Any]) -> str:
     pairs = ((name, *(shortened(as_json(value), 40) for value in both)) for name, both in one["wrong"].items())
-    return "; ".join(f"{name} is {true}, got {got}" for name, true, got in pairs)
+    said = [f"{name} is {true}, got {got}" for name, true, got in pairs]
+    more = [f"and {len(said) - SHOWN} more"] if len(said) > SHOWN else []
+    return "; ".join([*said[:SHOWN], *more])
 
 
 def fields_figure(report: Mapping[str, Any]) -> Any:

@@ -165,6 +165,11 @@ def test_the_page_shows_every_field_and_some_mistakes():
                  "right, % base, zero-shot LoRA", "LoRA is better than the best of the others"):  # fmt: skip
         assert line in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80 and "no mistakes" in list(field_lines(report_of(mistakes=0), 80))
+    for n, end in ((6, "; and 1 more: a long"), (5, "e is 4, got 0: a long")):  # fields of a record that are wrong
+        wrong = {name: [i, 0] for i, name in enumerate("abcdef"[:n])}
+        one = report_of(mistakes=1)["mistakes"][0] | {"wrong": wrong}
+        text = " ".join("\n".join(field_lines(report_of() | {"mistakes": [one]}, 80)).split())
+        assert end in text and "f is 5" not in text
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
