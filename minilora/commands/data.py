@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.fields import FieldTask, Task
 from ..data.formats import TEXT, check_field, listed, with_label
-from ..data.labels import LabelTask
+from ..data.labels import LISTED, LabelTask
 from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
@@ -208,8 +208,11 @@ def page(seen: Mapping[str, Any], width: int = WIDTH, marks: tuple[str, str] = B
         lines += wrapped(note, width)
     for kind, more in (("label", ""), ("field", ", records in which each is filled")):
         if found := seen[f"{kind}s"]:
-            names = list(next(iter(found.values())))
-            rows = [[shortened(one, 40), *map(str, counts.values())] for one, counts in found.items()]
+            names, shown = list(next(iter(found.values()))), [*found.items()]
+            if kind == "label" and len(found) > LISTED:
+                shown = sorted(shown, key=lambda each: -sum(each[1].values()))[:LISTED]
+                more = f", the {LISTED} most frequent (--json has all)"
+            rows = [[shortened(one, 40), *map(str, counts.values())] for one, counts in shown]
             lines += ["", rule(f"{counted(len(found), kind)}{more}", width), *columns([["", *names], *rows])]
     lines = [*map(printable, lines)]
     invisible = sum(map(len, marks)) if marks == UNDERLINED else 0  # they take no column

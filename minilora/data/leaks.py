@@ -18,7 +18,7 @@ class Leak:
 
     record: Record
     trained: Record
-    same: str  # "question", "answer" or "question and answer"
+    same: str  # "question", "answer" or "question and answer"; "text" of two texts
 
 
 def leaks(splits: Mapping[str, Sequence[Record]]) -> list[Leak]:
@@ -36,8 +36,9 @@ def leaks(splits: Mapping[str, Sequence[Record]]) -> list[Leak]:
     for record in splits["train"] if held else ():
         for key in _keys(record):
             for i in waiting.pop(key, ()):  # popped: later training records have no more in common
-                if i not in found or len(key[0]) > len(found[i].same):
-                    found[i] = Leak(held[i], record, key[0])
+                same = key[0] if held[i].messages or record.messages else "text"
+                if i not in found or len(same) > len(found[i].same):
+                    found[i] = Leak(held[i], record, same)
     return [found[i] for i in sorted(found)]
 
 
@@ -58,7 +59,8 @@ def contradictions(records: Sequence[Record]) -> list[str]:
     """One line about records that have the question of an earlier one and another label; none if there are none."""
     first: dict[str, Record] = {}
     pairs = [(first.setdefault(folded(record.question), record), record) for record in records]
-    found = [f"{again.id} {again.label!r}, {one.id} {one.label!r}" for one, again in pairs if one.label != again.label]
+    other = [(one, again) for one, again in pairs if one.label != again.label]
+    found = [f"{again.id} {again.label!r} but {one.id} {one.label!r}" for one, again in other]
     number = "1 record has" if len(found) == 1 else f"{len(found):,} records have"
     return [f"{number} an earlier one's text and another label: {listed(found, NAMED)}"] if found else []
 

@@ -58,6 +58,18 @@ def told(seen, width=100):
 # -- facts -------------------------------------------------------------------------------------------------------------
 
 
+def test_of_many_labels_the_most_frequent_are_listed_and_a_leak_of_texts_is_one(write):
+    rows = [{"text": f"text {i}", "label": f"n{i % 36:02}" if i < 90 else "often"} for i in range(120)]
+    rows[19]["text"] = rows[0]["text"]
+    seen = tiny(write(rows))
+    _, _, table = page(seen).partition("37 labels, the 30 most frequent (--json has all) --")
+    first, *lines = table.splitlines()[2:33]
+    assert lines and first.split() == ["often", "24", "3", "3"] and len(seen["labels"]) == 37
+    assert sum(line.startswith("n") for line in lines) == 29 and "n00" in lines[0]
+    (bare,) = tiny(write([{"text": row["text"]} for row in rows]))["leaks"]
+    assert bare == {"record": "line-20", "trained": "line-1", "same": "text"}
+
+
 def test_the_counts_are_those_of_the_samples_that_training_takes(write):
     name = write([{"question": "What?", "answer": "so " * (1 + i)} for i in range(30)])
     seen, tokenizer = tiny(name, max_length=40), load.load_tokenizer("tiny")

@@ -208,6 +208,18 @@ def test_rows_keep_their_columns_and_order(
         assert f"{label} {count}" in err
 
 
+def test_of_many_labels_the_most_frequent_are_counted(folder, tmp_path, monkeypatch, capsys):
+    names = [*"abcdefghijklmn", "n", "n", "b"]
+    monkeypatch.setattr(command, "predict", lambda *given: [{"label": name, "probability": 0.5} for name in names])
+    rows = write_jsonl(tmp_path / "in.jsonl", [{"text": "x"}] * len(names))
+    assert main(["predict", rows, *folder(TRAINED["labels"])]) == 0
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("n 3, b 2, a 1, c 1, d 1, e 1, f 1, g 1, h 1, i 1, j 1, k 1 and 2 more")
+    )
+
+
 def test_a_row_without_a_prediction_does_not_harm_the_others(folder, tmp_path, capsys):
     flags = folder(TRAINED["labels"])
     rows = [{"text": text} for text in ("hello", "", "x" * 1100, "tea")]

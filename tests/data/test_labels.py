@@ -184,7 +184,7 @@ def test_a_text_with_two_labels_is_named_in_whatever_splits_it_is(tmp_path):
         again = (f" {text.upper()} ", other, split)
         (line,) = check_labels(splits_of(tmp_path, *train, again), "mine")
         at = len(train) + 1
-        assert line == f"1 record has an earlier one's text and another label: line-{at} {other!r}, line-1 {label!r}"
+        assert line == f"1 record has an earlier one's text and another label: line-{at} {other!r} but line-1 {label!r}"
         *_, line = check_labels(splits_of(tmp_path, *train, again, again), "mine")
         assert line.startswith("2 records have an earlier one's text and another label: ")
     assert check_labels(splits_of(tmp_path, *train, (text, label, "train")), "mine") == []

@@ -84,7 +84,7 @@ TWICE = [
     (("Is it?", "Yes, it is that."), ("Was it?", "Yes, it is that."), None),  # four words: a label
     (("Is it?", "Yes, it is that one."), ("Was it?", "Yes, it is that one."), "answer"),
     (("Is it?", "Yes."), ("Is it?", "Yes."), "question and answer"),
-    ("One two.", "one  two.", "question"),
+    ("One two.", "one  two.", "text"),
     ("One two.", "one two three.", None),
     ("What is a lien?", LIEN, "question"),
 ]
