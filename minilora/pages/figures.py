@@ -31,7 +31,7 @@ from .text import megabytes, percent
 
 # -- a run -------------------------------------------------------------------------------------------------------------
 
-SMOOTHED = 9  # steps: from one batch to the next the loss changes more than by learning
+SMOOTHED = 9  # steps, or of a long run a hundredth: from one batch to the next the loss changes more than by learning
 
 
 def run_picture(metrics: Mapping[str, Any], path: Path) -> None:
@@ -55,7 +55,7 @@ def run_figure(metrics: Mapping[str, Any]) -> Any:
 
 def smoothed(losses: Sequence[float]) -> tuple[int, Any]:
     """The number of steps that are averaged, and the moving average over this many."""
-    width = max(1, min(SMOOTHED, len(losses) // 4))
+    width = max(1, min(max(SMOOTHED, len(losses) // 100), len(losses) // 4))
     return width, np.convolve(losses, np.ones(width) / width, mode="valid")
 
 
