@@ -60,6 +60,7 @@ ADAPTER = "default"
 LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested, and compiled loops loaded
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
+OFTEN = 500  # steps between validations, and between checkpoints: of many records an epoch takes days
 REHEARSED = 3  # steps whose median is taken: the first one is slower
 
 
@@ -337,9 +338,9 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
             trainer,
             job.material.validation_sets,
             options.adapter_scale,
-            eval_every=options.eval_every or epoch,
+            eval_every=options.eval_every or min(epoch, OFTEN),
             # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
-            save_every=options.save_every or (epoch if options.method == "lora" else math.inf),
+            save_every=options.save_every or (min(epoch, OFTEN) if options.method == "lora" else math.inf),
             patience=options.patience,
             **files,
         )

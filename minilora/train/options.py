@@ -100,7 +100,7 @@ class Options:
     )
     resume: bool = option(False, "continue the interrupted run in that folder", recorded=False)
     save_every: int | None = option(
-        None, "steps between checkpoints for --resume (default: an epoch; with full only on Ctrl-C)", least=1
+        None, "steps between checkpoints for --resume (default: an epoch or 500; with full only on Ctrl-C)", least=1
     )
 
     adapter: str | None = option(
@@ -202,7 +202,7 @@ class Options:
 
     eval_records: int = option(40, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
     eval_every: int | None = option(
-        None, "steps between measurements of the validation loss (default: an epoch)", least=1, **_MEASURING
+        None, "steps between measurements of the validation loss (default: an epoch or 500)", least=1, **_MEASURING
     )
     patience: int | None = option(
         None, "early stopping: the number of validations in a row without a lower loss", least=1, **_MEASURING

@@ -8,7 +8,7 @@ from jobs import foresee, material_of, options, same, trained, trainer
 
 import minilora as ml
 from minilora.commands.report import page
-from minilora.train import checkpoint
+from minilora.train import checkpoint, job
 from minilora.train.job import finetune
 from minilora.train.loop import validate
 
@@ -112,8 +112,19 @@ def test_without_validation_the_last_adapter_is_kept(home, tmp_path):
     assert metrics["kept"] == {"step": 6, "which": "last", "loss": None} and metrics["validation"] == {}
 
 
-@pytest.mark.parametrize(("change", "at"), [({}, [2, 4, 5]), (dict(eval_every=3), [3, 5]), (dict(eval_every=9), [5])])
-def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end(change, at, home, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "often", "at"),
+    [
+        ({}, 500, [2, 4, 5]),
+        ({}, 1, [1, 2, 3, 4, 5]),  # epochs are longer
+        (dict(eval_every=3), 1, [3, 5]),
+        (dict(eval_every=9), 500, [5]),
+    ],
+)
+def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end(
+    change, often, at, home, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(job, "OFTEN", often)
     metrics = trained(options(home, tmp_path / "run", steps=5, eval_records=1, **change))
     assert [step for step, _ in metrics["validation_loss"]] == at
 

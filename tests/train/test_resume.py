@@ -368,8 +368,10 @@ def test_a_disk_that_fills_up_costs_the_new_checkpoint_and_not_the_old_one(home,
 
 @pytest.mark.parametrize(("change", "steps"), [(dict(save_every=1), [1, 2, 3, 4, 5, 6]), (dict(save_every=4), [4]),
                                                ({}, [2, 4, 6]), (dict(method="full"), [])])  # fmt: skip
-def test_a_checkpoint_is_written_every_so_many_steps(change, steps, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("often", [500, 1])  # 1: less than an epoch
+def test_a_checkpoint_is_written_every_so_many_steps(change, steps, often, home, tmp_path, monkeypatch):
     saved, real = [], checkpoint.save
+    monkeypatch.setattr(job, "OFTEN", often)
 
     def save(partial, state, trainer, *more):
         saved.append(trainer.done)
@@ -377,7 +379,7 @@ def test_a_checkpoint_is_written_every_so_many_steps(change, steps, home, tmp_pa
 
     monkeypatch.setattr(checkpoint, "save", save)
     run(options(home, tmp_path / "run", **change))
-    assert saved == steps
+    assert saved == (steps if change or often > 1 else [1, 2, 3, 4, 5, 6])
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
