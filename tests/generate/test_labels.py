@@ -109,6 +109,20 @@ def test_all_threads_together_keep_within_the_memory(talker, tokenizer, monkeypa
     assert 2 * most <= max(rows) < len(talks)
 
 
+def test_the_bar_is_there_before_the_labels_of_many_conversations_are_encoded(talker, tokenizer, monkeypatch, capsys):
+    shown, encode = [], scoring.encode_records
+    monkeypatch.setattr(
+        scoring, "encode_records", lambda *given: shown.append(capsys.readouterr().err) or encode(*given)
+    )
+    ml.show_progress()
+    try:
+        for talks in (TALKS, TALKS[:1]):
+            label_logprobs(talker, tokenizer, talks, LABELS)
+    finally:
+        ml.show_progress(False)
+    assert "0/4" in shown[0] and "/1" not in shown[len(TALKS)]
+
+
 def test_what_two_conversations_begin_with_is_computed_once_and_held_once(talker, tokenizer, monkeypatch):
     talks = [[{"role": "user", "content": "x" * 40 + letter}] for letter in "ab"]
     sizes, forward = [], type(talker).forward
