@@ -175,6 +175,7 @@ def test_a_name_that_the_file_gives_is_searched_and_one_that_counts_is_not():
 def test_equal_passages_stay_in_order_whichever_word_finds_them():
     book = Handbook([Passage(f"{i}", ("An owl.", "A heron.")[i % 2]) for i in range(40)], "x")
     assert book.ranked("Heron, owl?") == book.ranked("Owl, heron?") == book.passages
+    assert book.ranked("Owl?") == [*book.passages[::2], *book.passages[1::2]]
 
 
 def test_numbers_are_compared_whole():
