@@ -35,7 +35,7 @@ def split_records(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def by_split(records: Sequence[Record]) -> dict[str, list[Record]]:
     """`split_records`, also for data without training records. A record without a split is trained on if another record
-    names one. The rule holds out no label that is never trained on: of rare ones, no order of the records would.
+    names one. The first record of a label that the rule would only hold out is trained on, too.
     """
     splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
     ruled = follows_rule(records) and len(records) >= LEAST

@@ -60,7 +60,7 @@ ADAPTER = "default"
 LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested, and compiled loops loaded
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
-OFTEN = 500  # steps between validations, and between checkpoints: of many records an epoch takes days
+OFTEN = 500  # steps between validations, and between checkpoints, at most: of many records an epoch is long
 REHEARSED = 3  # steps whose median is taken: the first one is slower
 
 
