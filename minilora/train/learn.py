@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from ..lora.adapters import activate
+from ..measure.process import release_memory
 from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from ..nn.parts import Example
@@ -58,6 +59,7 @@ def learn(
                 if trainer.done % eval_every == 0 or trainer.done == trainer.steps:
                     with _scaled(trainer.model, scale):
                         validate(trainer, validation)
+                    release_memory()  # which the threads of the next step might not find
                     if history.best is not None and history.best == history.validation[-1]:
                         save_best()
             each_step(values_of(trainer))

@@ -8,7 +8,7 @@ from jobs import foresee, material_of, options, same, trained, trainer
 
 import minilora as ml
 from minilora.commands.report import page
-from minilora.train import checkpoint, job
+from minilora.train import checkpoint, job, learn
 from minilora.train.job import finetune
 from minilora.train.loop import validate
 
@@ -121,12 +121,14 @@ def test_without_validation_the_last_adapter_is_kept(home, tmp_path):
         (dict(eval_every=9), 500, [5]),
     ],
 )
-def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end(
+def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end_and_gives_its_memory_back(
     change, often, at, home, tmp_path, monkeypatch
 ):
+    released = []
     monkeypatch.setattr(job, "OFTEN", often)
+    monkeypatch.setattr(learn, "release_memory", lambda: released.append(None))
     metrics = trained(options(home, tmp_path / "run", steps=5, eval_records=1, **change))
-    assert [step for step, _ in metrics["validation_loss"]] == at
+    assert [step for step, _ in metrics["validation_loss"]] == at and len(released) == len(at)
 
 
 def test_each_set_counts_the_same_however_long_it_is(home):
