@@ -20,6 +20,7 @@ import os
 import re
 import runpy
 import sys
+import tempfile
 import textwrap
 import types
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def keep(function: Callable, number: str, variant: int | None, wrong: Callable[[
     """Write a function of a notebook or a script into mine.py, replacing an older one. Returns what `check` adds.
 
     wrong: what is wrong with the function that mine.py then has; "" if nothing is. It may differ, since a notebook's
-        cells run in any order. If something is wrong, the file is left as it was.
+        cells run in any order. If something is, the file is left as it was.
 
     Nothing is written for functions from a module, and nothing under nbgrader; then "" is returned.
     """
@@ -98,15 +99,17 @@ def keep(function: Callable, number: str, variant: int | None, wrong: Callable[[
         old = path.read_text("utf-8") if path.exists() else HEAD
         found = PREDICTED.search(old)
         text = _joined(PREDICTED.sub("", old), imports, sources, number, name, variant)
-        path.write_text(text + (f"\n\n{found[0]}" if found else ""), "utf-8")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                line = wrong(load(path)[name])
-        except ImportError as error:
-            line = str(error)
+        text += f"\n\n{found[0]}" if found else ""
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            tried = Path(folder, FILE)
+            tried.write_text(text, "utf-8")
+            try:
+                line = wrong(load(tried)[name])
+            except ImportError as error:
+                line = str(error).replace(str(tried), FILE)
         if line:
-            path.write_text(old, "utf-8")
             return f" (not kept, since with it {FILE} would be wrong: {line}; restart the kernel and run all cells)"
+        path.write_text(text, "utf-8")
     except UnicodeDecodeError:
         return f" (not kept: {FILE} is not UTF-8: save it as UTF-8, or delete it, and check again)"
     except OSError as error:

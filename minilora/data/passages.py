@@ -82,15 +82,19 @@ class Handbook:
 
     def ranked(self, question: str) -> list[Passage]:
         """All passages, the best match first; equal ones in the order of the handbook."""
-        return [self.passages[i] for i in np.argsort(-self._scores(question), kind="stable")]
+        return self._first(self._scores(question), len(self.passages))
 
     def found(self, question: str) -> list[Passage]:
         """The first of `ranked`: those that share a word with the question."""
-        return self.ranked(question)[: np.count_nonzero(self._scores(question))]
+        scores = self._scores(question)
+        return self._first(scores, int(np.count_nonzero(scores)))
 
     def best(self, question: str) -> Passage:
         """The first of `ranked`, without sorting the others."""
         return self.passages[self._scores(question).argmax()]
+
+    def _first(self, scores: np.ndarray, count: int) -> list[Passage]:
+        return [self.passages[i] for i in np.argsort(-scores, kind="stable")[:count]]
 
     def _scores(self, question: str) -> np.ndarray:
         """The score of each passage: (N,)."""

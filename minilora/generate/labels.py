@@ -89,7 +89,8 @@ def label_logprobs(
     Raises ValueError for a conversation that is too long for the model.
     """
     total = len(talks) if len(talks) > 1 else 0  # a single one has no bar
-    with progress("labels", total, "record") as bar:  # which is there while the labels of many are encoded
+    # The bar is there while the labels of many are encoded.
+    with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", total, "record") as bar:
         asked = [_Asked.of(talk, labels, tokenizer) for talk in talks]
         room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
         if room > (limit := model.config.max_position_embeddings):
@@ -101,30 +102,29 @@ def label_logprobs(
         found = np.empty((len(asked), len(labels)))
         prompts = [one.prompt for one in asked]
         read = None if known is None else known.get(choice, prompts)
-        with no_grad(), _computing(model, mixed, choice) as compute:
-            prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
-            if prefix is not None and not prefix.length:
-                compute([prompts[0][:shared]], prefix, True)
-            begun = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
+        prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
+        if prefix is not None and not prefix.length:
+            compute([prompts[0][:shared]], prefix, True)
+        begun = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
 
-            def of_batch(batch: list[int]) -> Tensor:
-                own, answers = [prompts[i] for i in batch], max(len(a) for i in batch for a in asked[i].answers)
-                cache, first = _begun(model, own, prefix, answers, compute, [begun[i] for i in batch] if read else [])
-                if known is not None and not read:
-                    begun.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
-                logprobs = _answered(cache, first, [asked[i] for i in batch], compute, min(LABELS, most))
-                bar.update(len(batch))
-                return Tensor(logprobs)
+        def of_batch(batch: list[int]) -> Tensor:
+            own, answers = [prompts[i] for i in batch], max(len(a) for i in batch for a in asked[i].answers)
+            cache, first = _begun(model, own, prefix, answers, compute, [begun[i] for i in batch] if read else [])
+            if known is not None and not read:
+                begun.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
+            logprobs = _answered(cache, first, [asked[i] for i in batch], compute, min(LABELS, most))
+            bar.update(len(batch))
+            return Tensor(logprobs)
 
-            size = min(RECORDS, most, -(-len(asked) // threads))
-            batches = [order[i : i + size] for i in range(0, len(order), size)]
-            functions, threads = [partial(of_batch, batch) for batch in batches], min(threads, len(batches))
-            each = values(functions, threads) if threads > 1 else [function().data for function in functions]
-        if known is not None and not read:
-            known.keep(choice, prompts, Read(prefix, [begun[i] for i in range(len(asked))]))
-        for batch, logprobs in zip(batches, each, strict=True):
-            found[batch] = logprobs
-        return found
+        size = min(RECORDS, most, -(-len(asked) // threads))
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        functions, threads = [partial(of_batch, batch) for batch in batches], min(threads, len(batches))
+        each = values(functions, threads) if threads > 1 else [function().data for function in functions]
+    if known is not None and not read:
+        known.keep(choice, prompts, Read(prefix, [begun[i] for i in range(len(asked))]))
+    for batch, logprobs in zip(batches, each, strict=True):
+        found[batch] = logprobs
+    return found
 
 
 def _begun(

@@ -28,8 +28,8 @@ def usual_rate(model: LanguageModel) -> float:
 
     In each step AdamW moves the entries of A and B by about the learning rate, whatever the base is, and what is added
     to a weight must be small compared with it. The root mean square is 0.19 in SmolLM2, which gives the 2e-3 measured
-    as good for it, and 0.04 in Gemma 3 270M, which gives 4e-4; 2e-3 makes that one useless (tests/benchmarks). In
-    models whose weights are as large as they began, about 0.02, it gives the 2e-4 usual there.
+    as good for it, and 0.04 in Gemma 3 270M, which gives 4e-4; at 2e-3, training on labels broke that one. In models
+    whose weights are as large as they began, about 0.02, it gives the 2e-4 usual there. (tests/benchmarks/README.md)
     """
     squares = [
         float(np.square(to_numpy(dense(module.weight.data, 0, ROWS)), dtype=np.float64).mean())
