@@ -28,7 +28,7 @@ from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
-from ..progress import progress
+from ..progress import Bar, progress
 from .prefix_cache import Read, ReadPassages, same_beginning
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
@@ -89,19 +89,32 @@ def label_logprobs(
     Raises ValueError for a conversation that is too long for the model.
     """
     total = len(talks) if len(talks) > 1 else 0  # a single one has no bar
-    # The bar is there while the labels of many are encoded.
-    with no_grad(), _computing(model, mixed, choice) as compute, progress("labels", total, "record") as bar:
+    with progress("labels", total, "record") as bar:  # which is there while the labels of many are encoded
         asked = [_Asked.of(talk, labels, tokenizer) for talk in talks]
         room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
         if room > (limit := model.config.max_position_embeddings):
             raise TooLongError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
-        threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
-        shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
-        most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
-        found = np.empty((len(asked), len(labels)))
-        prompts = [one.prompt for one in asked]
-        read = None if known is None else known.get(choice, prompts)
+        return _logprobs(model, asked, room, mixed, choice, known, bar)
+
+
+def _logprobs(
+    model: LanguageModel,
+    asked: Sequence[_Asked],
+    room: int,
+    mixed: bool,
+    choice: Choice,
+    known: ReadPassages | None,
+    bar: Bar,
+) -> np.ndarray:
+    """`label_logprobs` of encoded conversations, of which the longest, with its label, has `room` tokens."""
+    threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
+    shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
+    most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
+    found = np.empty((len(asked), len(asked[0].answers)))
+    prompts = [one.prompt for one in asked]
+    read = None if known is None else known.get(choice, prompts)
+    with no_grad(), _computing(model, mixed, choice) as compute:
         prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
         if prefix is not None and not prefix.length:
             compute([prompts[0][:shared]], prefix, True)
