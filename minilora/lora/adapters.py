@@ -302,7 +302,7 @@ def unmerge_adapter(model: Module) -> None:
 
 def is_merged(model: Module) -> bool:
     """Whether an update is merged into the weights."""
-    return any(module.unmerged is not None for module in lora_modules(model).values())
+    return any(module.merged for module in lora_modules(model).values())
 
 
 def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
@@ -352,10 +352,9 @@ def factors_for(program: str, model: Module, name: str) -> dict[str, tuple[np.nd
     """
     pairs = {}
     for path, weights in adapter_weights(model, name).items():
-        what = "a trained bias" if weights.bias is not None else None
-        what = "DoRA's magnitudes" if weights.lora_magnitude_vector is not None else what
-        if what is not None:
-            raise ValueError(f"{path}: {program}'s adapter files cannot hold {what}: merge the adapter instead")
+        for what, held in (("DoRA's magnitudes", weights.lora_magnitude_vector), ("a trained bias", weights.bias)):
+            if held is not None:
+                raise ValueError(f"{path}: {program}'s adapter files cannot hold {what}: merge the adapter instead")
         a, b = weights.factors()
         pairs[path] = to_numpy(a), to_numpy(b)
     return pairs

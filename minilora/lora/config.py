@@ -206,8 +206,8 @@ class LoraConfig:
         """
         if isinstance(wanted := self.target_modules, str):
             return self
-        there = [name for name in wanted if name == _HEAD or _matching(modules, [name])]  # a tied head is refused
-        return replace(self, target_modules=there or wanted)
+        absent = {*_unmatched(modules, wanted)} - {_HEAD}  # a tied head is refused
+        return replace(self, target_modules=[name for name in wanted if name not in absent] or wanted)
 
     def unused_patterns(self, adapted: Collection[str], modules: Sequence[str]) -> list[str]:
         """What is named here and does not exist, such as "rank_pattern 'q_prj'": patterns that match none of the
@@ -218,11 +218,9 @@ class LoraConfig:
             f"{name} {pattern!r}"
             for name, patterns in named
             for pattern in patterns
-            if not any(_by_pattern({pattern: True}, module, False) for module in adapted)
+            if not any(re.fullmatch(ending_in(pattern), module) for module in adapted)
         ]
-        left_out = self.exclude_modules or []
-        each = {left_out: left_out} if isinstance(left_out, str) else {name: [name] for name in left_out}
-        return unused + [f"exclude_modules {name!r}" for name, one in each.items() if not _matching(modules, one)]
+        return unused + [f"exclude_modules {name!r}" for name in _unmatched(modules, self.exclude_modules or [])]
 
 
 def _with_those_of_peft(init: Callable[..., None]) -> Callable[..., None]:
@@ -275,12 +273,11 @@ def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
     if wanted == ALL_LINEAR:
         found = [name for name in names if name.rpartition(".")[2] != _HEAD]
     else:
-        for target in [wanted] if isinstance(wanted, str) else wanted:
-            if not _matching(names, wanted if target is wanted else [target]):
-                raise ValueError(
-                    f"target {target!r} matches no module: give the end of a module's name, such as 'q_proj', or a "
-                    f"pattern for whole names, such as '.*_proj'; the modules here end in {_kinds(names)}"
-                )
+        for target in _unmatched(names, wanted):
+            raise ValueError(
+                f"target {target!r} matches no module: give the end of a module's name, such as 'q_proj', or a "
+                f"pattern for whole names, such as '.*_proj'; the modules here end in {_kinds(names)}"
+            )
         found = _matching(names, wanted)
     if not found:
         raise ValueError(f"target_modules='all-linear' leaves out the head, and the model has only {_kinds(names)}")
@@ -308,6 +305,13 @@ def _matching(names: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
     if isinstance(wanted, str):
         return [name for name in names if re.fullmatch(wanted, name)]
     return [name for name in names if any(name == target or name.endswith(f".{target}") for target in wanted)]
+
+
+def _unmatched(names: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
+    """The pattern, or those of several names, for which `_matching` finds none of these names."""
+    if isinstance(wanted, str):
+        return [] if _matching(names, wanted) else [wanted]
+    return [target for target in wanted if not _matching(names, [target])]
 
 
 def _kinds(names: Sequence[str]) -> str:

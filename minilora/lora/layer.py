@@ -34,11 +34,6 @@ class RowFactors(NamedTuple):
     rows: Array
     own: Array
 
-    def over(self, ndim: int) -> RowFactors:
-        """The same for inputs (B, ..., n) with this number of axes: factors (B, 1, ..., 1) and (k, 1, ..., 1)."""
-        ones = (1,) * (ndim - 1)
-        return RowFactors(self.each.reshape(-1, *ones), self.rows, self.own.reshape(-1, *ones))
-
 
 Factor = float | RowFactors  # of an adapter's update: one number for all rows, or one for each row
 
@@ -154,7 +149,7 @@ class LoraLayer(Module):
 
     @property
     def merged(self) -> bool:  # type: ignore[override]
-        """Is the active update added to the weight?"""
+        """Whether the active update is added to the weight."""
         return self.unmerged is not None
 
     @property
@@ -198,7 +193,7 @@ class LoraLayer(Module):
 
         On a quantised base the merged matrix is a dense one.
         """
-        if self.unmerged is not None or not (active := self.active_adapters()):
+        if self.merged or not (active := self.active_adapters()):
             return
         one = {name: factor for name, factor in self.active.items() if isinstance(factor, float)}
         merged = dense(self.weight.data) + self.delta_weight(one)
@@ -220,44 +215,41 @@ class LoraLinear(LoraLayer, Linear):
     """A linear layer with adapters."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., n) -> (..., m)"""
-        active = [] if self.unmerged is not None else self.active_adapters(x.shape[0])
+        """x (..., n) -> (..., m)      One plain LoRA, one DoRA, or several plain LoRAs are a single fused operation."""
+        active = [] if self.merged else self.active_adapters(x.shape[0])
         if not active:
             return super().forward(x)
-        first, alone = active[0][0], len(active) == 1 and isinstance(active[0][1], float)
-        if all(lora.is_plain and (alone or not lora.drops) for lora, _ in active):
-            y = self.all_plain(x, active)
-            return y if self.bias is None else y + self.bias
-        if alone and active[0][1] == 1 and first.is_dora and not first.drops:
-            y = self.dora_alone(x, first)
-            return y if self.bias is None else y + self.bias
-        product = fused.linear(x, self.weight)
-        y = product if self.bias is None else product + self.bias
-        for lora, factor in ((lora, _of_each_row(factor, y.ndim)) for lora, factor in active):
-            y = y + self.update(x, product, lora, factor)
-            if lora.bias is not None:
-                y = y + (lora.bias - self.bias) * factor
-        return y
-
-    def all_plain(self, x: Tensor, active: Sequence[tuple[LoraWeights, Factor]]) -> Tensor:
-        """The output if every update is scale · B A and nothing else      x (..., n) -> (..., m)"""
         lora, factor = active[0]
-        if len(active) == 1 and isinstance(factor, float):
+        alone = factor if len(active) == 1 and isinstance(factor, float) else None  # the factor of the only adapter
+        if alone is not None and lora.is_plain:
             mask = lora.dropout.draw() if lora.dropout is not None and lora.drops else None
-            return fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * factor, mask=mask)
+            y = fused.lora_linear(x, self.weight, lora.lora_A, lora.lora_B, scale=lora.scale * alone, mask=mask)
+        elif alone == 1 and lora.is_dora and not lora.drops:
+            weights = lora.lora_A, lora.lora_B, lora.lora_magnitude_vector
+            y = dora_linear(x, self.weight, *weights, norms=lora.norms(dense(self.weight.data)), scale=lora.scale)
+        elif all(lora.is_plain and not lora.drops for lora, _ in active):
+            y = self.several_plain(x, active)
+        else:
+            product = fused.linear(x, self.weight)
+            y = product if self.bias is None else product + self.bias
+            for lora, factor in active:
+                of_row = _of_each_row(factor, y.ndim)
+                y = y + self.update(x, product, lora, of_row)
+                if lora.bias is not None:
+                    y = y + (lora.bias - self.bias) * of_row
+            return y
+        return y if self.bias is None else y + self.bias
+
+    def several_plain(self, x: Tensor, active: Sequence[tuple[LoraWeights, Factor]]) -> Tensor:
+        """x Wᵀ plus several updates scale · B A, of all rows or of an adapter's own      x (..., n) -> (..., m)"""
         thin = [matrix for lora, _ in active for matrix in (lora.lora_A, lora.lora_B)]
         parts = [
             (None, lora.scale * factor)
             if isinstance(factor, float)
-            else (factor.rows, factor.over(x.ndim).own * lora.scale)
+            else (factor.rows, _for_axes(factor.own, x.ndim) * lora.scale)
             for lora, factor in active
         ]
         return fused.mixed_lora_linear(x, self.weight, *thin, parts=parts)
-
-    def dora_alone(self, x: Tensor, lora: LoraWeights) -> Tensor:
-        """The output if the only update is DoRA's, in full and without dropout      x (..., n) -> (..., m)"""
-        norms, thin = lora.norms(dense(self.weight.data)), (lora.lora_A, lora.lora_B)
-        return dora_linear(x, self.weight, *thin, lora.lora_magnitude_vector, norms=norms, scale=lora.scale)
 
     def update(self, x: Tensor, product: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
         """What one adapter adds to the product x Wᵀ      x (..., n) -> (..., m)"""
@@ -308,14 +300,19 @@ class LoraEmbedding(LoraLayer, Embedding):
         if self.merged_weight is not None:
             return fused.embedding(self.merged_weight, ids)
         y = product = super().forward(ids)
-        for lora, factor in [] if self.unmerged is not None else self.active_adapters(len(ids)):
+        for lora, factor in [] if self.merged else self.active_adapters(len(ids)):
             low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
             y = y + self.scaled(product, low, lora, _of_each_row(factor, y.ndim))
         return y
 
 
+def _for_axes(factors: Array, ndim: int) -> Array:
+    """Factors of rows, (k) -> (k, 1, ..., 1), to multiply an array with this number of axes."""
+    return factors.reshape(-1, *(1,) * (ndim - 1))
+
+
 def _of_each_row(factor: Factor, ndim: int) -> float | Array:
-    return factor.over(ndim).each if isinstance(factor, RowFactors) else factor
+    return _for_axes(factor.each, ndim) if isinstance(factor, RowFactors) else factor
 
 
 def new_weights(
