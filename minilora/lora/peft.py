@@ -23,7 +23,7 @@ from ..files.disk import ModelFileError, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
-from ..nn.module import Module, check_module
+from ..nn.module import Module, Parameter, check_module
 from ..progress import log
 from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
 from .config import FROM_BASE, OURS, LoraConfig, unsupported
@@ -53,6 +53,11 @@ def peft_name(key: str) -> str:
     """
     module, _, name = key.rpartition(".")
     return f"{PREFIX}{module}.{_SUFFIXES[name]}"
+
+
+def peft_parameters(weights: Mapping[str, LoraWeights]) -> dict[str, Parameter]:
+    """The parameters of an adapter, given by module, by PEFT's tensor names."""
+    return {peft_name(f"{path}.{key}"): p for path, own in weights.items() for key, p in own.named_parameters()}
 
 
 def save_adapter(
@@ -147,12 +152,11 @@ def saved_state(model: Module, name: str) -> dict[str, Array]:
 
     They are the model's own arrays, except PiSSA's, whose update is saved as a plain LoRA of twice the rank.
     """
-    state: dict[str, Array] = {}
-    for module, weights in adapter_weights(model, name).items():
-        arrays = {key: parameter.data for key, parameter in weights.named_parameters()}
-        if weights.initial is not None:
-            arrays["lora_A"], arrays["lora_B"] = weights.factors()
-        state |= {peft_name(f"{module}.{key}"): array for key, array in arrays.items()}
+    weights = adapter_weights(model, name)
+    state: dict[str, Array] = {key: parameter.data for key, parameter in peft_parameters(weights).items()}
+    for module, own in weights.items():
+        if own.initial is not None:
+            state[peft_name(f"{module}.lora_A")], state[peft_name(f"{module}.lora_B")] = own.factors()
     return state
 
 
@@ -198,11 +202,7 @@ def load_adapter(
             f"{longest:,}: the two files do not belong together"
         )
     weights = plan_adapter(model, config, name, any_rank=True)
-    parameters = {
-        peft_name(f"{module}.{key}"): parameter
-        for module, own in weights.items()
-        for key, parameter in own.named_parameters()
-    }
+    parameters = peft_parameters(weights)
     _drop_base_copies(model, list(weights), tensors, path)
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():

@@ -21,7 +21,7 @@ from ..engine.backend import Array, array_module
 from ..files.disk import ModelFileError, read_json, replacing_folder, write_json
 from ..files.tensors import each_tensor, write_tensors
 from ..lora.adapters import adapter_weights
-from ..lora.peft import WEIGHTS_FILE, peft_name
+from ..lora.peft import WEIGHTS_FILE, peft_parameters
 from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter
@@ -167,9 +167,8 @@ def restore(partial: Path, state: State, trainer: Trainer, adapter: str) -> None
 def read_weights(folder: Path, model: LanguageModel, adapter: str) -> None:
     """Read the files of an adapter's or a model's folder into the adapter, or into the trainable parameters."""
     if (folder / WEIGHTS_FILE).is_file():
-        own = adapter_weights(model, adapter).items()
-        parts = [(f"{path}.{name}", p) for path, weights in own for name, p in weights.named_parameters()]
-        _fill(folder / WEIGHTS_FILE, {peft_name(name): p.data for name, p in parts})
+        own = peft_parameters(adapter_weights(model, adapter))
+        _fill(folder / WEIGHTS_FILE, {name: p.data for name, p in own.items()})
     else:
         trained = {name: p.data for name, p in model.trainable_parameters().items()}
         _fill(folder / MODEL_FILE, FAMILIES[model.config.model_type].to_hugging_face(trained))  # views
