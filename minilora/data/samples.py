@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.fused import NOT_SCORED
 from ..files.disk import ModelFileError
 from ..models.tokenizer import Tokenizer, check_tokenizer
-from ..nn.parts import Example, Pair, Sample, begin_alike
+from ..nn.parts import Example, Pair, Sample, begin_alike, same_beginning
 from ..progress import log, progress
 from .formats import listed
 from .records import Record, check_records
@@ -112,7 +112,7 @@ def _conversation(
             else:  # in a template whose turns end with no end token, neither beyond the answer nor beyond its turn
                 places = (before + plain, tokenizer.render(record.messages[: i + 1]), text)
                 known = tokenizer.encode(next(place for place in places if text.startswith(place)))
-                same = _alike(known, ids)
+                same = same_beginning([known, ids])
                 end = min(end, same + (same < len(known)))  # with the token that reaches across the end
         end += end < len(ids) and ids[end] in tokenizer.end_ids
         labels[start:end] = ids[start:end]
@@ -155,12 +155,7 @@ def _answer_start(
         heads[tail] = tokenizer.encode(tail)
     begin = 0 if whole else marks[len(control) - 1]
     start = begin + len(heads[tail])
-    return start if ids[begin:start] == heads[tail] else _alike(tokenizer.encode(before), ids)
-
-
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many numbers both begin with."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return start if ids[begin:start] == heads[tail] else same_beginning([tokenizer.encode(before), ids])
 
 
 def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Literal, overload
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import rows_at_once
 from ..nn.language_model import LanguageModel
+from ..nn.parts import same_beginning
 from ..progress import progress
-from .prefix_cache import same_beginning
 from .schema import Guide
 from .streams import Answer, Streams, check_able, check_settings
 

@@ -28,8 +28,9 @@ from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
+from ..nn.parts import same_beginning
 from ..progress import Bar, progress
-from .prefix_cache import Read, ReadPassages, same_beginning
+from .prefix_cache import Read, ReadPassages
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 
@@ -118,23 +119,22 @@ def _logprobs(
         prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
         if prefix is not None and not prefix.length:
             compute([prompts[0][:shared]], prefix, True)
-        begun = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
+        rows = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
 
         def of_batch(batch: list[int]) -> Tensor:
             own, answers = [prompts[i] for i in batch], max(len(a) for i in batch for a in asked[i].answers)
-            cache, first = _begun(model, own, prefix, answers, compute, [begun[i] for i in batch] if read else [])
+            cache, first = _begun(model, own, prefix, answers, compute, [rows[i] for i in batch] if read else [])
             if known is not None and not read:
-                begun.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
+                rows.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
             logprobs = _answered(cache, first, [asked[i] for i in batch], compute, min(LABELS, most))
             bar.update(len(batch))
             return Tensor(logprobs)
 
         size = min(RECORDS, most, -(-len(asked) // threads))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        functions, threads = [partial(of_batch, batch) for batch in batches], min(threads, len(batches))
-        each = values(functions, threads) if threads > 1 else [function().data for function in functions]
+        each = values([partial(of_batch, batch) for batch in batches], min(threads, len(batches)))
     if known is not None and not read:
-        known.keep(choice, prompts, Read(prefix, [begun[i] for i in range(len(asked))]))
+        known.keep(choice, prompts, Read(prefix, [rows[i] for i in range(len(asked))]))
     for batch, logprobs in zip(batches, each, strict=True):
         found[batch] = logprobs
     return found

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..lora.adapters import Choice, factors_of
 from ..nn.cache import KVCache
+from ..nn.parts import same_beginning
 
 MOST_BYTES = 2**28
 MOST_BYTES_OF_PASSAGES = 2**29  # 15 to 20 passages of 200 tokens, read by SmolLM2
@@ -107,11 +108,6 @@ class ReadPassages(_Recent[Read]):
         if (read := self.kept.get(key)) is not None:
             self._keep(key, read)
         return read
-
-
-def same_beginning(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
 
 
 def _who(choice: Choice) -> Who:

@@ -192,10 +192,10 @@ class Streams:
         self.torn = False  # was a step interrupted where cache and answers do not belong together?
         if mixed and len(prefix):
             raise ValueError("a prefix is computed with the adapters that are active or merged: give mixed=False")
-        self.begins, self.before = list(prefix), len(prefix)
-        self.prefix = model.new_cache(1, self.before) if self.before else None
-        if self.prefix is not None:
-            self._compute([], np.array([prefix]), self.prefix)
+        self.prefix_ids, self.prefix_length = list(prefix), len(prefix)
+        self.prefix_kv = model.new_cache(1, self.prefix_length) if self.prefix_length else None
+        if self.prefix_kv is not None:
+            self._compute([], np.array([prefix]), self.prefix_kv)
 
     @property
     def left(self) -> int:
@@ -258,7 +258,7 @@ class Streams:
         length, limit = len(prompt), self.model.config.max_position_embeddings
         if not prompt:
             raise ValueError("a conversation without a token has no answer")
-        if prompt[: self.before] != self.begins or length == self.before:
+        if prompt[: self.prefix_length] != self.prefix_ids or length == self.prefix_length:
             raise ValueError("the conversation's tokens are not the prefix of these streams and at least one more")
         if length + max_new_tokens > limit:
             both = f"{length} tokens and an answer of {max_new_tokens}"
@@ -290,7 +290,7 @@ class Streams:
         self.torn = True
         if self.running:
             assert self.cache is not None
-            longest = max(len(answer.prompt) + answer.tokens for answer in self.running) - self.before
+            longest = max(len(answer.prompt) + answer.tokens for answer in self.running) - self.prefix_length
             if self.cache.length == self.cache.capacity or self.cache.length - longest > STEP:
                 self.cache.trim()  # positions that only answers had that have ended
             self._advance(self.running, np.array([answer.ids[-1:] for answer in self.running]), self.cache)  # (B, 1)
@@ -307,8 +307,8 @@ class Streams:
         longest = unknown = 0
         while self.waiting and len(self.running) + len(chosen) < self.slots:
             known, _ = self.known.longest(self.waiting[0].adapter, self.waiting[0].prompt)
-            longest = max(longest, len(self.waiting[0].prompt) - self.before)
-            unknown = max(unknown, len(self.waiting[0].prompt) - max(self.before, known))
+            longest = max(longest, len(self.waiting[0].prompt) - self.prefix_length)
+            unknown = max(unknown, len(self.waiting[0].prompt) - max(self.prefix_length, known))
             rows = len(chosen) + 1
             if chosen and (unknown * rows > PREFILL or longest * rows > JOINING):
                 break
@@ -317,12 +317,12 @@ class Streams:
 
     def _begin_to_read(self, joining: list[Answer]) -> Reading:
         """The prompts of answers, padded on the left to one length, and a cache with what is known of all of them."""
-        prompts = [answer.prompt[self.before :] for answer in joining]
+        prompts = [answer.prompt[self.prefix_length :] for answer in joining]
         longest = max(map(len, prompts))
         padding = np.array([longest - len(prompt) for prompt in prompts])
         tokens = [[self.tokenizer.pad_id] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)]
-        capacity = longest if self.running else max(answer.room for answer in joining) - self.before
-        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None, self.prefix)
+        capacity = longest if self.running else max(answer.room for answer in joining) - self.prefix_length
+        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None, self.prefix_kv)
         known = [self.known.longest(answer.adapter, answer.prompt) for answer in joining]
         unknown = max(len(prompt) - count for prompt, (count, _) in zip(prompts, known, strict=True))
         cache.begin(longest - unknown, [row for _, row in known])
@@ -340,7 +340,7 @@ class Streams:
             self._compute(reading.answers, part, reading.cache)
             return
         self._advance(reading.answers, part, reading.cache)
-        room = max(answer.room for answer in (*reading.answers, *self.running)) - self.before
+        room = max(answer.room for answer in (*reading.answers, *self.running)) - self.prefix_length
         if self.cache is None:
             self.cache = reading.cache
             self.cache.reserve(self.cache.batch, room)

@@ -292,6 +292,11 @@ def common_prefix(samples: Sequence[Example]) -> int:
     return 0
 
 
+def same_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
+
+
 def _sequences(samples: Sequence[Example]) -> list[Sample]:
     return [sequence for sample in samples for sequence in sample.sequences]
 

@@ -10,10 +10,10 @@ from modelfiles import CONFIG
 from minilora.engine.tensor import Tensor
 from minilora.generate import answers, streams
 from minilora.generate.answers import generate, generate_batch
-from minilora.generate.prefix_cache import same_beginning
 from minilora.generate.streams import draw
 from minilora.nn import cache
 from minilora.nn.llama import Llama
+from minilora.nn.parts import same_beginning
 from minilora.progress import progress
 
 QUESTIONS = ["hello", "What is a lien?", "x", "Explain, in one short sentence, what a trust is.", "12 times 123?"]
