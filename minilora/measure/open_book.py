@@ -67,15 +67,12 @@ def open_book_report(
     for name, choice in adapters.items():
         template, quoting = template_of(model, choice), quoting_of(model, choice)
         set_adapter(model, choice)
-        for kind in (CLOSED, *passages):
-            asked, tokens = list(records), None
-            if quoting is not None:
-                if kind == CLOSED:
-                    continue  # without a passage there is nothing to quote
-            else:
-                if kind != CLOSED:
-                    if template is None:
-                        continue
+        # Without a passage there is nothing to quote; without a template a passage has no place in the prompt.
+        kinds = [*passages] if quoting is not None else [CLOSED] if template is None else [CLOSED, *passages]
+        for kind in kinds:
+            asked, tokens = records, None
+            if quoting is None:
+                if kind != CLOSED and template is not None:
                     asked = [r.open_book(p.text, template) for r, p in zip(records, passages[kind], strict=True)]
                 tokens = float(np.mean([len(tokenizer.encode_chat(r.prompt, answer_next=True)) for r in asked]))
             log.info(f"{name}, {kind}: {len(asked)} {'answers' if quoting is None else 'quotations'}")

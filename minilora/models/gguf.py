@@ -19,7 +19,7 @@ from ..engine.parallel import cores
 from ..files.disk import ModelFileError
 from ..files.gguf import write_gguf
 from ..files.gguf_header import read_header
-from ..files.quant import BLOCK, Packed, dequantize, quantize
+from ..files.quant import BLOCK, Packed, quantize
 from ..files.stored import is_quantised, stays_packed, values_of
 from ..lora.provenance import DATA_KEY
 from ..nn.families import (
@@ -66,10 +66,9 @@ class GGUF:
     def weight(self, name: str, config: Any, quantized: bool = False) -> np.ndarray | Packed:
         """One tensor in Hugging Face's layout: a new float32 array; with `quantized`, a quantised matrix as stored."""
         tensor = self.tensors[name]
-        raw, kind = tensor.raw(), tensor.kind
         if quantized and stays_packed(tensor):
-            return Packed(self.family.from_llama_cpp(name, raw, config), kind)  # whole rows
-        return self.family.from_llama_cpp(name, dequantize(raw, kind).reshape(tensor.shape), config)
+            return Packed(self.family.from_llama_cpp(name, tensor.raw(), config), tensor.kind)  # whole rows
+        return self.family.from_llama_cpp(name, values_of(tensor), config)
 
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer. Raises ModelFileError for a kind that gguf_tokenizer.py does not know."""

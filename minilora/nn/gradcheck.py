@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from .step import add_gradients, loss_without_grad
 
 __all__ = ["gradcheck", "gradcheck_model"]  # the first takes functions as well as models
 
+Checkable = TypeVar("Checkable", bound=Module)
 SEARCHED = 32  # elements of a wrong gradient that are measured one by one, to name one
 
 
@@ -36,9 +38,7 @@ def gradcheck_module(
 
     arrays: the inputs. Arrays of integers, such as token ids, are passed as they are. The module itself is not changed.
     """
-    own = copy.deepcopy(module).eval()
-    for _, parameter in own.named_parameters():
-        parameter.data = to_numpy(dense(parameter.data)).astype(np.float64)
+    own = _in_float64(module)
     given = [to_numpy(x) for x in arrays]
     floats = {f"input {i}": Tensor(x.astype(np.float64)) for i, x in enumerate(given) if x.dtype.kind == "f"}
     of = own.trainable_parameters() | floats
@@ -100,14 +100,19 @@ def gradcheck_model(
     return GradcheckReport(type(model).__name__, sum(p.size for p in check.parameters.values()), worst[0])
 
 
+def _in_float64(module: Checkable) -> Checkable:
+    """A copy on the host, with dropout off."""
+    own = copy.deepcopy(module)
+    for _, parameter in own.eval().named_parameters():
+        parameter.data = to_numpy(dense(parameter.data)).astype(np.float64)
+    return own
+
+
 class _Check:
     """A copy of a model in float64 with its gradients, whose parameters can be moved."""
 
     def __init__(self, model: LanguageModel, batch: Batch | Sequence[Example], eps: float, seed: int):
-        self.model, self.batch, self.eps = copy.deepcopy(model), batch, eps
-        self.model.eval()
-        for _, parameter in self.model.named_parameters():
-            parameter.data = to_numpy(dense(parameter.data)).astype(np.float64)
+        self.model, self.batch, self.eps = _in_float64(model), batch, eps
         self.parameters = self.model.trainable_parameters()
         for parameter in self.parameters.values():
             parameter.grad = None

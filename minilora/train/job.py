@@ -329,10 +329,7 @@ def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[st
 def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
     """Train, from the start or from the checkpoint, and save the result; also where training breaks off."""
     options, epoch = job.options, trainer.steps_per_epoch
-    files = {} if place is None else _files(job, trainer, state, place)
-    finish_report = files.pop("finish_report", lambda: None)
-    if options.keep == "last":
-        files.pop("save_best", None)
+    files, finish_report = ({}, lambda: None) if place is None else _files(job, trainer, state, place)
     try:
         learn(
             trainer,
@@ -356,8 +353,10 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
     _save_result(job, trainer, state, place)
 
 
-def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> dict[str, Callable[..., object]]:
-    """Begin or restore the files of a run, and return the functions by which `learn` adds to them, and the last one."""
+def _files(
+    job: Job, trainer: Trainer, state: State, place: RunFolder
+) -> tuple[dict[str, Callable[..., object]], Callable[[], object]]:
+    """Begin or restore the files of a run; return the functions by which `learn` adds to them, and the report's end."""
     partial, on_cpu = place.partial, job.options.device == "cpu"
     if job.options.resume:
         checkpoint.restore(partial, state, trainer, ADAPTER)
@@ -374,12 +373,13 @@ def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> dict[s
         if report is not None:
             report.log(values, step=trainer.done)
 
-    return {
+    files: dict[str, Callable[..., object]] = {
         "each_step": each_step,
-        "finish_report": report.finish if report is not None else lambda: None,
         "save": lambda: checkpoint.save(partial, state, trainer, job.save, ADAPTER),
-        "save_best": lambda: checkpoint.save_best(partial, trainer),
     }
+    if options.keep == "best":
+        files["save_best"] = lambda: checkpoint.save_best(partial, trainer)
+    return files, report.finish if report is not None else lambda: None
 
 
 def _save_result(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
