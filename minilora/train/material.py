@@ -187,20 +187,7 @@ def prepare(
     if quoting is not None:
         if task is not None or not all(record.messages for record in records):
             raise ValueError(f"{data}: --quote is for questions, not for texts, labels or fields: leave it out")
-        passages = {record.id: Passage(record.id, record.context) for record in records if record.context is not None}
-        if context is not None:
-            passages |= right_passages(records, context, data, tokenizer, max_length)
-        if without := [record.id for record in records if record.id not in passages]:
-            raise ValueError(
-                f"{data}: record {without[0]} has no passage to quote: name their file with --context FILE"
-            )
-        if all(len(quoting.parts(passage.text)) == 1 for passage in passages.values()):
-            log.info(f"{data}: no passage has more full stops than --quote {quote}, so each is quoted whole")
-        if strange := [r.id for r in records if wanted_of(r).isdisjoint(terms(passages[r.id].text))]:
-            found = f"the passages of {len(strange):,} of {len(records):,} records, such as {strange[0]}"
-            log.warning(
-                f"{data}: {found}, have none of their keywords, or words of their answers: no sentence answers them"
-            )
+        passages = _quoted_passages(quoting, records, context, data, tokenizer, max_length)
         records = [record.closed_book() for record in records]
     elif context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)
@@ -269,6 +256,28 @@ def prepare(
     made.validation_paraphrase = samples.get("validation_paraphrase", [])
     made.scored = {name: samples[name] for name in (*TESTS, "general") if samples.get(name)}
     return made
+
+
+def _quoted_passages(
+    quoting: Quoting, records: Sequence[Record], context: str | None, data: str, tokenizer: Tokenizer, limit: int
+) -> dict[str, Passage]:
+    """The passage that each record is answered from, by its id: its own, or the right one of the context.
+
+    limit: as for `right_passages`. Raises ValueError for a record without a passage.
+    """
+    passages = {record.id: Passage(record.id, record.context) for record in records if record.context is not None}
+    if context is not None:
+        passages |= right_passages(records, context, data, tokenizer, limit)
+    if without := [record.id for record in records if record.id not in passages]:
+        raise ValueError(f"{data}: record {without[0]} has no passage to quote: name their file with --context FILE")
+    if all(len(quoting.parts(passage.text)) == 1 for passage in passages.values()):
+        log.info(f"{data}: no passage has more full stops than --quote {quoting.sentences}, so each is quoted whole")
+    if strange := [r.id for r in records if wanted_of(r).isdisjoint(terms(passages[r.id].text))]:
+        found = f"the passages of {len(strange):,} of {len(records):,} records, such as {strange[0]}"
+        log.warning(
+            f"{data}: {found}, have none of their keywords, or words of their answers: no sentence answers them"
+        )
+    return passages
 
 
 def _others(
