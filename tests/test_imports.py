@@ -67,6 +67,13 @@ def test_the_tour_has_the_folders_in_this_order():
     assert rows == [part for part in FLOORS if (ROOT / part).is_dir()]
 
 
+def test_the_tour_names_the_files_of_every_folder_but_those_of_many_alike():
+    rows = re.findall(r"^\| (\w+)/ \|(.*)", TOUR.read_text("utf-8"), re.MULTILINE)
+    files = {part: {path.stem for path in (ROOT / part).glob("[!_]*.py")} for part, _ in rows}
+    unnamed = [f"{part}/{name}" for part, row in rows for name in files[part] - set(re.findall(r"\w+", row))]
+    assert [file for file in unnamed if file.split("/")[0] not in ("claims", "course", "commands")] == []
+
+
 def test_imports_go_one_way():
     own = {file: STOREY.get(part_of(file), max(STOREY.values())) for file in trees()}
     upwards = [f"{file} uses {part}/" for file in trees() for part in parts_used(file) if STOREY[part] > own[file]]

@@ -12,14 +12,14 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..files.disk import entries, sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
-from ..options import suggestion
+from ..options import short_repr, suggestion
 from ..progress import log
 from ..terminal import quote
 from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
@@ -76,11 +76,7 @@ class Record:
     context: str | None = None  # the passage in the prompt, which its texts include already
     kind: str | None = None  # of labelled data: how the text is written; accuracy is also reported by kind
 
-    def __repr__(self) -> str:
-        """The id, and every other field whose value is not the default."""
-        shown = {f.name: getattr(self, f.name) for f in fields(self)}
-        usual = Record("")
-        return f"Record({', '.join(f'{name}={x!r}' for name, x in shown.items() if x != getattr(usual, name))})"
+    __repr__ = short_repr
 
     @property
     def prompt(self) -> list[Message]:
@@ -337,14 +333,14 @@ class _Reader:
         reading = self.reading
         kind_of_file, rows = read_rows(path) if given is None else (PARQUET, enumerate(given, 1))
         reading.files[path] = kind_of_file
-        field = {} if kind_of_file == TEXT_FILE else self.field
+        is_text = kind_of_file == TEXT_FILE
+        field = {} if is_text else self.field
         seen: dict[str, int] = {}
         unit = {JSON_LIST: "record", PARQUET: "row"}.get(kind_of_file, "line")  # all of a list may be one line
+        before = f"{prefix}/" if prefix else ""  # in names, unlike those of the folder's other files
         for position, (line, raw) in enumerate(rows, 1):
             number = position if unit == "record" else line
-            name = path.stem if kind_of_file == TEXT_FILE else f"{unit}-{number}"
-            if prefix and kind_of_file != TEXT_FILE:
-                name = f"{prefix}/{name}"  # unlike those of the folder's other files
+            name = path.stem if is_text else f"{before}{unit}-{number}"
             try:
                 if isinstance(raw, ValueError):
                     raise raw
@@ -365,11 +361,10 @@ class _Reader:
                         f"id {record.id!r} is already the id of {unit} {seen[record.id]}: give each another id, or none"
                     )
             except ValueError as error:
-                place = str(path) if kind_of_file == TEXT_FILE else f"{path}:{line}"
-                place = f"{path}: row {line}" if unit == "row" else place
-                place += f": record {position}" if unit == "record" else ""
+                at = {"line": f":{line}", "row": f": row {line}", "record": f":{line}: record {position}"}[unit]
                 key = path, _VARYING.sub("", str(error))
-                self.problems.setdefault(key, (f"{place}: {error}", unit, []))[2].append(number)
+                message = f"{path}{'' if is_text else at}: {error}"
+                self.problems.setdefault(key, (message, unit, []))[2].append(number)
                 continue
             seen[record.id] = number
             if record.id in self.ids:  # of another file: passages and answers are found by the id

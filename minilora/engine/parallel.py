@@ -49,8 +49,8 @@ def cores() -> int:
 
     So they are with a library that threadpoolctl does not know, as Accelerate on macOS.
     """
-    if _left:
-        return _left[0]
+    if _lent:
+        return _lent[0]
     libraries = _controller().select(user_api="blas").info()
     if known := max((library["num_threads"] for library in libraries), default=0):
         return known
@@ -70,15 +70,15 @@ def leave_cores(to_another: bool) -> None:
 
     Idle threads of both libraries spin for a while, and would keep those of the other library waiting.
     """
-    if to_another and not _left:
-        _left.append(cores())
+    if to_another and not _lent:
+        _lent.append(cores())
         _controller().limit(limits=1, user_api="blas")
-    elif not to_another and _left:
-        _controller().limit(limits=_left.pop(), user_api="blas")
+    elif not to_another and _lent:
+        _controller().limit(limits=_lent.pop(), user_api="blas")
 
 
 _kept: list[int] = []  # by keep_threads, for a library that threadpoolctl does not know
-_left: list[int] = []  # the number of cores left to another library, if they are
+_lent: list[int] = []  # the number of cores lent to another library by leave_cores, if they are
 
 
 @cache

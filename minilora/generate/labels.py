@@ -168,7 +168,7 @@ def _answered(cache: KVCache, first: np.ndarray, asked: Sequence[_Asked], comput
     cache, first: see `_begun`; the cache is changed.
     """
     count, step, longest = len(asked[0].answers), len(asked), cache.length
-    if step == 1:
+    if step == 1:  # a copy of the row for each label
         step = min(at_once, count)
         cache.reserve(step, cache.capacity, step)
         cache.keep([0] * step)

@@ -62,21 +62,23 @@ def predict(
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_for(model, active, schema)
     system = system_of(model, active) if system is None else system
-    own = list(passages) or [None] * len(texts)
-    if None in own:
+    own_passages = list(passages) or [None] * len(texts)
+    if None in own_passages:
         refuse_without_passages(model, active, handbook)
     template = template_of(model, active)
     prompts, named, last = [], [], []
-    for i, text in enumerate(texts):
+    for i, (text, own) in enumerate(zip(texts, own_passages, strict=True)):
         if not isinstance(text, str):
             check_messages(text, f"text {i}: ")
         said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
         if not said or not said[-1]["content"].strip():
             raise ValueError(f"text {i} is empty")
         last.append(said[-1]["content"])
-        said, passage = open_book(model, active, handbook if own[i] is None else None, said)
-        if (given := own[i]) is not None and template is not None:
-            said[-1] = {**said[-1], "content": fill(given, last[i], template)}
+        passage = None
+        if own is None:
+            said, passage = open_book(model, active, handbook, said)
+        elif template is not None:
+            said[-1] = {**said[-1], "content": fill(own, last[i], template)}
         talk = with_system(said, system)
         prompts.append(talk if task is None else task.asked(talk))
         named.append({} if passage is None else {"passage": passage.id})
@@ -85,12 +87,12 @@ def predict(
     if (quoting := quoting_of(model, active)) is not None:
         found, known = [], ReadPassages()
         with progress("answers", len(last), "answer") as bar:
-            for i, question in enumerate(last):
-                source = handbook if (given := own[i]) is None else [Passage("", given)]
+            for question, own in zip(last, own_passages, strict=True):
+                source = handbook if own is None else [Passage("", own)]
                 assert source is not None  # or it was refused
-                again = known if given is None else None  # a row's own passage is rarely that of another row
+                again = known if own is None else None  # a row's own passage is rarely that of another row
                 quotation = quote(model, tokenizer, quoting, question, source, system, known=again)
-                found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if given is None else {}))
+                found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if own is None else {}))
                 bar.update()
         return found
     if isinstance(task, LabelTask):

@@ -167,7 +167,7 @@ class LanguageModel(Module):
         xp, parts = array_module(input_ids), list[Tensor]()
         for start, end in packing.own_spans():
             row = xp.concatenate([input_ids[:, : packing.prefix], input_ids[:, start:end]], axis=1)
-            parts.append(self(row)[:, packing.prefix if parts else 0 :])
+            parts.append(self(row)[:, packing.prefix if parts else 0 :])  # with the first, those of the prefix as well
         return ops.concatenate(*parts, axis=1)
 
     def _head_loss(self, x: Tensor, shifted: Array, scored: Array | None) -> Tensor:

@@ -321,7 +321,7 @@ def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]
     if packing is None:
         parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
     else:
-        found = divided([end - start for start, end in packing.own_spans()], count)
+        found = balanced([end - start for start, end in packing.own_spans()], count)
         parts = [_chosen(batch, packing, part, score_prefix=not i) for i, part in enumerate(found)]
     return [part for part in parts if part.scored] or [batch]
 
@@ -340,7 +340,7 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
         shared = common_prefix(own)
         lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in own]
         count = _count(sum(lengths), len(own), 1) if alike else _count(shared + sum(lengths), len(own), threads)
-        parts += [[group[i] for i in part] for part in divided(lengths, count) if part]
+        parts += [[group[i] for i in part] for part in balanced(lengths, count) if part]
     return parts
 
 
@@ -387,7 +387,7 @@ def _count(tokens: int, sequences: int, threads: int) -> int:
     return max(1, min(threads * rounds, sequences, tokens // LEAST))
 
 
-def divided(lengths: Sequence[int], count: int) -> list[list[int]]:
+def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Divide sequences, by index, into `count` parts: the longest first, each to the part with the fewest tokens."""
     parts: list[list[int]] = [[] for _ in range(count)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -30,7 +30,7 @@ from ..engine.backend import Array
 from ..engine.parallel import keep_threads, processors
 from ..engine.tensor import Tensor
 from ..progress import STDERR
-from .parts import Example, divided
+from .parts import Example, balanced
 
 Item = TypeVar("Item")
 Same = TypeVar("Same")
@@ -121,7 +121,7 @@ class Several(Ranks):
 
     def share(self, samples: Sequence[Example]) -> Sequence[Example]:
         """Whole samples, the longest first, each to the rank with the fewest tokens so far; possibly none."""
-        return [samples[i] for i in divided([len(sample.ids) for sample in samples], self.size)[self.number]]
+        return [samples[i] for i in balanced([len(sample.ids) for sample in samples], self.size)[self.number]]
 
     def mean(self, parameters: Sequence[Tensor], loss: Array, scored: int) -> Array:
         """Turn means over this rank's share into means over the whole batch: the loss, which is returned, and every
