@@ -102,9 +102,9 @@ def without_the_engine() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise Wrong in the code within it after that many seconds. Only the main thread has a limit,
-    and none has one in a browser, where no thread can wait for the time.
+def time_limit() -> Iterator[None]:
+    """Raise Wrong in the code within it after SECONDS. Only the main thread has a limit, and none has one in a browser,
+    where no thread can wait for the time.
 
     It interrupts as Ctrl-C does, on every system. A Ctrl-C of the user still raises KeyboardInterrupt.
     """
@@ -122,7 +122,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
                 else:
                     _thread.interrupt_main()
 
-    timer = threading.Timer(seconds, stop)
+    timer = threading.Timer(SECONDS, stop)
     timer.daemon = True
     before = signal.getsignal(signal.SIGINT)
     if before in (signal.SIG_IGN, signal.SIG_DFL):  # in a program that a shell started in the background
@@ -136,7 +136,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
         if not state["late"]:
             raise
         raise Wrong(
-            f"stopped after {seconds:.0f} seconds: does a loop never end, does it wait for something, or is it slow?"
+            f"stopped after {SECONDS:.0f} seconds: does a loop never end, does it wait for something, or is it slow?"
         ) from None
     finally:
         timer.cancel()

@@ -18,8 +18,6 @@ from ..lora.adapters import Choice, factors_of
 from ..nn.cache import KVCache
 from ..nn.parts import same_beginning
 
-MOST_BYTES = 2**28
-MOST_BYTES_OF_PASSAGES = 2**29  # 15 to 20 passages of 200 tokens, read by SmolLM2
 Who = tuple[tuple[str, float], ...]  # adapters with their factors, sorted
 Held = TypeVar("Held", KVCache, "Read")
 
@@ -30,8 +28,9 @@ class _Recent(Generic[Held]):
     It is valid only for the weights that computed it: after a change of the model, call `forget`.
     """
 
-    def __init__(self, most_bytes: int):
-        self.most_bytes = most_bytes
+    most_bytes: int
+
+    def __init__(self) -> None:
         self.kept: dict[tuple[Who, Any], Held] = {}  # what was used last is at the end
 
     def _keep(self, key: tuple[Who, Any], held: Held) -> None:
@@ -49,8 +48,9 @@ class _Recent(Generic[Held]):
 class PrefixCache(_Recent[KVCache]):
     """The rows of the last conversations."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES):
-        super().__init__(most_bytes)
+    def __init__(self, most_bytes: int = 2**28):
+        super().__init__()
+        self.most_bytes = most_bytes
 
     def keep(self, choice: Choice, tokens: Sequence[int], row: KVCache) -> None:
         """Keep a row, and drop those that it begins with."""
@@ -95,8 +95,7 @@ class Read:
 class ReadPassages(_Recent[Read]):
     """The prompts by which passages were read last, for the next question about them."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES_OF_PASSAGES):
-        super().__init__(most_bytes)
+    most_bytes = 2**29  # 15 to 20 passages of 200 tokens, read by SmolLM2
 
     def keep(self, choice: Choice, prompts: Sequence[Sequence[int]], read: Read) -> None:
         """Keep what was read."""

@@ -377,7 +377,7 @@ def test_a_check_is_stopped_when_it_takes_too_long(double, monkeypatch, interrup
         while True:
             pass
 
-    monkeypatch.setattr(watch.time_limit.__wrapped__, "__defaults__", (0.3,))
+    monkeypatch.setattr(watch, "SECONDS", 0.3)
     before = signal.signal(signal.SIGINT, interrupts)  # ignored where a shell has started the program in the background
     said = "stopped after 0 seconds: does a loop never end, does it wait for something, or is it slow?"
     try:
