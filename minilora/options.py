@@ -179,6 +179,12 @@ def check_value(options: type, name: str, value: Any, called: str | None = None)
             raise ValueError(f"{called or name} {reason}, got {shown}")
 
 
+def check_whole(name: str, number: Any, least: int) -> None:
+    """Raise ValueError unless this is a whole number of at least `least`."""
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+
+
 _hints = cache(get_type_hints)  # fit checks its arguments one by one
 
 

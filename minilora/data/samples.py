@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
-from numbers import Integral, Real
+from numbers import Real
 from typing import TypeVar, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..engine.fused import NOT_SCORED
 from ..files.disk import ModelFileError
 from ..models.tokenizer import Tokenizer, check_tokenizer
 from ..nn.parts import Example, Pair, Sample, begin_alike, same_beginning
+from ..options import check_whole
 from ..progress import log, progress
 from .formats import listed
 from .records import Record, check_records
@@ -183,8 +184,7 @@ def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample
 
 
 def _divided(ids: Sequence[int], max_length: int) -> list[Sample]:
-    if not isinstance(max_length, Integral) or max_length < 1:
-        raise ValueError(f"max_length must be a whole number of at least 1, got {max_length!r}")
+    check_whole("max_length", max_length, 1)
     sequences = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     return [Sample(tuple(row), (NOT_SCORED, *row[1:])) for row in sequences if len(row) > 1]
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +26,7 @@ from ..lora.mixed import mixed_batch
 from ..models.tokenizer import Message, Tokenizer, check_tokenizer
 from ..nn.cache import STEP, KVCache
 from ..nn.language_model import LanguageModel, check_language_model
+from ..options import check_whole
 from .prefix_cache import PrefixCache
 from .schema import Guide, check_room
 
@@ -35,12 +36,6 @@ UNFINISHED = "\ufffd"  # what an incomplete character is decoded to
 PREFILL = 512  # prompt tokens computed in one step, at most: running answers wait for them
 JOINING = 2048  # tokens of prompts that join together, at most, those included that are known: they are held twice
 _TURN: WeakKeyDictionary[LanguageModel, Lock] = WeakKeyDictionary()  # held by the thread that computes with a model
-
-
-def check_whole(name: str, number: Any, least: int) -> None:
-    """Raise ValueError unless this is a whole number of at least `least`."""
-    if not isinstance(number, Integral) or number < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
 
 
 def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Example, Sample, check_samples
 from ..nn.ranks import ALONE, Ranks
 from ..nn.step import loss_without_grad, losses_without_grad
+from ..options import check_whole
 from ..progress import progress
 
 Item = TypeVar("Item")
@@ -53,8 +53,7 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     check_samples(samples)
     if not samples:
         raise ValueError("no samples to evaluate")
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    check_whole("batch_size", batch_size, 1)
     ordered = sorted((sample for sample in samples if sample.scored), key=lambda sample: len(sample.ids))
     if not ordered:
         raise ValueError("no token is scored: every label is -100")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..engine.backend import Array, dense, to_numpy
 from ..engine.gradcheck import GradcheckReport, GradientError, compare, gradcheck
 from ..engine.tensor import Tensor
+from ..options import check_whole
 from ..progress import progress
 from .language_model import LanguageModel
 from .module import Module
@@ -80,8 +80,7 @@ def gradcheck_model(
         check_samples(batch)
         if not batch:
             raise ValueError("no samples to check the gradient on: give some")
-    if not isinstance(directions, Integral) or directions < 1:
-        raise ValueError(f"directions must be a whole number of at least 1, got {directions!r}")
+    check_whole("directions", directions, 1)
     check = _Check(model, batch, eps, seed)
     worst, wrong = (0.0, ""), []
     with progress("gradients", len(check.parameters), "parameter") as bar:
