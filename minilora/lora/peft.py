@@ -25,7 +25,7 @@ from ..nn.families import FAMILIES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, Parameter, check_module
 from ..progress import log
-from .adapters import adapter_weights, base_modules, base_state, install_adapter, plan_adapter
+from .adapters import Adapter, adapter_weights, base_modules, base_state, install_adapter, plan_adapter
 from .config import FROM_BASE, OURS, LoraConfig, unsupported
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
@@ -102,23 +102,10 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, state)
     config = config_with_initial(known.config).in_any_order(weights)
-    record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
-    record |= {"base_model_name_or_path": None, **known.record}
-    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OURS}
-    if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
-        record["init_lora_weights"] = known.record.get("init_lora_weights", True)
-    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
-    if family is not None and family.transposed:
-        record["fan_in_fan_out"] = True
-    source = getattr(model, "source", None)
-    if base_model is not None or not record["base_model_name_or_path"]:
-        record["base_model_name_or_path"] = base_model or getattr(model, "hub_name", None) or source
-    if config.target_modules == "all-linear":  # written out, because its meaning depends on PEFT's version
-        record["target_modules"] = sorted({path.rpartition(".")[2] for path in weights})
-    elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:
-        record["target_modules"] = sorted(weights)  # PEFT refuses a pattern together with layers_to_transform
+    record = _record_of(model, known, config, list(weights), base_model)
     write_json(folder / CONFIG_FILE, record, sort_keys=True)
-    base = provenance_of_base(model, folder, base_model or source or record["base_model_name_or_path"], base_sha256)
+    name_of_base = base_model or getattr(model, "source", None) or record["base_model_name_or_path"]
+    base = provenance_of_base(model, folder, name_of_base, base_sha256)
     provenance: dict[str, Any] = {"format": FORMAT, "base": base}
     if ours := {name: getattr(config, name) for name in OURS if getattr(config, name)}:
         provenance["config"] = ours
@@ -137,6 +124,28 @@ def save_adapter(
             len(others),
         )
     return folder
+
+
+def _record_of(
+    model: Module, known: Adapter, config: LoraConfig, modules: Sequence[str], base_model: str | None
+) -> dict[str, Any]:
+    """What `adapter_config.json` says of an adapter. config: of what is saved. modules: the adapted ones, by name."""
+    record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
+    record |= {"base_model_name_or_path": None, **known.record}
+    record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OURS}
+    if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise
+        record["init_lora_weights"] = known.record.get("init_lora_weights", True)
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if family is not None and family.transposed:
+        record["fan_in_fan_out"] = True
+    if base_model is not None or not record["base_model_name_or_path"]:
+        source = getattr(model, "hub_name", None) or getattr(model, "source", None)
+        record["base_model_name_or_path"] = base_model or source
+    if config.target_modules == "all-linear":  # written out, because its meaning depends on PEFT's version
+        record["target_modules"] = sorted({path.rpartition(".")[2] for path in modules})
+    elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:
+        record["target_modules"] = sorted(modules)  # PEFT refuses a pattern together with layers_to_transform
+    return record
 
 
 def _refuse_replacing(folder: Path, own: Path | None, overwrite: bool) -> None:

@@ -203,24 +203,7 @@ class Job:
         """Put the trainable parameters in place and return their trainer."""
         self.install()
         options, material = self.options, self.material
-        known: dict[str, Any] = {"field": options.columns or None, "system": material.system, "split": material.split}
-        if material.task is not None:
-            known |= material.task.entry()
-        if material.quoting is not None:
-            known |= material.quoting.entry()
-        known |= {"context_template": material.template, "context": options.context}
-        for key, source in (("path", options.data), ("context_path", options.context)):
-            if source is not None and source not in BUILT_IN and not is_dataset(source):
-                known[key] = path_from(options.folder, source)
-        trained = self.model.adapters.get(ADAPTER, self.model)
-        trained.data = {  # for its folder's minilora.json
-            "name": options.data,
-            "sha256": sha256_of_data(options.data),
-            "revision": revision_of_data(options.data),
-            "records": material.own,
-            **known,
-        }
-        trained.data = {name: value for name, value in trained.data.items() if value is not None}
+        self.model.adapters.get(ADAPTER, self.model).data = _entry_of_data(options, material)
         parameters = self.model.trainable_parameters()
         scale = _lora_plus(options, parameters)
         epoch = steps_per_epoch(material.train, options.records_per_step)
@@ -251,6 +234,26 @@ class Job:
         else:
             save_folder(folder, self.model.config, self.model.state_dict(), self.tokenizer)
             write_json(folder / PROVENANCE_FILE, {"format": FORMAT, "data": self.model.data})
+
+
+def _entry_of_data(options: Options, material: Material) -> dict[str, Any]:
+    """The entry "data" of `minilora.json`: see lora/provenance.py."""
+    entry: dict[str, Any] = {
+        "name": options.data,
+        "sha256": sha256_of_data(options.data),
+        "revision": revision_of_data(options.data),
+        "records": material.own,
+        "field": options.columns or None,
+        "system": material.system,
+        "split": material.split,
+    }
+    for part in (material.task, material.quoting):
+        entry |= {} if part is None else part.entry()
+    entry |= {"context_template": material.template, "context": options.context}
+    for key, source in (("path", options.data), ("context_path", options.context)):
+        if source is not None and source not in BUILT_IN and not is_dataset(source):
+            entry[key] = path_from(options.folder, source)
+    return {name: value for name, value in entry.items() if value is not None}
 
 
 def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job:
