@@ -72,7 +72,7 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {"model_type": family.model_type, **family.always}
     try:
         # What is null is as if it were not there, but is not what transformers assumes.
-        raw = family.plain({key: value for key, value in {**family.assumed, **raw}.items() if value is not None})
+        raw = family.from_json({key: value for key, value in {**family.assumed, **raw}.items() if value is not None})
         for each in family.fields:
             values[each.name] = each.read(raw, values)
     except KeyError as error:
@@ -93,7 +93,7 @@ def config_to_json(config: Any) -> dict[str, Any]:
     family = FAMILIES[config.model_type]
     record = {"architectures": [family.class_name], "model_type": family.model_type}
     record |= {key: values[0] for key, values in family.only.items() if key != "layer_types"}
-    return record | {each.json: getattr(config, each.name) for each in family.fields} | family.stored(config)
+    return record | {each.json: getattr(config, each.name) for each in family.fields} | family.to_json(config)
 
 
 def _refuse(found: Mapping[str, Any], only: Mapping[str, tuple], what: str) -> None:
@@ -189,7 +189,7 @@ def config_to_gguf(config: Any) -> tuple[dict[str, Any], dict[str, Array]]:
             real = isinstance(family.config.__dataclass_fields__[each.name].default, float)
             value = getattr(config, each.name)
             metadata[f"{family.gguf}.{each.gguf}"] = float(value) if real else value
-    metadata |= {f"{family.gguf}.{key}": config.head_dim for key in _GGUF_HEAD_DIM} | family.gguf_stored(config)
+    metadata |= {f"{family.gguf}.{key}": config.head_dim for key in _GGUF_HEAD_DIM} | family.to_gguf(config)
     if not isinstance(config, Config) or (scaling := config.rope_scaling) is None:
         return metadata, {}
     divisors = scaling.divisors(frequencies(config.rope_theta, config.head_dim)).astype(np.float32)
@@ -222,7 +222,7 @@ def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> tuple[Any, M
 # -- the rows ----------------------------------------------------------------------------------------------------------
 
 
-def _plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
+def _rope_from_json(raw: dict[str, Any]) -> dict[str, Any]:
     """Rotary positions as the fields rope_theta and rope_scaling. transformers has used two names and two places.
 
     Where both names are there, rope_scaling counts, as in transformers.
@@ -245,7 +245,7 @@ def _plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _stored_rope(config: Config) -> dict[str, Any]:
+def _rope_to_json(config: Config) -> dict[str, Any]:
     if config.rope_scaling is None:
         return {}
     return {"rope_scaling": {"rope_type": "llama3", **asdict(config.rope_scaling)}}
@@ -316,7 +316,7 @@ _NO_EXPERTS = ("init_method", "intermediate_size", "layers_block_type", "num_exp
 _WINDOW_UNUSED = frozenset(("sliding_window", "max_window_layers"))  # what use_sliding_window would choose
 
 
-def _up_to_the_window(config: Config) -> dict[str, Any]:
+def _mistral_to_gguf(config: Config) -> dict[str, Any]:
     """llama.cpp's architecture `llama` has no window, but computes the same up to its length."""
     length = config.max_position_embeddings
     return {"llama.context_length": length if config.sliding_window is None else min(length, config.sliding_window)}
@@ -324,11 +324,11 @@ def _up_to_the_window(config: Config) -> dict[str, Any]:
 
 _LLAMA = Family(
     "llama", "LlamaForCausalLM", "llama", Llama, Config, _shape(_WIDTH, _SCALING), _TENSORS,
-    permuted=True, plain=_plain_rope, stored=_stored_rope,
+    permuted=True, from_json=_rope_from_json, to_json=_rope_to_json,
     only=_SILU | _NO_BIAS | {"rope_interleaved": (False,)},
 )  # fmt: skip
 _MISTRAL = replace(
-    _LLAMA, model_type="mistral", class_name="MistralForCausalLM", gguf_stored=_up_to_the_window, only=_SILU,
+    _LLAMA, model_type="mistral", class_name="MistralForCausalLM", to_gguf=_mistral_to_gguf, only=_SILU,
     fields=_shape(_WIDTH, Field("sliding_window", "sliding_window", default=None), context=131072),
     assumed={"num_key_value_heads": 8, "sliding_window": 4096},
 )  # fmt: skip
@@ -344,20 +344,20 @@ _QWEN3 = replace(
 )  # fmt: skip
 
 
-def _stored_granite(config: Config) -> dict[str, Any]:
+def _granite_to_json(config: Config) -> dict[str, Any]:
     return {"attention_multiplier": config.attention_multiplier or config.head_dim**-0.5}  # 0 is 0 in transformers
 
 
 _GRANITE = replace(
     _LLAMA, model_type="granite", class_name="GraniteForCausalLM", gguf="granite", only=_SILU | _NO_BIAS,
-    fields=_shape(_WIDTH, *_MULTIPLIERS), gguf_only={"rope.scaling.finetuned": (True,)}, stored=_stored_granite,
+    fields=_shape(_WIDTH, *_MULTIPLIERS), gguf_only={"rope.scaling.finetuned": (True,)}, to_json=_granite_to_json,
 )  # fmt: skip
 
 
-def _stored_granite_hybrid(config: Config) -> dict[str, Any]:
+def _granite_hybrid_to_json(config: Config) -> dict[str, Any]:
     layers = ["attention"] * config.num_hidden_layers
     unused = {"num_experts_per_tok": 0, "mamba_n_heads": 1}  # Mamba is not used, but checked
-    return {"layer_types": layers, **unused, **_stored_granite(config)}
+    return {"layer_types": layers, **unused, **_granite_to_json(config)}
 
 
 _GRANITE_HYBRID = replace(
@@ -368,13 +368,13 @@ _GRANITE_HYBRID = replace(
                   "layer_types": ("attention", "full_attention"), "normalization_function": ("rmsnorm",)},
     needed=("num_local_experts", "position_embedding_type", "layer_types"),
     ignored=frozenset(_NO_MAMBA + _NO_EXPERTS),
-    stored=_stored_granite_hybrid,
+    to_json=_granite_hybrid_to_json,
 )  # fmt: skip
 
 
-def _plain_smollm3(raw: dict[str, Any]) -> dict[str, Any]:
+def _smollm3_from_json(raw: dict[str, Any]) -> dict[str, Any]:
     """`no_rope_layers`, 0 for a layer without rotation, as `no_rope_layer_interval`."""
-    raw = _plain_rope(raw)
+    raw = _rope_from_json(raw)
     layers = raw.pop("no_rope_layers", None)
     if layers and layers != _rotated(raw.get("no_rope_layer_interval", 4), len(layers)):
         raw["no_rope_layer_interval"] = layers.index(0) + 1 if 0 in layers else 0
@@ -388,12 +388,12 @@ def _rotated(interval: int, layers: int) -> list[int]:
     return [int(not interval or (i + 1) % interval != 0) for i in range(layers)]
 
 
-def _stored_smollm3(config: Config) -> dict[str, Any]:
+def _smollm3_to_json(config: Config) -> dict[str, Any]:
     layers = _rotated(config.no_rope_layer_interval, config.num_hidden_layers)
     return {"no_rope_layers": layers, "layer_types": ["full_attention"] * len(layers)}
 
 
-def _every_fourth(config: Config) -> dict[str, Any]:
+def _smollm3_to_gguf(config: Config) -> dict[str, Any]:
     if config.no_rope_layer_interval != 4:
         raise ValueError("llama.cpp computes SmolLM3 only with a no_rope_layer_interval of 4, this model has "
                          f"{config.no_rope_layer_interval}: write a folder instead")  # fmt: skip
@@ -406,8 +406,8 @@ _SMOLLM3 = replace(
     fields=_shape(_WIDTH, Field("no_rope_layer_interval", "no_rope_layer_interval", default=4), tied=True,
                   context=32768, theta=2e6),
     assumed={"num_key_value_heads": 4},
-    only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, plain=_plain_smollm3, stored=_stored_smollm3,
-    gguf_stored=_every_fourth,
+    only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, from_json=_smollm3_from_json, to_json=_smollm3_to_json,
+    to_gguf=_smollm3_to_gguf,
 )  # fmt: skip
 _OLMO2 = replace(
     _LLAMA, model_type="olmo2", class_name="Olmo2ForCausalLM", gguf="olmo2", permuted=False,
@@ -448,7 +448,7 @@ _GPT2 = Family(
 )  # fmt: skip
 
 
-def _plain_gemma3(raw: dict[str, Any]) -> dict[str, Any]:
+def _gemma3_from_json(raw: dict[str, Any]) -> dict[str, Any]:
     """The bases of both rotations as fields, from any of the three forms that transformers has used."""
     rest = {key: value for key, value in raw.items() if key not in ("rope_parameters", "sliding_window_pattern")}
     rest.pop("_sliding_window_pattern", None)
@@ -463,12 +463,12 @@ def _plain_gemma3(raw: dict[str, Any]) -> dict[str, Any]:
     return rest | {"layer_types": tuple(types)}
 
 
-def _stored_gemma3(config: Gemma3Config) -> dict[str, Any]:
+def _gemma3_to_json(config: Gemma3Config) -> dict[str, Any]:
     bases = {FULL: config.rope_theta, SLIDING: config.rope_local_base_freq}
     return {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}}
 
 
-def _gemma3_of_llama_cpp(config: Gemma3Config) -> dict[str, Any]:
+def _gemma3_to_gguf(config: Gemma3Config) -> dict[str, Any]:
     usual = replace(config, layer_types=(), query_pre_attn_scalar=0.0)
     if usual != config:
         raise ValueError("llama.cpp computes Gemma 3 only if every sixth layer sees all tokens, and scores are divided "
@@ -491,7 +491,7 @@ _GEMMA3 = Family(
     only={"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,),
           "use_bidirectional_attention": (False,)},
     ignored=frozenset(("hidden_act", "cache_implementation")), assumed={"num_key_value_heads": 4},
-    plain=_plain_gemma3, stored=_stored_gemma3, gguf_stored=_gemma3_of_llama_cpp, norm_offset=1.0,
+    from_json=_gemma3_from_json, to_json=_gemma3_to_json, to_gguf=_gemma3_to_gguf, norm_offset=1.0,
     gguf_only={"attention.sliding_window_pattern": (6,)},
 )  # fmt: skip
 

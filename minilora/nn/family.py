@@ -53,9 +53,9 @@ class Family:
     assumed: what transformers assumes where `config.json` lacks a key, and not where the key is null.
     needed: of these keys, those that must be there, because transformers assumes another value where they are not.
     ignored: keys of config.json that do not change the result, besides those of all families.
-    plain: rewrites what config.json says in another form, as fields. stored: the inverse, from a config.
+    from_json: rewrites what config.json says in another form, as fields. to_json: the inverse, from a config.
     gguf_only: as `only`, for metadata.
-    gguf_stored: more metadata, from a config. Raises ValueError for a model that llama.cpp cannot compute.
+    to_gguf: more metadata, from a config. Raises ValueError for a model that llama.cpp cannot compute.
     tensors: llama.cpp's name of every tensor, without its ending, and Hugging Face's; {} is the block's number.
     permuted: whether llama.cpp stores the rows of q and k as adjacent rotary pairs instead of halves.
     norm_offset: what llama.cpp has added to the weights of norms.
@@ -76,10 +76,10 @@ class Family:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
-    plain: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    stored: Callable[[Any], dict[str, Any]] = lambda config: {}
+    from_json: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    to_json: Callable[[Any], dict[str, Any]] = lambda config: {}
     gguf_only: Mapping[str, tuple] = field(default_factory=dict)
-    gguf_stored: Callable[[Any], dict[str, Any]] = lambda config: {}
+    to_gguf: Callable[[Any], dict[str, Any]] = lambda config: {}
     norm_offset: float = 0.0
     transposed: tuple[str, ...] = ()
     prefix: str = ""
