@@ -12,7 +12,7 @@ from ..engine import bfloat16
 from ..measure.bench import MODES, NEW, PROMPT, Settings, contender, floor_arithmetic, write_random
 from ..measure.environment import circumstances, here_and_now
 from ..measure.process import apart
-from ..measure.turns import Measured, take_turns
+from ..measure.turns import Timings, take_turns
 from ..options import UsageError, add_flags, from_flags, usage_errors
 from ..pages.text import columns, millions, plain, wrapped
 from ..progress import progress
@@ -82,7 +82,7 @@ def measure(settings: Settings, modes: Sequence[str] = tuple(MODES), rounds: int
     settings.path()  # pulled once, not by every process
     left_out = impossible(modes, settings)
     modes = [mode for mode in modes if mode not in left_out]
-    results: dict[str, Measured] = {}
+    results: dict[str, Timings] = {}
     with progress("bench", len(modes) * (1 + rounds), "turn"):
         for group in dict.fromkeys(mode.group for mode in MODES.values()):
             chosen = [contender(name, settings) for name in MODES if name in modes and MODES[name].group == group]
@@ -97,7 +97,7 @@ def measure(settings: Settings, modes: Sequence[str] = tuple(MODES), rounds: int
     }
 
 
-def _row(name: str, measured: Measured, settings: Settings, floor_seconds: float | None) -> dict[str, Any]:
+def _row(name: str, measured: Timings, settings: Settings, floor_seconds: float | None) -> dict[str, Any]:
     mode, median = MODES[name], measured.median
     tokens = mode.tokens(settings)
     return {

@@ -107,20 +107,20 @@ def values_and_gradients(
 
     release: as for `values`.
     """
-    meeting = Meeting(threads)
+    sums = Accumulator(threads)
 
     def forward_and_backward(i: int, thread: int) -> Array:
         y = functions[i]()
         for leaf, grad in backward_pass(y, np.full_like(y.data, weights[i])):
-            meeting.receive(thread, leaf, grad)
+            sums.receive(thread, leaf, grad)
         return y.data
 
     try:
         found = _in_threads(forward_and_backward, len(functions), threads, release)
     except BaseException:
-        meeting.abandon()
+        sums.abandon()
         raise
-    meeting.close()
+    sums.close()
     return found
 
 
@@ -165,7 +165,7 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
     return found
 
 
-class Meeting:
+class Accumulator:
     """Accumulates the threads' gradients of each parameter in a fixed order.
 
     The first gradient that each thread has for a parameter is added in the order of the threads, then the second one,

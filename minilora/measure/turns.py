@@ -42,7 +42,7 @@ class Contender:
 
 
 @dataclass
-class Measured:
+class Timings:
     """Seconds of each turn, and the most bytes that the process has ever held (None: unknown)."""
 
     seconds: list[float] = field(default_factory=list)
@@ -87,13 +87,13 @@ def serve(setup: Callable[[], Work]) -> int:
 # -- the other side ----------------------------------------------------------------------------------------------------
 
 
-def take_turns(contenders: Sequence[Contender], rounds: int, pause: float = 0.2) -> dict[str, Measured]:
+def take_turns(contenders: Sequence[Contender], rounds: int, pause: float = 0.2) -> dict[str, Timings]:
     """Start every contender, then let each run its step `rounds` times, one after the other in every round.
 
     All of them are in memory at the same time. pause: seconds between turns, in which threads that spin while waiting
     for work fall asleep. Raises BenchError when a contender fails; the others are ended first.
     """
-    results = {contender.name: Measured() for contender in contenders}
+    results = {contender.name: Timings() for contender in contenders}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress("turns", len(contenders) * (1 + rounds), "turn"))
         talks = []

@@ -13,7 +13,7 @@ from minilora.commands import bench
 from minilora.engine import bfloat16
 from minilora.measure.bench import MODES, NEW, PROMPT, Settings, write_random
 from minilora.measure.memory import Job
-from minilora.measure.turns import Measured
+from minilora.measure.turns import Timings
 
 TINY = replace(CONFIG, max_position_embeddings=PROMPT + NEW)
 CAN = [name for name, mode in MODES.items() if not mode.bf16 or bfloat16.why_not() is None]  # on this machine
@@ -30,7 +30,7 @@ def file(tmp_path_factory):
 def timed(contenders, rounds):
     """In place of the turns: mode i takes i + 1, i + 2, ... seconds."""
     names = [contender.name for contender in contenders]
-    return {name: Measured([1.0 + list(MODES).index(name) + i for i in range(rounds)][::-1], 10) for name in names}
+    return {name: Timings([1.0 + list(MODES).index(name) + i for i in range(rounds)][::-1], 10) for name in names}
 
 
 def test_every_mode_has_its_numbers(file, monkeypatch):

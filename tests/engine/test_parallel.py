@@ -41,7 +41,7 @@ def test_gradients_are_added_in_the_order_of_the_threads_not_of_arrival(late):
 
 
 def test_one_thread_at_a_time_adds_up(monkeypatch):
-    """Two threads deliver to the same leaf at once: the meeting must let in one at a time."""
+    """Two threads deliver to the same leaf at once: the accumulator must let in one at a time."""
     inside, most = [], []
 
     def slow_receive(self, grad, fresh):
@@ -51,15 +51,15 @@ def test_one_thread_at_a_time_adds_up(monkeypatch):
         inside.pop()
 
     monkeypatch.setattr(Node, "receive", slow_receive)
-    meeting, leaf = parallel.Meeting(2), Node([])
+    sums, leaf = parallel.Accumulator(2), Node([])
     for _ in range(5):  # one thread is ahead: the gradients of the other one meet these
-        meeting.receive(0, leaf, np.ones(1))
+        sums.receive(0, leaf, np.ones(1))
     both = threading.Barrier(2)
 
     def deliver(thread):
         both.wait(10)
         for _ in range(5):
-            meeting.receive(thread, leaf, np.ones(1))
+            sums.receive(thread, leaf, np.ones(1))
             time.sleep(0.002)  # so that each meets the other at work
 
     threads = [threading.Thread(target=deliver, args=(i,)) for i in range(2)]
@@ -67,7 +67,7 @@ def test_one_thread_at_a_time_adds_up(monkeypatch):
         thread.start()
     for thread in threads:
         thread.join(10)
-    meeting.close()
+    sums.close()
     assert len(most) == 15 and max(most) == 1
 
 

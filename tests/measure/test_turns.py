@@ -13,7 +13,7 @@ from hearing import counts_of
 
 from minilora.measure import turns
 from minilora.measure.process import peak_memory
-from minilora.measure.turns import BenchError, Contender, Measured, serve, take_turns
+from minilora.measure.turns import BenchError, Contender, Timings, serve, take_turns
 
 measures_memory = pytest.mark.skipif(peak_memory() is None, reason="this system does not know a process's peak memory")
 ANSWER = """print('{"ready": true}', flush=True)
@@ -39,7 +39,7 @@ def test_all_take_turns_after_all_are_ready(monkeypatch):
     with counts_of("turn") as counted:
         results = take_turns([saying("a", ANSWER), saying("b", ANSWER)], rounds=2, pause=0.5)
     assert sum(counted) == 2 * 3 and pauses == [0.5] * 4
-    assert Measured([1.0, 9.0, 2.0]).median == 2  # one slow turn decides nothing
+    assert Timings([1.0, 9.0, 2.0]).median == 2  # one slow turn decides nothing
     assert [(name, m.seconds, m.median, m.peak_bytes) for name, m in results.items()] == [
         ("a", [2, 2], 2, 3),
         ("b", [2, 2], 2, 3),
