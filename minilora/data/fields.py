@@ -418,7 +418,7 @@ def field_task_of(
     texts: Sequence[tuple[str, str, Mapping[str, Any] | None, bool]],
     source: object,
     schema: FieldTask | None,
-    stored: Sequence[Task] = (),
+    stored: Sequence[Task],
 ) -> FieldTask | None:
     """The task of records, or None if none of them has fields.
 

@@ -72,9 +72,7 @@ class LabelTask(Asking):
         return {"labels": list(self.labels), "template": self.template}
 
 
-def task_of(
-    labels: Sequence[tuple[str, str | None]], source: object, stored: Sequence[object] = ()
-) -> LabelTask | None:
+def task_of(labels: Sequence[tuple[str, str | None]], source: object, stored: Sequence[object]) -> LabelTask | None:
     """The task of records, or None if none of them has a label.
 
     labels: the id of each record, and its label or None.

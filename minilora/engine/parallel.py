@@ -124,7 +124,7 @@ def values_and_gradients(
     return found
 
 
-def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, release: Release = None) -> list[Array]:
+def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, release: Release) -> list[Array]:
     """task(i, thread) for every i < count. Task i runs in thread i % threads; the tasks of a thread run in order.
 
     When the caller is interrupted (Ctrl-C), no further task begins.

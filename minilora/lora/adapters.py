@@ -158,10 +158,6 @@ def _weights_of(modules: Iterable[LoraLayer], name: str) -> Iterator[LoraWeights
     return (module.adapters[name] for module in modules if name in module.adapters)
 
 
-def _parameters_of(modules: Iterable[LoraLayer], name: str) -> Iterator[Parameter]:
-    return (p for own in _weights_of(modules, name) for p in vars(own).values() if isinstance(p, Parameter))
-
-
 def _is_trainable(modules: Sequence[LoraLayer], name: str) -> bool:
     """Whether an adapter is trainable in the first or the last module that it has. Others may be frozen by hand."""
     ends = (next(_weights_of(ordered, name), None) for ordered in (modules, reversed(modules)))
@@ -239,7 +235,8 @@ class Remembered:
     def __init__(self, model: Module):
         self.model, self.active, self.modules = model, active_factors(model), [*lora_modules(model).values()]
         self.merged = any(module.merged for module in self.modules)
-        self.trainable = {p: p.requires_grad for name in self.active for p in _parameters_of(self.modules, name)}
+        of_active = [own for name in self.active for own in _weights_of(self.modules, name)]
+        self.trainable = {p: p.requires_grad for own in of_active for _, p in own._held(Parameter)}
 
     def restore(self) -> None:
         """Make the adapters active, trainable and merged as they were. One that was removed is left out."""

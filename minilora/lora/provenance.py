@@ -137,7 +137,7 @@ def moved_data(data: Mapping[str, Any], folder: Path, to: Path) -> dict[str, Any
     }
 
 
-def refuse_other_base(model: Module, folder: Path, force: bool = False, sha256: str | None = None) -> None:
+def refuse_other_base(model: Module, folder: Path, force: bool, sha256: str | None) -> None:
     """Raise ModelFileError if the adapter in this folder was made for another base than this model.
 
     folder: the adapter's. If it has no `minilora.json`, any base is accepted.

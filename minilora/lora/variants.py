@@ -101,7 +101,7 @@ def row_norms(w: Array, a: Array, b: Array, scale: float) -> Array:
     return xp.sqrt(xp.maximum(square, float(xp.finfo(w.dtype).tiny)))  # never zero, because it is a divisor
 
 
-def dora_update(product: Tensor, low: Tensor, magnitude: Tensor, norms: Array, factor: float = 1.0) -> Tensor:
+def dora_update(product: Tensor, low: Tensor, magnitude: Tensor, norms: Array, factor: float | Array) -> Tensor:
     """What DoRA adds to W x: diag(magnitude / ‖V‖) V x - W x, times `factor`.
 
     Liu et al. 2024 (arXiv 2402.09353): W is decomposed into the magnitude and the direction of each row (a column in
