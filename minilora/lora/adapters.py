@@ -236,7 +236,7 @@ class Remembered:
         self.model, self.active, self.modules = model, active_factors(model), [*lora_modules(model).values()]
         self.merged = any(module.merged for module in self.modules)
         of_active = [own for name in self.active for own in _weights_of(self.modules, name)]
-        self.trainable = {p: p.requires_grad for own in of_active for _, p in own._held(Parameter)}
+        self.trainable = {p: p.requires_grad for own in of_active for p in own.parameters()}
 
     def restore(self) -> None:
         """Make the adapters active, trainable and merged as they were. One that was removed is left out."""
