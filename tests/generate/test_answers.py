@@ -71,11 +71,12 @@ def test_a_beginning_that_all_prompts_share_is_computed_once(shared, once, talke
     talks = [asked("x" * shared + question) for question in ("What is bail?", "Who pays?", "Hm")]
     own = same_beginning([tokenizer.encode_chat(talk, answer_next=True) for talk in talks])
     monkeypatch.setattr(answers, "SHARED", own if once else own + 1)
+    longest = max(len(tokenizer.encode_chat(talk, answer_next=True)) for talk in talks)
+    monkeypatch.setattr(streams, "PREFILL", 3 * (longest - own * once))
     computed, compute = [], streams.Streams._compute
     monkeypatch.setattr(streams.Streams, "_compute", lambda *a: computed.append(a[2].shape) or compute(*a))
     assert generate_batch(talker, tokenizer, talks, 6) == [generate(talker, tokenizer, talk, 6) for talk in talks]
     assert ((1, own) in computed) == once
-    longest = max(len(tokenizer.encode_chat(talk, answer_next=True)) for talk in talks)
     assert (3, longest - own * once) in computed
 
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
@@ -68,6 +68,7 @@ def test_a_packed_row_holds_each_sample_and_their_common_prefix_once(found):
 
 
 @given(samples(longest=200), st.sampled_from([1, 2, 3, 8]))
+@example([Sample((i, *[i] * length), (-100, *[i] * length)) for i, length in enumerate((200, 2, 200, 2))], 2)
 @settings(max_examples=25)
 def test_micro_batches_of_samples_and_of_their_packed_row_hold_each_of_them_once(found, threads):
     row = pack(found)

@@ -20,7 +20,7 @@ from minilora.data import records as reading
 from minilora.data.splits import RULE
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
 from minilora.lora.peft import load_adapter
-from minilora.lora.provenance import read_provenance
+from minilora.lora.provenance import PROVENANCE_FILE, read_provenance
 from minilora.measure.counts import count_parameters
 from minilora.measure.loss import mean_loss
 from minilora.measure.predict import Step, base_parameters, predict_memory
@@ -406,6 +406,7 @@ def test_a_data_set_on_the_hub_is_recorded_with_its_revision_and_found_again(hom
     assert named.folder.name.startswith("set-main-train")
     data = read_provenance(named.folder)["data"]
     assert (data["name"], data["revision"], "path" in data) == ("org/set:main/train", "c" * 40, False)
+    assert "null" not in (named.folder / PROVENANCE_FILE).read_text()
     assert data_of(named.folder) == "org/set:main/train"
 
 

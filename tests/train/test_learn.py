@@ -70,6 +70,9 @@ def test_the_best_weights_so_far_are_written_when_they_are_found(chosen, monkeyp
     monkeypatch.setattr(checkpoint, "save_best", save_best)
     trained(chosen)
     assert written == [1, 2, 6]
+    foresee([5, 3, 4, 3, 6, 2], monkeypatch)
+    trained(replace(chosen, keep="last", overwrite=True))
+    assert written == [1, 2, 6]
 
 
 PATIENCE = [  # validation losses, patience, steps taken, the one that is kept
