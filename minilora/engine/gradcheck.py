@@ -81,9 +81,8 @@ def compare(f: F, name: str, of: Mapping[str, Tensor], eps: float, tolerance: fl
         count += x.size
         if x.size and not error.max() <= tolerance:  # written so that NaN fails
             index = tuple(int(i) for i in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), x.shape))
-            slopes = _slopes(f, inputs, x, index, eps)
-            difference = _difference(f, inputs, x, index, slopes, weights, tolerance)
-            raise GradientError(f"{name}: gradient of {called} at index {index}{difference}")
+            details = _got_and_expected(f, inputs, x, index, eps, weights, tolerance)
+            raise GradientError(f"{name}: gradient of {called} at index {index}{details}")
         worst = max(worst, float(error.max(initial=0.0)))
     return GradcheckReport(name, count, worst)
 
@@ -110,10 +109,11 @@ def _slopes(f: F, inputs: list[Tensor], x: Tensor, index: tuple, eps: float) -> 
     return (above - below) / (2 * eps)
 
 
-def _difference(
-    f: F, inputs: list[Tensor], x: Tensor, index: tuple, expected: np.ndarray, weights: np.ndarray, tolerance: float
+def _got_and_expected(
+    f: F, inputs: list[Tensor], x: Tensor, index: tuple, eps: float, weights: np.ndarray, tolerance: float
 ) -> str:
-    """The message about a wrong gradient at x[index], with values to check by hand. expected: `_slopes` there."""
+    """The end of the message about a wrong gradient at x[index]: of which element of the result, to check by hand."""
+    expected = _slopes(f, inputs, x, index, eps)
 
     def got(g: np.ndarray) -> float:
         x.grad = None

@@ -154,7 +154,7 @@ def _begun(
     rests = [list(prompt[prefix.length if prefix else 0 :]) for prompt in prompts]
     longest = max(map(len, rests))
     padding = np.array([longest - len(rest) for rest in rests])
-    cache = model.new_cache(len(rests), longest + room, padding if padding.any() else None, prefix)
+    cache = model.new_cache(len(rests), longest + room, padding, prefix)
     if known:
         cache.begin(longest, [row for row, _ in known])
         return cache, np.stack([first for _, first in known])

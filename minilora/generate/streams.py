@@ -317,7 +317,7 @@ class Streams:
         padding = np.array([longest - len(prompt) for prompt in prompts])
         tokens = [[self.tokenizer.pad_id] * int(n) + prompt for n, prompt in zip(padding, prompts, strict=True)]
         capacity = longest if self.running else max(answer.room for answer in joining) - self.prefix_length
-        cache = self.model.new_cache(len(joining), capacity, padding if padding.any() else None, self.prefix_kv)
+        cache = self.model.new_cache(len(joining), capacity, padding, self.prefix_kv)
         known = [self.known.longest(answer.adapter, answer.prompt) for answer in joining]
         unknown = max(len(prompt) - count for prompt, (count, _) in zip(prompts, known, strict=True))
         cache.begin(longest - unknown, [row for _, row in known])

@@ -26,7 +26,7 @@ class KVCache:
     shape: of each array, (rows, capacity, K, D).
     like: an array whose device and dtype they get.
     first: (B), each row's first token that is not padding. Rows of different lengths are padded on the left, and all
-        end at `length`, where the next tokens go. None without padding.
+        end at `length`, where the next tokens go. None, or all 0, without padding.
     beginning: a cache of one row with the tokens before all of these rows, which is held once for all. `length`,
         `capacity` and `first` do not count its tokens.
     """
@@ -42,7 +42,7 @@ class KVCache:
         xp = array_module(like)
         self.keys = [xp.zeros(shape, like.dtype) for _ in range(blocks)]
         self.values = [xp.zeros(shape, like.dtype) for _ in range(blocks)]
-        self.first = None if first is None else xp.asarray(first)
+        self.first = xp.asarray(first) if first is not None and first.any() else None
         self.beginning = beginning
         self.batch, self.length = shape[0], 0
 

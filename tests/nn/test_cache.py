@@ -23,7 +23,7 @@ def read(model, *rows, capacity=24):
     """A cache that holds these rows of tokens, padded on the left to one length."""
     longest = max(map(len, rows))
     padding = np.array([longest - len(row) for row in rows])
-    cache = model.new_cache(len(rows), capacity, padding if padding.any() else None)
+    cache = model.new_cache(len(rows), capacity, padding)
     with no_grad():
         model(np.array([[0] * (longest - len(row)) + list(row) for row in rows]), cache)
     return cache
@@ -150,7 +150,7 @@ def after(model, one, *rows):
     """A cache that holds these rows, padded on the left, after those of the cache `one`, which are held once."""
     longest = max(map(len, rows))
     padding = np.array([longest - len(row) for row in rows])
-    cache = model.new_cache(len(rows), longest, padding if padding.any() else None, one)
+    cache = model.new_cache(len(rows), longest, padding, one)
     with no_grad():
         model(np.array([[0] * int(n) + list(row) for n, row in zip(padding, rows, strict=True)]), cache)
     return cache
