@@ -30,7 +30,8 @@ from ..progress import log
 from ..terminal import printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
-from ..train.options import FIELD, LABEL, MAX_LENGTH, Options
+from ..train.options import FIELD, LABEL, MAX_LENGTH, RATE, Options
+from ..train.rate import rate_of
 from ..train.run_folder import METRICS_FILE
 from ..version import __version__
 from .compare_table import METHODS, NAMES, page, rows
@@ -61,14 +62,15 @@ class CompareOptions:
     r: int = option(8, "rank of LoRA's update, on all linear layers")
     lora_alpha: float = option(16.0, "LoRA's update is multiplied by alpha / r")
 
-    lora_lr: Sequence[float] = option(
-        (6e-4, 2e-3, 6e-3), "learning rates tried for LoRA (default: 6e-4 2e-3 6e-3)", metavar="LR", **_SEARCH
-    )
-    full_lr: Sequence[float] = option(
-        (6e-5, 2e-4, 6e-4),
-        "learning rates tried for full fine-tuning (default: a tenth: 6e-5 2e-4 6e-4)",
+    lora_lr: Sequence[float] | None = option(
+        None,
+        "learning rates tried for LoRA (default: 0.3, 1 and 3 times that of minilora finetune; on smollm2 6e-4 2e-3 "
+        "6e-3)",
         metavar="LR",
         **_SEARCH,
+    )
+    full_lr: Sequence[float] | None = option(
+        None, "learning rates tried for full fine-tuning (default: a tenth of LoRA's)", metavar="LR", **_SEARCH
     )
     search_steps: int | None = option(
         None, "steps with each of these learning rates (default: two fifths of --steps)", least=1, **_SEARCH
@@ -84,11 +86,10 @@ class CompareOptions:
     def __post_init__(self):
         check(self)
         for method in METHODS:
-            rates = self.rates(method)
-            if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            rates = self._given(method)
+            if rates is not None and not (rates and all(math.isfinite(rate) and rate > 0 for rate in rates)):
                 raise ValueError(f"{method}_lr must be positive numbers, got {' '.join(map(str, rates)) or 'none'}")
-        for method in METHODS:
-            self.run(method, self.rates(method)[0], compared=True)  # refuses what no run can be
+            self.run(method, RATE if rates is None else rates[0], compared=True)  # refuses what no run can be
 
     @property
     def folder(self) -> Path:
@@ -102,8 +103,15 @@ class CompareOptions:
         return self.search_steps or max(1, round(0.4 * self.steps))
 
     def rates(self, method: str) -> list[float]:
-        """The learning rates tried for a method, in rising order, each once."""
-        return sorted(set(self.lora_lr if method == "lora" else self.full_lr))
+        """The learning rates tried for a method, in rising order: those given, or three around the base's default."""
+        given = self._given(method)
+        if given is None:
+            usual = rate_of(self.base) / (1 if method == "lora" else 10)
+            given = [float(f"{times * usual:.2g}") for times in (0.3, 1, 3)]
+        return sorted(set(given))
+
+    def _given(self, method: str) -> Sequence[float] | None:
+        return self.lora_lr if method == "lora" else self.full_lr
 
     def run(self, method: str, lr: float, compared: bool) -> Options:
         """One run as `finetune` takes it: a run that is compared, or a try, which validates once, at its end."""

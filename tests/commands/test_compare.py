@@ -105,6 +105,15 @@ def test_of_one_rate_nothing_is_tried(chosen, make):
     assert "Learning rate of LoRA: 0.01, as given." in page(result)
 
 
+def test_the_rates_tried_are_around_the_default_of_the_base_unless_they_are_given(chosen, make, monkeypatch):
+    monkeypatch.setattr(job, "rate_of", {chosen.base: 3e-4}.__getitem__)
+    maker = make(dict.fromkeys((9e-5, 3e-4, 9e-4, 9e-6, 3e-5, 1e-2), 3.0) | {3e-4: 2.0, 3e-5: 2.0})
+    compare(replace(chosen, lora_lr=None, full_lr=None))
+    tries = [("lora", 9e-5), ("full", 9e-6), ("lora", 3e-4), ("full", 3e-5), ("lora", 9e-4), ("full", 9e-5)]
+    assert [(method, lr) for method, lr, _, measured in maker.made if not measured] == tries
+    assert replace(chosen, full_lr=None).rates("lora") == [*LORA]
+
+
 def test_runs_have_the_options_asked_for(chosen, make, tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text("\n".join(json.dumps({"q" if k == "question" else k: v for k, v in t.items()}) for t in TERMS))
