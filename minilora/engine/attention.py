@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,6 +88,12 @@ class Window(NamedTuple):
     origin: int
 
 
+@lru_cache(maxsize=256)
+def later_keys(xp: Any, t: int, dtype: Any) -> Array:
+    """The causal mask of t tokens, (t, t): -inf where a key comes later than the query, 0 elsewhere."""
+    return xp.where(xp.arange(t) > xp.arange(t)[:, None], -xp.inf, 0).astype(dtype)
+
+
 @op
 def attention(
     q,
@@ -159,13 +166,15 @@ def attention(
         return at.position if first is None and window is None else at.low
 
     def hidden(at: Window) -> Array:  # -inf where a query must not see a key, from the first such key on
+        if first is None and window is None:
+            return later_keys(xp, at.stop - at.start, q.dtype)
         query = xp.arange(at.position, at.high)[:, None]
         key = xp.arange(first_hidden(at), at.high)
         masked = key > query  # the future, (t, s)
         if window is not None:
             masked |= key <= query - window
         if first is None:
-            return xp.where(masked, -xp.inf, 0)[None, None, None]
+            return xp.where(masked, -xp.inf, 0)
         padding = (key < first[:, None, None]) & (key != query)  # padding sees itself, so that no row is all -inf
         return xp.where(masked | padding, -xp.inf, 0)[:, None, None]
 
@@ -174,7 +183,7 @@ def attention(
         x = queries @ own_keys.swapaxes(-1, -2)
         if first is not None or t > 1:
             x = x.reshape(B, K, G, t, -1)
-            x[..., first_hidden(at) - at.low :] += hidden(at).astype(x.dtype)
+            x[..., first_hidden(at) - at.low :] += hidden(at).astype(x.dtype, copy=False)
             x = x.reshape(B, K, G * t, -1)
         return x
 

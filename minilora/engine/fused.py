@@ -324,15 +324,10 @@ def rope(x, cos: Array, sin: Array):
     """
 
     def rotate(x: Array, sin: Array) -> Array:
-        half = x.shape[-1] // 2
-        x1, x2 = x[..., :half], x[..., half:]  # (B, T, H, D/2) each
-        y = array_module(x).empty_like(x)
-        y1, y2 = y[..., :half], y[..., half:]
-        y1[...] = x1 * cos
-        y1 -= x2 * sin
-        y2[...] = x2 * cos
-        y2 += x1 * sin
-        return y
+        halves = x.reshape(*x.shape[:-1], 2, -1)  # (B, T, H, 2, D/2)
+        y = halves * cos[..., None, :]
+        y += halves[..., ::-1, :] * array_module(x).stack((-sin, sin), axis=-2)
+        return y.reshape(x.shape)
 
     return rotate(x, sin), lambda g: rotate(g, -sin)
 
