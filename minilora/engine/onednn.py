@@ -201,6 +201,7 @@ def library() -> Library:
             return Library(place)
         except OSError as error:
             reasons.append(str(error))
-    raise Missing(
-        f"oneDNN cannot be loaded ({reasons[0]}): pip install onednn-cpu-gomp, or your system's libdnnl and libgomp"
-    )
+    advice = "pip install onednn-cpu-gomp, or your system's libdnnl"
+    if "libgomp" in reasons[0]:  # containers such as python:slim come without it
+        advice = "install GCC's OpenMP library, libgomp (Debian and Ubuntu: apt-get install libgomp1)"
+    raise Missing(f"oneDNN cannot be loaded ({reasons[0]}): {advice}")

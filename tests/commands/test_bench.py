@@ -61,7 +61,7 @@ def test_a_folder_has_no_quantised_matrices_and_what_needs_them_is_named(tiny_fo
     assert list(result["modes"]) == ["import"] and list(result["left_out"]) == ["quantized", "load-quantized"]
     reasons = bench.impossible(list(MODES), settings)
     needing = {name for name in MODES if "quantized" in name}
-    words = ("quantised", "bf16", "bfloat16")  # the latter two where the package or the processor lacks it
+    words = ("quantised", "bf16", "bfloat16", "oneDNN")  # the latter three where a library or the processor lacks it
     assert {name for name in needing if any(word in reasons[name] for word in words)} == needing
     assert not any("quantised" in why for name, why in reasons.items() if name not in needing)
     line = f"left out: quantized, load-quantized: {tiny_folder / 'base'} holds no quantised matrices"

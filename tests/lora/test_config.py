@@ -32,7 +32,7 @@ def of(*kinds, layers=range(12)):
 
 
 def test_each_field_has_a_line_in_the_docstring():
-    described = re.findall(r"^    (\w+(?:, \w+)*): ", LoraConfig.__doc__, re.MULTILINE)
+    described = re.findall(r"^(\w+(?:, \w+)*): ", inspect.cleandoc(LoraConfig.__doc__), re.MULTILINE)
     assert {field.name for field in dataclasses.fields(LoraConfig)} - set(", ".join(described).split(", ")) == set()
 
 
