@@ -129,7 +129,7 @@ before = set(sys.modules)
 import minilora.cli
 minilora.cli.build_parser()  # all commands
 new = {name.partition(".")[0] for name in set(sys.modules) - before} - {"__mp_main__"}  # another name of __main__
-third_party = new - set(sys.stdlib_module_names)
+third_party = {name for name in new - set(sys.stdlib_module_names) if "cython" not in name}  # Cython's are NumPy's
 print(*sorted(third_party))
 import minilora.engine.ops, minilora.nn.llama
 """

@@ -7,7 +7,10 @@ import sys
 import pytest
 
 pexpect = pytest.importorskip("pexpect", reason="needs pexpect: pip install 'minilora[test]'")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal"),
+    pytest.mark.filterwarnings("ignore:.*use of forkpty:DeprecationWarning"),  # pytest's workers have threads
+]
 
 LEFT, CTRL_C, CTRL_D = "\x1b[D", "\x03", "\x04"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r")
