@@ -46,9 +46,9 @@ def predict(
     Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
     trained on fields the fields, of others {"answer"}, and for a passage of the handbook also {"passage"}, its name.
 
-    Raises ValueError, before anything is predicted, for a text that is empty, neither a string nor a conversation, or
-    too long for the model, for another number of passages than texts, and for a schema where the adapters were trained
-    on labels.
+    Raises ValueError, before anything is predicted, for a text that is empty, neither a string nor such a conversation,
+    or too long for the model, for another number of passages than texts, and for a schema where the adapters were
+    trained on labels.
     """
     check_able(model, tokenizer)
     for what, given_list in (("texts", texts), ("passages", passages)):
@@ -73,6 +73,8 @@ def predict(
         said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
         if not said or not said[-1]["content"].strip():
             raise ValueError(f"text {i} is empty")
+        if (role := said[-1]["role"]) != "user":
+            raise ValueError(f"text {i} must end with the user's message, got one of role {role}")
         last.append(said[-1]["content"])
         passage = None
         if own is None:

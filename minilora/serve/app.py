@@ -155,6 +155,9 @@ class App:
             except ValueError as error:
                 raise ApiError(400, str(error), "model") from error
             quoting = None if self.handbook is None else quoting_of(model, request.choice)
+            if (role := messages[-1]["role"]) != "user" and (quoting or self.engine.task(request)):
+                wrong = f"the last message must be the user's, which alone is answered here, got one of role {role}"
+                raise ApiError(400, wrong, "messages")
             if quoting is not None and self.handbook is not None:
                 refuse_for_quotation(request)
                 request = await _unless_gone(http, self._quoted(request, quoting, self.handbook))

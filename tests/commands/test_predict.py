@@ -146,6 +146,10 @@ def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, t
         (["a", "  "], "text 1 is empty"),
         ([[{"role": "system", "content": "a"}, {"role": "user", "content": ""}]], "text 0 is empty"),
         (["a", []], "text 1 is empty"),
+        (
+            ["a", [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]],
+            "^text 1 must end with the u",
+        ),
         (["a", "x" * 1100], "tokens"),
         (["a", 1], "^text 1: expected messages, .*, got 1 alone"),
         ([["a"]], '^text 0: message 1 must be a dict with texts "role" and "content", got \'a\''),

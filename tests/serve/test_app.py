@@ -478,6 +478,20 @@ def test_a_label_or_fields_can_be_asked_for_after_any_conversation(client, serve
         assert alone.usage.prompt_tokens == after.usage.prompt_tokens == read
 
 
+@pytest.mark.parametrize("data", [LabelTask.of(["a", "b"]), FieldTask.of(SCHEMA), Quoting(1)])
+@pytest.mark.parametrize("role", ["assistant", "system", "developer"])
+def test_what_answers_the_last_message_alone_refuses_one_that_is_not_the_users(
+    client, server, quoting, monkeypatch, data, role
+):
+    asked = dict(model="legal", messages=[*QUESTION, {"role": role, "content": "Be brief."}], max_tokens=64)
+    monkeypatch.setattr(server.engine.model.adapters["legal"], "data", data.entry())
+    with pytest.raises(openai.BadRequestError, match="the last message must be the user's, .* got one of") as caught:
+        client.chat.completions.create(**asked)
+    assert caught.value.param == "messages" and quoting == []
+    monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {})
+    assert client.chat.completions.create(**asked).usage.completion_tokens  # which reads the whole conversation
+
+
 def test_a_label_needs_no_room_for_an_answer(client, server, loaded, labels, monkeypatch):
     alone = complete(client)
     assert complete(client, max_tokens=100_000).choices[0].message == alone.choices[0].message
