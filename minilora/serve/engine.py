@@ -305,13 +305,14 @@ class Engine:
 
     def _version(self, name: str) -> Version:
         size = sum(array.nbytes for array in adapter_state(self.model, name).values())
-        return Version(name, size, system_of(self.model, name), **self._answers(name))
+        return Version(name, size, **self._answers(name))
 
     def _answers(self, choice: Choice) -> dict[str, Any]:
-        """The labels or the schema that a choice of adapters answers with."""
+        """The system prompt that a choice of adapters is asked under, and the labels or the schema of its answers."""
         task = task_of_adapters(self.model, choice)
         labels = task.labels if isinstance(task, LabelTask) else None
-        return {"labels": labels, "schema": task.schema() if isinstance(task, FieldTask) else None}
+        schema = task.schema() if isinstance(task, FieldTask) else None
+        return {"system": system_of(self.model, choice), "labels": labels, "schema": schema}
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from serving import QUESTION, serving
 
 import minilora as ml
+from minilora.generate.conversation import system_of
 from minilora.serve.engine import Engine
 from minilora.serve.protocol import ApiError, Request
 
@@ -140,6 +141,16 @@ def test_names_that_are_taken_or_not_there(shop, engine):
         with pytest.raises(ApiError, match=name) as caught:
             engine.call(lambda name=name: engine.remove_adapter(name)).result(30)
         assert caught.value.status == status
+
+
+@pytest.mark.parametrize("fields", [{}, {"labels": ["a", "b"], "template": "{text}"}])
+def test_a_whole_model_is_listed_with_what_it_is_asked_under_and_answers(shop, fields):
+    model, tokenizer = ml.load(shop / "base")
+    for system in (None, "Be brief."):
+        model.data = {"system": system, **fields}
+        listed = Engine(model, tokenizer).versions["base"].entry()
+        assert listed["system"] == system_of(model, None) == system
+        assert listed["labels"] == (("a", "b") if fields else None)
 
 
 def test_tokens_are_counted_and_what_is_far_too_long_is_not_even_read(engine, monkeypatch):
