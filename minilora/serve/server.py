@@ -13,7 +13,7 @@ from .app import App
 from .bounds import Guard, Listener
 
 MAX_HEAD = 1 << 16  # bytes of a request's line and headers
-KEEP_ALIVE = 5  # seconds until another request follows on the same connection
+KEEP_ALIVE = 120  # seconds until another request follows on the same connection: more than clients keep theirs open
 
 
 class Server(uvicorn.Server):

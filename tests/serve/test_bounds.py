@@ -13,7 +13,7 @@ import pytest
 from serving import QUESTION, read_response, running, serving
 
 from minilora.serve import bounds
-from minilora.serve.server import bind
+from minilora.serve.server import Server, bind
 
 LONG = {"model": "legal", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "seed": 2, "stream": True}
 
@@ -203,6 +203,13 @@ def test_no_more_are_accepted_while_many_are_being_closed():
         for connection in accepted:
             connection.close()
         opened.enter_context(listener.accept()[0])
+
+
+def test_a_client_closes_its_idle_connections_before_the_server_does(server):
+    openai = pytest.importorskip("openai", reason="needs pip install '.[test-serve]'")
+    with bounds.Listener() as listener:
+        kept = Server(server.app, "127.0.0.1", listener).config.timeout_keep_alive
+    assert kept > 10 * openai.DEFAULT_CONNECTION_LIMITS.keepalive_expiry  # or a request meets a connection that ends
 
 
 def test_idle_connections_that_were_answered_before_keep_nobody_out_either(served):
