@@ -205,6 +205,8 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
     limits = [_number(fields, name, 1, whole=True) for name in ("max_completion_tokens", "max_tokens")]
     seed = _number(fields, "seed", whole=True)
     most = int(_number(fields, "top_logprobs", 0, 20, whole=True) or 0)
+    if most and not _truth(fields, "logprobs"):
+        raise ApiError(400, 'top_logprobs means nothing without "logprobs": true', "top_logprobs")
     return Request(
         model=model,
         choice=read_choice(model, names),

@@ -42,6 +42,7 @@ def test_what_some_values_mean():
     assert understood(seed=-1).seed == 2**64 - 1
     assert understood(max_tokens=3, max_completion_tokens=5).limit == 5  # the newer name goes first
     assert 0 < understood(top_p=0).top_p < 1e-6  # takes the likeliest
+    assert understood(top_logprobs=0).top_logprobs is None and understood(logprobs=True).top_logprobs == 0
 
 
 def test_roles_and_parts():
@@ -108,6 +109,8 @@ def with_schema(schema):
         ({"n": 17}, "n", "n must be a whole number from 1 to 16, got 17"),
         ({"n": "2"}, "n", "n must be a whole number from 1 to 16, got '2'"),
         ({"logprobs": 3}, "logprobs", "true or false"),
+        ({"top_logprobs": 2}, "top_logprobs", "means nothing without"),
+        ({"logprobs": False, "top_logprobs": 1}, "top_logprobs", '"logprobs": true'),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "a whole number from 0 to 20"),
         ({"response_format": {"type": "json_schema"}}, "response_format", '"json_schema": {"schema": {...}}}'),
         (with_schema({"$ref": "x"}), "response_format", "response_format: '$ref' is not supported"),
