@@ -326,7 +326,7 @@ def _message(value: Any, where: str) -> Message:
 def _prompt(value: Any) -> str:
     texts = value if isinstance(value, list) else [value]
     _check(len(texts) == 1, "prompt", f"one text per request, got {len(texts)}")
-    return _text(texts[0], "prompt")
+    return _text(texts[0], "prompt").replace("\r\n", "\n")  # as the data are read
 
 
 def _stops(value: Any) -> tuple[str, ...]:

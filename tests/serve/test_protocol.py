@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from minilora.data.formats import text_of
 from minilora.serve.protocol import _ONLY, ApiError, Piece, Reply, Version, event, read_json_object, read_request
 
 NAMES = ["base", "legal", "support"]
@@ -175,6 +176,13 @@ def test_what_is_continued_is_one_text(prompt, said):
     assert caught.value.param == "prompt"
     with pytest.raises(ApiError, match=r"unknown field 'promt' \(did you mean prompt\?\)"):
         read_request({"model": "base", "promt": prompt or "x"}, NAMES, chat=False)
+
+
+def test_a_text_to_continue_is_read_as_messages_and_data_are():
+    for text in ("a\r\nb\r\n", "a\n\rb", "\r"):
+        (message,) = understood(messages=[{"role": "user", "content": f"x{text}"}]).messages
+        fields = {"model": "base", "prompt": f"x{text}"}
+        assert read_request(fields, NAMES, chat=False).messages == message["content"] == text_of(fields, "prompt")
 
 
 @pytest.mark.parametrize(("model", "hint"), [("legel", "did you mean legal"), ("x", "there is: base"), ("x" * 999, "")])
