@@ -141,9 +141,7 @@ class Engine:
         tell: called in the engine's thread with each piece. Raises ApiError for an unknown adapter and where too many
         wait, and ValueError as `Streams.add`.
         """
-        for name in factors_of(request.choice):
-            if name not in self.versions:
-                raise unknown_model(name, self.versions)
+        self._refuse_unknown(request.choice)
         if (ahead := len(self.jobs) - self.slots) >= self.waiting:
             seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
@@ -168,7 +166,11 @@ class Engine:
         return answer.prompt_tokens
 
     def read(self, request: Request, quoting: Quoting, passage: Passage) -> np.ndarray:
-        """How likely the request's question is after each run of sentences of a passage, see `quotes.read`."""
+        """How likely the request's question is after each run of sentences of a passage, see `quotes.read`.
+
+        Raises ApiError for an adapter that has been removed.
+        """
+        self._refuse_unknown(request.choice)
         assert not isinstance(request.messages, str)  # a text to continue is no question
         question, system = request.messages[-1]["content"], system_of(self.model, request.choice)
         with hide_progress():
@@ -306,6 +308,11 @@ class Engine:
     def _version(self, name: str) -> Version:
         size = sum(array.nbytes for array in adapter_state(self.model, name).values())
         return Version(name, size, **self._answers(name))
+
+    def _refuse_unknown(self, choice: Choice) -> None:
+        for name in factors_of(choice):
+            if name not in self.versions:
+                raise unknown_model(name, self.versions)
 
     def _answers(self, choice: Choice) -> dict[str, Any]:
         """The system prompt that a choice of adapters is asked under, and the labels or the schema of its answers."""

@@ -214,6 +214,16 @@ def test_the_server_keeps_what_an_adapter_has_read_until_it_is_removed(client, s
     assert forgotten == ["legal"] and not engine.passages.kept
 
 
+def test_an_adapter_that_is_removed_while_it_reads_is_not_found(client, server, quoting, monkeypatch):
+    read, others = server.engine.read, {name: one for name, one in server.engine.versions.items() if name != "legal"}
+    monkeypatch.setattr(
+        server.engine, "read", lambda *given: monkeypatch.setattr(server.engine, "versions", others) or read(*given)
+    )
+    with pytest.raises(openai.NotFoundError, match="'legal' does not exist") as caught:
+        complete(client)
+    assert caught.value.code == "model_not_found" and len(quoting) == 1  # no model is asked for what it does not have
+
+
 def test_nobody_reads_for_a_client_that_has_left(server, quoting, monkeypatch):
     read, first, left = server.engine.read, threading.Event(), threading.Event()
     monkeypatch.setattr(server.engine, "read", lambda *given: first.set() or (left.wait(10) and read(*given)))
