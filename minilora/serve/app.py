@@ -199,8 +199,9 @@ class App:
         limit = max(min(self.default_limit, context - count), 1) if request.limit is None else request.limit
         generated = 0 if isinstance(self.engine.task(request), LabelTask) else limit
         if count + generated > context:
-            what = f"the conversation has {count:,} tokens" if count <= context else "the conversation is too long"
-            answer = f"with an answer of up to {generated:,}, " if generated else ""
+            fits = count <= context
+            what = f"the conversation has {count:,} tokens" if fits else "the conversation is too long"
+            answer = f"with an answer of up to {generated:,}, " if generated and fits else ""
             raise ApiError(400, f"{what}; {answer}at most {context:,} fit", request.param, "context_length_exceeded")
         return limit
 
@@ -307,8 +308,11 @@ async def _fault(request: HttpRequest, error: Exception) -> Response:
 async def _not_here(request: HttpRequest, error: Exception) -> Response:
     """404 and 405, in the form of all other errors."""
     assert isinstance(error, HTTPException)
-    what = "there is nothing at" if error.status_code == 404 else f"{request.method} is not possible at"
-    wrong = ApiError(error.status_code, f"{what} {request.url.path[:200]}", headers=error.headers)
+    missing = error.status_code == 404
+    what = "there is nothing at" if missing else f"{request.method} is not possible at"
+    hint = "; OpenAI's clients need the base URL /v1, below which are models, chat/completions and completions"
+    line = f"{what} {request.url.path[:200]}{hint if missing else ''}"
+    wrong = ApiError(error.status_code, line, headers=error.headers)
     return error_response(wrong)
 
 

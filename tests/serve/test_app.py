@@ -534,6 +534,24 @@ def test_a_conversation_longer_than_the_context(client):
         complete(client, max_tokens=1020)
 
 
+@pytest.mark.parametrize("limit", [None, 1, 7])
+def test_the_length_of_an_answer_is_to_blame_only_if_the_conversation_fits_without_it(client, server, limit):
+    for letters, fits in ((980, True), (1024, False), (3000, False)):
+        asked = dict(model="base", messages=[{"role": "user", "content": "x" * letters}])
+        with pytest.raises(openai.BadRequestError, match=r"at most 1,024 fit") as caught:
+            client.chat.completions.create(**asked, max_tokens=1024 if fits else limit)
+        assert ("with an answer of up to" in str(caught.value)) == ("the conversation has" in str(caught.value)) == fits
+
+
+def test_a_client_with_another_base_url_is_told_the_right_one(server):
+    for base in ("", "/api", "/v1/v1"):
+        told = [
+            json.loads(server.send("POST", f"{base}{path}", {})[2])["error"]["message"]
+            for path in ("/chat/completions", "/completions", "/models")
+        ]
+        assert all("need the base URL /v1" in line and base in line for line in told)
+
+
 def test_an_answer_has_the_room_that_is_left(client, loaded):
     used = len(loaded[1].encode_chat([{"role": "user", "content": ""}], answer_next=True))
     talk = [{"role": "user", "content": "x" * (1024 - used - 3)}]
