@@ -1,9 +1,9 @@
 """Data with fields for each text: their schema, the prompt that asks for them, and the JSON that answers it.
 
 A schema is a JSON Schema of one level: an object of strings, numbers, integers, booleans, choices (`enum`) and lists of
-these, each of which may be null. Pydantic's forms are understood: `anyOf` of a type and null, and `$ref` to an enum in
-`$defs`. The schema is stored with an adapter (`lora/provenance.py`), so that whoever uses the adapter asks as it was
-trained.
+these, each of which may be null. Pydantic's forms are understood: `anyOf` of a type and null, `const`, and `$ref` to an
+enum in `$defs`. The schema is stored with an adapter (`lora/provenance.py`), so that whoever uses the adapter asks as
+it was trained.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ _KINDS: dict[str, Any] = {  # JSON Schema's types of a value -> Python's
 _NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}  # these allow and forbid nothing
 _OF_OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties", "$defs"}
 _OF_FIELD = _NOTES | {"type", "enum", "items", "pattern"}
-_INSTEAD = {  # of what Pydantic writes
-    "const": "an enum of one value",
-    "format": r"a pattern, such as ^\d{4}-\d{2}-\d{2}$ for a date",
-}
+_INSTEAD = {"format": r"a pattern, such as ^\d{4}-\d{2}-\d{2}$ for a date"}  # of what Pydantic writes
 _PIECE = re.compile(  # of a pattern; `re` warns of [[ and of doubled signs within a class, which may become operators
     r"\[((?:\\.|[^\[\]\\^])(?:\\.|(?!--|&&|~~|\|\|)[^\]\\])*)\]|\\([dw.\-+/()])|([^\\\[\](){}.*+?|^$])"
 )
@@ -89,6 +86,8 @@ class Field:
             field = cls.of(name, others[0], definitions)
             choices = tuple(dict.fromkeys([*field.choices, "null"])) if field.choices else ()
             return replace(field, kinds=tuple(dict.fromkeys([*field.kinds, "null"])), choices=choices)
+        if "const" in rule and "enum" not in rule:
+            rule = {key: value for key, value in rule.items() if key != "const"} | {"enum": [rule["const"]]}
         if (other := sorted(rule.keys() - _OF_FIELD)) and rule.get("type") != "object":
             instead = f": write {_INSTEAD[other[0]]}" if other[0] in _INSTEAD else ""
             supported = "type, enum, items, pattern, or $ref or anyOf alone"

@@ -203,7 +203,10 @@ RULES = [  # the rule of the field a, what is said of it
     ({"anyOf": [{"minLength": 2}, {"type": "null"}]}, "a: 'minLength' is not supported"),
     (A_TEXT | {"minLength": 2}, "a: 'minLength' is not supported"),
     (A_TEXT | {"format": "date"}, "'format' is not supported: write a pattern, such"),
-    ({"const": "x"}, "a: 'const' is not supported: write an enum of one value; supported: t"),
+    ({"const": "x", "enum": ["x"]}, "a: 'const' is not supported; supported: type, enum"),
+    (A_TEXT | {"const": 5}, "a: the choice 5 is not of the type string"),
+    ({"const": {}}, "a: the type 'object' is not supported: only one level is"),
+    ({"const": ["x"]}, "a needs a type other than null, or an enum"),
     ({"type": "text"}, "a: the type 'text' is not supported; supported: string, number"),
     (5, "a must be an object such as"),
     ({"type": "null"}, "a needs a type other than null"),
@@ -230,6 +233,17 @@ def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said, tmp
         path = data(tmp_path / "own.jsonl", schema=schema)
         assert main(["data", str(path), "--base", "tiny"]) == 1
         assert complaint(capsys).startswith(f"{tmp_path / 'own.schema.json'}: ")
+
+
+@given(st.text() | st.integers(-99, 99) | st.booleans(), st.booleans())
+def test_const_is_an_enum_of_one_value(value, typed):
+    title = {"title": "A"} | ({"type": kind_of(value)} if typed else {})
+    one, same = title | {"const": value}, title | {"enum": [value]}
+    for wrap in (lambda rule: rule, lambda rule: {"anyOf": [rule, {"type": "null"}]}):
+        assert FieldTask.of({"properties": {"a": wrap(one)}}) == FieldTask.of({"properties": {"a": wrap(same)}})
+    named = {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": one}}
+    assert FieldTask.of(named) == FieldTask.of({"properties": {"a": same}})
+    assert one["const"] == value  # a caller's schema stays as it is
 
 
 @given(st.text("a[&~|-^+\\d]", max_size=7))

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from enum import Enum
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -449,11 +450,12 @@ def test_a_class_of_pydantic_is_a_schema(client):
     class Found(pydantic.BaseModel):
         mood: Mood | None
         count: int | None = None
+        form: Literal["note"]
 
     talk = [{"role": "user", "content": "hello"}]
     for seed in range(3):
         said = client.beta.chat.completions.parse(  # of every version
-            model="base", messages=talk, response_format=Found, temperature=1.5, seed=seed, max_tokens=60
+            model="base", messages=talk, response_format=Found, temperature=1.5, seed=seed, max_tokens=80
         )
         assert isinstance(said.choices[0].message.parsed, Found)
 
