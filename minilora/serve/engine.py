@@ -156,7 +156,10 @@ class Engine:
         text = "" if isinstance(messages, str) else messages[-1]["content"]
         schema, limit = task or request.schema, request.limit or MAX_NEW_TOKENS
         if schema is not None:
-            check_room(schema.least(), limit)  # before an automaton is built
+            try:
+                check_room(schema.least(), limit)  # before an automaton is built
+            except ValueError as error:
+                raise ApiError(400, str(error), "max_tokens") from error
         guide = None if schema is None else guide_of(schema, self.tokenizer, text)
         answer = self.streams.add(
             self.asked(request), request.choice, limit, request.temperature, request.top_p,

@@ -7,13 +7,16 @@ temperature 0 all are equal. With the `response_format` "json_schema" the base a
 answer follow the schema of the request, as OpenAI's structured outputs. An answer that was cut so that its JSON ends
 within `max_tokens` fits the schema, and its finish_reason is "length".
 
-- An adapter that was trained on labels answers the last message with its most likely label, whatever the temperature,
-  `max_tokens` and `stop`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with
-  the `response_format` "json_object" the answer is {"label": ..., "probability": ...}.
-- An adapter that was trained on fields answers the last message with a JSON object under its schema.
-- An adapter that quotes answers the last message with sentences of a passage, whatever the temperature. It takes no
-  other `response_format` than "text", no `logprobs` and no `stop`. A quotation that is longer than `max_tokens` is cut
-  there, and its finish_reason is "length".
+Adapters that were trained on labels or fields, or to quote, answer the last message alone, which must be the user's:
+
+- An adapter that was trained on labels answers with its most likely label, whatever the temperature, `max_tokens` and
+  `stop`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
+  `response_format` "json_object" the answer is {"label": ..., "probability": ...}.
+- An adapter that was trained on fields answers with a JSON object under its schema. If the request has another schema,
+  the adapter reads the conversation as it stands.
+- An adapter that quotes answers with sentences of a passage, whatever the temperature. It takes no other
+  `response_format` than "text", no `logprobs` and no `stop`. A quotation that is longer than `max_tokens` is cut there,
+  and its finish_reason is "length".
 
 Where the server looks up passages, the answer and the first chunk say which one it was given: {"context": {"id": ...,
 "text": ...}}, with a "note" if the question shares no word with any passage.
