@@ -115,7 +115,7 @@ class Answer:
             return
         self.ids.append(token)
         start, text = self.settled
-        text += self.tokenizer.decode(self.ids[start:])
+        text += self._decoded(self.ids[start:])
         if self.tokenizer.byte_level and not text.endswith(UNFINISHED):
             self.settled = len(self.ids), text
         text = text if self.raw else text.lstrip()
@@ -133,9 +133,17 @@ class Answer:
         """End the answer: no token follows, and the text that was held back is certain. Half a character is left out
         where the answer was cut.
         """
-        text = self.tokenizer.decode(self.ids)
+        text = self._decoded(self.ids)
         text = text if reason == "stop" else text.rstrip(UNFINISHED)
         self.text, self.finished = text if self.raw else text.strip(), reason
+
+    def _decoded(self, ids: list[int]) -> str:
+        """The text of tokens of the answer. SentencePiece leaves out a space that begins a text: where a text is
+        continued, they are decoded after the prompt.
+        """
+        if not self.raw or self.tokenizer.byte_level:
+            return self.tokenizer.decode(ids)
+        return self.tokenizer.decode([*self.prompt, *ids])[len(self.tokenizer.decode(self.prompt)) :]
 
 
 @dataclass

@@ -285,6 +285,25 @@ def test_the_text_of_an_answer_is_that_of_all_its_tokens_after_each(tokenizer, k
     assert answer.text == own.decode(ids)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+@given(data=st.data())
+def test_a_text_and_its_continuation_are_the_text_of_all_their_tokens(tokenizer, kind, data):
+    own = tokenizer if kind == "bytes" else sentencepiece()
+    pieces = [own.encode(one) for one in "a \u00e9"] if kind == "bytes" else [[2], [3], [4], [7, 8], [9, 10, 11]]
+    prompt, ids = (
+        [i for piece in data.draw(st.lists(st.sampled_from(pieces), min_size=least, max_size=6)) for i in piece]
+        for least in (1, 0)
+    )
+    answer = streams_module.Answer(own, prompt, None, 999, 0, 1, np.random.default_rng(0), raw=True)
+    whole, shown = own.decode([*prompt, *ids]), ""
+    for token in ids:
+        answer.take(token)
+        shown += answer.new_text()
+        assert whole.startswith(own.decode(prompt) + shown)
+    answer.finish("stop")
+    assert own.decode(prompt) + shown + answer.new_text() == whole
+
+
 def test_an_answer_that_is_cut_ends_with_a_whole_character(model, tokenizer):
     text = "a返品é👩\u200d💻"
     ids = tokenizer.encode(text)
