@@ -215,14 +215,15 @@ def test_the_server_keeps_what_an_adapter_has_read_until_it_is_removed(client, s
     assert forgotten == ["legal"] and not engine.passages.kept
 
 
-def test_an_adapter_that_is_removed_while_it_reads_is_not_found(client, server, quoting, monkeypatch):
-    read, others = server.engine.read, {name: one for name, one in server.engine.versions.items() if name != "legal"}
+@pytest.mark.parametrize(("step", "passages"), [("read", 1), ("ask", 5)])
+def test_an_adapter_that_is_removed_before_a_step_is_not_found(client, server, quoting, monkeypatch, step, passages):
+    take, others = getattr(server.engine, step), {name: server.engine.versions[name] for name in ("base", "support")}
     monkeypatch.setattr(
-        server.engine, "read", lambda *given: monkeypatch.setattr(server.engine, "versions", others) or read(*given)
+        server.engine, step, lambda *given: monkeypatch.setattr(server.engine, "versions", others) or take(*given)
     )
     with pytest.raises(openai.NotFoundError, match="'legal' does not exist") as caught:
         complete(client)
-    assert caught.value.code == "model_not_found" and len(quoting) == 1  # no model is asked for what it does not have
+    assert caught.value.code == "model_not_found" and len(quoting) == passages  # then its weights may be gone
 
 
 def test_nobody_reads_for_a_client_that_has_left(server, quoting, monkeypatch):
@@ -539,8 +540,9 @@ def test_a_conversation_longer_than_the_context(client):
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7])
-def test_the_length_of_an_answer_is_to_blame_only_if_the_conversation_fits_without_it(client, server, limit):
-    for letters, fits in ((980, True), (1024, False), (3000, False)):
+def test_the_length_of_an_answer_is_to_blame_only_if_the_conversation_fits_without_it(client, loaded, limit):
+    most = 1024 - len(loaded[1].encode_chat([{"role": "user", "content": ""}], answer_next=True))
+    for letters, fits in ((most - 9, True), (most, True), (most + 1, False), (3000, False)):
         asked = dict(model="base", messages=[{"role": "user", "content": "x" * letters}])
         with pytest.raises(openai.BadRequestError, match=r"at most 1,024 fit") as caught:
             client.chat.completions.create(**asked, max_tokens=1024 if fits else limit)

@@ -9,6 +9,7 @@ from serving import QUESTION, serving
 
 import minilora as ml
 from minilora.generate.conversation import system_of
+from minilora.models.with_adapters import load_with_adapters
 from minilora.serve.engine import Engine
 from minilora.serve.protocol import ApiError, Request
 
@@ -144,13 +145,14 @@ def test_names_that_are_taken_or_not_there(shop, engine):
 
 
 @pytest.mark.parametrize("fields", [{}, {"labels": ["a", "b"], "template": "{text}"}])
-def test_a_whole_model_is_listed_with_what_it_is_asked_under_and_answers(shop, fields):
-    model, tokenizer = ml.load(shop / "base")
-    for system in (None, "Be brief."):
-        model.data = {"system": system, **fields}
-        listed = Engine(model, tokenizer).versions["base"].entry()
-        assert listed["system"] == system_of(model, None) == system
-        assert listed["labels"] == (("a", "b") if fields else None)
+def test_each_is_listed_with_what_it_is_asked_under_and_answers(shop, fields):
+    model, tokenizer = load_with_adapters({"legal": shop / "legal"}, shop / "base")
+    for prompts in ((None, None), ("Be brief.", "Be kind."), ("Be brief.", None)):
+        model.data, model.adapters["legal"].data = ({"system": prompt, **fields} for prompt in prompts)
+        listed = [version.entry() for version in Engine(model, tokenizer).versions.values()]
+        assert tuple(one["system"] for one in listed) == prompts
+        assert prompts == (system_of(model, None), system_of(model, "legal"))
+        assert all(one["labels"] == (("a", "b") if fields else None) for one in listed)
 
 
 def test_tokens_are_counted_and_what_is_far_too_long_is_not_even_read(engine, monkeypatch):
