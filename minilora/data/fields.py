@@ -135,7 +135,7 @@ class Field:
 
     def least(self) -> int:
         """The bytes that a value has at least, as JSON."""
-        of_kind = {"null": 4, "boolean": 4, "array": 2, "string": 2 + len(characters_of(self.pattern))}
+        of_kind = {"null": 4, "boolean": 4, "array": 2, "string": 2 + sum(map(_least_of, characters_of(self.pattern)))}
         choices = [len(choice.encode()) for choice in self.choices]
         return min(choices or [of_kind.get(kind, 1) for kind in self.kinds])
 
@@ -393,6 +393,12 @@ def _class(group: str) -> frozenset[str]:
     with suppress(re.error):
         return frozenset(re.findall(f"[{group}]", "".join(map(chr, range(32, 127)))))
     return frozenset()
+
+
+@lru_cache(maxsize=LONGEST)
+def _least_of(allowed: frozenset[str]) -> int:
+    """The bytes of the shortest of these characters in a JSON string."""
+    return min(len(as_json(one).encode()) for one in allowed) - 2
 
 
 def read_schema(path: str | Path) -> FieldTask:

@@ -213,8 +213,9 @@ class Language:
         self.distance = [math.inf] * len(self.edges)
         back: list[list[tuple[int, int]]] = [[] for _ in self.edges]
         for node, (edges, free) in enumerate(zip(self.edges, self.free, strict=True)):
-            for _, after in edges:
-                back[after].append((1, node))
+            for allowed, after in edges:
+                if allowed:  # of a class such as ["\\], no character stands for itself
+                    back[after].append((1, node))
             for after in free:
                 back[after].append((0, node))
         self.distance[self.end], found = 0, deque([self.end])  # the nearest first, so that few come twice

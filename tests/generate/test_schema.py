@@ -29,7 +29,7 @@ SCALARS = {
     "integer": {"type": "integer"},
     "boolean": {"type": "boolean"},
     "code": {"type": "string", "pattern": r"^FW\d{2}[0-9]{6}$"},
-    "odd": {"type": "string", "pattern": r'^"[a-c\\]{3}\.$'},
+    "odd": {"type": "string", "pattern": r'^"[a-c\\]{3}["\\]\.$'},
     "choice": {"enum": ["a", "ab", 'caf\u00e9 "x"', None, 1, 12, True, 1.5]},
 }
 scalars = st.sampled_from(list(SCALARS.values()))
@@ -156,6 +156,7 @@ def test_a_pattern_allows_the_characters_of_its_class_and_no_others(pattern):
     [
         ({"type": "string"}, '""'), ({"type": ["string", "null"], "pattern": "^[a-c]{9}$"}, "null"),
         ({"type": "string", "pattern": "^[ -~]{400}x$"}, f'"{"a" * 400}x"'), ({"type": "boolean"}, "true"),
+        ({"type": "string", "pattern": '^["\\\\]"[a"]\u00e9$'}, '"\\"\\"a\u00e9"'),
         ({"type": ["boolean", "number"]}, "1"), ({"type": "integer"}, "1"), ({"enum": ["abc", "\u00e9"]}, '"\u00e9"'),
         ({"type": "array", "items": {"type": "string", "pattern": "^a{99}$"}}, "[]"),
     ],
