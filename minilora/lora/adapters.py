@@ -251,8 +251,8 @@ class Remembered:
         for module in modules:
             module.unmerge()
         activate(self.model, self.active, modules)
-        for name in chosen:  # only one that is active was made trainable
-            if name not in self.active and _is_trainable(modules, name):
+        for name, factor in chosen.items():  # by `set_adapter`, which makes it trainable; a mixed batch does not
+            if name not in self.active and isinstance(factor, float) and _is_trainable(modules, name):
                 for weights in _weights_of(modules, name):
                     weights.requires_grad_(False)
         for parameter, wanted in self.trainable.items():

@@ -54,6 +54,22 @@ def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
     np.testing.assert_array_equal(logits(kinds, ids), chosen(kinds, "dora", ids))
 
 
+@pytest.mark.parametrize("active", [None, "plain", {"plain": 0.5, "bias": 1.0}], ids=str)
+def test_adapters_that_were_made_trainable_by_hand_are_trained_in_one_mixed_batch_after_another(kinds, active):
+    names = ["plain", "dora", "pissa"]
+    ml.set_adapter(kinds, active)
+    for name, parameter in kinds.named_parameters():
+        parameter.requires_grad = any(f".adapters.{one}." in name for one in names)
+    trained = kinds.trainable_parameters()
+    for _ in range(2):
+        ml.SGD(trained, lr=0.1).zero_grad()
+        with ml.mixed_batch(kinds, [*names, None]) as rows:
+            rows.choose([*names, "bias"])
+            kinds.loss(ROWS[[0, 1, 2, 0]], ROWS[[0, 1, 2, 0]]).backward()
+        assert kinds.trainable_parameters().keys() == trained.keys()
+        assert all(p.grad is not None and p.grad.any() for p in trained.values())
+
+
 class Layer(ml.Module):
     """A linear layer, of which an adapter needs a module around it."""
 
