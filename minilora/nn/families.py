@@ -10,7 +10,7 @@ Both formats are read strictly. A field that minilora does not know is refused, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from operator import itemgetter
 from typing import Any
 
@@ -89,11 +89,30 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """What `config.json` says of a model with this config, for transformers."""
-    family = FAMILIES[config.model_type]
+    """What `config.json` says of a model with this config, for transformers. Raises ValueError for one that no file of
+    its family can describe.
+    """
+    family = _describing(config)
     record = {"architectures": [family.class_name], "model_type": family.model_type}
     record |= {key: values[0] for key, values in family.only.items() if key != "layer_types"}
     return record | {each.json: getattr(config, each.name) for each in family.fields} | family.to_json(config)
+
+
+def _describing(config: Any) -> Family:
+    """The family of a config. Raises ValueError, with the families that have it, if its files would lose a field."""
+
+    def lost(family: Family) -> list[str]:
+        stored = {each.name for each in family.fields} | {"model_type"}
+        others = [each for each in fields(config) if each.name not in stored]
+        usual = {each.name: family.always.get(each.name, each.default) for each in others}
+        return [f"{name}={getattr(config, name)!r}" for name in usual if getattr(config, name) != usual[name]]
+
+    if (own := FAMILIES.get(config.model_type)) is not None and not lost(own):
+        return own
+    able = [each.model_type for each in FAMILIES.values() if isinstance(config, each.config) and not lost(each)]
+    what = "is unknown" if own is None else f"has no {', '.join(lost(own))}"
+    instead = f"give the config the model_type {' or '.join(able)}" if able else "no family has all of its fields"
+    raise ValueError(f"model_type {config.model_type!r} {what}, so a file would describe another model; {instead}")
 
 
 def _refuse(found: Mapping[str, Any], only: Mapping[str, tuple], what: str) -> None:
@@ -180,9 +199,9 @@ def _scaling_of(divisors: Array, values: Mapping[str, Any], record: list[float] 
 def config_to_gguf(config: Any) -> tuple[dict[str, Any], dict[str, Array]]:
     """Metadata of a GGUF file with this config, and tensors that are not parameters, by llama.cpp's names.
 
-    Raises ValueError for a model that llama.cpp cannot compute.
+    Raises ValueError for a model that llama.cpp cannot compute, or that no file of its family can describe.
     """
-    family = FAMILIES[config.model_type]
+    family = _describing(config)
     metadata: dict[str, Any] = {"general.architecture": family.gguf, "general.type": "model"}
     for each in family.fields:
         if each.gguf:

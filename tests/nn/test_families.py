@@ -1,6 +1,8 @@
 """The table of families: names of tensors, what Llama's switches compute, and what is refused."""
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import replace
 
 import gguf
@@ -174,6 +176,27 @@ def test_no_value_of_a_field_is_lost_in_a_file(family):
     assert len(tried) > 6
 
 
+@pytest.mark.parametrize("family", [*SWITCHES, "my-own"])
+def test_a_config_that_the_files_of_its_family_would_change_is_refused_and_those_that_have_it_are_named(family):
+    always = FAMILIES[family].always if family in FAMILIES else {}
+    for switches in ({}, *SWITCHES.values(), {"sliding_window": 4, "logits_scaling": 2.0}):
+        with suppress(ValueError):  # fields that do not go together
+            config = replace(PLAIN, model_type=family, **{"attention_multiplier": 0.3, **always, **switches})
+        for changed in (config, replace(config, attention_multiplier=0.0)):
+            try:
+                able, record = [family], config_to_json(changed)
+            except ValueError as error:
+                able = str(error).partition("the model_type ")[2].split(" or ")
+                with pytest.raises(ValueError, match=re.escape(str(error))):
+                    config_to_gguf(changed)
+                assert family not in able and "\n" not in str(error)
+            for name in filter(None, able):
+                record = config_to_json(changed := replace(changed, model_type=name))
+                again = config_from_json(json.loads(json.dumps(record)))
+                scale = again.attention_multiplier if not changed.attention_multiplier else 0.3  # 0: of the width
+                assert again == replace(changed, attention_multiplier=scale)
+
+
 def test_llama_3s_files_from_elsewhere_say_only_the_divisors():
     config = replace(PLAIN, head_dim=64, rope_theta=500000.0, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
     metadata, tensors = config_to_gguf(config)
@@ -232,7 +255,8 @@ REFUSED = [
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
 def test_what_would_change_the_result_is_refused(change, message):
     family = change.get("model_type", "llama")
-    record = config_to_json(replace(PLAIN, model_type=family)) if family in FAMILIES else config_to_json(PLAIN)
+    known = {"model_type": family, **FAMILIES[family].always} if family in FAMILIES else {}
+    record = config_to_json(replace(PLAIN, **known))
     with pytest.raises(ValueError) as caught:
         config_from_json(record | change)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -363,7 +387,7 @@ def test_the_forms_of_gemmas_config_say_the_same():
 
 def test_a_scale_that_follows_from_the_width_of_heads_is_stored_as_transformers_reads_it():
     for family in ("granite", "granitemoehybrid"):  # 0 would be 0 there
-        stored = config_to_json(replace(PLAIN, model_type=family, head_dim=16))
+        stored = config_to_json(replace(PLAIN, model_type=family, head_dim=16, **FAMILIES[family].always))
         assert stored["attention_multiplier"] == 0.25
     gemma = config_from_json(GEMMA | {"num_hidden_layers": 6, "head_dim": 10, "query_pre_attn_scalar": 10})
     from_gguf = config_from_gguf(config_to_gguf(gemma)[0], {"token_embd.weight": (11, 6)})
