@@ -219,9 +219,10 @@ def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> tuple[Any, M
     """A config and arrays by name in the form that can be written to a GGUF file.
 
     They come back unchanged, except that Granite 4.0's one matrix of gate and up is divided, as in Granite 3.0, and
-    that Gemma's norms are rounded as if 1 had been added and subtracted.
+    that Gemma's norms are rounded as if 1 had been added and subtracted. Raises ValueError for a config that no file of
+    its family can describe.
     """
-    if offset := FAMILIES[config.model_type].norm_offset:
+    if offset := _describing(config).norm_offset:
         norms = {name: (w + offset) - offset for name, w in state.items() if name.endswith("norm.weight")}
         return config, {**state, **norms}
     if not getattr(config, "shared_mlp", False):
