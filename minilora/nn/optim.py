@@ -141,8 +141,11 @@ class AdamW(Optimizer):
 def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm: float) -> Array:
     """Scale all gradients so that their common norm is at most `max_norm`; return the norm before.
 
-    On a GPU the norm is a zero-dimensional array there, so that the host need not wait for it.
+    On a GPU the norm is a zero-dimensional array there, so that the host need not wait for it. Raises ValueError for a
+    `max_norm` that is not above 0, which would delete all gradients or turn them round.
     """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be a number above 0, or inf for none, got {max_norm!r}")
     grads = [p.grad for p in _listed(parameters) if p.grad is not None]
     if not grads:
         return 0.0

@@ -251,6 +251,16 @@ def test_clipping_reaches_the_gradient_that_backward_gave_a_scalar():
     assert x.grad == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.parametrize("max_norm", [0, -1.0, math.nan])
+def test_a_norm_that_would_delete_gradients_or_turn_them_round_is_refused(max_norm):
+    x = Parameter(np.ones(3))
+    x.grad = np.full(3, 2.0)
+    with pytest.raises(ValueError, match="above 0, or inf"):
+        clip_grad_norm([x], max_norm)
+    clip_grad_norm([x], math.inf)
+    assert (x.grad == 2).all()
+
+
 # -- schedule ----------------------------------------------------------------------------------------------------------
 
 
