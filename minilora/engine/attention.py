@@ -25,10 +25,16 @@ class Packing:
     prefix: the number of tokens that all sequences begin with. ends: where the rest of each sequence ends in the row;
     the first rest begins at `prefix`. Every token sees the prefix and the earlier tokens of the same sequence, so it
     has exactly the value it would have in a separate row, but the prefix is computed once instead of once per sequence.
+    Raises ValueError for ends that do not rise from the prefix on, such as lengths.
     """
 
     prefix: int
     ends: tuple[int, ...]
+
+    def __post_init__(self):
+        places = [0, self.prefix, *self.ends]
+        if not len(self.ends) or places != sorted(places):
+            raise ValueError(f"prefix and ends must rise from 0, such as 0 and (3, 5) for 3 and 2 tokens, got {self}")
 
     def spans(self) -> list[tuple[int, int]]:
         """(start, end) in the row of the prefix, if there is one, and of the rest of each sequence."""

@@ -135,6 +135,15 @@ def test_packed_sequences_are_the_sequences_alone(prefix, lengths, block):
     assert packing.spans() == ([(0, prefix)] if prefix else []) + packing.own_spans()
 
 
+@pytest.mark.parametrize(
+    ("prefix", "ends"), [(0, ()), (0, (3, 2, 4)), (3, (2, 4)), (-1, (2, 4)), (0, np.array([4, 1]))]
+)
+def test_ends_that_do_not_rise_from_the_prefix_are_refused_as_lengths_would_be(prefix, ends):
+    with pytest.raises(ValueError, match="must rise from 0"):
+        Packing(prefix, ends)
+    assert Packing(1, np.array([1, 4])).positions() == [0, 1, 2, 3]  # the first sequence is the prefix alone
+
+
 # -- activation and losses ---------------------------------------------------------------------------------------------
 
 
