@@ -199,6 +199,8 @@ class LanguageModel(Module):
         ids = self._integers(input_ids, "input_ids")
         if packing and (len(ids) != 1 or packing.ends[-1] != ids.shape[1]):
             raise ValueError(f"a packing of {packing.ends[-1]} tokens does not describe input_ids of shape {ids.shape}")
+        if cache and len(ids) != cache.batch:
+            raise ValueError(f"the cache has {cache.batch} rows, input_ids have {len(ids)}: make a new_cache for these")
         longest = max(packing.positions()) + 1 if packing else ids.shape[1] + (cache.longest if cache else 0)
         if longest > (limit := self.config.max_position_embeddings):
             raise ValueError(f"{longest} tokens are more than the {limit} the model can see")

@@ -70,6 +70,14 @@ def test_a_row_grows_up_to_what_the_model_can_see_wherever_its_padding_ends(tiny
         assert grown.longest == grown.before + grown.length  # of no row, the tokens that each would have
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_tokens_for_another_number_of_rows_are_refused(model, rows, tokens):
+    cache = read(model, TEXT[:4], TEXT[1:5])
+    with no_grad(), pytest.raises(ValueError, match=f"has 2 rows, input_ids have {rows}: make a new_cache"):
+        model(np.ones((rows, tokens), int), cache)
+
+
 @pytest.mark.parametrize("alive", [[0, 1, 2, 3], [0, 3, 2], [3], [3, 1], [1, 0], [3, 2, 1, 0], [2, 0]], ids=str)
 def test_rows_are_kept_in_the_order_asked_for(model, alive):
     rows = [TEXT[i : i + n] for i, n in enumerate((4, 8, 3, 6))]
