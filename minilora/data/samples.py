@@ -108,11 +108,15 @@ def _conversation(
         if not usual or end == len(ids):
             plain = tokenizer.plain(answer)
             said = tokenizer.encode(plain)
-            if ids[start : start + len(said)] == said:  # False if the template trims or merges
-                end = start + len(said)
+            if ids[start : (after := start + len(said))] == said:  # False if the template trims or merges
+                apart = end == len(ids) or tokenizer.decode(ids[after:end]).strip()
+                end = after if apart else end  # which may follow a space, as in Llama 2's template
             else:  # in a template whose turns end with no end token, neither beyond the answer nor beyond its turn
-                places = (before + plain, tokenizer.render(record.messages[: i + 1]), text)
-                known = tokenizer.encode(next(place for place in places if text.startswith(place)))
+                places = (before + plain, tokenizer.render(record.messages[: i + 1]))
+                place = next((place for place in places if text.startswith(place)), None)
+                if place is None and end == len(ids):
+                    raise _cannot_tell(record, i, "the turn")
+                known = ids if place is None else tokenizer.encode(place)
                 same = same_beginning([known, ids])
                 end = min(end, same + (same < len(known)))  # with the token that reaches across the end
         end += end < len(ids) and ids[end] in tokenizer.end_ids
@@ -134,11 +138,15 @@ def _found_before(record: Record, i: int, text: str, ids: list[int], tokenizer: 
     before = text[: next(apart, len(text))]
     answer, start = tokenizer.plain(record.messages[i]["content"]), tokenizer.encode(before)
     if not text.startswith(answer, len(before)) or ids[: len(start)] != start:
-        raise ValueError(
-            f"record {record.id}: the model's chat template renders the prompt of answer {i} differently from the "
-            "whole conversation, and its words cannot be told apart: use another base, or one answer in each record"
-        )
+        raise _cannot_tell(record, i, "the prompt")
     return before
+
+
+def _cannot_tell(record: Record, i: int, what: str) -> ValueError:
+    return ValueError(
+        f"record {record.id}: the model's chat template renders {what} of answer {i} differently from the whole "
+        "conversation, and its words cannot be told apart: use another base, or one answer in each record"
+    )
 
 
 def _answer_start(

@@ -40,7 +40,7 @@ def template_of(tokenizer: Tokenizer) -> str:
     if tokenizer.bos and "bos_token" in tokenizer.template:
         bare, full = (text.removeprefix(tokenizer.bos) for text in (bare, full))
     before, system, after = full.partition(_SYSTEM)
-    end = "{{ .Response }}" + tokenizer.eos
+    end = "{{ .Response }}" + tokenizer.core.id_to_token(tokenizer.answer_end)
     if not system:  # a template without system messages
         return bare + end
     shared = 0  # letters at the end of both

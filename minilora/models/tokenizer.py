@@ -36,7 +36,7 @@ class Tokenizer:
     """Encodes text and conversations for one model.
 
     core: a tokenizer of the `tokenizers` library, or `BytePairs`.
-    eos: the text of the token that ends an answer; its id is `eos_id`.
+    eos: the text of the token that ends a text and, in most models, an answer; its id is `eos_id`.
     template: a Jinja chat template; a plain one if left out, which begins with `bos` if every text does.
     bos: the text of the token that begins a text, for the template.
     pad_id: the id of the padding token; `eos_id` if left out.
@@ -69,9 +69,33 @@ class Tokenizer:
         control = {i: re.escape(token.content) for i, token in core.get_added_tokens_decoder().items() if token.special}
         self.control_ids = frozenset(control)
         self.template = template or "{{ bos_token }}" * len(self.begun([])) + _PLAIN_TEMPLATE
-        self.end_ids = frozenset({eos_id, *other_ends} & {eos_id, *control})
-        self.ends = [core.id_to_token(i) for i in sorted(self.end_ids)]
         self._control = re.compile(f"(?=({'|'.join(control.values())}))." if control else r"(?!)", re.DOTALL)
+        self._other_ends = self.control_ids.intersection(other_ends)
+
+    @cached_property
+    def answer_end(self) -> int:
+        """The id of the control token with which the template ends an answer; `eos_id` if it does with none.
+
+        Many bases name only the token that ends a text: Qwen2.5's is <|endoftext|>, and its template ends an answer
+        with <|im_end|>.
+        """
+        answer = "An answer."
+        try:
+            text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
+        except ModelFileError:  # is raised again where a conversation is rendered
+            text = ""
+        after = self._control.match(text.rpartition(answer)[2].lstrip()) if answer in text else None
+        return self.eos_id if after is None else self.core.token_to_id(after[1])
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The ids of the tokens that end an answer: those that the files name, and `answer_end`."""
+        return self._other_ends | {self.eos_id, self.answer_end}
+
+    @cached_property
+    def ends(self) -> list[str]:
+        """The texts of the tokens that end an answer."""
+        return [self.core.id_to_token(i) for i in sorted(self.end_ids)]
 
     def __len__(self) -> int:
         return self.core.get_vocab_size()

@@ -160,6 +160,11 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
                 if ids[start:end] != answer:
                     end = len(tokenizer.encode(tokenizer.render(record.messages[: i + 1])))
                     end = ids.index(tokenizer.eos_id, start) if tokenizer.eos_id in ids[start:end] else end
+                elif (
+                    tokenizer.eos_id in ids[end:]
+                    and set(ids[end : (mark := ids.index(tokenizer.eos_id, end))]) == space
+                ):
+                    end = mark
                 end += ids[end : end + 1] == [tokenizer.eos_id]
                 labels[start:end] = ids[start:end]
         return Sample(tuple(ids), tuple(labels))
@@ -168,6 +173,7 @@ def test_many_records_at_once_are_scored_as_when_each_answer_is_looked_for_alone
     if not known:
         core = Core.from_str(json.dumps(json.loads(tokenizer.core.to_str()) | {"added_tokens": []}))
         tokenizer = Tokenizer(core, tokenizer.eos, tokenizer.template)
+    space = set(tokenizer.encode(" "))
     records = [
         Record("talk", (*TALK[:2], {**TALK[2], "content": one}, TALK[3], {**TALK[4], "content": other}))
         for one in ANSWERS
@@ -220,6 +226,45 @@ def test_each_end_token_ends_the_scored_part(build):
     tokenizer = Tokenizer(core.core, core.eos, other, other_ends=[core.core.token_to_id("<|endoftext|>")])
     sample = encode_record(Record("talk", tuple(TALK)), tokenizer)
     assert scored_text(sample, tokenizer) == ["Hi 12.<|endoftext|>", "So.<|endoftext|>"]
+
+
+@pytest.mark.parametrize("after", ["", "\n", " "], ids=ascii)
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|im_end|>"])
+@pytest.mark.parametrize("named", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+def test_the_token_with_which_the_template_ends_an_answer_is_learned_whatever_the_files_name(build, named, end, after):
+    """Qwen2.5's base names <|endoftext|>, and its template ends an answer with <|im_end|>."""
+    core = build(CHATML).core
+    tokenizer = Tokenizer(core, named, CHATML.replace("'<|im_end|>' + '\n'", f"{after!r} + '{end}' + '\n'"))
+    sample = encode_record(Record("talk", tuple(TALK)), tokenizer)
+    assert [text.replace(after, "") for text in scored_text(sample, tokenizer)] == [
+        f"{text}{end}".replace(after, "") for text in ("Hi 12.", "So.")
+    ]
+    assert tokenizer.ends == [core.id_to_token(i) for i in sorted({core.token_to_id(named), core.token_to_id(end)})]
+    text = encode_record(Record("text", text="So."), tokenizer)
+    assert text.ids[-1] == text.labels[-1] == core.token_to_id(named)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{% if %}", "<|im_start|>{{ messages[0]['content'] }}"]
+)
+def test_a_template_that_shows_no_end_leaves_the_one_that_is_named(build, template):
+    tokenizer = Tokenizer(build(CHATML).core, "<|im_end|>", template)
+    assert tokenizer.ends == ["<|im_end|>"] and tokenizer.answer_end == tokenizer.eos_id
+
+
+def test_an_answer_whose_end_cannot_be_found_is_refused_before_the_next_question_is_learned(build):
+    """As in GLM's template: a turn has no end token, and earlier answers are rendered without their thoughts."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ':' + "
+        "(m['content'] if loop.last else m['content'].split('>>')[-1]) }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    tokenizer = build(template)
+    talk = [*TALK[1:3], {"role": "user", "content": "So?"}, {"role": "assistant", "content": "hm>>So."}]
+    assert scored_text(encode_record(Record("talk", tuple(talk)), tokenizer), tokenizer) == ["Hi 12.", "hm>>So."]
+    talk[1] = {"role": "assistant", "content": "hm>>Hi 12."}
+    with pytest.raises(ValueError, match="^record talk: the model's chat template renders the turn of answer 1 diff"):
+        encode_record(Record("talk", tuple(talk)), tokenizer)
 
 
 @pytest.mark.parametrize("records", [[Record("a", text="b"), {"text": "b"}], {"train": []}, "ab"], ids=str)

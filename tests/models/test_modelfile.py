@@ -6,6 +6,7 @@ import pytest
 from modelfiles import CHATML, new_tokenizer
 
 from minilora.models.modelfile import can_be_written, template_of, write_modelfile
+from minilora.models.tokenizer import Tokenizer
 
 DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 TEMPLATES = {
@@ -35,6 +36,11 @@ def test_the_template_in_gos_form_gives_the_models_own_prompt(name):
         expected = tokenizer.render(messages, answer_next=True).removeprefix("<|endoftext|>")
         got = in_go(template_of(tokenizer), System=system, Prompt="Why?", Response="So.")
         assert got == expected + "So.<|im_end|>"
+
+
+def test_an_answer_ends_as_in_the_models_own_template():
+    tokenizer = Tokenizer(new_tokenizer().core, "<|endoftext|>", CHATML)  # as Qwen2.5's base names it
+    assert template_of(tokenizer).endswith("{{ .Response }}<|im_end|>")
 
 
 def test_a_turn_that_begins_with_the_beginning_token_itself_keeps_it():
