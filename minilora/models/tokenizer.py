@@ -116,6 +116,10 @@ class Tokenizer:
         """What another process needs; a compiled template cannot be pickled, and is compiled again there."""
         return {name: value for name, value in vars(self).items() if name != "_compiled_template"}
 
+    def with_template(self, template: str) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        return Tokenizer(self.core, self.eos, template, self.bos, self.pad_id, self._other_ends)
+
     # -- text --------------------------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Names of control tokens become control tokens unless `plain` has cut them.
@@ -285,16 +289,6 @@ def from_folder(folder: Path) -> Tokenizer:
     settings_path = folder / "tokenizer_config.json"
     files = [path for path in (folder / "special_tokens_map.json", settings_path) if path.is_file()]
     settings = {key: value for path in files for key, value in read_json(path).items()}
-    template_path = folder / "chat_template.jinja"
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several with names, such as the one for tools
-        usual = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
-        template = next(usual, {}).get("template", template)
-    if template_path.is_file():
-        try:
-            template = template_path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ModelFileError(f"{template_path}: not a text in UTF-8 ({error})") from error
     eos = _token_text(settings.get("eos_token"))
     if eos is None:
         known = [t for t in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>") if core.token_to_id(t) is not None]
@@ -305,7 +299,22 @@ def from_folder(folder: Path) -> Tokenizer:
         raise ModelFileError(f"{settings_path}: eos_token {eos!r} is not in the vocabulary of {path.name}")
     pad, bos = _token_text(settings.get("pad_token")), _token_text(settings.get("bos_token")) or ""
     pad_id = None if pad is None else core.token_to_id(pad)
-    return Tokenizer(core, eos, template, bos, pad_id, _end_ids(folder))
+    return Tokenizer(core, eos, template_in(folder), bos, pad_id, _end_ids(folder))
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template of a Hugging Face folder, or of an adapter's that TRL wrote; None without one."""
+    path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"{path}: not a text in UTF-8 ({error})") from error
+    template = read_json(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(template, list):  # several with names, such as the one for tools
+        usual = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
+        template = next(usual, {}).get("template", template)
+    return template
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from ..nn.module import sha256_of
 from ..progress import log
 from .hub import known_as
 from .load import load
-from .tokenizer import Tokenizer
+from .tokenizer import Message, Tokenizer, template_in
 
 BASE_NAME = "base"  # the name of the model without an adapter in commands
 DEFAULT_BASE = "smollm2"
 _SEPARATOR = re.compile(r"[\s,=]")  # in a weighted combination
+_TALK: list[Message] = [{"role": role, "content": "Why?"} for role in ("user", "assistant", "user")]
 LARGEST_FACTOR = 100  # of an adapter: activations stay finite, although answers make no sense long before
 
 
@@ -124,7 +125,39 @@ def load_with_adapters(
     for name, folder in named.items():
         load_adapter(model, folder, name, force, digest)
     set_adapter(model, None)
-    return model, tokenizer
+    return model, _as_trained(tokenizer, named)
+
+
+def _as_trained(tokenizer: Tokenizer, named: Mapping[str, Path]) -> Tokenizer:
+    """The tokenizer with the chat template of the adapters' folders, in which TRL and transformers write the one that
+    they trained with. Without one, or if the adapters have different ones, the base's stays.
+    """
+    own = own_templates(tokenizer, named)
+    if own.keys() == named.keys() and len({_rendered(each) for each in own.values()}) == 1:
+        name, found = next(iter(own.items()))
+        log.info(f"{named[name]} has another chat template than the base, and is asked with its own")
+        return found
+    for name in own:
+        log.warning(f"{named[name]} {OTHER_TEMPLATE}: load it alone")
+    return tokenizer
+
+
+OTHER_TEMPLATE = "was trained with a chat template of its own, and is asked here with another one"
+
+
+def own_templates(tokenizer: Tokenizer, named: Mapping[str, Path]) -> dict[str, Tokenizer]:
+    """The tokenizer with the template in the folder of each adapter that has one, if it renders a talk otherwise."""
+    templates = {name: template_in(folder) for name, folder in named.items()}
+    found = {name: tokenizer.with_template(each) for name, each in templates.items() if each is not None}
+    return {name: each for name, each in found.items() if _rendered(each) != _rendered(tokenizer)}
+
+
+def _rendered(tokenizer: Tokenizer) -> str | None:
+    """A conversation that an answer follows; None if the template refuses it."""
+    try:
+        return tokenizer.render(_TALK, answer_next=True)
+    except ModelFileError:
+        return None
 
 
 def log_other_rounding(model: LanguageModel, named: Mapping[str, Path]) -> None:

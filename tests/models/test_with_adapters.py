@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfiles import CONFIG, IDS, new_llama, new_tokenizer, write_gguf
+from modelfiles import CHATML, CONFIG, IDS, new_llama, new_tokenizer, write_gguf
 from peftfiles import CONFIG as CONFIG_FILE
 from peftfiles import NOTES, link, provenance_of, rewrite
 from smallmodels import logits, lora_config, new_model, shaken
@@ -21,7 +21,7 @@ from minilora.files.disk import ModelFileError
 from minilora.models import hub, with_adapters
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
-from minilora.models.merge import export
+from minilora.models.merge import export, merge
 from minilora.models.with_adapters import (
     base_of,
     load_with_adapters,
@@ -378,3 +378,60 @@ def test_an_adapter_is_named_that_was_trained_on_a_base_quantised_otherwise_but_
         with caplog.at_level("INFO", "minilora"):
             log_other_rounding(SimpleNamespace(rounded_to=now), {"one": tmp_path})
         assert len(caplog.messages) == said
+
+
+# -- chat templates ----------------------------------------------------------------------------------------------------
+
+OWN = CHATML.replace("<|im_start|>' + m['role']", "<|im_start|>the ' + m['role']")
+MARKED = CHATML.replace("{% if add", "{% generation %}{% endgeneration %}{% if add")  # as TRL marks answers
+TALK = [{"role": "user", "content": "hello"}]
+
+
+def write_template(folder, template, new=True):
+    """As transformers writes the tokenizer that an adapter was trained with, in new releases and in old ones."""
+    if new:
+        (folder / "chat_template.jinja").write_text(template)
+    else:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["a file", "an entry"])
+def test_an_adapter_is_asked_with_the_template_in_its_folder(here, new, caplog):
+    folder = here / "runs" / "legal"
+    write_template(folder, OWN, new)
+    caplog.set_level("INFO", "minilora")
+    _, tokenizer = load_with_adapters({"legal": folder})
+    _, base = ml.load("models/one")
+    assert tokenizer.render(TALK, True) == base.with_template(OWN).render(TALK, True) != base.render(TALK, True)
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.end_ids) == (base.eos_id, base.pad_id, base.end_ids)
+    assert caplog.messages == [f"{folder} has another chat template than the base, and is asked with its own"]
+    merge(None, folder, here / "merged")
+    assert ml.load("merged")[1].render(TALK, True) == tokenizer.render(TALK, True)
+
+
+def test_a_template_that_renders_the_same_changes_nothing(here, caplog):
+    write_template(here / "runs" / "legal", MARKED)
+    _, tokenizer = load_with_adapters({"legal": here / "runs" / "legal"})
+    assert tokenizer.template == CHATML != MARKED and not caplog.messages
+
+
+@pytest.mark.parametrize("other", [None, CHATML, OWN.replace("the ", "a ")], ids=["none", "the base's", "a third"])
+def test_adapters_with_different_templates_are_asked_with_the_bases_which_is_said(here, other, caplog):
+    one, two = here / "runs" / "legal", make_adapter("models/one", here / "runs" / "two", seed=1)
+    write_template(one, OWN)
+    if other is not None:
+        write_template(two, other)
+    _, tokenizer = load_with_adapters({"legal": one, "two": two})
+    assert tokenizer.template == CHATML
+    others = [one] if other in (None, CHATML) else [one, two]
+    said = "was trained with a chat template of its own, and is asked here with another one: load it alone"
+    assert caplog.messages == [f"{folder} {said}" for folder in others]
+    write_template(two, OWN)
+    assert load_with_adapters({"legal": one, "two": two})[1].template == OWN
+
+
+def test_a_template_that_refuses_a_talk_is_no_reason_to_refuse_the_adapter(here):
+    write_template(here / "runs" / "legal", "{{ raise_exception('no') }}")
+    _, tokenizer = load_with_adapters({"legal": here / "runs" / "legal"})
+    with pytest.raises(ModelFileError, match="no"):
+        tokenizer.render(TALK)

@@ -30,7 +30,7 @@ from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.generate.prefix_cache import ReadPassages
 from minilora.generate.quotes import quote
 from minilora.models.folder import save_folder
-from minilora.models.with_adapters import load_with_adapters, log_other_rounding
+from minilora.models.with_adapters import OTHER_TEMPLATE, load_with_adapters, log_other_rounding
 from minilora.serve import engine as engine_module
 from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
@@ -725,6 +725,11 @@ def test_an_adapter_that_is_added_has_the_notices_of_the_command_line(place, han
     assert bool(expected) == (
         "base" in notes or ("data" in notes and (set(notes["data"]) == {"name"}) == bool(handbook))
     )
+
+
+def test_the_note_of_an_adapter_with_a_chat_template_of_its_own_says_so(place):
+    (place.folder / "runs" / "support" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
+    assert add(place, "shop", "runs/support")[1]["note"] == f"shop {OTHER_TEMPLATE}"
 
 
 def test_an_adapter_named_as_on_the_hub_is_described_and_removed(place):
