@@ -19,9 +19,9 @@ from typing import Any, cast
 import numpy as np
 
 from ..engine.backend import Array, array_module, dense, to_numpy
-from ..files.disk import ModelFileError, read_json, write_json
+from ..files.disk import ModelFileError, entries, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
-from ..nn.families import FAMILIES
+from ..nn.families import FAMILIES, TABLES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, Parameter, check_module
 from ..progress import log
@@ -34,6 +34,7 @@ from .variants import config_with_initial
 
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_IN_PEFT = "if PEFT can merge it (merge_and_unload), save that model and its tokenizer (save_pretrained) as a base"
 PATTERN_SECONDS = 10  # that the patterns of an adapter may take, with the start of a process
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
@@ -202,6 +203,8 @@ def load_adapter(
     config = config.without_absent_targets(modules)  # its tensors show all that was trained
     _refuse_endless_patterns(config, modules, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
+    if not path.is_file() and (pickled := path.with_suffix(".bin")).is_file():
+        raise ModelFileError(f"{pickled}: nothing is unpickled: load it with PEFT, and save it again (save_pretrained)")
     tensors = read_tensors(path, mapped)
     _refuse_another_width(model, tensors, path)
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
@@ -277,17 +280,21 @@ def _restore_dropout(weights: Mapping[str, LoraWeights], states: Mapping[str, An
 
 
 def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Drop the copy of the base's table that PEFT saves with an adapted embedding.
+    """Drop the copies of the base's tables that PEFT saves with an adapted embedding, or after a change of the
+    vocabulary.
 
-    Raises ModelFileError if it is not this base's table.
+    Raises ModelFileError if they are not this base's.
     """
-    for module in modules:
-        copy = tensors.pop(f"{PREFIX}{module}.base_layer.weight", None)
-        if copy is None:
-            continue
-        own = to_numpy(dense(base_state(model)[f"{module}.weight"]))
-        if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in half precision
-            raise ModelFileError(f"{path}: made for another base: its copy of {module} differs from this model's")
+    copies = {f"{PREFIX}{module}.base_layer.weight": f"{module}.weight" for module in modules}
+    for key, name in {**copies, **{f"{PREFIX}{table}": table for table in TABLES}}.items():
+        if (copy := tensors.pop(key, None)) is not None:
+            head = getattr(getattr(model, "head_weight", None), "data", copy[:0])  # if tied, no array of its own
+            own = to_numpy(dense(base_state(model).get(name, head)))
+            what = f"its copy of {name} differs from this model's: load that base"
+            if len(copy) != len(own):
+                what = f"its copy of {name} has {len(copy):,} rows, this model's has {len(own):,}: load that base"
+            if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in 16 bits
+                raise ModelFileError(f"{path}: made for another base; {what}, or {_IN_PEFT}")
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
@@ -301,22 +308,25 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ModelFileError(f"{path.parent} is a file: expected the folder of a PEFT adapter, or a .gguf file")
         if (path.parent / "config.json").is_file():
             raise ModelFileError(f"{path.parent} is a whole model, not an adapter: use it with --base")
-        raise ModelFileError(
-            f"{path}: no such file: expected the folder of a PEFT adapter, such as one that `minilora runs` lists"
-        )
+        here = entries(path.parent) if path.parent.is_dir() else []
+        below = [each.name for each in here if (each / path.name).is_file()]
+        where = f"such as its {', '.join(below[-3:])}" if below else "such as one that `minilora runs` lists"
+        raise ModelFileError(f"{path}: no such file: expected the folder of a PEFT adapter, {where}")
     return read_json(path)
 
 
 def _config_of(record: dict[str, Any], provenance: Mapping[str, Any], path: Path) -> LoraConfig:
     if record.get("peft_type") != "LORA":
-        raise ModelFileError(f"{path}: peft_type is {record.get('peft_type')!r}, expected 'LORA'")
+        advice = f": {_IN_PEFT}" if isinstance(record.get("peft_type"), str) else ""
+        raise ModelFileError(f"{path}: peft_type is {record.get('peft_type')!r}, expected 'LORA'{advice}")
     if not isinstance(base := record.get("base_model_name_or_path"), str | None):
         raise ModelFileError(f"{path}: base_model_name_or_path is a {type(base).__name__}, expected a text")
     own = {f.name for f in fields(LoraConfig)} - {*OURS}
     if refusal := unsupported({key: value for key, value in record.items() if key not in own}):
-        raise ModelFileError(f"{path}: {refusal}")
+        advice = "" if record.get("ensure_weight_tying") else f"; {_IN_PEFT}"  # which PEFT merges twice
+        raise ModelFileError(f"{path}: {refusal}{advice}")
     if (init := record.get("init_lora_weights")) not in _KNOWN_INITIALISATIONS:
-        raise ModelFileError(f"{path}: init_lora_weights = {init!r} changes the base weights, and they are not here")
+        raise ModelFileError(f"{path}: init_lora_weights = {init!r} changes the base weights: {_IN_PEFT}")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if record.get(key) is None]
     if missing:
         raise ModelFileError(f"{path}: {missing[0]} is missing")

@@ -334,7 +334,11 @@ def test_every_option_that_minilora_does_not_support_is_refused_with_the_reason(
     assert UNSUPPORTED.keys() == REFUSED.keys() - {"an_option_of_tomorrow"}
     for key, value in REFUSED.items():
         rewrite(folder, before)
-        refused_with(model, folder, {key: value}, f"minilora does not support {key} = ")
+        advice = [] if key == "ensure_weight_tying" else ["if PEFT can merge it (merge_and_unload)"]
+        refused_with(model, folder, {key: value}, f"minilora does not support {key} = ", *advice)
+        (folder / CONFIG).write_text(json.dumps(before))
+    for change in ({"peft_type": "IA3"}, {"init_lora_weights": "olora"}):
+        refused_with(model, folder, change, "if PEFT can merge it (merge_and_unload)")
         (folder / CONFIG).write_text(json.dumps(before))
 
 

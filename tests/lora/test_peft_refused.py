@@ -1,16 +1,19 @@
 """Adapter folders that do not fit are refused, the model stays as it was, and files appear whole or not at all."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 from peftfiles import CONFIG, FIRST, NOTES, WEIGHTS, adapted, change_tensors, refused, rewrite
-from smallmodels import logits
+from smallmodels import logits, new_model
 
 import minilora as ml
 from minilora.files import disk
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors, write_tensors
 from minilora.lora.adapters import base_state, set_adapter
-from minilora.lora.peft import save_adapter
+from minilora.lora.peft import load_adapter, save_adapter
 from minilora.nn.llama import Config, Llama
 
 A = f"{FIRST}.lora_A.weight"
@@ -146,3 +149,39 @@ def test_the_table_peft_saves_beside_an_adapted_embedding_must_be_the_bases(tiny
         with pytest.raises(ModelFileError, match="another base"):
             ml.load_adapter(tiny_model, tmp_path, "loaded")
         assert list(tiny_model.adapters) == ["words"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("copied", "same"), COPIES.values(), ids=COPIES.keys())
+def test_the_tables_peft_saves_after_a_change_of_the_vocabulary_must_be_the_bases(
+    tiny_config, tmp_path, tied, copied, same
+):
+    """PEFT does it wherever its model has another vocabulary than the base's folder, and with save_embedding_layers."""
+    config = dataclasses.replace(tiny_config, tie_word_embeddings=tied)
+    folder = save_adapter(adapted(new_model(config)), tmp_path / "a")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        model = new_model(config)
+        state = base_state(model)
+        copy = copied(state.get(name, state["model.embed_tokens.weight"]))
+        change_tensors(folder, **{f"base_model.model.{name}": copy})
+        if same:
+            load_adapter(model, folder)
+            assert np.array_equal(logits(model), logits(adapted(new_model(config))))
+        else:
+            rows = (
+                [f"has {len(copy)} rows", f"has {len(copy) + 1}"]
+                if len(copy) < len(state["model.embed_tokens.weight"])
+                else []
+            )
+            refused(model, folder, "made for another base; its copy of", name, "merge_and_unload", *rows)
+        change_tensors(folder, **{f"base_model.model.{name}": None})
+
+
+def test_a_pickled_adapter_and_a_folder_of_adapters_are_told_from_an_empty_one(base, folder, tmp_path):
+    (outside := tmp_path / "outside").mkdir()
+    refused(base(), outside, "no such file", "`minilora runs` lists")
+    for name in ("checkpoint-1", "checkpoint-2"):
+        shutil.copytree(folder, outside / name)
+    refused(base(), outside, "no such file", "such as its checkpoint-1, checkpoint-2")
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    refused(base(), folder, "adapter_model.bin: nothing is unpickled: load it with PEFT, and save it again")
