@@ -89,11 +89,12 @@ def _exchange(question: str, answer: str) -> list[Message]:
 def _prompted(row: Mapping[str, Any], prompt: str, answer: str, *others: str) -> list[Message]:
     """The messages of a prompt and an answer, each a text or a list of messages, as TRL writes them.
 
-    An answer of several messages begins with its prompt.
+    An answer of several messages may begin with its prompt.
     """
     question, value = row[prompt], row[answer]
     if isinstance(value, list) and len(value) > 1:
-        return _turns(row, answer)
+        follows = isinstance(question, list) and value[: len(question)] != question
+        return _turns({answer: [*question, *value] if follows else value}, answer)
     if not isinstance(question, list):
         asked: list[Message] = [{"role": "user", "content": text_of(row, prompt)}]
     else:
@@ -157,6 +158,14 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
     return _with_system(row, messages)
 
 
+def keys_not_read(row: Mapping[str, Any], kind: Format) -> list[str]:
+    """What the messages of a row have besides their texts, such as "reasoning_content of messages"."""
+    lists = (row[name] for name in kind.needs if isinstance(row.get(name), list))
+    turns = [turn for turns in lists for turn in turns if isinstance(turn, dict)]
+    keys = [key for turn in turns for key, x in turn.items() if x not in _EMPTY and key not in _OF_TURN]
+    return [f"{key} of messages" for key in dict.fromkeys(keys)]
+
+
 def passage_of(row: Mapping[str, Any]) -> str | None:
     """The passage of a row, if it has one. Raises ValueError for one that is not a text."""
     return next((text_of(row, key) for key in CONTEXT if row.get(key) not in (None, "")), None)
@@ -178,6 +187,8 @@ def _turn(i: int, turn: Any) -> Message:
     return {**message, "weight": 0} if weight == 0 and message["role"] == "assistant" else message
 
 
+_OF_TURN = ("role", "from", "content", "value", "weight")  # what is read of a message
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _FACTS = ("id", "split", "keywords", "phrasings", "reworded", "paraphrase", "validation_paraphrase")
 CONTEXT = ("context", "passage")  # columns of a passage, which goes into the prompt: the first that a row has
 _ALSO = ("system", *CONTEXT, *_FACTS)  # columns that a conversation may have

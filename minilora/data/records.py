@@ -32,6 +32,7 @@ from .formats import (
     conversation,
     fields_of,
     format_of,
+    keys_not_read,
     listed,
     passage_of,
     rejected_of,
@@ -379,6 +380,7 @@ class _Reader:
                     if len(reading.values[column]) <= LISTED:
                         value = value.strip() if isinstance(value, str) else value  # as a label is read
                         reading.values[column].add(value if isinstance(value, str | int) else None)
+            reading.unread.update(keys_not_read(row, kind))
             reading.records.append(record)
 
     def finish(self, source: str | Path, stored: Sequence[Task]) -> Reading:

@@ -597,6 +597,36 @@ def test_preferences_and_completions_in_all_forms_of_trl_are_the_same_records(tm
     assert (renamed.messages, renamed.rejected) == (records[0].messages, rejected)
 
 
+@given(said=st.lists(st.text("abc", min_size=1), min_size=2, max_size=6, unique=True), at=st.integers(1, 5))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+def test_a_conversation_is_the_same_wherever_it_is_divided_in_prompt_and_answer(tmp_path, said, at):
+    talk = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said[: len(said) // 2 * 2])
+    ]
+    prompt, answer = talk[: min(at, len(talk) - 1)], talk[min(at, len(talk) - 1) :]
+    other = [*answer[:-1], {"role": "assistant", "content": "other"}]
+    rows = [{"prompt": prompt, "completion": answer}, {"prompt": prompt, "chosen": answer, "rejected": other}]
+    rows += [{"prompt": prompt, "completion": prompt + answer}]  # with the prompt in both
+    jsonl(tmp_path / "data.jsonl", rows)
+    assert [list(record.messages) for record in read_records(tmp_path / "data.jsonl")] == [talk] * 3
+
+
+def test_what_messages_have_besides_is_named_unless_it_is_empty(tmp_path):
+    empty = {"name": None, "tool_calls": [], "reasoning_content": "", "extra": {}, "weight": 1}
+    rows = [{key: [dict(turn) | empty for turn in ASKED]} for key in ("messages", "conversations")]
+    rows += [{"prompt": [dict(ASKED[0]) | empty], "completion": [dict(ASKED[1]) | empty]}]
+    jsonl(tmp_path / "data.jsonl", rows)
+    assert read_source(tmp_path / "data.jsonl").notes() == []
+    for row in rows:
+        for turns in row.values():
+            turns[-1]["reasoning_content"] = "Liens are claims."  # which Qwen3's template would render
+    rows[0]["messages"][0]["train"] = False
+    jsonl(tmp_path / "data.jsonl", rows)
+    reading = read_source(tmp_path / "data.jsonl")
+    assert reading.unread == {"reasoning_content of messages": 3, "train of messages": 1}
+    assert reading.notes() == ["not read: train of messages in 1 record, reasoning_content of messages in 3 records"]
+
+
 @each_way
 def test_a_row_whose_columns_are_all_empty_is_told_what_they_need(tmp_path, way):
     jsonl(tmp_path / "data.jsonl", [WAYS[way], dict.fromkeys(WAYS[way])])
