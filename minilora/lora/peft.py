@@ -142,6 +142,8 @@ def _record_of(
     if base_model is not None or not record["base_model_name_or_path"]:
         source = getattr(model, "hub_name", None) or getattr(model, "source", None)
         record["base_model_name_or_path"] = base_model or source
+        if base_model is None and (revision := getattr(model, "revision", None)) is not None:
+            record["revision"] = revision
     if config.target_modules == "all-linear":  # written out, because its meaning depends on PEFT's version
         record["target_modules"] = sorted({path.rpartition(".")[2] for path in modules})
     elif isinstance(config.target_modules, str) and config.layers_to_transform is not None:

@@ -108,7 +108,7 @@ def load(
     model.source = short or str(name)
     model.data = read_provenance(path).get("data", {})
     model.revision = path.name if is_repository(name) else None
-    model.hub_name = SOURCES[short].hub if short in SOURCES else None
+    model.hub_name = SOURCES[short].hub if short in SOURCES else str(name).partition("@")[0] if model.revision else None
     return model, tokenizer
 
 

@@ -17,6 +17,7 @@ from ..nn.module import sha256_of
 from ..progress import log
 from .hub import known_as
 from .load import load
+from .repository import is_repository
 from .tokenizer import Message, Tokenizer, template_in
 
 BASE_NAME = "base"  # the name of the model without an adapter in commands
@@ -213,13 +214,17 @@ def _base_named_in(folder: Path) -> str | Path | None:
     folder, as PEFT does, then from the adapter's.
     """
     entry, config = read_provenance(folder).get("base", {}), folder / CONFIG_FILE  # a llama.cpp file has none
-    name = entry.get("name") or (read_json(config).get("base_model_name_or_path") if config.is_file() else None)
+    record = read_json(config) if config.is_file() else {}
+    name = entry.get("name") or record.get("base_model_name_or_path")
     if name and (known := known_as(name)) is not None:
         return known
     places = [place_of(folder, entry["path"])] if entry.get("path") else []
     places += [Path(name), folder / name] if name else []
     if there := next((place for place in places if place.exists()), None):
         return there
+    revision = entry.get("revision") or record.get("revision")
+    if name and revision and "@" not in name and is_repository(name):
+        name = f"{name}@{revision}"
     if places and not (name and entry.get("revision")):
         raise ModelFileError(
             f"{folder}: made for the base {name}, which is not here: give its folder or .gguf file with --base"

@@ -30,7 +30,13 @@ if "org/good" in sys.argv:
     found["record"] = json.load(open("adapter/minilora.json"))["base"]
     from minilora.models.with_adapters import load_with_adapters
     from pathlib import Path
-    found["again"] = sorted(load_with_adapters({"one": Path("adapter")})[0].adapters)
+    again = load_with_adapters({"one": Path("adapter")})[0]
+    found["again"] = [*again.adapters, again.source]
+    model, _ = ml.load("org/good@main")
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4))
+    ml.save_adapter(model, "main")
+    found["peft"] = json.load(open("main/adapter_config.json"))
+    found["main"] = load_with_adapters({"one": Path("main")})[0].source
 print(json.dumps(found))
 """
 
@@ -59,7 +65,9 @@ def test_safetensors_and_texts_alone_are_downloaded_and_the_revision_is_recorded
     revision, files = found["org/good"]
     texts = ["chat_template.jinja", "config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     assert revision == SHA and files == sorted([*texts, "model.safetensors"])
-    assert (found["record"]["name"], found["record"]["revision"]) == ("org/good", SHA) and found["again"] == ["one"]
+    assert (found["record"]["name"], found["record"]["revision"]) == ("org/good", SHA)
+    assert found["again"] == ["one", f"org/good@{SHA}"] and found["main"] == "org/good@main"
+    assert (found["peft"]["base_model_name_or_path"], found["peft"]["revision"]) == ("org/good", SHA)  # as PEFT has it
     for name, words in {"org/pickled": "no safetensors", "org/gated": "accept its terms", "org/absent": "no such model",
                         "org/good@v9": "no revision 'v9'"}.items():  # fmt: skip
         assert found[name].startswith(f"{name}: ") and words in found[name] and "\n" not in found[name]

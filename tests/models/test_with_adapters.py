@@ -380,6 +380,14 @@ def test_an_adapter_is_named_that_was_trained_on_a_base_quantised_otherwise_but_
         assert len(caplog.messages) == said
 
 
+def test_a_base_on_the_hub_is_named_with_the_revision_of_pefts_config(here):
+    folder = here / "runs" / "legal"
+    (folder / NOTES).unlink()
+    for revision, name in ((None, "org/base"), ("v2", "org/base@v2")):
+        rewrite(folder, {"base_model_name_or_path": "org/base", "revision": revision})
+        refusal(partial(base_of, {"legal": folder}), f"made for the base {name}, which is not here: give its folder")
+
+
 # -- chat templates ----------------------------------------------------------------------------------------------------
 
 OWN = CHATML.replace("<|im_start|>' + m['role']", "<|im_start|>the ' + m['role']")
