@@ -15,7 +15,7 @@ from ..lora.provenance import place_of, read_provenance
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import log
-from .hub import known_as
+from .hub import SOURCES, known_as
 from .load import load
 from .repository import is_repository
 from .tokenizer import Message, Tokenizer, template_in
@@ -217,6 +217,9 @@ def _base_named_in(folder: Path) -> str | Path | None:
     record = read_json(config) if config.is_file() else {}
     name = entry.get("name") or record.get("base_model_name_or_path")
     if name and (known := known_as(name)) is not None:
+        if known != name and not entry:  # made by PEFT, on the original
+            rounded = f"{SOURCES[known].file}, in which matrices are rounded"
+            log.info(f"{folder} was made for {name}, and is loaded on {rounded}: for the original, --base {name}@main")
         return known
     places = [place_of(folder, entry["path"])] if entry.get("path") else []
     places += [Path(name), folder / name] if name else []

@@ -154,7 +154,7 @@ def test_the_file_holds_the_bases_name_hash_and_shape(here):
     }  # fmt: skip
 
 
-def test_peft_is_told_the_name_on_the_hub_and_both_names_load_the_model(tmp_path, monkeypatch):
+def test_peft_is_told_the_name_on_the_hub_and_both_names_load_the_model(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     file = write_gguf(tmp_path / "small.gguf", new_llama(), "Q8_0")
     source = hub.Source("none", "1", file.name, file.stat().st_size, "", "MIT", hub="maker/small-chat")
@@ -166,8 +166,13 @@ def test_peft_is_told_the_name_on_the_hub_and_both_names_load_the_model(tmp_path
         assert provenance_of(folder)["base"]["name"] == "small"
         assert base_of({"a": folder}) == "small"
         assert zoo.locate(name) == file
-    (folder / NOTES).unlink()  # as PEFT writes it
+    caplog.set_level("INFO", "minilora")
+    assert base_of({"a": folder}) == "small" and not caplog.messages
+    (folder / NOTES).unlink()  # as PEFT writes it, for the original
     assert base_of({"a": folder}) == "small"
+    (line,) = caplog.messages
+    assert f"{folder} was made for maker/small-chat, and is loaded on {file.name}, in which matrices are" in line
+    assert line.endswith("--base maker/small-chat@main") and hub.known_as("maker/small-chat@main") is None
     save_folder(tmp_path / "maker" / "small-chat", CONFIG, new_llama().state_dict(), new_tokenizer())
     assert zoo.locate("maker/small-chat").is_dir()  # as in transformers
 
