@@ -217,7 +217,7 @@ def _base_named_in(folder: Path) -> str | Path | None:
     record = read_json(config) if config.is_file() else {}
     name = entry.get("name") or record.get("base_model_name_or_path")
     if name and (known := known_as(name)) is not None:
-        if known != name and not entry:  # made by PEFT, on the original
+        if known != name:  # by PEFT, on the original: minilora.json has the short name
             rounded = f"{SOURCES[known].file}, in which matrices are rounded"
             log.info(f"{folder} was made for {name}, and is loaded on {rounded}: for the original, --base {name}@main")
         return known

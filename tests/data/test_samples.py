@@ -265,6 +265,9 @@ def test_an_answer_whose_end_cannot_be_found_is_refused_before_the_next_question
     talk[1] = {"role": "assistant", "content": "hm>>Hi 12."}
     with pytest.raises(ValueError, match="^record talk: the model's chat template renders the turn of answer 1 diff"):
         encode_record(Record("talk", tuple(talk)), tokenizer)
+    ending = build(template.replace("[-1])", "[-1]) + '<|im_end|>'"))  # as Qwen3's: there the end is known
+    sample = encode_record(Record("talk", tuple(talk)), ending)
+    assert scored_text(sample, ending) == ["Hi 12.<|im_end|>", "hm>>So.<|im_end|>"]
 
 
 @pytest.mark.parametrize("records", [[Record("a", text="b"), {"text": "b"}], {"train": []}, "ab"], ids=str)

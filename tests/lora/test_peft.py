@@ -9,6 +9,7 @@ from modelfiles import as_dtype, write_safetensors
 from peftfiles import CONFIG, NOTES, WEIGHTS, adapted, provenance_of, record_of, refused, refused_with, rewrite
 from smallmodels import IDS, as_float64, every_variant, logits, losses_of, shaken
 
+from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors
 from minilora.lora import peft
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
@@ -337,6 +338,11 @@ def test_every_option_that_minilora_does_not_support_is_refused_with_the_reason(
         advice = [] if key == "ensure_weight_tying" else ["if PEFT can merge it (merge_and_unload)"]
         refused_with(model, folder, {key: value}, f"minilora does not support {key} = ", *advice)
         (folder / CONFIG).write_text(json.dumps(before))
+    rewrite(folder, {"ensure_weight_tying": True})  # PEFT merges that update twice into the shared matrix
+    with pytest.raises(ModelFileError) as caught:
+        load_adapter(model, folder)
+    assert "merge" not in str(caught.value)
+    (folder / CONFIG).write_text(json.dumps(before))
     for change in ({"peft_type": "IA3"}, {"init_lora_weights": "olora"}):
         refused_with(model, folder, change, "if PEFT can merge it (merge_and_unload)")
         (folder / CONFIG).write_text(json.dumps(before))

@@ -180,8 +180,11 @@ def test_the_tables_peft_saves_after_a_change_of_the_vocabulary_must_be_the_base
 def test_a_pickled_adapter_and_a_folder_of_adapters_are_told_from_an_empty_one(base, folder, tmp_path):
     (outside := tmp_path / "outside").mkdir()
     refused(base(), outside, "no such file", "`minilora runs` lists")
+    (outside / "checkpoint-0").mkdir()
     for name in ("checkpoint-1", "checkpoint-2"):
         shutil.copytree(folder, outside / name)
     refused(base(), outside, "no such file", "such as its checkpoint-1, checkpoint-2")
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    shutil.copy(folder / WEIGHTS, folder / "adapter_model.bin")
+    load_adapter(base(), folder)
+    (folder / WEIGHTS).unlink()
     refused(base(), folder, "adapter_model.bin: nothing is unpickled: load it with PEFT, and save it again")
