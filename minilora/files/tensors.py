@@ -117,20 +117,22 @@ def check_fit(given: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]
 
     given: arrays by name. expected: shapes by name. subject: what does not fit, for the message.
     """
-    problems = [f"missing {name}" for name in expected if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in expected]
+    missing = [f"missing {name}" for name in expected if name not in given]
+    unexpected = [f"unexpected {name}" for name in given if name not in expected]
+    wrong = []
     for name, shape in expected.items():
         if name not in given:
             continue
         if tuple(given[name].shape) != shape:
-            problems.append(f"{name} has shape {tuple(given[name].shape)}, expected {shape}")
+            wrong.append(f"{name} has shape {tuple(given[name].shape)}, expected {shape}")
         elif not is_packed(given[name]) and given[name].dtype.kind in "iubc":
-            problems.append(f"{name} has dtype {given[name].dtype}, expected floating-point numbers")
+            wrong.append(f"{name} has dtype {given[name].dtype}, expected floating-point numbers")
         elif not _is_finite(given[name]):
-            problems.append(f"{name} holds NaN or infinity")
-    if problems:
-        more = f" (and {len(problems) - 6} more)" if len(problems) > 6 else ""
-        raise ModelFileError(f"{subject}: {'; '.join(problems[:6])}{more}")
+            wrong.append(f"{name} holds NaN or infinity")
+    if kinds := [kind for kind in (missing, unexpected, wrong) if kind]:
+        shown = [problem for kind in kinds for problem in kind[: 6 // len(kinds)]]  # some of each
+        rest = sum(map(len, kinds)) - len(shown)
+        raise ModelFileError(f"{subject}: {'; '.join(shown)}{f' (and {rest} more)' if rest else ''}")
 
 
 def _is_finite(w: Array) -> bool:

@@ -156,3 +156,20 @@ def test_values_that_are_not_finite_are_named_once(dtype, rng):
 def test_a_long_list_is_cut_off_and_says_how_much_is_left_out(count, more):
     message = complaint({}, {f"w{i}": (1,) for i in range(count)})
     assert message == "the file: " + "; ".join(f"missing w{i}" for i in range(6)) + more
+
+
+def test_of_each_kind_of_misfit_some_are_named():
+    """With one kind alone, six; a file with all names in another form has missing tensors and unexpected ones."""
+    array, names = np.zeros(2, np.float32), [f"t{i}" for i in range(9)]
+    for given, counts, rest in (
+        ({}, (6, 0, 0), 3),
+        ({f"x.{name}": array for name in names}, (3, 3, 0), 12),
+        (dict.fromkeys(names, array[:1]), (0, 0, 6), 3),
+        ({"t0": array[:1], "t1": array, "x": array}, (2, 1, 1), 5),
+    ):
+        with pytest.raises(ModelFileError) as caught:
+            check_fit(given, dict.fromkeys(names, (2,)), "a file")
+        text = str(caught.value)
+        assert tuple(text.count(word) for word in ("missing", "unexpected", "has shape")) == counts
+        assert text.startswith("a file: ") and text.endswith(f" (and {rest} more)")
+    check_fit(dict.fromkeys(names, array), dict.fromkeys(names, (2,)), "a file")
