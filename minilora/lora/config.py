@@ -200,6 +200,15 @@ class LoraConfig:
                 named[name] = {re.escape(module): value for module, value in values.items() if value is not None}
         return replace(self, **named)
 
+    def patterns_in_order(self, adapted: Collection[str]) -> list[str]:
+        """Which of rank_pattern and alpha_pattern has several values for one of these modules, so that order counts."""
+        return [
+            name
+            for name in ("rank_pattern", "alpha_pattern")
+            for each in [getattr(self, name)]
+            if any(len({x for key, x in each.items() if _by_pattern({key: x}, one, None)}) > 1 for one in adapted)
+        ]
+
     def without_absent_targets(self, modules: Sequence[str]) -> LoraConfig:
         """The same config without names of targets that none of these modules has, which PEFT ignores if another one
         matches: adapters are trained with lists of names from several families. If none matches, all of them stay.

@@ -216,6 +216,11 @@ def load_adapter(
             f"{longest:,}: the two files do not belong together"
         )
     weights = plan_adapter(model, config, name, any_rank=True)
+    for pattern in config.patterns_in_order(weights) if not provenance else ():  # save_adapter names modules instead
+        log.warning(
+            f"{folder / CONFIG_FILE}: several keys of {pattern} match one module, and the first counts; PEFT saves "
+            "them sorted, so ranks and scales may be others than in training"
+        )
     parameters = peft_parameters(weights)
     _drop_base_copies(model, list(weights), tensors, path)
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")

@@ -474,3 +474,31 @@ def test_a_mapped_adapter_computes_the_same_owns_no_arrays_and_never_writes_to_t
     trained(model, 1)
     assert (folder / WEIGHTS).read_bytes() == before
     assert all(not np.array_equal(v, state[k]) for k, v in adapter_state(model, "default").items())
+
+
+def test_a_file_of_peft_in_which_the_order_of_patterns_counts_is_named(base, folder, caplog):
+    """PEFT sorts them on saving; what its own reading gives is then another model than was trained."""
+    (folder / NOTES).unlink()
+    for patterns, told in (
+        ({"q_proj": 3, "v_proj": 5}, False),
+        ({"q_proj": 3, r"layers\.0\..*q_proj": 3}, False),  # both say the same
+        ({"up_proj": 3, r".*up_proj": 5}, False),  # of a module without an adapter
+        ({"q_proj": 3, r"layers\.0\..*q_proj": 5}, True),
+        ({".*proj": 3, "q_proj": 3, "self_attn.q_proj": 5}, True),
+    ):
+        rewrite(folder, {"alpha_pattern": patterns})
+        caplog.clear()
+        load_adapter(base(), folder)
+        lines = [line for line in caplog.messages if "matches no module" not in line]
+        assert [("several keys of alpha_pattern" in line) for line in lines] == [True] * told
+    rewrite(folder, {"rank_pattern": {"q_proj": 4, ".*q_proj": 5}, "alpha_pattern": {}})
+    caplog.clear()
+    load_adapter(base(), folder)
+    assert "several keys of rank_pattern match one module" in caplog.text
+    save_adapter(other := adapted(base(), alpha_pattern={"q_proj": 3, "self_attn.q_proj": 5}), folder, overwrite=True)
+    caplog.clear()
+    load_adapter(base(), folder)  # minilora's own file means what was trained
+    assert not caplog.messages and other.adapters["default"].config.alpha_pattern == {
+        "q_proj": 3,
+        "self_attn.q_proj": 5,
+    }
