@@ -75,7 +75,8 @@ class LoraConfig:
         (".*_proj"), or "all-linear": every linear layer except the head. A single name is stored as a list of one,
         because PEFT would take it for a regular expression.
     exclude_modules: name endings or a regular expression of modules to leave out.
-    layers_to_transform: the numbers of the blocks to adapt; all if None.
+    layers_to_transform: the numbers of the blocks to adapt; all if None. Modules that are named in full are adapted
+        in any case.
     rank_pattern, alpha_pattern: other values of r and lora_alpha for modules whose name ends with the key (a regex).
     lora_dropout: the dropout probability on the input of A, in training only.
     bias: "none"; "lora_only" also trains the biases of the adapted layers, "all" every bias. A Llama has no biases.
@@ -296,7 +297,8 @@ def find_targets(names: Sequence[str], config: LoraConfig) -> list[str]:
     if (layers := config.layers_to_transform) is None:
         return kept
     numbers = {layers} if isinstance(layers, int) else set(layers)
-    chosen = [name for name in kept if numbers & _numbers_in(name)]
+    whole = [] if isinstance(wanted, str) else wanted  # what is named in full stays, as in PEFT: lm_head is in no block
+    chosen = [name for name in kept if name in whole or numbers & _numbers_in(name)]
     missing = sorted(numbers.difference(*map(_numbers_in, names)))
     if missing or not chosen:
         what = f": there is no block {missing[0]}" if chosen else " leaves no module to adapt"

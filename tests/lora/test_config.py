@@ -67,6 +67,17 @@ def test_names_and_layers_select_their_intersection(kinds, layers):
     assert found(target_modules=sorted(kinds), layers_to_transform=sorted(layers)) == of(*kinds, layers=layers)
 
 
+@given(st.sets(st.sampled_from(NAMES), min_size=1), st.sampled_from(KINDS), st.integers(0, 11))
+def test_modules_named_in_full_are_adapted_in_any_block_as_in_peft(whole, kind, layer):
+    expected = {*whole, *of(kind, layers=[layer])}
+    assert set(found(target_modules=[*sorted(whole), kind], layers_to_transform=layer)) == expected
+    names = [*NAMES, "lm_head"]  # which is in no block
+    assert set(found(names, target_modules=[kind, "lm_head"], layers_to_transform=layer)) == {
+        *of(kind, layers=[layer]),
+        "lm_head",
+    }
+
+
 @given(st.sets(st.integers(0, 11), min_size=1), st.sets(st.integers(12, 99) | st.integers(-9, -1), min_size=1))
 def test_a_block_that_does_not_exist_is_refused_next_to_those_that_do(layers, absent):
     with pytest.raises(ValueError, match=f"there is no block {min(absent)}; numbers of their blocks: 0, 1, .*, 11"):

@@ -45,6 +45,8 @@ SETTINGS = {
     "rsLoRA": {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "o_proj"], "use_rslora": True},
     "a regular expression": {"r": 4, "lora_alpha": 8, "target_modules": r".*\.mlp\.(up|gate)_proj"},
     "one block only": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "up_proj"], "layers_to_transform": [1]},
+    "one block, and a module named in full": {"r": 4, "lora_alpha": 8, "layers_to_transform": [1],
+                                              "target_modules": ["v_proj", "model.layers.0.self_attn.q_proj"]},
     "exclusions by name": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "exclude_modules": ["down_proj"]},
     "exclusions by pattern": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"],
                               "exclude_modules": r".*layers\.0\..*q_proj"},
