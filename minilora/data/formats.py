@@ -161,7 +161,7 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
 def keys_not_read(row: Mapping[str, Any], kind: Format) -> list[str]:
     """What the messages of a row have besides their texts, such as "reasoning_content of messages"."""
     lists = (row[name] for name in kind.needs if isinstance(row.get(name), list))
-    turns = [turn for turns in lists for turn in turns if isinstance(turn, dict)]
+    turns = (turn for turns in lists for turn in turns)
     keys = [key for turn in turns for key, x in turn.items() if x not in _EMPTY and key not in _OF_TURN]
     return [f"{key} of messages" for key in dict.fromkeys(keys)]
 
