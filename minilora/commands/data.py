@@ -70,7 +70,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
     tokens_of = options.base if short is None or find(short) is not None else "tiny"
     tokenizer = load_tokenizer(tokens_of)
     field = with_label(options.field, options.label)
-    reading = read_source(source, tokenizer, field, schema=options.schema)
+    reading = read_source(source, tokenizer, field, schema=options.schema, warn=False)
     records, alone = reading.records, is_one_text(reading.records)
     splits = by_split(records)
     lengths = _lengths(records, splits, tokenizer, options.max_length)
@@ -87,7 +87,9 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "not_read": dict(reading.unread),
         "splits": _splits(reading, lengths),
         "records_with": {name: n for name in FACTS if (n := sum(bool(getattr(record, name)) for record in records))},
+        "left_out": dict(reading.left_out),
         "warnings": [
+            *reading.warnings(),
             *warning_of_control_tokens(records, tokenizer),
             *check_labels(splits, source),
             *reading.label_hint(),

@@ -25,6 +25,14 @@ _ROLES = {
 }
 
 
+class EmptyCellError(ValueError):
+    """A row has nothing in a column that its format needs."""
+
+    def __init__(self, column: str, message: str):
+        super().__init__(message)
+        self.column = column
+
+
 @dataclass(frozen=True)
 class Format:
     """A format of rows.
@@ -233,7 +241,8 @@ def check_field(field: Mapping[str, str]) -> None:
 
 
 def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
-    """A row with minilora's column names, in lower case. field: minilora's name of a column, and the file's own.
+    """A row with minilora's column names, in lower case; white space alone is an empty cell, None. field: minilora's
+    name of a column, and the file's own.
 
     Raises ValueError for a value that is not a row, and for a needed column that the row does not have.
     """
@@ -244,6 +253,7 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
             meant = suggestion(column, map(str, row))
             there = f"no such column{meant}; there are {_columns(row)}: name the right one with --field"
             raise ValueError(f"field {name}={spelled(column)}: {there} {name}=...")
+    row = {name: None if isinstance(value, str) and not value.strip() else value for name, value in row.items()}
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():
@@ -307,7 +317,7 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
 
     Labels and fields are found where a row has both columns, or where `field` names that of the label or the fields.
 
-    Raises ValueError that says which column is missing.
+    Raises ValueError that says which column is missing, EmptyCellError where the row has it, with nothing in it.
     """
     there = {name for name, value in row.items() if value is not None}
     chosen = [kind for kind in FORMATS if not field.keys().isdisjoint(kind.needs)] or FORMATS
@@ -326,7 +336,7 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
         raise ValueError(_unknown(row))
     if missing[0] in row:
         what = "a JSON object" if missing[0] == "fields" else "a non-empty text"
-        raise ValueError(f"{missing[0]} must be {what}, got {_short(None)}")
+        raise EmptyCellError(missing[0], f"{missing[0]} must be {what}, got {_short(None)}")
     columns = _columns({field.get(name, name): None for name in row})
     there_are = f"there are {columns}: name the column with --field {missing[0]}=..."
     raise ValueError(f"{best.name} needs a column {missing[0]}; {there_are}")

@@ -26,6 +26,7 @@ from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
 from .formats import (
     CONTEXT,
     TEXT,
+    EmptyCellError,
     Format,
     as_in_a_file,
     check_field,
@@ -43,7 +44,18 @@ from .formats import (
 from .labels import LISTED, task_of
 from .passages import TEMPLATE, Handbook, Passage, fill, paragraphs
 from .repository import fetched, is_dataset
-from .rows import JSON_LIST, PARQUET, SPLIT_NAMES, SPLITS, TEXT_FILE, DataError, EmptyFileError, files_of, read_rows
+from .rows import (
+    JSON_LIST,
+    PARQUET,
+    SPLIT_NAMES,
+    SPLITS,
+    TEXT_FILE,
+    DataError,
+    EmptyFileError,
+    ShortRow,
+    files_of,
+    read_rows,
+)
 
 DOMAINS = ("legal", "medical", "support", "finance")
 BUILT_IN = (
@@ -55,6 +67,10 @@ MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other question
 _LABEL = 40  # characters of a value that looks like a label, at most
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
+NOTHING = {  # what programs write into a cell that has no value
+    *("N/A", "n/a", "NA", "#N/A", "-", "--", "–", "—", "?", "null", "NULL", "None", "nan", "NaN", "\\N", "(blank)"),
+    *("#REF!", "#NAME?", "#VALUE!", "#DIV/0!"),
+}
 _VARYING = re.compile(r"got .*|such as .*|'.*?'|\d+")  # what differs between messages about the same kind of mistake
 
 
@@ -142,7 +158,8 @@ def check_records(records: Sequence[Record]) -> None:
 class Reading:
     """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns
     that minilora does not read, with the number of rows that have them and the first `values` of each, and for data
-    with labels or fields the task.
+    with labels or fields the task; by needed column, the names of the rows that are left out, since it is empty
+    there, and the values that mean nothing, as it seems, with the number of rows that have them.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -151,6 +168,19 @@ class Reading:
     unread: Counter[str] = field(default_factory=Counter)
     values: dict[str, set[str | int | None]] = field(default_factory=lambda: defaultdict(set))
     task: Task | None = None
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    nothing: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def warnings(self) -> list[str]:
+        """Lines about rows that are left out, and about cells that seem to mean nothing."""
+        count = sum(map(len, self.left_out.values()))
+        what = f"{count:,} of {count + len(self.records):,} rows {'is' if count == 1 else 'are'} left out"
+        where = "; ".join(f"{column} in {listed(names, _NUMBERS)}" for column, names in self.left_out.items())
+        lines = [f"{what}, since a needed cell is empty: {where}"] if count else []
+        for column, values in self.nothing.items():
+            found = f"{column} is {' or '.join(map(repr, values))} in {sum(values.values()):,} records"
+            lines.append(f"{found}: if that means nothing, empty these cells, and their rows are left out")
+        return lines
 
     def notes(self) -> list[str]:
         """Lines about columns that are not read, if there are any."""
@@ -180,6 +210,8 @@ def read_records(
     tokenizer: if given, text that it cannot encode is reported too.
     field: names of columns: `{"question": "q"}` reads the column q as the question.
 
+    A row with an empty cell in a column that its format needs, such as the label, is left out, which is logged.
+
     Raises DataError with a line for each kind of mistake.
     """
     if isinstance(source, str | Path):
@@ -198,11 +230,13 @@ def read_source(
     field: Mapping[str, str] | None = None,
     stored: Sequence[Task] = (),
     schema: str | Path | None = None,
+    warn: bool = True,
 ) -> Reading:
     """`read_records`, with what was learned about the files.
 
     stored: the tasks of adapters that are used on data with labels or fields; the first that fits is taken.
     schema: the file with the JSON Schema of the fields, if it is not next to the data.
+    warn: log the `warnings` of what was read.
     """
     places = _files(source)
     found = schema_beside(next(iter(places))) if schema is None else schema
@@ -220,7 +254,7 @@ def read_source(
             if alone:
                 raise
             log.warning("%s, and is left out", error)
-    return reader.finish(source if is_dataset(source) else path_of(source), stored)
+    return reader.finish(source if is_dataset(source) else path_of(source), stored, warn)
 
 
 def read_handbook(
@@ -324,6 +358,7 @@ class _Reader:
         self.reading = Reading()
         self.mapped: set[str] = set()  # names of `field` that a row had
         self.problems: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # message, unit, numbers of rows
+        self.empty: dict[tuple[Path, str], tuple[str, str, list[int]]] = {}  # the same of rows that are left out
         self.ids: set[str] = set()  # of the records of all files
 
     def read(
@@ -342,6 +377,7 @@ class _Reader:
         for position, (line, raw) in enumerate(rows, 1):
             number = position if unit == "record" else line
             name = path.stem if is_text else f"{before}{unit}-{number}"
+            short = isinstance(raw, ShortRow)
             try:
                 if isinstance(raw, ValueError):
                     raise raw
@@ -362,10 +398,16 @@ class _Reader:
                         f"id {record.id!r} is already the id of {unit} {seen[record.id]}: give each another id, or none"
                     )
             except ValueError as error:
+                found = self.problems
+                if isinstance(error, EmptyCellError) and short:
+                    error = ValueError(f"{error}; the row has fewer cells than the heading: is it half a row?")
+                elif isinstance(error, EmptyCellError):
+                    reading.left_out[field.get(error.column, error.column)].append(name)
+                    found = self.empty
                 at = {"line": f":{line}", "row": f": row {line}", "record": f":{line}: record {position}"}[unit]
                 key = path, _VARYING.sub("", str(error))
                 message = f"{path}{'' if is_text else at}: {error}"
-                self.problems.setdefault(key, (message, unit, []))[2].append(number)
+                found.setdefault(key, (message, unit, []))[2].append(number)
                 continue
             seen[record.id] = number
             if record.id in self.ids:  # of another file: passages and answers are found by the id
@@ -375,6 +417,8 @@ class _Reader:
             reading.formats[kind.name] += 1
             read = {*kind.needs, *kind.also}
             for column, value in row.items():
+                if column in kind.needs and isinstance(value, str) and value.strip() in NOTHING:
+                    reading.nothing[field.get(column, column)][value.strip()] += 1
                 if value is not None and column not in read:
                     reading.unread[column] += 1
                     if len(reading.values[column]) <= LISTED:
@@ -383,12 +427,12 @@ class _Reader:
             reading.unread.update(keys_not_read(row, kind))
             reading.records.append(record)
 
-    def finish(self, source: str | Path, stored: Sequence[Task]) -> Reading:
+    def finish(self, source: str | Path, stored: Sequence[Task], warn: bool = True) -> Reading:
         """What was read. Raises DataError if a row is bad, if there is none, or if `field` names an unknown column."""
-        if self.problems:
+        if problems := self.problems or ({} if self.reading.records else self.empty):
             lines = [
                 message + (f" ({len(rows):,} rows: {unit}s {listed(rows, _NUMBERS)})" if len(rows) > 1 else "")
-                for message, unit, rows in self.problems.values()
+                for message, unit, rows in problems.values()
             ]
             more = [f"and {len(lines) - _SHOWN} more kinds of mistakes"] if len(lines) > _SHOWN else []
             raise DataError("\n".join(lines[:_SHOWN] + more))
@@ -397,6 +441,8 @@ class _Reader:
         for name in self.field.keys() - self.mapped:
             raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
         reading = self.reading
+        for line in reading.warnings() if warn else ():
+            log.warning(f"{source}: {line}")
         labels = [(r.id, r.label) for r in reading.records]
         texts = [(r.id, r.question, r.fields, r.split in (None, SPLITS[0])) for r in reading.records]
         labelled = task_of(labels, source, stored) if self.schema is None else None

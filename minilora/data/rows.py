@@ -40,6 +40,7 @@ _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
     rf'\s*{{\s*(?:{_KEY.pattern}\s*(?:"[^"\\]*"|[-+.\w]+)\s*,\s*)*{_KEY.pattern}\s*(?=\[\s*{{)'
 )
 _QUOTED = re.compile(r"""(?<![^,;\t\r\n])"(?:[^"]|"")*\"""")  # a cell in quotes
+_JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # as in a DataFrame
 _LARGEST = 1 << 30  # characters of a cell: Python's limit for the whole program is 131,072 until it is raised
 _FIRST = 1 << 16  # characters of a file's first line that decide its kind
 
@@ -50,6 +51,10 @@ class DataError(ValueError):
 
 class EmptyFileError(DataError):
     """A data file has no text."""
+
+
+class ShortRow(dict[str, Any]):
+    """A row of a table with fewer cells than its heading; those that it lacks are None."""
 
 
 def files_of(path: Path) -> dict[Path, str | None]:
@@ -185,7 +190,7 @@ def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, _JSON.decode(line)
             except json.JSONDecodeError as error:
                 yield number, ValueError(f"not JSON ({error.msg} at column {error.pos + 1})")
             except (ValueError, RecursionError) as error:
@@ -194,7 +199,7 @@ def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:
 
 def _elements(file: TextIO, start: int = 0) -> Iterator[tuple[int, Any]]:
     """The values of the JSON list that begins at character `start`, after white space."""
-    text, decode = file.read(), json.JSONDecoder().raw_decode
+    text, decode = file.read(), _JSON.raw_decode
 
     def after(place: int) -> int:
         """The next place that is not white space."""
@@ -249,8 +254,9 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
             more = f"{len(cells)} cells under a heading of {len(heading)}"
             yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes")
         else:
-            row = zip(heading, [*cells, *[""] * len(heading)], strict=False)
-            yield number, {name: cell or None for name, cell in row if cell or name in named}
+            whole = zip(heading, [*cells, *[""] * len(heading)], strict=False)
+            row = {name: cell or None for name, cell in whole if cell or name in named}
+            yield number, row if len(cells) >= len(heading) else ShortRow(row)
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import math
 import os
 import re
 import shlex
@@ -306,10 +307,10 @@ WRAPPED = [  # before and after a list of two records: is it read?
 @pytest.mark.parametrize(("before", "after", "read"), WRAPPED)
 def test_an_object_around_a_list_of_records_is_read_as_the_list(tmp_path, before, after, read):
     path = tmp_path / "data.json"
-    path.write_text(before + json.dumps([QA, QA | {"a": " "}], indent=1) + after)
+    path.write_text(before + json.dumps([QA, QA | {"a": 5}], indent=1) + after)
     if read:  # its second record is bad, and found where it is
         line = 1 + path.read_text()[: path.read_text().rindex("{")].count("\n")
-        assert message_of(path) == f"{path}:{line}: record 2: a must be a non-empty text, got ' '"
+        assert message_of(path) == f"{path}:{line}: record 2: a must be a non-empty text, got 5"
     else:
         assert message_of(path).startswith(f"{path}: one JSON object on several lines")
 
@@ -346,22 +347,73 @@ def test_a_cell_of_a_table_may_be_as_long_as_a_text_elsewhere(tmp_path, limit):
 @each_kind
 def test_a_bad_row_is_named_with_the_line_it_begins_in(tmp_path, suffix):
     path, row = tmp_path / f"data.{suffix}", WAYS["question/answer"]
-    KINDS[suffix][0](path, [row, row | {"answer": " "}, {"answer": "x"}])
-    lines = {"jsonl": (2, 3), "json": (6, 10), "csv": (4, 5), "tsv": (4, 5)}[suffix]
+    KINDS[suffix][0](path, [row, row | {"split": "own"}, row | {"keywords": "[1]"}])
+    lines = {"jsonl": (2, 3), "json": (6, 11), "csv": (4, 6), "tsv": (4, 6)}[suffix]
     found = message_of(path).split("\n")
     assert [line.partition(": ")[0] for line in found] == [f"{path}:{number}" for number in lines]
-    assert "answer must" in found[0] and "question" in found[1]
+    assert "split is 'own'" in found[0] and "keywords must" in found[1]
     assert suffix != "json" or [line.split(": ")[1] for line in found] == ["record 2", "record 3"]
 
 
 @each_kind
 def test_rows_with_the_same_mistake_are_named_in_one_line(tmp_path, suffix):
     path = tmp_path / f"data.{suffix}"
-    KINDS[suffix][0](path, [{"q": "x", "a": str(i) * (i % 3 > 0) or " " * i} for i in range(1, 31)])
-    place = {"jsonl": ":3", "json": ":10: record 3", "csv": ":4", "tsv": ":4"}[suffix]
+    KINDS[suffix][0](path, [{"q": "x", "a": "y", "split": "train" if i % 3 else "x" * i} for i in range(1, 31)])
+    place = {"jsonl": ":3", "json": ":12: record 3", "csv": ":4", "tsv": ":4"}[suffix]
     unit, first = "record" if suffix == "json" else "line", 4 if suffix in ("csv", "tsv") else 3
     numbers = f"{unit}s {', '.join(str(n) for n in range(first, 18, 3))}"
-    assert message_of(path) == f"{path}{place}: a must be a non-empty text, got '   ' (10 rows: {numbers} and 5 more)"
+    message = f"{path}{place}: split is 'xxx', expected one of train, validation, test"
+    assert message_of(path) == f"{message} (10 rows: {numbers} and 5 more)"
+
+
+@each_way
+@each_kind
+@pytest.mark.parametrize("empty", [None, "", " \u00a0\n", math.nan], ids=repr)
+def test_a_row_with_nothing_in_a_needed_column_is_left_out_and_named(tmp_path, caplog, way, suffix, empty):
+    path, row = tmp_path / f"data.{suffix}", {**WAYS[way], "id": "a"}
+    for name in next(kind for kind in FORMATS if kind.name == way).needs:
+        bare = row | {"id": "b", name: empty if suffix in ("jsonl", "json") or isinstance(empty, str) else ""}
+        KINDS[suffix][0](path, [row, bare, row | {"id": "c"}])
+        caplog.clear()
+        reading = read_source(path)
+        assert [(record.id, record.messages) for record in reading.records] == [("a", ASKED), ("c", ASKED)]
+        ((column, (left,)),) = reading.left_out.items()
+        assert column == name and left.endswith(("-2", "-3", "-4", "-5"))
+        (line,) = [record.message for record in caplog.records]
+        assert line == f"{path}: 1 of 3 rows is left out, since a needed cell is empty: {column} in {left}"
+        assert read_source(path, warn=False).records == reading.records and len(caplog.records) == 1
+        assert len(read_prompts(path)) == 3  # to predict for
+        assert [r.id for r in read_records([row, bare, row | {"id": "c"}])] == ["a", "c"]  # rows of Python
+
+
+def test_what_is_left_out_is_named_by_the_files_own_column_and_counted(tmp_path, caplog):
+    rows = [{"Body": f"text {i}", "Queue": "" if i % 3 == 2 else "ab"[i % 2]} for i in range(30)]
+    table(tmp_path / "data.csv", [*rows, {"Body": "", "Queue": "a"}])
+    assert len(read_records(tmp_path / "data.csv", field={"text": "Body", "label": "Queue"})) == 20
+    (line,) = [record.message for record in caplog.records]
+    assert line.partition(": ")[2] == (
+        "11 of 31 rows are left out, since a needed cell is empty: Queue in line-4, line-7, line-10, line-13, line-16 "
+        "and 5 more; Body in line-32"
+    )
+
+
+def test_half_a_row_is_a_mistake_and_not_an_empty_cell(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("text,label,note\na line\nand its other half,spam\nc,ham,x\n")
+    assert message_of(path).startswith(f"{path}:2: label must be") and "is it half a row?" in message_of(path)
+    path.write_text("text,label,note\na,spam\nb,,\nc,ham,x\n")  # Excel leaves commas at the end out
+    assert [record.label for record in read_records(path)] == ["spam", "ham"]
+
+
+@pytest.mark.parametrize("nothing", [" N/A ", "-", "null", "\\N", "#REF!"])
+@each_kind
+def test_cells_that_seem_to_mean_nothing_are_counted_where_they_are_read(tmp_path, caplog, nothing, suffix):
+    path, rows = tmp_path / f"data.{suffix}", [WAYS["question/answer"] | {"note": "-"}] * 3
+    KINDS[suffix][0](path, [*rows, WAYS["question/answer"] | {"answer": nothing}] * 2)
+    reading = read_source(path)
+    assert reading.nothing == {"answer": {nothing.strip(): 2}} and len(reading.records) == 8
+    (line,) = [record.message for record in caplog.records]
+    assert f"answer is {nothing.strip()!r} in 2 records: if that means nothing, empty these cells" in line
 
 
 BROKEN = [  # a file, its content, part of the message
@@ -629,7 +681,7 @@ def test_what_messages_have_besides_is_named_unless_it_is_empty(tmp_path):
 
 @each_way
 def test_a_row_whose_columns_are_all_empty_is_told_what_they_need(tmp_path, way):
-    jsonl(tmp_path / "data.jsonl", [WAYS[way], dict.fromkeys(WAYS[way])])
+    jsonl(tmp_path / "data.jsonl", [dict.fromkeys(WAYS[way])])
     needed = next(kind for kind in FORMATS if kind.name == way).needs[0]
     line = message_of(tmp_path / "data.jsonl")
-    assert f"data.jsonl:2: {needed} must be " in line and line.count("\n") == 0
+    assert f"data.jsonl:1: {needed} must be " in line and line.count("\n") == 0

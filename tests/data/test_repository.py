@@ -175,8 +175,8 @@ def test_parquet_is_read_like_any_other_file(tmp_path):
     labels = {"text": ["good", "bad"], "label": [1, 0]}
     (tmp_path / "labels.parquet").write_bytes(parquet(labels, {"label": ["negative", "positive"]}))
     assert [r.label for r in read_records(tmp_path / "labels.parquet")] == ["positive", "negative"]
-    (tmp_path / "bad.parquet").write_bytes(parquet({"question": ["q", "q"], "answer": ["a", None]}))
-    with pytest.raises(DataError, match=r"bad.parquet: row 2: answer must be a non-empty text"):
+    (tmp_path / "bad.parquet").write_bytes(parquet({"q": ["q", "q"], "a": ["a", "b"], "split": ["test", "x"]}))
+    with pytest.raises(DataError, match=r"bad.parquet: row 2: split is 'x', expected one of"):
         read_records(tmp_path / "bad.parquet")
     (tmp_path / "half.parquet").write_bytes(parquet({"question": ["q"]})[:-20])
     with pytest.raises(DataError, match=r"^[^\n]*half.parquet: a Parquet file that cannot be read \([^\n]*\)$"):
