@@ -5,15 +5,23 @@ Both are stored with an adapter (`lora/provenance.py`), so that whoever uses it 
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from ..models.tokenizer import Message
 from .formats import listed
 from .rows import DataError
+from .words import folded, spelled
 
 LISTED = 30  # labels, at most, that the prompt lists
+LEAST = 10  # training records: of fewer, their labels are not counted
+_NAMED = 5  # labels that a line names
+_RARE = 4  # one of two labels that differ in a letter is a typing error if the other is this many times as frequent
+_SHORTEST, _LONGEST = 5, 40  # letters of a label in which a typing error is looked for
 TEXT = "{text}"  # where the text goes
 
 
@@ -93,3 +101,66 @@ def task_of(labels: Sequence[tuple[str, str | None]], source: object, stored: Se
     if len(found) == 1:
         raise DataError(f"{source}: all records have the label {found.pop()!r}: at least two are needed")
     return LabelTask.of(found)
+
+
+# -- labels that may not be what was meant -----------------------------------------------------------------------------
+
+
+def doubts(counts: Mapping[str, int]) -> list[str]:
+    """A line for each thing that may be wrong with labels. counts: how many training records have each."""
+    lines, total, alike = list[str](), sum(counts.values()), variants(counts)
+    once = [label for label, n in counts.items() if n == 1 and not any(label in group for group in alike)]
+    if total >= LEAST and 2 * len(counts) > total:
+        what = f"{len(counts):,} labels in {total:,} training records: are they answers, each its own text?"
+        lines.append(f"{what} Then name the columns with --field question=... answer=...")
+    elif once:
+        few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
+        named = listed([repr(label) for label in once], _NAMED)
+        lines.append(f"{few} in one training record only: {named}; is it a typing error?")
+    if same := [" and ".join(spelled(repr(label)) for label in group) for group in alike]:
+        lines.append(f"these count as different labels: {listed(same, _NAMED)}; is it one label?")
+    if several := _several(counts):
+        what = f"{several[0]!r} and {len(several) - 1:,} more" if len(several) > 1 else repr(several[0])
+        how = "each combination counts as a label of its own; for several labels of a text, use a list, with --schema"
+        lines.append(f"more than one label in a cell: {what}: {how}")
+    most, often = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if total >= LEAST and total > often >= 0.9 * total:
+        share = f"{often:,} of {total:,} training records have the label {most!r}"
+        lines.append(f"{share}: to answer it always is right as often, so compare macro-F1, not accuracy")
+    return lines
+
+
+def variants(counts: Mapping[str, int]) -> list[list[str]]:
+    """Groups of labels that may be one: they are the same without case, spaces, punctuation and accents, or differ in a
+    letter and one is rare.
+
+    >>> variants({"Sign-up": 3, "sign up": 2, "billing": 9, "biling": 2, "level 1": 9, "level 2": 1, "C": 1, "C#": 1})
+    [['Sign-up', 'sign up'], ['biling', 'billing']]
+    """
+    whole, less, groups = dict[str, str](), dict[str, str](), dict[str, list[str]]()
+    for label in sorted(counts, key=lambda label: (-counts[label], label)):
+        form = re.sub("[\u0300-\u036f]", "", normalize("NFD", folded(label)))  # without accents
+        if sum(map(str.isalpha, form)) > 1:  # -1 is not 1
+            form = re.sub(r"[\s_.,:;!?/'\"()-]+", "", form)
+        forms = [form]
+        if _SHORTEST <= len(form) <= _LONGEST:  # what has a letter less than two words have differs little from both
+            forms += [form[:i] + form[i + 1 :] for i, letter in enumerate(form) if letter.isalpha()]
+        near = (less[each] for each in forms if each in less)
+        near = (one for one in near if _RARE * counts[label] <= sum(counts[same] for same in groups[one]))
+        first = whole.get(form) or next(near, label)
+        groups.setdefault(first, []).append(label)
+        whole.setdefault(form, first)
+        for each in forms:
+            less.setdefault(each, first)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def _several(labels: Iterable[str]) -> list[str]:
+    """Labels that are others of the set, or the same as another in another order, with ; , or | between them."""
+    parts = {label: tuple(sorted(filter(None, re.split(r"\s*[;,|]\s*", label)))) for label in labels}
+    times = Counter(parts.values())
+    return [
+        label
+        for label, each in parts.items()
+        if len(each) > 1 and (times[each] > 1 or all(one in parts for one in each))
+    ]

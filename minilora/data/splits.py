@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..models.tokenizer import Tokenizer
 from ..nn.parts import Sample
-from .formats import listed
+from .labels import doubts
 from .leaks import contradictions
 from .records import Record, check_records
 from .rows import SPLITS, DataError
 from .samples import encode_text
-from .words import folded, spelled
 
 LEAST = 10  # records, or sequences of a text: with fewer, all are trained on
 RULE = "of every ten, the fifth is for validation and the tenth for the test"
@@ -100,16 +99,9 @@ def check_labels(splits: Mapping[str, Sequence[Record]], source: object) -> list
                 f"{source}: {new[0].id} ({name}) has the label {new[0].label!r}, which no training record has{also}: "
                 "add training records with it, or leave it out"
             )
-    once = [f"{label!r}" for label, count in counts.items() if label is not None and count == 1]
-    few = f"{len(once)} labels are" if len(once) > 1 else "1 label is"
-    lines = [f"{few} in one training record only: {listed(once, 5)}; is it a typing error?"] if once else []
+    lines = doubts({label: count for label, count in counts.items() if label is not None})
     for name in SPLITS[1:] if len(counts) > 1 else ():
         if len({record.label for record in splits[name]}) == 1 < len(splits[name]):
             alone = f"all {len(splits[name])} records for {name} have the label {splits[name][0].label!r}"
             lines.append(f"{alone}: put the records in another order, or name splits in a column split")
-    alike: dict[str, list[str]] = {}  # by what is the same in upper and lower case, and however an accent is written
-    for label in sorted(filter(None, counts)):
-        alike.setdefault(folded(label), []).append(spelled(repr(label)))
-    if same := [" and ".join(each) for each in alike.values() if len(each) > 1]:
-        lines.append(f"these count as different labels: {listed(same, 5)}; is it one label?")
     return lines + contradictions([record for name in SPLITS for record in splits[name]])

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from minilora.data.fields import FieldTask
-from minilora.data.labels import LISTED, LabelTask
+from minilora.data.labels import LISTED, LabelTask, doubts, variants
 from minilora.data.leaks import leaks
 from minilora.data.records import DataError, read_source
 from minilora.data.rows import SPLITS
@@ -187,3 +187,68 @@ def test_a_text_with_two_labels_is_named_in_whatever_splits_it_is(tmp_path):
         *_, line = check_labels(splits_of(tmp_path, *train, again, again), "mine")
         assert line.startswith("2 records have an earlier one's text and another label: ")
     assert check_labels(splits_of(tmp_path, *train, (text, label, "train")), "mine") == []
+
+
+# -- labels that may not be what was meant -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["billing", "BILLING.", "Bil ling", "Bil-ling_", "B\u00edlling", "\uff22illing"])
+@pytest.mark.parametrize("counts", [(9, 1), (3, 3), (1, 9)])
+def test_labels_that_are_written_in_two_ways_are_one_group_whatever_their_numbers(other, counts):
+    assert variants({"Billing": counts[0], other: counts[1], "Delivery": 5}) == [sorted(["Billing", other])]
+
+
+@pytest.mark.parametrize("other", ["Biling", "Billling", "Billimg", "Blilling", "illing", "billin"])
+def test_labels_that_differ_in_a_letter_are_one_group_where_one_is_rare(other):
+    assert variants({"Billing": 8, other: 2, "Delivery": 1}) == [sorted(["Billing", other])]
+    assert variants({other: 2, "Billing": 5, "BILLING": 3}) == [sorted(["Billing", "BILLING", other])]
+    assert variants({"Billing": 8, other: 3}) == []
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("-1", "1"),
+        ("C", "C#"),
+        ("level 1", "level 2"),
+        ("order10", "order1"),
+        ("spam", "pam"),
+        ("+", "-"),
+        ("a" * 41, "a" * 42),
+    ],
+)
+def test_labels_that_differ_in_more_than_their_writing_are_no_group(labels):
+    assert variants(dict(zip(labels, (90, 1), strict=True))) == variants(dict.fromkeys(labels, 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "b", "a; b", "c"], "'a; b': each combination"),
+        (["a", "b", "b|a", "a , b"], "'b|a' and 1 more: each"),
+        (["b;c", "c; b;", "d"], "'b;c' and 1 more: each"),
+        (["a", "b", "c; d"], None),
+        (["Food, drinks", "Food, other"], None),
+        (["a;", "a"], None),
+    ],
+)
+def test_several_labels_in_a_cell_are_named(labels, said):
+    lines = [line for line in doubts(dict.fromkeys(labels, 9)) if "in a cell" in line]
+    assert len(lines) == (said is not None) and all(said in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((90, 10), "90 of 100 training records have the label '0'"),
+        ((10, 2, 88), None),
+        ((20,), None),
+        ((8, 1), "1 label is in one training record only: '1'"),
+        ((1,) * 10, "10 labels in 10 training records: are they answers"),
+        ((2, *(1,) * 18), "19 labels in 20 training records: are they answers"),
+        ((2,) * 10, None),
+    ],
+)
+def test_labels_of_nearly_all_records_and_labels_of_hardly_any_are_named(counts, said):
+    lines = doubts({str(i): n for i, n in enumerate(counts)})
+    assert len(lines) == (said is not None) and all(line.startswith(said) for line in lines)
