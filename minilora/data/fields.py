@@ -20,7 +20,7 @@ from typing import Any
 
 from ..files.disk import read_json
 from ..lora.provenance import read_provenance
-from .formats import listed, parts_of
+from .formats import PROMPTS, listed, parts_of
 from .labels import LISTED, TEXT, Asking, LabelTask
 from .rows import DataError
 from .words import KINDS, spelled
@@ -140,7 +140,10 @@ class Field:
         return min(choices or [of_kind.get(kind, 1) for kind in self.kinds])
 
     def read(self, cell: Any) -> Any:
-        """The value in a cell of a table, where numbers, booleans and lists are texts and an empty one is None."""
+        """The value in a cell of a table, where numbers, booleans and lists are texts and an empty one is None. White
+        space around it does not count.
+        """
+        cell = (cell.strip() or None) if isinstance(cell, str) else cell
         if cell is None and self.kinds == ("array",):
             return []
         if not isinstance(cell, str) or "string" in self.kinds:
@@ -187,11 +190,12 @@ class FieldTask(Asking):
         """
         if not isinstance(schema, dict) or schema.get("type", "object") != "object":
             raise ValueError('the schema must be that of an object: {"type": "object", "properties": {...}}')
-        if other := sorted(schema.keys() - _OF_OBJECT):
-            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required, $defs")
         rules = schema.get("properties")
         if not isinstance(rules, dict) or not rules:
-            raise ValueError("the schema needs properties: an object with at least one field")
+            like = '{"type": "object", "properties": {"name": {"type": "string"}, ...}}'
+            raise ValueError(f"the schema needs properties: an object with at least one field, as in {like}")
+        if other := sorted(schema.keys() - _OF_OBJECT):
+            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required, $defs")
         if not isinstance(definitions := schema.get("$defs", {}), dict):
             raise ValueError(f"$defs must be an object of rules, got {definitions!r:.80}")
         fields, size = [], 0
@@ -239,14 +243,26 @@ class FieldTask(Asking):
 
     def gathered(self, row: Any) -> Any:
         """A row that has a column for each field that may not be missing, with all fields in one column `fields`; any
-        other row, and one with such a column, as it is.
+        other row, and one with such a column, as it is. A field without a column of its name has the one that differs
+        in case alone.
         """
-        if not isinstance(row, dict) or "fields" in row or row.keys().isdisjoint(field.name for field in self.fields):
+        if not isinstance(row, dict) or "fields" in row:
             return row
-        if any(field.name not in row and not {"null", "array"}.intersection(field.kinds) for field in self.fields):
+        names = [field.name for field in self.fields]
+        alike = {str(column).strip().lower(): column for column in row if column not in names}
+        alike = {name: column for name, column in alike.items() if name not in PROMPTS}
+        places = {name: name if name in row else alike.get(name.lower()) for name in names}
+        there = [name for name, column in places.items() if column is not None]
+        if not there or self.lacking(there):
             return row
-        own = {field.name: field.read(row[field.name]) for field in self.fields if field.name in row}
-        return {name: value for name, value in row.items() if name not in own} | {"fields": own}
+        own = {field.name: field.read(row[places[field.name]]) for field in self.fields if field.name in there}
+        return {column: value for column, value in row.items() if column not in places.values()} | {"fields": own}
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """The fields that need a value and are not among these."""
+        there = {*names}
+        needed = [field.name for field in self.fields if not {"null", "array"}.intersection(field.kinds)]
+        return [name for name in needed if name not in there]
 
     def answer(self, values: Mapping[str, Any]) -> str:
         """The fields of a text as JSON, in the order of the schema; one that is left out is null, or an empty list.
@@ -260,9 +276,8 @@ class FieldTask(Asking):
         for field in self.fields:
             value = values.get(field.name, [] if field.kinds == ("array",) else None)
             if not field.fits(value):
-                allowed = (
-                    f"one of {', '.join(map(spelled, field.choices))}" if field.choices else " or ".join(field.kinds)
-                )
+                kinds = " or ".join(field.kinds).replace("boolean", "boolean (true or false)")
+                allowed = f"one of {', '.join(map(spelled, field.choices))}" if field.choices else kinds
                 like = f" like {field.pattern}" if field.pattern else ""
                 like += f" of up to {DIGITS} digits, and {DECIMALS} after the point" if is_long(value) else ""
                 comma = "number" in field.kinds and re.fullmatch(r"-?[\d.]+,\d+", str(value))
@@ -424,12 +439,14 @@ def field_task_of(
     source: object,
     schema: FieldTask | None,
     stored: Sequence[Task],
+    columns: Iterable[str] = (),
 ) -> FieldTask | None:
     """The task of records, or None if none of them has fields.
 
     texts: of each record its id, text and fields, and whether it may be trained on.
     schema: given for the data, or found next to them; without one, the first of `stored` that allows all fields is
     taken. A stored task with the same fields is preferred to a new one, for its prompt.
+    columns: those that were not read, which may be those of fields.
 
     Raises DataError where only some records have fields, and where there is no schema for them.
     """
@@ -438,8 +455,10 @@ def field_task_of(
     if len(without) == len(texts):
         if schema is not None:
             like = f'{{"text": "...", "fields": {schema.example()}}}, or a column for each field'
+            lacking = schema.lacking({*columns})
+            some = f"; there is no column {listed(lacking)}" if lacking != schema.lacking(()) else ""
             raise DataError(
-                f"{source}: a schema is for rows with a text and its fields, and no row has them: write {like}"
+                f"{source}: a schema is for rows with a text and its fields, and no row has them: write {like}{some}"
             )
         return None
     if without:

@@ -172,7 +172,7 @@ class Reading:
     nothing: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def warnings(self) -> list[str]:
-        """Lines about rows that are left out, and about cells that seem to mean nothing."""
+        """Lines about rows that are left out, cells that seem to mean nothing, and fields that no record fills."""
         count = sum(map(len, self.left_out.values()))
         what = f"{count:,} of {count + len(self.records):,} rows {'is' if count == 1 else 'are'} left out"
         where = "; ".join(f"{column} in {listed(names, _NUMBERS)}" for column, names in self.left_out.items())
@@ -180,6 +180,11 @@ class Reading:
         for column, values in self.nothing.items():
             found = f"{column} is {' or '.join(map(repr, values))} in {sum(values.values()):,} records"
             lines.append(f"{found}: if that means nothing, empty these cells, and their rows are left out")
+        if isinstance(self.task, FieldTask):
+            rows = [record.fields or {} for record in self.records]
+            names = [each.name for each in self.task.fields]
+            if bare := [name for name in names if all(row.get(name) in (None, []) for row in rows)]:
+                lines.append(f"no record has a value of {listed(bare)}: is the column there, under that name?")
         return lines
 
     def notes(self) -> list[str]:
@@ -441,16 +446,16 @@ class _Reader:
         for name in self.field.keys() - self.mapped:
             raise DataError(f"{source}: field {name}={self.field[name]}: no row has a column {self.field[name]!r}")
         reading = self.reading
-        for line in reading.warnings() if warn else ():
-            log.warning(f"{source}: {line}")
         labels = [(r.id, r.label) for r in reading.records]
         texts = [(r.id, r.question, r.fields, r.split in (None, SPLITS[0])) for r in reading.records]
         labelled = task_of(labels, source, stored) if self.schema is None else None
-        reading.task = task = labelled or field_task_of(texts, source, self.schema, stored)
+        reading.task = task = labelled or field_task_of(texts, source, self.schema, stored, reading.unread)
         if task is not None:
             reading.records = [record.asked(task.prompt(record.question)) for record in reading.records]
         if isinstance(task, FieldTask):
             reading.records = [record.answered(task.answer(record.fields or {})) for record in reading.records]
+        for line in reading.warnings() if warn else ():
+            log.warning(f"{source}: {line}")
         return reading
 
 

@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():  # a link in a folder from elsewhere may lead to one without an end
             raise ValueError("a folder, a pipe or a device")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad may write a BOM
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:

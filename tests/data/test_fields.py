@@ -69,6 +69,39 @@ def test_fields_in_columns_of_their_own_are_the_same_records(tmp_path):
     assert labels.task.labels == ("new", "old")
 
 
+@pytest.mark.parametrize("change", [str.upper, str.title, " {} ".format])
+def test_columns_of_fields_are_found_whatever_their_case_and_white_space_around_a_cell_does_not_count(tmp_path, change):
+    whole = read_source(data(tmp_path / "whole.jsonl"))
+    rows = [{"text": row["text"]} | {change(name): f" {x} " for name, x in row["fields"].items()} for row in ROWS]
+    apart = read_source(data(tmp_path / "own.jsonl", rows))
+    assert (apart.records, apart.task, apart.unread) == (whole.records, whole.task, {})
+    exact = [row | {"ITEM": "other", "Kind": "x"} for row in ROWS]  # next to those of the field's own name
+    for i, row in enumerate(exact):
+        exact[i] = row | row.pop("fields")
+    assert read_source(data(tmp_path / "exact.jsonl", exact)).records == whole.records
+    text = {"type": "object", "properties": {"Text": {"type": ["string", "null"]}, **SCHEMA["properties"]}}
+    (record, *_) = read_source(data(tmp_path / "text.jsonl", rows, text)).records  # the message is no field
+    assert record.fields == whole.records[0].fields and record.question.endswith(ROWS[0]["text"])
+
+
+def test_a_field_that_no_record_fills_is_named_and_a_missing_column_is(tmp_path, caplog):
+    rows = [{"text": row["text"], **row["fields"]} for row in ROWS]
+    for change in ({"item": "article"}, {"price": "cost", "item": "article"}):
+        path = data(tmp_path / "own.jsonl", [{change.get(name, name): x for name, x in row.items()} for row in rows])
+        caplog.clear()
+        if "price" not in change:  # it may not be missing
+            assert {record.fields.get("item") for record in read_source(path).records} == {None}
+            (line,) = [record.message for record in caplog.records]
+            assert line == f"{path}: no record has a value of item: is the column there, under that name?"
+        else:
+            with pytest.raises(DataError, match="or a column for each field; there is no column price$"):
+                read_source(path)
+    listed = {"type": "object", "properties": {"tags": {"type": "array"}, **SCHEMA["properties"]}}
+    assert "tags" in str(read_source(data(tmp_path / "own.jsonl", ROWS, listed)).warnings())
+    one = [*ROWS, {"text": "x", "fields": ROWS[0]["fields"] | {"tags": ["a"]}}]
+    assert read_source(data(tmp_path / "own.jsonl", one, listed)).warnings() == []
+
+
 def test_cells_of_a_table_are_what_the_schema_says(tmp_path):
     kinds = {
         "a": "string",
@@ -175,8 +208,10 @@ A_TEXT = {"type": "string"}
 WHOLE = [  # a schema, what is said of it
     ([], "the schema must be that of an object"),
     ({"type": "array"}, "the schema must be that of an object"),
-    ({"anyOf": []}, "'anyOf' is not supported; supported: type, properties, required, $defs"),
+    ({"properties": {"a": A_TEXT}, "anyOf": []}, "'anyOf' is not supported; supported: type, properties, required, "),
     ({"properties": {}}, "needs properties"),
+    *((wrong, 'needs properties: an object with at least one field, as in {"type": "object", "prop') for wrong in
+      ({"a": "string"}, {"a": "Ann", "b": 3.5}, {"name": "x", "schema": {}})),
     ({"properties": {"a": A_TEXT}, "$defs": []}, "$defs must be an object of rules, got []"),
     *(({"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": rule}}, said) for rule, said in (
         ({"$ref": "#/$defs/A"}, "a: $ref must name one of $defs, which refer to no others"),
@@ -316,6 +351,8 @@ def test_with_a_schema_the_fields_are_read_and_rows_that_have_labels_alone_are_r
 
 def test_a_file_that_is_no_schema_is_refused_in_one_line(tmp_path):
     path = tmp_path / "s.json"
+    path.write_text("\ufeff" + json.dumps(SCHEMA), encoding="utf-8")  # as Notepad may write it
+    assert read_schema(path) == FieldTask.of(SCHEMA)
     for text, said in (("{", "not readable as JSON"), ("[]", "expected a JSON object"), ("{}", "needs properties")):
         path.write_text(text)
         with pytest.raises(ValueError, match=said):
