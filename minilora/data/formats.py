@@ -357,10 +357,16 @@ def _unknown(row: Mapping[str, Any]) -> str:
 
 def _no_heading(row: Mapping[str, Any]) -> str | None:
     """What to do about columns whose names look like the texts of a first row."""
-    for name in map(str, row):
+    names = [*map(str, row)]
+    if len(names) > 1 and all(re.fullmatch(r"column \d+", name) for name in names[1:]):
+        what = f"the heading has one name, {_short(names[0])}"
+        return f"{what}: if it is a title, delete what is above the names of the columns"
+    for name in names:
         ended = name.endswith(("?", "!", *"？！。؟।"))
         if (words := len(name.split())) > 3 or ended or (words > 2 and name.endswith(".")):
-            heading = "is there no heading? Put a line with names above it, such as question and answer"
+            heading = (
+                "is there no heading? Put a line with names above it, such as question and answer, or delete a title"
+            )
             names = ("question", "answer") if len(row) > 1 else ("text",)
             return f"a column is called {_short(name)}: {heading}; or name the columns, such as {_field(row, *names)}"
     return None

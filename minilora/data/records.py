@@ -46,6 +46,7 @@ from .passages import TEMPLATE, Handbook, Passage, fill, paragraphs
 from .repository import fetched, is_dataset
 from .rows import (
     JSON_LIST,
+    OF_ROWS,
     PARQUET,
     SPLIT_NAMES,
     SPLITS,
@@ -247,10 +248,13 @@ def read_source(
     found = schema_beside(next(iter(places))) if schema is None else schema
     reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found), stored)
     splits = Counter(places.values())
-    if {*places.values()} == {None} and not is_dataset(source) and (folder := path_of(source)).is_dir():
-        below = [each.name for each in entries(folder) if each.is_dir() and not each.name.startswith(".")]
-        if below:
+    if not is_dataset(source) and (folder := path_of(source)).is_dir():
+        inside = [each for each in entries(folder) if not each.name.startswith(".")]
+        if {*places.values()} == {None} and (below := [each.name for each in inside if each.is_dir()]):
             log.warning(f"{folder}: the files in its folders are not read: {listed(below)}")
+        others = [each.name for each in inside if each.suffix.lower() in OF_ROWS and each not in places]
+        if others:
+            log.warning(f"{folder}: not read, since they are not called train, valid or test: {listed(others)}")
     for file, split in places.items():
         alone = splits[split] == 1
         try:
@@ -337,6 +341,12 @@ def path_of(source: str | Path) -> Path:
     """The file or folder of a source: a path, or one of BUILT_IN by its name. Raises DataError if there is none."""
     built_in = str(source) in BUILT_IN
     path = Path(str(files("minilora") / "data" / f"{source}.jsonl")) if built_in else Path(source)
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{source}: a link to {path.readlink()}, which is not there")
+    if str(source) == "-":
+        raise DataError(
+            "-: rows are read from a file, and not from a pipe: save them first, with an ending such as .csv"
+        )
     if not path.exists():
         meant = suggestion(path.name, [*BUILT_IN, *(beside.name for beside in path.parent.glob("*"))])
         raise DataError(

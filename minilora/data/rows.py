@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files.disk import entries
+from ..progress import log
 from ..terminal import quote
 from .formats import NAMES, listed
 
@@ -30,9 +31,12 @@ _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and wh
     b"ARROW1": "an Arrow file: write it as JSONL first (datasets: load_from_disk(...).to_json(...))",
     b"PK\x03\x04": "a zip archive or a file of an office program: unpack it, or save it as CSV or .txt",
     b"%PDF": "a PDF: save its text as .txt first",
+    b"\xd0\xcf\x11\xe0": "a file of an older office program, such as .xls or .msg: save it as CSV UTF-8, or as .txt",
+    b"SQLite f": "an SQLite database: save a table of it as CSV (sqlite3 -csv -header FILE 'SELECT ...' > rows.csv)",
 }
 TEXT_SUFFIXES = (".txt", ".md")
 TABLES = {".csv": ",", ".tsv": "\t"}  # endings of tables, each with its usual delimiter
+OF_ROWS = (*TABLES, ".jsonl", ".ndjson", ".parquet", ".xlsx", ".xls")  # endings of files that hold rows as a rule
 _JIS = re.compile(r"\x1b\$[@B]")  # to Japanese letters, in an encoding of ASCII alone
 _WHITE = re.compile(r"\s*")
 _KEY = re.compile(r'"([^"\\]*)"\s*:')
@@ -42,6 +46,7 @@ _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
 _QUOTED = re.compile(r"""(?<![^,;\t\r\n])"(?:[^"]|"")*\"""")  # a cell in quotes
 _JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # as in a DataFrame
 _LARGEST = 1 << 30  # characters of a cell: Python's limit for the whole program is 131,072 until it is raised
+_LINES = 10  # lines of a text, at most, that show whether it is a table
 _FIRST = 1 << 16  # characters of a file's first line that decide its kind
 
 
@@ -110,6 +115,9 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
 
     suffix = path.suffix.lower()
     if suffix in TEXT_SUFFIXES:
+        tabs = [line.count("\t") for line in beginning.splitlines()[:_LINES] if line.strip()]
+        if suffix == ".txt" and len(tabs) > 2 and 0 < min(tabs) == max(tabs):
+            log.warning(f"{path}: its lines have the same number of tabs, {tabs[0]}: if it is a table, call it .tsv")
         return TEXT_FILE, reading(lambda file: iter([(1, {"text": file.read()})]))
     if suffix in TABLES:
         comma = _comma(suffix, beginning)
@@ -139,12 +147,16 @@ def dialect_of(path: Path) -> tuple[str, str]:
 def _comma(suffix: str, beginning: str) -> str:
     """The delimiter of a table: in its first line, outside of quotes, in which a name may have commas and lines."""
     heading = re.split(r"[\r\n]", _QUOTED.sub("", beginning).lstrip(), maxsplit=1)[0]
-    return TABLES[suffix] if suffix != ".csv" else max(",;\t", key=heading.count)
+    usual = TABLES[suffix]
+    return usual if usual == "\t" and usual in heading else max(usual, *",;\t|", key=heading.count)
 
 
 def _head(path: Path) -> bytes:
     """The first bytes of a file. Raises DataError for one that cannot be read, or not twice, as a pipe."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if path.is_dir():
+        there = listed(sorted(item.name for item in entries(path)))
+        raise DataError(f"{path}: a folder, and a file is needed: name one of {there}")
+    if path.exists() and not path.is_file():
         raise DataError(f"{path}: a pipe or a device: save its rows in a file first")
     try:
         with path.open("rb") as file:
@@ -192,7 +204,7 @@ def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, _JSON.decode(line)
             except json.JSONDecodeError as error:
-                yield number, ValueError(f"not JSON ({error.msg} at column {error.pos + 1})")
+                yield number, ValueError(f"not JSON ({error.msg.removesuffix(' at')} at column {error.pos + 1})")
             except (ValueError, RecursionError) as error:
                 yield number, ValueError(f"not JSON ({error})")
 
@@ -227,8 +239,8 @@ def _elements(file: TextIO, start: int = 0) -> Iterator[tuple[int, Any]]:
 
 
 def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
-    """The rows of a table, each with the line in which it begins, as dicts by the heading. An empty cell is None; under
-    no name it is left out.
+    """The rows of a table, each with the line in which it begins, as dicts by the heading, where a name that several
+    columns have is followed by their numbers. An empty cell is None; under no name it is left out.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST))
     reader = csv.reader(file, delimiter=comma, strict=True)
@@ -238,21 +250,23 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield number, ValueError(f"not CSV ({error}): nothing after it was read; is a quote left open?")
+            asked = 'is a quote left open, or one inside a text not written twice, ""?'
+            yield number, ValueError(f"not CSV ({error}): nothing after it was read; {asked}")
             return
         if cells is None:
             return
         if not any(cell.strip() for cell in cells) or (not heading and cells == ["sep=", ""]):  # which is for Excel
             continue
         if not heading:
-            named = {cell.strip() for cell in cells}
+            times = Counter(cell.strip() for cell in cells)
             heading = [cell.strip() or f"column {i}" for i, cell in enumerate(cells, 1)]
-            if repeated := sorted(name for name, times in Counter(heading).items() if times > 1):
-                yield number, ValueError(f"column {repeated[0]!r} is twice in the heading: rename one")
-                return
+            heading = [f"{name} (column {i})" if times[name] > 1 else name for i, name in enumerate(heading, 1)]
+            named = {name for name, cell in zip(heading, cells, strict=True) if cell.strip()}
         elif any(cells[len(heading) :]):
             more = f"{len(cells)} cells under a heading of {len(heading)}"
-            yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes")
+            title = f"; if {heading[0][:40]!r} is a title, delete what is above the names of the columns"
+            title = title if len(heading) == 1 else ""
+            yield number, ValueError(f"{more}: put a text that contains {comma!r} in quotes{title}")
         else:
             whole = zip(heading, [*cells, *[""] * len(heading)], strict=False)
             row = {name: cell or None for name, cell in whole if cell or name in named}

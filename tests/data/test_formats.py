@@ -253,13 +253,6 @@ def test_lines_that_end_as_on_windows_end_as_everywhere_and_a_byte_order_mark_is
     assert read_records(tmp_path / "novel.txt") == [Record("novel", text="One.\nTwo.\n")]
 
 
-@pytest.mark.parametrize("mark", [";", "\t"])
-def test_a_table_may_be_divided_by_semicolons_or_tabs(mark, tmp_path):
-    table(tmp_path / "data.csv", [{"question": "a, b, c; or d?", "answer": "None, I think, of all."}], delimiter=mark)
-    (record,) = read_records(tmp_path / "data.csv")
-    assert record.messages[1]["content"] == "None, I think, of all."
-
-
 @given(name=st.text('ab ,;\t"\n', max_size=8), mark=st.sampled_from(",;\t"), quoting=st.booleans())
 @example(name="A name, in\ntwo lines", mark=";", quoting=False)  # as Excel writes it
 @example(name='at 5" and 7"', mark=";", quoting=True)
@@ -416,6 +409,52 @@ def test_cells_that_seem_to_mean_nothing_are_counted_where_they_are_read(tmp_pat
     assert f"answer is {nothing.strip()!r} in 2 records: if that means nothing, empty these cells" in line
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("comma", ",;\t|")
+def test_a_table_may_have_any_usual_delimiter_whatever_its_ending(tmp_path, comma, suffix):
+    table(path := tmp_path / f"data.{suffix}", [QA | {"n": "1,5"}], delimiter=comma)
+    assert dialect_of(path)[0] == comma and read_records(path)[0].messages == ASKED
+    path.write_text("text\none, two; or three\tor four | five\n")  # a column alone
+    usual = {"csv": ",", "tsv": "\t"}[suffix]
+    assert dialect_of(path)[0] == usual
+    path.write_text(f"q{usual}a\nx{usual}1;2|3|4\n")
+    assert read_records(path)[0].messages[-1]["content"] == "1;2|3|4"
+    path = tmp_path / "data.tsv"
+    path.write_text("q, or what, is asked\ta\nx\ty\n")  # tabs go before the others there
+    assert [*next(read_rows(path)[1])[1]] == ["q, or what, is asked", "a"]
+
+
+def test_columns_of_the_same_name_are_told_apart_by_their_numbers(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("q,tag,a,,tag,,tag\nwhy,x,so,,y,1,\n")
+    assert [row for _, row in read_rows(path)[1]] == [
+        {"q": "why", "tag (column 2)": "x", "a": "so", "tag (column 5)": "y", "column 6": "1", "tag (column 7)": None}
+    ]
+    assert read_records(path)[0].messages[-1]["content"] == "so"
+    assert read_records(path, field={"a": "tag (column 5)"})[0].messages[-1]["content"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "a.txt",
+            "text\tlabel\na\tb\n\nc\td\n",
+            "its lines have the same number of tabs, 1: if it is a table, call it",
+        ),
+        ("a.txt", "a\tb\nc\td\n", None),
+        ("a.txt", "a\nb\nc\n", None),
+        ("a.txt", "a\tb\nc\n\td\te\n", None),
+        ("a.md", "a\tb\n" * 5, None),
+    ],
+)
+def test_a_table_that_is_called_a_text_is_named(tmp_path, caplog, name, text, said):
+    (tmp_path / name).write_text(text)
+    read_records(tmp_path / name)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == (said is not None) and all(said in line for line in lines)
+
+
 BROKEN = [  # a file, its content, part of the message
     ("a.json", '[{"q": "x", "a": "y"},\n]', ":2: record 2: not JSON (Expecting value): nothing after it was read"),
     ("a.json", '[\n{"q": "x", "a": "y"},\n\n{"q": "x"\n"a": "y"}]', ":5: record 2: not JSON (Expecting ',' delimiter)"),
@@ -436,7 +475,13 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "prompt,reply\nx,3\n", "prompt/completion needs a column completion; there are prompt, reply: name"),
     ("a.csv", "q,a\nx,y,z\n", ":2: 3 cells under a heading of 2: put a text that contains ',' in quotes"),
     ("a.csv", 'q,a\nx,"y\nz,z\n', ":2: not CSV (unexpected end of data): nothing after it was read; is a"),
-    ("a.csv", "q,a,q\nx,y,z\n", ":1: column 'q' is twice in the heading"),
+    ("a.csv", "q,a,q\nx,y,z\n", ":2: q/a needs a column q; there are q (column 1), a, q (column 3): name the column"),
+    ("a.csv", "Export of May\n\nq,a\nx,y\n", ":3: 2 cells under a heading of 1: put a text that contains ',' in quotes"
+     "; if 'Export of May' is a title, delete what is above the names of the columns"),
+    ("a.csv", "Export,,\nid,q,a\n1,x,y\n", ":2: the heading has one name, 'Export': if it is a title, delete what"),
+    ("a.csv", "The export of May\nq;a\nx;y\n", "and answer, or delete a title; or name the columns"),
+    ("a.csv", 'q,a\n"say \\"x\\" now",y\n', 'is a quote left open, or one inside a text not written twice, ""?'),
+    ("a.jsonl", '{"q": "x', ":1: not JSON (Unterminated string starting at column 7)"),
     ("a.csv", "chosen,rejected\nx,y\n", "prompt/chosen/rejected needs a column prompt; there are chosen, rejected: n"),
     ("a.csv", "prompt,chosen,rejected\nx,y,y\n", ":2: chosen and rejected are the same answer ('y'): there is nothing"),
     ("a.csv", "prompt,chosen,rejected\nx,y,\n", ":2: rejected must be a non-empty text, got nothing (an empty cell"),
@@ -484,6 +529,11 @@ FOREIGN = [  # the first bytes, the message
     (b"PK\x03\x04\x14\x00", "a zip archive or a file of an office program: unpack it, or save it as CSV"),
     (b"BZh91AY", "compressed with bzip2"),
     (b"%PDF-1.7", "a PDF: save its text as .txt first"),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "a file of an older office program, such as .xls or .msg: save it as CSV UTF-8",
+    ),
+    (b"SQLite format 3\0", "an SQLite database: save a table of it as CSV"),
     (b"", "the file is empty"),
     (b'{"q": "\xe4"}', "cannot be read as UTF-8 text ("),
     ("q,返品".encode("cp932"), "cannot be read as UTF-8 text ("),

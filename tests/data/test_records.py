@@ -189,6 +189,15 @@ def test_ids_that_the_files_of_a_folder_share_are_told_apart(tmp_path):
     assert [record.id for record in read_records(texts)] == ["a", "a.txt/a"]
 
 
+@pytest.mark.parametrize(("name", "said"), [("Test set.csv", True), ("old.PARQUET", True), ("notes.md", False)])
+def test_files_of_rows_that_a_folder_has_besides_its_splits_are_named(tmp_path, caplog, name, said):
+    for each in ("train.csv", "valid.jsonl", name, ".hidden.csv"):
+        (tmp_path / each).write_text(json.dumps(QA) if each.endswith("l") else "q,a\nx,y\n")
+    assert len(read_records(tmp_path)) == 2
+    line = f"{tmp_path}: not read, since they are not called train, valid or test: {name}"
+    assert [record.message for record in caplog.records] == [line] * said
+
+
 class Picky:
     """In place of a tokenizer: it has no token for an escape character."""
 
@@ -211,5 +220,10 @@ def test_a_file_that_is_missing_is_refused_with_what_would_do(tmp_path):
     assert "absent.jsonl: no such data file or folder; use a .jsonl, " in message and message.endswith(
         ", ".join(BUILT_IN)
     )
+    (tmp_path / "link.csv").symlink_to("gone.csv")
+    assert message_of(tmp_path / "link.csv").endswith("link.csv: a link to gone.csv, which is not there")
+    assert "-: rows are read from a file, and not from a pipe: save them" in message_of("-")
+    with pytest.raises(DataError, match=r"[^\n]*: a folder, and a file is needed: name one of link.csv$"):
+        read_prompts(tmp_path)
     with pytest.raises(DataError, match="absent.jsonl: no such data file"):
         sha256_of_data(tmp_path / "absent.jsonl")
