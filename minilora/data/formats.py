@@ -69,8 +69,12 @@ def _asked(row: Mapping[str, Any], question: str, below: str = "") -> list[Messa
 
 
 def _labelled(row: Mapping[str, Any], text: str, label: str) -> list[Message]:
-    """The messages of a text and its label, which may be a whole number."""
-    named = {label: str(value) if isinstance(value := row[label], int) else value}
+    """The messages of a text and its label, which may be a whole number, as 1.0 is next to an empty cell in pandas."""
+    value = row[label]
+    if isinstance(value, list):
+        raise ValueError(f"{label} must be one text, got {_short(value)}: for several labels, use --schema and a list")
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    named = {label: str(value) if isinstance(value, int) else value}
     return _exchange(text_of(row, text), text_of(named, label).strip())
 
 
@@ -349,9 +353,11 @@ def _unknown(row: Mapping[str, Any]) -> str:
     if len(row) < 2:
         return f"expected columns such as question and answer, or text; there is {_columns(row)}"
     which, example = "which columns are the question and the answer?", _field(row, "question", "answer")
-    if label := next((name for name in _LABELS if name in row), None):
-        rest = {name: value for name, value in row.items() if name != label}
-        example += f", or {_field(rest, 'text')} for a text with its {label}"
+    label = next((name for name in _LABELS if name in row), None)
+    rest = {name: value for name, value in row.items() if name != label}
+    example += (
+        f", or {_field(rest, 'text')}{'' if label else ' and --label COLUMN'} for a text with its {label or 'label'}"
+    )
     return f"{which} There are {_columns(row)}: name them, such as {example}"
 
 
@@ -364,11 +370,10 @@ def _no_heading(row: Mapping[str, Any]) -> str | None:
     for name in names:
         ended = name.endswith(("?", "!", *"？！。؟।"))
         if (words := len(name.split())) > 3 or ended or (words > 2 and name.endswith(".")):
-            heading = (
-                "is there no heading? Put a line with names above it, such as question and answer, or delete a title"
-            )
-            names = ("question", "answer") if len(row) > 1 else ("text",)
-            return f"a column is called {_short(name)}: {heading}; or name the columns, such as {_field(row, *names)}"
+            what = f"a column is called {_short(name)}: is there no heading?"
+            names = ["question", "answer"] if len(row) > 1 else ["text"]
+            heading = "Put a line with names above it, such as question and answer, or delete a title"
+            return f"{what} {heading}; or name the columns, such as {_field(row, *names)}"
     return None
 
 

@@ -409,9 +409,8 @@ class _Reader:
                     for text in (record.text, *said, record.rejected or "", *record.other_questions):
                         self.tokenizer.check(text)
                 if record.id in seen:
-                    raise ValueError(
-                        f"id {record.id!r} is already the id of {unit} {seen[record.id]}: give each another id, or none"
-                    )
+                    again = f"id {record.id!r} is already the id of {unit} {seen[record.id]}"
+                    raise ValueError(f"{again}: give each another id, or none, or name its column with --field id=...")
             except ValueError as error:
                 found = self.problems
                 if isinstance(error, EmptyCellError) and short:

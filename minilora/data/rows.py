@@ -45,6 +45,7 @@ _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
 )
 _QUOTED = re.compile(r"""(?<![^,;\t\r\n])"(?:[^"]|"")*\"""")  # a cell in quotes
 _JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # as in a DataFrame
+_POINT = re.compile(r"""(?<![^;"\r\n])-?\d+\.\d+(?![^;"\r\n])""")  # a cell that is a number with a decimal point
 _LARGEST = 1 << 30  # characters of a cell: Python's limit for the whole program is 131,072 until it is raised
 _LINES = 10  # lines of a text, at most, that show whether it is a table
 _FIRST = 1 << 16  # characters of a file's first line that decide its kind
@@ -135,13 +136,17 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     return "JSONL", reading(_lines)
 
 
-def dialect_of(path: Path) -> tuple[str, str]:
-    """The delimiter of a table, and an encoding with which Excel reads another file as it reads this one."""
+def dialect_of(path: Path) -> tuple[str, str, str]:
+    """The delimiter of a table, and an encoding and a decimal mark with which Excel reads another file as it reads this
+    one. Excel writes semicolons where numbers have a decimal comma.
+    """
     encoding = _encoding(path, head := _head(path))
     with _opened(path, encoding) as file:
         beginning = file.read(_FIRST)
     marked = encoding == "utf-16" or head.startswith(codecs.BOM_UTF8)
-    return _comma(path.suffix.lower(), beginning), "utf-8-sig" if marked else "utf-8"
+    comma = _comma(path.suffix.lower(), beginning)
+    mark = "," if comma == ";" and not _POINT.search(beginning) else "."
+    return comma, "utf-8-sig" if marked else "utf-8", mark
 
 
 def _comma(suffix: str, beginning: str) -> str:

@@ -26,7 +26,7 @@ from minilora.data.labels import LabelTask
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.data.prompts import Prompt, Rows, read_prompts
 from minilora.data.quotes import Quoting
-from minilora.data.rows import DataError
+from minilora.data.rows import DataError, read_rows
 from minilora.generate import labels
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
@@ -678,6 +678,35 @@ def test_a_file_that_is_not_continued_stays_as_it_was(tmp_path):
     with pytest.raises(DataError, match="not row 1"):
         Rows(".csv", ["text"]).done(tmp_path / "out.csv", [Prompt("", {"text": "a"})])
     assert (tmp_path / "out.csv").read_text() == "text\nother\nwithout an end"
+
+
+@pytest.mark.parametrize(
+    ("beginning", "mark"),
+    [
+        ("text;n\na;1,5\nb;2,5\n", ","),
+        ("text;n\na;x\n", ","),
+        ("text;n\na;01.02.2026\nb 1.5;x 2.5\n", ","),
+        ("text;n\na;1.5\n", "."),
+        ('text;n\na;"-10.25"\n', "."),
+        ("n;text\n0.5;a\n", "."),
+        ("text,n\na,1\n", "."),
+        ('text,n\na,"1,5"\n', "."),
+        ("text\tn\na\t1,5\n", "."),
+    ],
+)
+def test_numbers_have_a_decimal_comma_where_excel_writes_semicolons_and_the_table_has_no_points(
+    tmp_path, beginning, mark
+):
+    (tmp_path / "in.csv").write_text(beginning)
+    prompts = read_prompts(tmp_path / "in.csv")
+    rows = Rows(".csv", [*prompts[0].row, "p", "i", "of"], tmp_path / "in.csv")
+    added = {"p": 0.25, "i": 1, "of": [0.5]}
+    text = rows.heading() + "".join(rows.text({**prompt.row, **added}) for prompt in prompts)
+    (tmp_path / "out.csv").write_text(text)
+    for prompt, (_, row) in zip(prompts, read_rows(tmp_path / "out.csv")[1], strict=True):
+        assert row == {**prompt.row, "p": f"0{mark}25", "i": "1", "of": "[0.5]"}  # own cells as they are, lists as JSON
+    assert rows.done(tmp_path / "out.csv", prompts) == len(prompts)
+    assert Rows(".tsv", ["p"], tmp_path / "in.csv").text(added) == "0.25\n"
 
 
 def test_a_table_holds_lists_as_json_and_nothing_as_an_empty_cell():

@@ -186,12 +186,15 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are(tmp_path):
 )
 def test_the_columns_of_the_advice_have_the_longest_texts_and_can_be_read(tmp_path, heading):
     path = tmp_path / "data.csv"
-    path.write_text(f"{heading}\n7,Where is my parcel?,,Lost\nThe eighth of today,Too late,,Lost\n")
+    path.write_text(f"{heading}\n7,Where is my parcel?,,Lost\nThe eighth of today,Too late,,Found\n")
     said = message_of(path)
     assert "(2 rows: lines 2, 3)" in said and "\n" not in said  # one kind of mistake, whichever columns are longest
     assert ("is there no heading?" in said) == ("How happy" in said)
-    for words in re.findall(r"--field (.*?)(?:, or| for a text| \(2 rows)", said):
-        field = dict(word.split("=") for word in shlex.split(words))
+    for words in re.findall(r"--field (.*?)(?:, or| and --label| for a text| \(2 rows)", said):
+        field = (
+            {"label": heading.split(",")[-1]} if "and --label COLUMN for a text" in said and "text=" in words else {}
+        )
+        field |= dict(word.split("=") for word in shlex.split(words))
         first, _ = read_records(path, field=field)
         assert first.question.endswith("Where is my parcel?") and first.messages[-1]["content"] == "Lost"
 
@@ -467,7 +470,8 @@ BROKEN = [  # a file, its content, part of the message
     ("a.log", "# Title\n", ": what kind of file is it? Use .jsonl, .json, .csv, .tsv, .txt or .md"),
     ("a.csv", "question,answer\n", ": there is no record in it"),
     ("a.csv", "Frage;my answer\nx;3\ny;4\n", ":2: which columns are the question and the answer? There are Frage, my "
-     "answer: name them, such as --field question=Frage 'answer=my answer' (2 rows: lines 2, 3)"),
+     "answer: name them, such as --field question=Frage 'answer=my answer', or --field text=Frage and --l"
+     "abel COLUMN for a text with its label (2 rows: lines 2, 3)"),
     ("a.csv", "Why is it?,So.\nx,3\n", ":2: a column is called 'Why is it?': is there no heading? Put a line with n"),
     *(("a.csv", f"{each},So.\nx,3\n", f":2: a column is called '{each}': is there no heading?") for each in ("返品は？",
       "返品です。", "كم؟", "है।")),
@@ -479,7 +483,7 @@ BROKEN = [  # a file, its content, part of the message
     ("a.csv", "Export of May\n\nq,a\nx,y\n", ":3: 2 cells under a heading of 1: put a text that contains ',' in quotes"
      "; if 'Export of May' is a title, delete what is above the names of the columns"),
     ("a.csv", "Export,,\nid,q,a\n1,x,y\n", ":2: the heading has one name, 'Export': if it is a title, delete what"),
-    ("a.csv", "The export of May\nq;a\nx;y\n", "and answer, or delete a title; or name the columns"),
+    ("a.csv", "The export of May\nq;a\nx;y\n", "question and answer, or delete a title; or name the columns"),
     ("a.csv", 'q,a\n"say \\"x\\" now",y\n', 'is a quote left open, or one inside a text not written twice, ""?'),
     ("a.jsonl", '{"q": "x', ":1: not JSON (Unterminated string starting at column 7)"),
     ("a.csv", "chosen,rejected\nx,y\n", "prompt/chosen/rejected needs a column prompt; there are chosen, rejected: n"),

@@ -53,6 +53,15 @@ def test_a_label_column_of_any_name_is_named_and_others_stay_what_they_were(tmp_
     assert texts(chosen) == ROWS
 
 
+@pytest.mark.parametrize("numbers", [(1, 0), (1.0, 0.0), ("1", "0")])
+def test_whole_numbers_are_the_same_labels_however_they_are_written(tmp_path, numbers):
+    path = write(tmp_path / "a.jsonl", [(text, numbers[label == "refund"]) for text, label in ROWS])
+    assert read_source(path).task.labels == ("0", "1")
+    assert "a.jsonl:1: label must be one text, got ['a', 'b']: for several labels, use --schema" in refusal(
+        write(path, [("x", ["a", "b"]), ("y", ["a"])])
+    )
+
+
 def test_labels_may_be_numbers_and_their_white_space_does_not_count(tmp_path):
     reading = read_source(write(tmp_path / "a.jsonl", [("a", 1), ("b", 0), ("c", " 1 ")]))
     assert texts(reading) == [("a", "1"), ("b", "0"), ("c", "1")] and reading.task.labels == ("0", "1")

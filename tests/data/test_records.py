@@ -175,7 +175,10 @@ def test_every_kind_of_mistake_has_a_line_with_its_first_place_and_the_rows_that
 
 def test_an_id_that_another_record_has_is_reported_with_its_line(write):
     path = write(QA | {"id": "a"}, QA | {"id": "b"}, QA | {"id": "a"})
-    assert message_of(path) == f"{path}:3: id 'a' is already the id of line 1: give each another id, or none"
+    assert message_of(path).startswith(f"{path}:3: id 'a' is already the id of line 1: give each another id, or none, ")
+    assert [r.id for r in read_records(write(QA | {"id": 1, "n": 2}, QA | {"id": 1, "n": 3}), field={"id": "n"})] == [
+        *"23"
+    ]
 
 
 def test_ids_that_the_files_of_a_folder_share_are_told_apart(tmp_path):
