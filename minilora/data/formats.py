@@ -245,8 +245,8 @@ def check_field(field: Mapping[str, str]) -> None:
 
 
 def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
-    """A row with minilora's column names, in lower case; white space alone is an empty cell, None. field: minilora's
-    name of a column, and the file's own.
+    """A row with minilora's column names, in lower case; white space alone and NaN are an empty cell, None. field:
+    minilora's name of a column, and the file's own.
 
     Raises ValueError for a value that is not a row, and for a needed column that the row does not have.
     """
@@ -257,7 +257,7 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
             meant = suggestion(column, map(str, row))
             there = f"no such column{meant}; there are {_columns(row)}: name the right one with --field"
             raise ValueError(f"field {name}={spelled(column)}: {there} {name}=...")
-    row = {name: None if isinstance(value, str) and not value.strip() else value for name, value in row.items()}
+    row = {name: None if _is_empty(value) else value for name, value in row.items()}
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():
@@ -275,6 +275,11 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(chosen := named.get("chosen"), list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
+
+
+def _is_empty(value: Any) -> bool:
+    """Is a cell white space, or NaN?"""
+    return (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value)
 
 
 def as_in_a_file(row: Any) -> Any:

@@ -72,6 +72,7 @@ NOTHING = {  # what programs write into a cell that has no value
     *("N/A", "n/a", "NA", "#N/A", "-", "--", "–", "—", "?", "null", "NULL", "None", "nan", "NaN", "\\N", "(blank)"),
     *("#REF!", "#NAME?", "#VALUE!", "#DIV/0!"),
 }
+_GARBLED = re.compile("\ufffd|[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€")  # UTF-8 that was read as Windows-1252
 _VARYING = re.compile(r"got .*|such as .*|'.*?'|\d+")  # what differs between messages about the same kind of mistake
 
 
@@ -160,7 +161,8 @@ class Reading:
     """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns
     that minilora does not read, with the number of rows that have them and the first `values` of each, and for data
     with labels or fields the task; by needed column, the names of the rows that are left out, since it is empty
-    there, and the values that mean nothing, as it seems, with the number of rows that have them.
+    there, and the values that mean nothing, as it seems, with the number of rows that have them; the ids of records
+    with letters that a program has read in a wrong encoding.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -171,6 +173,7 @@ class Reading:
     task: Task | None = None
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     nothing: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    garbled: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
         """Lines about rows that are left out, cells that seem to mean nothing, and fields that no record fills."""
@@ -181,6 +184,10 @@ class Reading:
         for column, values in self.nothing.items():
             found = f"{column} is {' or '.join(map(repr, values))} in {sum(values.values()):,} records"
             lines.append(f"{found}: if that means nothing, empty these cells, and their rows are left out")
+        if self.garbled:
+            what = f"in {len(self.garbled):,} of {len(self.records):,} records are letters"
+            how = "that were read in a wrong encoding, such as Ã¼ for ü, or �: export them again as UTF-8"
+            lines.append(f"{what} {how} ({listed(self.garbled, _NUMBERS)})")
         if isinstance(self.task, FieldTask):
             rows = [record.fields or {} for record in self.records]
             names = [each.name for each in self.task.fields]
@@ -404,9 +411,10 @@ class _Reader:
                 record = _record(kind, with_lists(row, kind), name, split)
                 if self.schema is not None and record.fields is not None:
                     record = record.answered(self.schema.answer(record.fields))
+                said = [message["content"] for message in record.messages]
+                said = [record.text, *said, record.rejected or "", *record.other_questions]
                 if self.tokenizer is not None:
-                    said = [m["content"] for m in record.messages]
-                    for text in (record.text, *said, record.rejected or "", *record.other_questions):
+                    for text in said:
                         self.tokenizer.check(text)
                 if record.id in seen:
                     again = f"id {record.id!r} is already the id of {unit} {seen[record.id]}"
@@ -427,6 +435,8 @@ class _Reader:
             if record.id in self.ids:  # of another file: passages and answers are found by the id
                 record = replace(record, id=f"{path.name}/{record.id}")
             self.ids.add(record.id)
+            if any(_GARBLED.search(text) for text in said):
+                reading.garbled.append(record.id)
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
             read = {*kind.needs, *kind.also}

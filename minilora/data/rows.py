@@ -191,6 +191,11 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:
         kind = encoding.removesuffix("-sig").upper()
+        text = path.read_bytes().decode(encoding, "replace")
+        if sum(letter > "\x7f" for letter in text) > 2 * text.count("\ufffd"):  # conversion would garble the others
+            line = 1 + text.partition("\ufffd")[0].count("\n")
+            wrong = f"line {line} has bytes that are not {kind} text, as its other letters are"
+            raise DataError(f"{path}: {wrong}: write that line again, or export the file again as UTF-8") from error
         others = "Latin-1 here; Japanese is CP932 as a rule, Arabic WINDOWS-1256"
         advice = (
             f"save it as CSV UTF-8 in Excel, or convert it from its encoding ({others}): {_iconv(path, 'WINDOWS-1252')}"

@@ -412,6 +412,31 @@ def test_cells_that_seem_to_mean_nothing_are_counted_where_they_are_read(tmp_pat
     assert f"answer is {nothing.strip()!r} in 2 records: if that means nothing, empty these cells" in line
 
 
+@pytest.mark.parametrize("text", ["ü", "é", "ß", "Ó", "’", "–", "“", "ñ", "Å", "à"])
+def test_letters_that_were_read_in_a_wrong_encoding_are_counted(tmp_path, caplog, text):
+    garbled = text.encode().decode("cp1252", "replace")
+    for wrong, rows in (
+        ([], [f"a {text}", "plain", "naïve Ã la Âme"]),
+        (["line-1", "line-3"], [garbled, f"a {text}", f"x {garbled}"]),
+    ):
+        jsonl(tmp_path / "data.jsonl", [{"q": "x", "a": each} for each in rows])
+        caplog.clear()
+        assert read_source(tmp_path / "data.jsonl").garbled == wrong
+        assert [record.message.partition(": in ")[2][:30] for record in caplog.records] == (
+            ["2 of 3 records are letters tha"] if wrong else []
+        )
+
+
+def test_a_file_in_utf_8_with_a_bad_byte_is_not_advised_to_be_converted_from_another_encoding(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes("q,a\nwhy,weil für\nhow,so für\nwhen,X\n".encode().replace(b"X", b"\xfc"))
+    assert message_of(path).startswith(
+        f"{path}: line 4 has bytes that are not UTF-8 text, as its other letters are: write"
+    )
+    path.write_bytes("q,a\nwhy,weil für\nhow,so für\n".encode("cp1252"))
+    assert "convert it from its encoding" in message_of(path)
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 @pytest.mark.parametrize("comma", ",;\t|")
 def test_a_table_may_have_any_usual_delimiter_whatever_its_ending(tmp_path, comma, suffix):
