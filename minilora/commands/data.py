@@ -258,7 +258,7 @@ def _named(title: str, what: str, found: Sequence[str]) -> Iterator[tuple[str, s
 
 
 def _by_name(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} in {counted(count, 'record')}" for name, count in counts.items())
+    return listed([f"{name} in {counted(count, 'record')}" for name, count in counts.items()])
 
 
 def _table(seen: Mapping[str, Any]) -> Iterator[str]:

@@ -257,13 +257,14 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
             meant = suggestion(column, map(str, row))
             there = f"no such column{meant}; there are {_columns(row)}: name the right one with --field"
             raise ValueError(f"field {name}={spelled(column)}: {there} {name}=...")
-    row = {name: None if _is_empty(value) else value for name, value in row.items()}
     named = {name: row[column] for name, column in field.items() if column in row}
     taken = set(field.values())
     for column, value in row.items():
         if column not in taken:
             plain = column.strip().lower()
             named.setdefault(plain if plain in NAMES and plain not in row else column, value)
+    for name in [name for name, x in named.items() if (x.isspace() or x == "" if isinstance(x, str) else x != x)]:
+        named[name] = None
     if isinstance(asked := named.get("input"), dict) and "preferred_output" in named:
         del named["input"]
         named |= {"prompt": asked.get("messages")} | {
@@ -275,11 +276,6 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(chosen := named.get("chosen"), list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
-
-
-def _is_empty(value: Any) -> bool:
-    """Is a cell white space, or NaN?"""
-    return (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value)
 
 
 def as_in_a_file(row: Any) -> Any:

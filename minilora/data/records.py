@@ -182,7 +182,8 @@ class Reading:
         where = "; ".join(f"{column} in {listed(names, _NUMBERS)}" for column, names in self.left_out.items())
         lines = [f"{what}, since a needed cell is empty: {where}"] if count else []
         for column, values in self.nothing.items():
-            found = f"{column} is {' or '.join(map(repr, values))} in {sum(values.values()):,} records"
+            count = sum(values.values())
+            found = f"{column} is {listed([*map(repr, values)], _NUMBERS)} in {count:,} record{'s' * (count != 1)}"
             lines.append(f"{found}: if that means nothing, empty these cells, and their rows are left out")
         if self.garbled:
             what = f"in {len(self.garbled):,} of {len(self.records):,} records are letters"
@@ -435,14 +436,15 @@ class _Reader:
             if record.id in self.ids:  # of another file: passages and answers are found by the id
                 record = replace(record, id=f"{path.name}/{record.id}")
             self.ids.add(record.id)
-            if any(_GARBLED.search(text) for text in said):
+            if any(not text.isascii() and _GARBLED.search(text) for text in said):
                 reading.garbled.append(record.id)
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
             read = {*kind.needs, *kind.also}
-            for column, value in row.items():
-                if column in kind.needs and isinstance(value, str) and value.strip() in NOTHING:
+            for column in kind.needs:
+                if isinstance(value := row[column], str) and value.strip() in NOTHING:
                     reading.nothing[field.get(column, column)][value.strip()] += 1
+            for column, value in row.items():
                 if value is not None and column not in read:
                     reading.unread[column] += 1
                     if len(reading.values[column]) <= LISTED:

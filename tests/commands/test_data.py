@@ -116,6 +116,23 @@ def test_formats_splits_and_what_is_not_read_are_named(write):
         assert part in text, part
 
 
+def test_of_many_columns_that_are_not_read_the_first_are_named(write):
+    seen = tiny(write([{"text": f"mail {i}", **{f"c{j}": i for j in range(30)}} for i in range(3)]))
+    assert len(seen["not_read"]) == 30
+    assert "not read c0 in 3 records, c1 in 3 records," in told(seen)
+    assert "c11 in 3 records and 18 more" in told(seen) and "c12" not in told(seen)
+
+
+def test_what_is_left_out_or_seems_wrong_is_a_warning_of_the_page_and_not_logged_again(write, caplog):
+    rows = [{"text": f"mail {i}", "label": "ab"[i % 2]} for i in range(30)]
+    seen = tiny(
+        write([*rows, {"text": "x", "label": None}, {"text": "N/A", "label": "a"}, {"text": "fÃ¼r", "label": "b"}])
+    )
+    assert seen["left_out"] == {"label": ["line-31"]} and not caplog.records
+    for line in ("1 of 33 rows is left out", "text is 'N/A' in 1 record:", "in 1 of 32 records are letters"):
+        assert sum(warning.startswith(line) for warning in seen["warnings"]) == 1 and f"warning {line}" in told(seen)
+
+
 def test_what_records_have_besides_is_counted(write):
     seen = tiny(write([TERMS[0] | {"phrasings": ["So?"]}, TERMS[9], TERMS[11] | {"keywords": []}]))
     assert seen["records_with"] == {"phrasings": 1, "paraphrase": 3, "keywords": 2}
