@@ -1,6 +1,7 @@
 """Data sets by their names on a hub, here on the loopback: which files are read, and each error in one line."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -175,6 +176,8 @@ def test_parquet_is_read_like_any_other_file(tmp_path):
     labels = {"text": ["good", "bad"], "label": [1, 0]}
     (tmp_path / "labels.parquet").write_bytes(parquet(labels, {"label": ["negative", "positive"]}))
     assert [r.label for r in read_records(tmp_path / "labels.parquet")] == ["positive", "negative"]
+    (tmp_path / "nan.parquet").write_bytes(parquet({"text": ["a", "b", "c"], "label": [1.0, math.nan, 0.0]}))
+    assert [(r.id, r.label) for r in read_records(tmp_path / "nan.parquet")] == [("row-1", "1"), ("row-3", "0")]
     (tmp_path / "bad.parquet").write_bytes(parquet({"q": ["q", "q"], "a": ["a", "b"], "split": ["test", "x"]}))
     with pytest.raises(DataError, match=r"bad.parquet: row 2: split is 'x', expected one of"):
         read_records(tmp_path / "bad.parquet")
