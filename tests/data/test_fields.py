@@ -79,6 +79,9 @@ def test_columns_of_fields_are_found_whatever_their_case_and_white_space_around_
     for i, row in enumerate(exact):
         exact[i] = row | row.pop("fields")
     assert read_source(data(tmp_path / "exact.jsonl", exact)).records == whole.records
+    two = {"type": "object", "properties": {name: {"type": ["string", "null"]} for name in ("item", "Item")}}
+    (record,) = read_source(data(tmp_path / "two.jsonl", [{"text": "x", "Item": "a"}], two)).records
+    assert record.fields == {"Item": "a"}
     text = {"type": "object", "properties": {"Text": {"type": ["string", "null"]}, **SCHEMA["properties"]}}
     (record, *_) = read_source(data(tmp_path / "text.jsonl", rows, text)).records  # the message is no field
     assert record.fields == whole.records[0].fields and record.question.endswith(ROWS[0]["text"])

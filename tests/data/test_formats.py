@@ -382,6 +382,13 @@ def test_a_row_with_nothing_in_a_needed_column_is_left_out_and_named(tmp_path, c
         assert [r.id for r in read_records([row, bare, row | {"id": "c"}])] == ["a", "c"]  # rows of Python
 
 
+def test_nan_of_json_is_null_as_in_a_dataframe_and_what_is_predicted_for_it_is_json(tmp_path):
+    row = '{"text": "x", "n": [NaN, -Infinity], "label": NaN}'
+    for name, text in (("a.jsonl", row), ("a.json", f"[\n{row}\n]")):
+        (tmp_path / name).write_text(text)
+        assert read_prompts(tmp_path / name)[0].row == {"text": "x", "n": [None, -math.inf], "label": None}
+
+
 def test_what_is_left_out_is_named_by_the_files_own_column_and_counted(tmp_path, caplog):
     rows = [{"Body": f"text {i}", "Queue": "" if i % 3 == 2 else "ab"[i % 2]} for i in range(30)]
     table(tmp_path / "data.csv", [*rows, {"Body": "", "Queue": "a"}])
@@ -447,6 +454,8 @@ def test_a_table_may_have_any_usual_delimiter_whatever_its_ending(tmp_path, comm
     assert dialect_of(path)[0] == usual
     path.write_text(f"q{usual}a\nx{usual}1;2|3|4\n")
     assert read_records(path)[0].messages[-1]["content"] == "1;2|3|4"
+    path.write_text("q;a;n, if any\nx;y;\n")
+    assert dialect_of(path)[0] == ";"
     path = tmp_path / "data.tsv"
     path.write_text("q, or what, is asked\ta\nx\ty\n")  # tabs go before the others there
     assert [*next(read_rows(path)[1])[1]] == ["q, or what, is asked", "a"]
