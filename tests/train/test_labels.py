@@ -217,12 +217,12 @@ def test_an_adapter_that_is_trained_further_keeps_its_prompt(home, run, tmp_path
     assert [row["name"] for row in report["rows"]][2:] == ["old adapter, zero-shot", "old adapter, 8-shot", "LoRA"]
 
 
-def test_all_labels_are_logged_and_one_that_is_seen_once_is_warned_of(home, tmp_path, tokenizer, said):
+def test_all_labels_are_logged_and_one_that_may_be_another_is_warned_of(home, tmp_path, tokenizer, said):
     data = planted(tmp_path / "own.jsonl")
     data.write_text(data.read_text() + '\n{"text": "hm", "label": "parcle", "split": "train"}')
     material = material_of(options(home, "unused", data=str(data)), tokenizer)
     assert f"{data}: 4 labels (text/label): bill, other, parcel, parcle" in said()
-    assert "1 label is in one training record only: 'parcle'; is it a typing error?" in said()
+    assert "these count as different labels: 'parcel' and 'parcle'; is it one label?" in said()
     assert material.checked.task.labels == ("bill", "other", "parcel", "parcle") and len(material.train) == 37
     assert material.asked == material.shown == {}
 
