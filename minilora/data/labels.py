@@ -21,6 +21,7 @@ LISTED = 30  # labels, at most, that the prompt lists
 LEAST = 10  # training records: of fewer, their labels are not counted
 _NAMED = 5  # labels that a line names
 _RARE = 4  # one of two labels that differ in a letter is a typing error if the other is this many times as frequent
+_UNSEEN = re.compile("[\u0300-\u036f\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # accents, and what has no width
 _SHORTEST, _LONGEST = 5, 40  # letters of a label in which a typing error is looked for
 TEXT = "{text}"  # where the text goes
 
@@ -139,7 +140,7 @@ def variants(counts: Mapping[str, int]) -> list[list[str]]:
     """
     whole, less, groups = dict[str, str](), dict[str, str](), dict[str, list[str]]()
     for label in sorted(counts, key=lambda label: (-counts[label], label)):
-        form = re.sub("[\u0300-\u036f]", "", normalize("NFD", folded(label)))  # without accents
+        form = _UNSEEN.sub("", normalize("NFD", folded(label)))
         if sum(map(str.isalpha, form)) > 1:  # -1 is not 1
             form = re.sub(r"[\s_.,:;!?/'\"()-]+", "", form)
         forms = [form]

@@ -201,7 +201,9 @@ def test_a_text_with_two_labels_is_named_in_whatever_splits_it_is(tmp_path):
 # -- labels that may not be what was meant -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", ["billing", "BILLING.", "Bil ling", "Bil-ling_", "B\u00edlling", "\uff22illing"])
+@pytest.mark.parametrize(
+    "other", ["billing", "BILLING.", "Bil ling", "Bil-ling_", "B\u00edlling", "\uff22illing", "Billing\u200b"]
+)
 @pytest.mark.parametrize("counts", [(9, 1), (3, 3), (1, 9)])
 def test_labels_that_are_written_in_two_ways_are_one_group_whatever_their_numbers(other, counts):
     assert variants({"Billing": counts[0], other: counts[1], "Delivery": 5}) == [sorted(["Billing", other])]
