@@ -24,8 +24,9 @@ class Leak:
 def leaks(splits: Mapping[str, Sequence[Record]]) -> list[Leak]:
     """Validation and test records whose question or answer is also in the training set.
 
-    Whole texts are compared; white space, case and how an accent is encoded do not count. An answer of at most four
-    words alone is no leak. Of several training records, the first with the most in common is named.
+    Whole texts are compared; white space, case, how an accent is encoded and full stops at the end do not count. An
+    answer of at most four words alone is no leak. Of several training records, the first with the most in common is
+    named.
     """
     held = [record for name in SPLITS[1:] for record in splits[name]]
     waiting: dict[tuple[str, ...], list[int]] = {}
@@ -58,7 +59,7 @@ def repeated(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 def contradictions(records: Sequence[Record]) -> list[str]:
     """One line about records that have the question of an earlier one and another label; none if there are none."""
     first: dict[str, Record] = {}
-    pairs = [(first.setdefault(folded(record.question), record), record) for record in records]
+    pairs = [(first.setdefault(_form(record.question), record), record) for record in records]
     other = [(one, again) for one, again in pairs if one.label != again.label]
     found = [f"{again.id} {again.label!r} but {one.id} {one.label!r}" for one, again in other]
     number = "1 record has" if len(found) == 1 else f"{len(found):,} records have"
@@ -79,5 +80,10 @@ def _whole(record: Record) -> tuple[str, ...]:
     """All that is compared of a record; a chat's questions are joined."""
     asked = " ".join(message["content"] for message in record.prompt if message["role"] != "system")
     if not record.messages:
-        return "question", folded(record.text)
-    return "question and answer", folded(asked), folded(record.messages[-1]["content"])
+        return "question", _form(record.text)
+    return "question and answer", _form(asked), _form(record.messages[-1]["content"])
+
+
+def _form(text: str) -> str:
+    """A text as it is compared; of one that is full stops alone, all of it."""
+    return (short := folded(text)).rstrip(".!?…。！？؟ ") or short

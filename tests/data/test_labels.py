@@ -184,6 +184,12 @@ def test_the_same_text_in_training_and_test_is_a_leak_and_the_same_long_label_is
     assert (leak.record.id, leak.trained.id) == ("line-4", "line-2")
 
 
+def test_a_text_without_its_full_stop_is_the_same_text(tmp_path):
+    rows = [*ROWS, ("Where is it?", "refund")]
+    (line,) = check_labels(splits_of(tmp_path, *((text, label, None) for text, label in rows)), "mine")
+    assert line.endswith("line-5 'refund' but line-1 'delivery'")
+
+
 def test_a_text_with_two_labels_is_named_in_whatever_splits_it_is(tmp_path):
     train = [(text, label, "train") for text, label in ROWS]
     text, label = ROWS[0]

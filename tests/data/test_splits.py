@@ -86,6 +86,11 @@ TWICE = [
     (("Is it?", "Yes."), ("Is it?", "Yes."), "question and answer"),
     ("One two.", "one  two.", "text"),
     ("One two.", "one two three.", None),
+    ("One two", "one two! ?", "text"),
+    ("3 + 4?", "3 - 4?", None),
+    ("...", "?!", None),
+    ("返品は？", "返品は", "text"),
+    (LIEN, ("what is a lien", "it is a claim on property!"), "question and answer"),
     ("What is a lien?", LIEN, "question"),
 ]
 
