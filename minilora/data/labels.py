@@ -1,6 +1,7 @@
 """Data with a label for each text: the prompt that asks for the label, and the set of labels that can be the answer.
 
-Both are stored with an adapter (`lora/provenance.py`), so that whoever uses it asks as it was trained.
+Both are stored with an adapter (`lora/provenance.py`), so that whoever uses it asks as it was trained. `doubts` names
+labels that may not be what was meant.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def doubts(counts: Mapping[str, int]) -> list[str]:
     most, often = max(counts.items(), key=lambda item: item[1], default=("", 0))
     if total >= LEAST and total > often >= 0.9 * total:
         share = f"{often:,} of {total:,} training records have the label {most!r}"
-        lines.append(f"{share}: to answer it always is right as often, so compare macro-F1, not accuracy")
+        lines.append(f"{share}: a model that always gives it is right as often; compare macro-F1, not accuracy")
     return lines
 
 

@@ -176,7 +176,7 @@ class Reading:
     garbled: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
-        """Lines about rows that are left out, cells that seem to mean nothing, and fields that no record fills."""
+        """Lines about rows that are left out, cells that mean nothing, garbled letters, fields that no row fills."""
         count = sum(map(len, self.left_out.values()))
         what = f"{count:,} of {count + len(self.records):,} rows {'is' if count == 1 else 'are'} left out"
         where = "; ".join(f"{column} in {listed(names, _NUMBERS)}" for column, names in self.left_out.items())
@@ -186,8 +186,8 @@ class Reading:
             found = f"{column} is {listed([*map(repr, values)], _NUMBERS)} in {count:,} record{'s' * (count != 1)}"
             lines.append(f"{found}: if that means nothing, empty these cells, and their rows are left out")
         if self.garbled:
-            what = f"in {len(self.garbled):,} of {len(self.records):,} records are letters"
-            how = "that were read in a wrong encoding, such as Ã¼ for ü, or �: export them again as UTF-8"
+            what = f"in {len(self.garbled):,} of {len(self.records):,} records, letters were read"
+            how = "in a wrong encoding, such as Ã¼ for ü, or �: export them again as UTF-8"
             lines.append(f"{what} {how} ({listed(self.garbled, _NUMBERS)})")
         if isinstance(self.task, FieldTask):
             rows = [record.fields or {} for record in self.records]

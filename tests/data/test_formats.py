@@ -430,7 +430,7 @@ def test_letters_that_were_read_in_a_wrong_encoding_are_counted(tmp_path, caplog
         caplog.clear()
         assert read_source(tmp_path / "data.jsonl").garbled == wrong
         assert [record.message.partition(": in ")[2][:30] for record in caplog.records] == (
-            ["2 of 3 records are letters tha"] if wrong else []
+            ["2 of 3 records, letters were r"] if wrong else []
         )
 
 
