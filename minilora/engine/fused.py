@@ -324,9 +324,9 @@ def rope(x, cos: Array, sin: Array):
     """
 
     def rotate(x: Array, sin: Array) -> Array:
-        halves = x.reshape(*x.shape[:-1], 2, -1)  # (B, T, H, 2, D/2)
-        y = halves * cos[..., None, :]
-        y += halves[..., ::-1, :] * array_module(x).stack((-sin, sin), axis=-2)
+        xp, halves = array_module(x), x.reshape(*x.shape[:-1], 2, -1)  # (B, T, H, 2, D/2)
+        y = xp.multiply(halves, cos[..., None, :], out=xp.empty_like(halves))
+        y += halves[..., ::-1, :] * xp.stack((-sin, sin), axis=-2)
         return y.reshape(x.shape)
 
     return rotate(x, sin), lambda g: rotate(g, -sin)
