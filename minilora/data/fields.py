@@ -190,12 +190,12 @@ class FieldTask(Asking):
         """
         if not isinstance(schema, dict) or schema.get("type", "object") != "object":
             raise ValueError('the schema must be that of an object: {"type": "object", "properties": {...}}')
-        rules = schema.get("properties")
+        rules, other = schema.get("properties"), sorted(schema.keys() - _OF_OBJECT)
+        if other and (rules or other[0].startswith("$")):
+            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required, $defs")
         if not isinstance(rules, dict) or not rules:
             like = '{"type": "object", "properties": {"name": {"type": "string"}, ...}}'
             raise ValueError(f"the schema needs properties: an object with at least one field, as in {like}")
-        if other := sorted(schema.keys() - _OF_OBJECT):
-            raise ValueError(f"{other[0]!r} is not supported; supported: type, properties, required, $defs")
         if not isinstance(definitions := schema.get("$defs", {}), dict):
             raise ValueError(f"$defs must be an object of rules, got {definitions!r:.80}")
         fields, size = [], 0
