@@ -70,7 +70,7 @@ class CompareOptions:
         **_SEARCH,
     )
     full_lr: Sequence[float] | None = option(
-        None, "learning rates tried for full fine-tuning (default: a tenth of LoRA's)", metavar="LR", **_SEARCH
+        None, "learning rates tried for full fine-tuning (default: a tenth of LoRA's default)", metavar="LR", **_SEARCH
     )
     search_steps: int | None = option(
         None, "steps with each of these learning rates (default: two fifths of --steps)", least=1, **_SEARCH
@@ -106,7 +106,7 @@ class CompareOptions:
         """The learning rates tried for a method, in rising order: those given, or three around the base's default."""
         given = self._given(method)
         if given is None:
-            usual = rate_of(self.base) / (1 if method == "lora" else 10)
+            usual = Options(base=self.base, method=method).on_base(rate_of(self.base)).learning_rate
             given = [float(f"{times * usual:.2g}") for times in (0.3, 1, 3)]
         return sorted(set(given))
 

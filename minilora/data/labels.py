@@ -123,7 +123,7 @@ def doubts(counts: Mapping[str, int]) -> list[str]:
         lines.append(f"these count as different labels: {listed(same, _NAMED)}; is it one label?")
     if several := _several(counts):
         what = f"{several[0]!r} and {len(several) - 1:,} more" if len(several) > 1 else repr(several[0])
-        how = "each combination counts as a label of its own; for several labels of a text, use a list, with --schema"
+        how = "each combination counts as one label; for several labels of a text, use a list, with --schema"
         lines.append(f"more than one label in a cell: {what}: {how}")
     most, often = max(counts.items(), key=lambda item: item[1], default=("", 0))
     if total >= LEAST and total > often >= 0.9 * total:

@@ -203,12 +203,12 @@ class LoraConfig:
 
     def patterns_in_order(self, adapted: Collection[str]) -> list[str]:
         """Which of rank_pattern and alpha_pattern has several values for one of these modules, so that order counts."""
-        return [
-            name
-            for name in ("rank_pattern", "alpha_pattern")
-            for each in [getattr(self, name)]
-            if any(len({x for key, x in each.items() if _by_pattern({key: x}, one, None)}) > 1 for one in adapted)
-        ]
+
+        def several(patterns: Mapping[str, Any], module: str) -> bool:
+            return len({x for key, x in patterns.items() if _by_pattern({key: x}, module, None)}) > 1
+
+        both: dict[str, Mapping[str, Any]] = {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+        return [name for name, patterns in both.items() if any(several(patterns, module) for module in adapted)]
 
     def without_absent_targets(self, modules: Sequence[str]) -> LoraConfig:
         """The same config without names of targets that none of these modules has, which PEFT ignores if another one

@@ -295,7 +295,7 @@ def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.n
     copies = {f"{PREFIX}{module}.base_layer.weight": f"{module}.weight" for module in modules}
     for key, name in {**copies, **{f"{PREFIX}{table}": table for table in TABLES}}.items():
         if (copy := tensors.pop(key, None)) is not None:
-            head = getattr(getattr(model, "head_weight", None), "data", copy[:0])  # if tied, no array of its own
+            head = getattr(getattr(model, "head_weight", None), "data", copy[:0])  # if tied, the embedding
             own = to_numpy(dense(base_state(model).get(name, head)))
             what = f"its copy of {name} differs from this model's: load that base"
             if len(copy) != len(own):

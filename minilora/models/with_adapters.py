@@ -143,7 +143,7 @@ def _as_trained(tokenizer: Tokenizer, named: Mapping[str, Path]) -> Tokenizer:
     return tokenizer
 
 
-OTHER_TEMPLATE = "was trained with a chat template of its own, and is asked here with another one"
+OTHER_TEMPLATE = "was trained with its own chat template, and is asked here with another one"
 
 
 def own_templates(tokenizer: Tokenizer, named: Mapping[str, Path]) -> dict[str, Tokenizer]:

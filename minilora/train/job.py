@@ -268,7 +268,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if known_as(options.base) == "tiny":
         log.info(TOY)
     if options.adapter is not None and own_templates(tokenizer, {ADAPTER: Path(options.adapter)}):
-        log.warning(f"{options.adapter} was trained with a chat template of its own, and now with the base's")
+        log.warning(f"{options.adapter} was trained with its own chat template, and now with the base's")
     size = base_bytes(model)
     slow = options.method == "lora" and options.device == "cpu" and not options.bf16 and size > LARGE
     if slow and (faster := bfloat16.hint()):

@@ -437,7 +437,7 @@ def test_adapters_with_different_templates_are_asked_with_the_bases_which_is_sai
     _, tokenizer = load_with_adapters({"legal": one, "two": two})
     assert tokenizer.template == CHATML
     others = [one] if other in (None, CHATML) else [one, two]
-    said = "was trained with a chat template of its own, and is asked here with another one: load it alone"
+    said = "was trained with its own chat template, and is asked here with another one: load it alone"
     assert caplog.messages == [f"{folder} {said}" for folder in others]
     write_template(two, OWN)
     assert load_with_adapters({"legal": one, "two": two})[1].template == OWN

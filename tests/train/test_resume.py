@@ -139,7 +139,7 @@ def test_it_is_said_that_an_adapter_had_another_chat_template(home, tmp_path, sa
     (tmp_path / "first" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")  # as TRL writes it
     for number, adapter in enumerate((None, str(tmp_path / "first"))):
         run(options(home, tmp_path / f"{number}", steps=1, adapter=adapter))
-        told = [line for line in said() if "chat template of its own, and now with the base's" in line]
+        told = [line for line in said() if "its own chat template, and now with the base's" in line]
         assert len(told) == number
 
 
