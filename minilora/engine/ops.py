@@ -254,7 +254,7 @@ def concatenate(*arrays, axis: int = 0):
 # -- the operators of Tensor -----------------------------------------------------------------------------------------
 
 
-def _swapped(operation: Operation) -> Operation:
+def _swapped(operation: Operation) -> Callable[[Any, Any], Tensor]:
     return lambda self, other: operation(other, self)
 
 
@@ -289,22 +289,23 @@ def _reshape(self: Tensor, *shape: Any) -> Tensor:  # x.reshape(2, 3) and x.resh
     return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape)
 
 
-Tensor.__add__, Tensor.__radd__ = add, _swapped(add)
-Tensor.__sub__, Tensor.__rsub__ = sub, _swapped(sub)
-Tensor.__mul__, Tensor.__rmul__ = mul, _swapped(mul)
-Tensor.__truediv__, Tensor.__rtruediv__ = div, _swapped(div)
-Tensor.__iadd__, Tensor.__isub__ = _in_place(add), _in_place(sub)
-Tensor.__imul__, Tensor.__itruediv__ = _in_place(mul), _in_place(div)
-Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _swapped(matmul)
-Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, pow, getitem
-Tensor.__lt__, Tensor.__le__ = _comparison(operator.lt), _comparison(operator.le)
-Tensor.__gt__, Tensor.__ge__ = _comparison(operator.gt), _comparison(operator.ge)
-Tensor.__eq__, Tensor.__ne__ = _comparison(operator.eq), _comparison(operator.ne)  # type: ignore
-Tensor.__hash__ = object.__hash__  # type: ignore
-Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh = exp, log, sqrt, tanh
-Tensor.relu, Tensor.sigmoid, Tensor.softmax, Tensor.log_softmax = relu, sigmoid, softmax, log_softmax
-Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
-Tensor.reshape, Tensor.transpose, Tensor.T = _reshape, transpose, property(lambda self: transpose(self))
+_class: Any = Tensor  # whose methods a type checker reads in tensor.py
+_class.__add__, _class.__radd__ = add, _swapped(add)
+_class.__sub__, _class.__rsub__ = sub, _swapped(sub)
+_class.__mul__, _class.__rmul__ = mul, _swapped(mul)
+_class.__truediv__, _class.__rtruediv__ = div, _swapped(div)
+_class.__iadd__, _class.__isub__ = _in_place(add), _in_place(sub)
+_class.__imul__, _class.__itruediv__ = _in_place(mul), _in_place(div)
+_class.__matmul__, _class.__rmatmul__ = matmul, _swapped(matmul)
+_class.__neg__, _class.__pow__, _class.__getitem__ = neg, pow, getitem
+_class.__lt__, _class.__le__ = _comparison(operator.lt), _comparison(operator.le)
+_class.__gt__, _class.__ge__ = _comparison(operator.gt), _comparison(operator.ge)
+_class.__eq__, _class.__ne__ = _comparison(operator.eq), _comparison(operator.ne)
+_class.__hash__ = object.__hash__
+_class.exp, _class.log, _class.sqrt, _class.tanh = exp, log, sqrt, tanh
+_class.relu, _class.sigmoid, _class.softmax, _class.log_softmax = relu, sigmoid, softmax, log_softmax
+_class.sum, _class.mean, _class.max = sum, mean, max
+_class.reshape, _class.transpose, _class.T = _reshape, transpose, property(lambda self: transpose(self))
 
 
 class _ArrayUfunc:

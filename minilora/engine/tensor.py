@@ -10,12 +10,12 @@ memory without a line of code in any operation. This is LoRA's saving, and it ha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from operator import attrgetter
-from typing import Any, ClassVar, NoReturn, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self, cast, overload
 
 import numpy as np
 
@@ -57,8 +57,12 @@ class Node:
             self.owned = True
 
 
-Operation = Callable[..., "Tensor"]
-_in_ops: Operation = cast(Any, None)  # for the methods of Tensor that ops.py sets
+class Operation(Protocol):
+    """What `op` makes of a function; the function itself is `forward`."""
+
+    forward: Callable[..., Any]
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Tensor: ...
 
 
 class Tensor:
@@ -92,7 +96,7 @@ class Tensor:
         return self.data.shape
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype[Any]:
         return self.data.dtype
 
     @property
@@ -141,7 +145,7 @@ class Tensor:
             refuse_numpy("array")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    def __array_function__(self, function: Any, types: Any, inputs: tuple, settings: dict) -> Any:
+    def __array_function__(self, function: Any, types: Any, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         """For NumPy's other functions, such as np.mean(tensor): as for `np.asarray(tensor)`."""
         has_method = hasattr(Tensor, function.__name__)  # NumPy would call it, with other arguments
         if self.requires_grad or has_method:
@@ -208,12 +212,34 @@ class Tensor:
     # -- operators and methods: set in ops.py, next to their operations ----------------------------------------------
     __array_ufunc__: ClassVar[Any]
     changes_in_place: ClassVar[bool] = False  # by x -= y and the like: True for a module's parameters
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _in_ops
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_ops
-    __matmul__ = __rmatmul__ = __neg__ = __pow__ = __getitem__ = reshape = transpose = sum = mean = max = _in_ops
-    exp = log = sqrt = tanh = relu = sigmoid = softmax = log_softmax = _in_ops
-    __lt__ = __le__ = __gt__ = __ge__ = _in_ops
-    T: ClassVar[property]
+
+    if TYPE_CHECKING:  # what editors and type checkers show of them
+
+        def __add__(self, other: Any, /) -> Tensor: ...
+        def __iadd__(self, other: Any, /) -> Self: ...
+        def __gt__(self, other: Any, /) -> Array: ...  # of booleans
+        def __eq__(self, other: object, /) -> Array: ...  # type: ignore[override]
+        def __ne__(self, other: object, /) -> Array: ...  # type: ignore[override]
+        def __hash__(self) -> int: ...
+        def __neg__(self) -> Tensor: ...
+        def __pow__(self, exponent: float, /) -> Tensor: ...
+        def __getitem__(self, index: Any, /) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def softmax(self, axis: int = -1) -> Tensor: ...
+        def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: Any) -> Tensor: ...
+        def transpose(self, axes: Sequence[int] | None = None) -> Tensor: ...
+        @property
+        def T(self) -> Tensor: ...
+
+        __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
+        __matmul__ = __rmatmul__ = __add__
+        __isub__ = __imul__ = __itruediv__ = __iadd__
+        __lt__ = __le__ = __ge__ = __gt__
+        log = sqrt = tanh = relu = sigmoid = exp
+        log_softmax = softmax
+        mean = sum
 
 
 def refuse_numpy(name: str) -> NoReturn:
@@ -311,9 +337,9 @@ def _misfit(name: str, vjp: Vjp, part: Any, shape: tuple[int, ...]) -> str:
 
 
 @overload
-def op(function: Callable) -> Operation: ...
+def op(function: Callable[..., Any]) -> Operation: ...
 @overload
-def op(*, recomputable: bool = False, wants_recompute: bool = False) -> Callable[[Callable], Operation]: ...
+def op(*, recomputable: bool = False, wants_recompute: bool = False) -> Callable[[Callable[..., Any]], Operation]: ...
 def op(function: Callable | None = None, *, recomputable: bool = False, wants_recompute: bool = False) -> Any:
     """Turn a function of arrays that returns `(value, vjp_0, vjp_1, ...)` into an operation on tensors.
 
@@ -358,9 +384,10 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
             node.recompute = cache(lambda: function(*arrays, **settings)[0])
         return Tensor(result[0], node=node)
 
-    call.forward = function  # type: ignore[attr-defined]
-    OPS[name] = call
-    return call
+    operation = cast(Operation, call)
+    operation.forward = function
+    OPS[name] = operation
+    return operation
 
 
 def _as_array(data: Any, requires_grad: bool) -> Array:

@@ -97,9 +97,9 @@ class LoraConfig:
 
     r: int
     lora_alpha: float
-    target_modules: str | Sequence[str] = ALL_LINEAR
-    exclude_modules: str | Sequence[str] | None = None
-    layers_to_transform: int | Sequence[int] | None = None
+    target_modules: str | Collection[str] = ALL_LINEAR
+    exclude_modules: str | Collection[str] | None = None
+    layers_to_transform: int | Collection[int] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     lora_dropout: float = 0.0
@@ -311,14 +311,14 @@ def _numbers_in(name: str) -> set[int]:
     return {int(part) for part in name.split(".") if part.isdigit()}
 
 
-def _matching(names: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
+def _matching(names: Sequence[str], wanted: str | Collection[str]) -> list[str]:
     """The names that a pattern matches as a whole, or that end in one of several names."""
     if isinstance(wanted, str):
         return [name for name in names if re.fullmatch(wanted, name)]
     return [name for name in names if any(name == target or name.endswith(f".{target}") for target in wanted)]
 
 
-def _unmatched(names: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
+def _unmatched(names: Sequence[str], wanted: str | Collection[str]) -> list[str]:
     """The pattern, or those of several names, for which `_matching` finds none of these names."""
     if isinstance(wanted, str):
         return [] if _matching(names, wanted) else [wanted]

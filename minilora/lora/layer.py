@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class LoraWeights(Module):
         self.dropout: Dropout | None = None
         self.freeze_A = False
 
-    def requires_grad_(self, wanted: bool = True) -> Module:
+    def requires_grad_(self, wanted: bool = True) -> Self:
         """Freeze or unfreeze these weights; A never becomes trainable with `freeze_A`."""
         super().requires_grad_(wanted)
         self.lora_A.requires_grad = wanted and not self.freeze_A

@@ -174,4 +174,5 @@ class Gemma3(LanguageModel):
     """A Gemma 3 model. `LanguageModel` describes its logits, its loss and its random weights."""
 
     config: Gemma3Config
+    model: Decoder
     decoder_class = Decoder

@@ -128,6 +128,7 @@ class GPT2(LanguageModel):
     """A GPT-2 model. `LanguageModel` describes its logits, its loss and its random weights."""
 
     config: GPT2Config
+    transformer: Decoder
     decoder_class = Decoder
     decoder_name = "transformer"
     embedding_name = "wte"

@@ -224,6 +224,7 @@ class Llama(LanguageModel):
     """
 
     config: Config
+    model: Decoder
     decoder_class = Decoder
 
     @classmethod

@@ -11,7 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from ..engine.tensor import Tensor
 from ..files.tensors import check_fit
 
 Held = TypeVar("Held")
-Hook = Callable[["Module", tuple, Tensor], Any]
+Hook = Callable[["Module", tuple[Any, ...], Tensor], Any]
 _HASHED = 1 << 20  # values hashed at a time: a packed matrix is never dequantised whole
 
 
@@ -82,7 +82,7 @@ class Module:
             output = output if changed is None else changed
         return output
 
-    def forward(self, *inputs, **settings):
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
         """The module's output; defined by each subclass."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
@@ -180,7 +180,7 @@ class Module:
         return f"{type(self).__name__}(\n{textwrap.indent(chr(10).join(inside), '  ')}\n)"
 
     # -- switches ----------------------------------------------------------------------------------------------------
-    def requires_grad_(self, wanted: bool = True) -> Module:
+    def requires_grad_(self, wanted: bool = True) -> Self:
         """Freeze (`False`) or unfreeze (`True`) every parameter below this module; returns the module."""
         for _, parameter in self._held(Parameter):
             parameter.requires_grad = wanted
@@ -188,13 +188,13 @@ class Module:
             child.requires_grad_(wanted)
         return self
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Switch training behaviour (dropout) on or off for the whole tree; returns the module."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Switch training behaviour off; returns the module."""
         return self.train(False)
 
