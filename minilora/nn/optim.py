@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,10 @@ def _listed(parameters: Mapping[str, Tensor] | Iterable[Tensor]) -> list[Tensor]
     return listed
 
 
+def _lies_in(least: float, value: Any, below: float) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(least <= value < below)
+
+
 class Optimizer:
     """Holds the parameters to train: a dict by name, as `model.trainable_parameters()`, or a list."""
 
@@ -32,8 +37,8 @@ class Optimizer:
         self.parameters = _listed(parameters)
         if not self.parameters:
             raise ValueError("nothing to train: no parameter requires a gradient; add an adapter or unfreeze the model")
-        if not isinstance(lr, (int, float, np.number)) or not lr >= 0:
-            raise ValueError(f"the learning rate must be a number of at least 0, got {lr!r}")
+        if not _lies_in(0, lr, math.inf):
+            raise ValueError(f"the learning rate must be a finite number of at least 0, got {lr!r}")
         self.lr = lr
 
     def __repr__(self) -> str:
@@ -51,10 +56,15 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """p -= lr · grad, with optional momentum: velocity = momentum · velocity + grad, p -= lr · velocity."""
+    """p -= lr · grad, with optional momentum: velocity = momentum · velocity + grad, p -= lr · velocity.
+
+    Raises ValueError for a momentum outside of 0 <= momentum < 1.
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor] | Iterable[Tensor], lr: float, momentum: float = 0.0):
         super().__init__(parameters, lr)
+        if not _lies_in(0, momentum, 1):
+            raise ValueError(f"momentum must be a number of at least 0 and below 1, got {momentum!r}")
         self.momentum = momentum
         self.velocity: list[Array | None] = [None] * len(self.parameters)
 
@@ -99,9 +109,15 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr)
         if np.shape(betas) != (2,) or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers, each at least 0 and below 1, got {betas!r}")
-        if not (eps >= 0 and weight_decay >= 0):
-            raise ValueError(f"eps and weight_decay must not be negative, got {eps!r} and {weight_decay!r}")
+        if not (_lies_in(0, eps, math.inf) and _lies_in(0, weight_decay, math.inf)):
+            said = "must be finite numbers and must not be negative"
+            raise ValueError(f"eps and weight_decay {said}, got {eps!r} and {weight_decay!r}")
+        if lr_scale is not None and not isinstance(lr_scale, Mapping):
+            raise TypeError(f"lr_scale must be factors by name, got a {type(lr_scale).__name__}")
         scales = dict(lr_scale or {})
+        for name, factor in scales.items():
+            if not _lies_in(0, factor, math.inf):
+                raise ValueError(f"lr_scale[{name!r}] must be a finite number of at least 0, got {factor!r}")
         names = list(parameters) if isinstance(parameters, Mapping) else [""] * len(self.parameters)
         if unknown := [name for name in scales if name not in names]:
             raise ValueError(f"lr_scale names {unknown[0]!r}, which is not among the parameters to train")
@@ -144,7 +160,7 @@ def clip_grad_norm(parameters: Mapping[str, Tensor] | Iterable[Tensor], max_norm
     On a GPU the norm is a zero-dimensional array there, so that the host need not wait for it. Raises ValueError for a
     `max_norm` that is not above 0, which would delete all gradients or turn them round.
     """
-    if not max_norm > 0:
+    if not isinstance(max_norm, (int, float, np.number)) or not max_norm > 0:
         raise ValueError(f"max_norm must be a number above 0, or inf for none, got {max_norm!r}")
     grads = [p.grad for p in _listed(parameters) if p.grad is not None]
     if not grads:

@@ -188,8 +188,8 @@ def test_zeros_that_take_no_memory_are_trained_as_any_others(optimizer, shape):
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
 def test_a_negative_learning_rate_is_refused_and_one_that_is_no_number(rng, optimizer):
-    for lr in (-0.1, math.nan, None, "1e-3"):
-        with pytest.raises(ValueError, match=f"must be a number of at least 0, got {lr!r}"):
+    for lr in (-0.1, math.nan, math.inf, None, "1e-3"):
+        with pytest.raises(ValueError, match=f"must be a finite number of at least 0, got {lr!r}"):
             optimizer([parameter(rng, 1)], lr=lr)
     for lr in (0.0, np.float32(0.5), np.float64(0.5)):
         assert optimizer([parameter(rng, 1)], lr=lr).lr == lr
