@@ -150,9 +150,11 @@ class Module:
     def set_submodule(self, path: str, module: Module) -> None:
         """Replace the module with this dotted name: an attribute, or an item of a list, tuple or dict.
 
-        Raises KeyError if there is none.
+        Raises KeyError if there is none, and TypeError for what is no module.
         """
         self.get_submodule(path)
+        if not isinstance(module, Module):
+            raise TypeError(f"expected a module, of a class derived from ml.Module, got a {type(module).__name__}")
         parent, _, name = path.rpartition(".")
         keys: list[str] = []  # in the lists, tuples and dicts between the module's owner and the module
         while (holder := self._find(parent)) is None:
@@ -169,9 +171,9 @@ class Module:
     def __repr__(self) -> str:
         """The tree below this module. Neighbours in a list with the same text are printed once, with their number."""
         inside, children = [self.summary()] if self.summary() else [], list(self.named_children())
-        for text, alike in itertools.groupby(children, key=lambda child: repr(child[1])):
+        for (text, _), alike in itertools.groupby(children, key=lambda child: (repr(child[1]), _list_of(child[0]))):
             names = [name for name, _ in alike]
-            if len(names) > 1 and names[0].rpartition(".")[2].isdigit():
+            if len(names) > 1 and _list_of(names[0]):
                 inside.append(f"({names[0]} to {names[-1].rpartition('.')[2]}): {len(names)} x {text}")
             else:
                 inside += [f"({name}): {text}" for name in names]
@@ -227,6 +229,12 @@ def _inside(name: str, value: Any, kind: type[Held]) -> Iterator[tuple[str, Held
     elif isinstance(value, (list, tuple, dict)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _inside(f"{name}.{key}", item, kind)
+
+
+def _list_of(name: str) -> str:
+    """The name of the list that holds a module with this name; empty if none does."""
+    held_in, _, index = name.rpartition(".")
+    return held_in if index.isdigit() else ""
 
 
 def _replaced(value: Any, keys: list[str], module: Module) -> Any:

@@ -178,6 +178,13 @@ def test_containers_in_containers_hold_parameters_and_modules_that_are_found_and
     assert kinds(model.held) == before and (model.held is held or isinstance(held, tuple))
 
 
+def test_only_neighbours_in_one_list_are_printed_as_one():
+    model, new = Module(), lambda: Linear(1, 1, rng=None)
+    model.a, model.b, model.named, model.fc1, model.fc2 = [new(), new()], (new(),), {"x": new(), 0: new()}, new(), new()
+    printed = [line.strip().partition(": ")[0] for line in repr(model).splitlines()[1:-1]]
+    assert printed == ["(a.0 to 1)", "(b.0)", "(named.x)", "(named.0)", "(fc1)", "(fc2)"]
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_hook_on_the_embedding_gives_the_gradient_with_respect_to_the_input(model, ids, recompute):
     model.requires_grad_(False).decoder.recompute = recompute
