@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import numpy as np
 import pytest
 
 import minilora
@@ -81,6 +82,22 @@ def test_a_dict_is_no_config_no_options_no_text_and_no_model(function, said):
         (lambda weights: minilora.AdamW(weights, betas=(-0.1, 0.9)), "at least 0"),
         (lambda weights: minilora.AdamW(weights, eps=-1), "must not be negative, got -1 and"),
         (lambda weights: minilora.AdamW(weights, weight_decay=-1), "must not be negative, got 1e-08 and -1"),
+        (lambda weights: minilora.AdamW(weights, eps="1e-8"), "must be finite numbers .* got '1e-8' and"),
+        (lambda weights: minilora.AdamW(weights, weight_decay=float("nan")), "finite numbers .* got 1e-08 and nan"),
+        (lambda weights: minilora.AdamW(weights, lr=float("inf")), "finite number of at least 0, got inf"),
+        (lambda weights: minilora.AdamW(weights, lr_scale=[2.0]), "factors by name, got a list"),
+        (lambda weights: minilora.AdamW({"w": weights[0]}, lr_scale={"w": -1.0}), r"lr_scale\['w'\] must .* got -1.0"),
+        (lambda weights: minilora.AdamW({"w": weights[0]}, lr_scale={"w": "2"}), r"lr_scale\['w'\] must .* got '2'"),
+        (lambda weights: minilora.SGD(weights, 0.1, -0.1), "at least 0 and below 1, got -0.1"),
+        (lambda weights: minilora.SGD(weights, 0.1, 1), "at least 0 and below 1, got 1"),
+        (lambda weights: minilora.SGD(weights, 0.1, float("nan")), "at least 0 and below 1, got nan"),
+        (lambda weights: minilora.SGD(weights, 0.1, "0.9"), "at least 0 and below 1, got '0.9'"),
+        (lambda weights: minilora.clip_grad_norm(weights, "1"), "max_norm must be a number above 0, .* got '1'"),
+        (lambda weights: minilora.keyword_recall("ab", [*TEXTS, *TEXTS]), "a list of answers, .* a single str: put it"),
+        (lambda weights: minilora.keyword_recall([None], TEXTS), "a list of answers, each a text, got a NoneType"),
+        (lambda weights: minilora.predict(MODEL, TOKENIZER, ["a"], handbook="a.md"), "read_handbook reads, got a str"),
+        (lambda weights: minilora.predict(MODEL, TOKENIZER, ["a"], schema={}), "read_schema reads, got a dict"),
+        (lambda weights: Own().set_submodule("", np.ones(1)), "derived from ml.Module, got a ndarray"),
         (lambda weights: minilora.load("tiny", quantized=4), "quantized must be one of true, false, nf4, .* got 4"),
         (lambda weights: minilora.encode_text("a b", TOKENIZER, 0), "max_length must be .* of at least 1, got 0"),
         (lambda weights: minilora.encode_text("a b", TOKENIZER, None), "max_length must be .* of at least 1, got None"),

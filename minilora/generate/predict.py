@@ -39,8 +39,9 @@ def predict(
     texts: messages or questions, each a string or a conversation that ends with the user's turn.
     max_new_tokens, temperature, seed: of each answer, as for `generate`.
     system: the system prompt; None for the one that the adapters were trained with.
-    handbook: passages, the best of which is put before each question.
-    schema: of the fields to find (default: that of the adapters, if they were trained on one).
+    handbook: passages, the best of which is put before each question: `data.records.read_handbook` reads them.
+    schema: of the fields to find (default: that of the adapters, if they were trained on one):
+        `data.fields.read_schema` reads it from a file, `data.fields.FieldTask.of` makes it of a dict.
     passages: of each text its own passage, which is read instead of the handbook's best, or None; empty for none.
 
     Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
@@ -57,6 +58,12 @@ def predict(
         names = isinstance(given_list, Mapping) or hasattr(given_list, "columns")  # that is all a loop finds in them
         if names or not hasattr(given_list, "__len__"):
             raise TypeError(f"expected a list of {what}, got a {type(given_list).__name__}")
+    for given, kind, how in (
+        (handbook, Handbook, "data.records.read_handbook"),
+        (schema, FieldTask, "data.fields.read_schema"),
+    ):
+        if not isinstance(given, kind | None):
+            raise TypeError(f"expected a {kind.__name__}, which minilora.{how} reads, got a {type(given).__name__}")
     if len(passages) and len(passages) != len(texts):
         raise ValueError(f"expected a passage, or None, for each of {len(texts)} texts, got {len(passages)} passages")
     active = dict.fromkeys(active_factors(model), 1.0)

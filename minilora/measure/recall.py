@@ -83,9 +83,13 @@ def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:
 def recalls(answers: Sequence[str], records: Sequence[Record]) -> list[float]:
     """For each record, the share of its keywords that its answer contains as whole words, in upper or lower case.
 
-    NaN for a record without keywords. Raises ValueError for another number of answers than records.
+    NaN for a record without keywords. Raises ValueError for another number of answers than records, and TypeError for
+    answers that are not a list of texts.
     """
     check_records(records)
+    if isinstance(answers, str) or (wrong := [each for each in answers if not isinstance(each, str)]):
+        kind = "a single str: put it in a list" if isinstance(answers, str) else f"a {type(wrong[0]).__name__}"
+        raise TypeError(f"expected a list of answers, each a text, got {kind}")
     if len(answers) != len(records):
         raise ValueError(f"expected an answer for each record, got {len(answers)} for {len(records)}")
     return [
