@@ -276,8 +276,8 @@ class _Runs:
         except KeyboardInterrupt:
             log.info(f"finished runs are kept in {self.options.folder}: the same command continues from there")
             raise
-        except RuntimeError as error:
-            raise RuntimeError(f"{run}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            raise type(error)(f"{run}: {error}".rstrip(": ")) from error
         if not run.compared:  # the numbers are wanted, the weights are not
             for name in (run.options.folder.name, f"{run.options.folder.name}.partial"):  # .partial: it diverged
                 remove_folder(run.options.folder.with_name(name))

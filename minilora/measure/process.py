@@ -29,7 +29,8 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
     function: at the top level of a module. Arguments and result are what JSON can hold. Its lines and progress bars are
     shown if they are shown here. If this process is killed, the other one ends as well, except on Windows. Raises
-    RuntimeError with the reason if the function fails or the process is killed, KeyboardInterrupt if it is interrupted.
+    RuntimeError with the reason if the function fails or the process is killed, MemoryError if it finds no memory,
+    KeyboardInterrupt if it is interrupted.
     """
     shown = show_progress()
     show_progress(shown)
@@ -49,7 +50,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     answer = json.loads(out) if out else {}
     if "result" not in answer:
         ended = f"its process ended with status {process.returncode}; is there enough memory?"
-        raise RuntimeError(answer.get("error", ended))
+        raise (MemoryError if answer.get("memory") else RuntimeError)(answer.get("error", ended))
     return answer["result"]
 
 
@@ -64,7 +65,9 @@ def main(name: str, job: str) -> int:
         answer = {"result": getattr(import_module(module), function)(*given["arguments"])}
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, OSError, RuntimeError, MemoryError, ImportError, AssertionError) as error:
+    except MemoryError as error:
+        answer = {"error": str(error), "memory": True}
+    except (ValueError, OSError, RuntimeError, ImportError, AssertionError) as error:
         answer = {"error": str(error) or type(error).__name__}
     try:
         print(json.dumps(answer), file=out, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from comparing import Maker
@@ -317,9 +318,8 @@ def test_training_that_diverges_is_a_result_and_other_failures_name_the_run(chos
         found["validation_loss"] = [(4, nan)]
         assert train(given, True, True) == {"failed": "no validation gave a finite loss"}
 
-    def full(*arguments):
-        raise RuntimeError("no room")
-
-    monkeypatch.setattr(job, "apart", full)
-    with pytest.raises(RuntimeError, match="LoRA, learning rate 0.001, 4 steps: no room"):
-        compare(chosen)
+    for error in (RuntimeError("no room"), MemoryError("no room"), MemoryError()):
+        monkeypatch.setattr(job, "apart", Mock(side_effect=error))
+        said = f"LoRA, learning rate 0.001, 4 steps{': no room' * bool(str(error))}$"
+        with pytest.raises(type(error), match=said):
+            compare(chosen)

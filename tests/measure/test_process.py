@@ -34,7 +34,8 @@ def answer(number, words):
 
 
 def fail(kind):
-    raise {"value": ValueError("no such\nmodel"), "memory": MemoryError(), "interrupted": KeyboardInterrupt()}[kind]
+    errors = {"value": ValueError("no such\nmodel"), "interrupted": KeyboardInterrupt()}
+    raise (errors | {"memory": MemoryError(), "asked": MemoryError("Unable to allocate 9 MiB")})[kind]
 
 
 class Here(SimpleNamespace):
@@ -77,7 +78,8 @@ def test_a_function_is_called_in_a_process_of_its_own(here, capfd):
     ("kind", "error", "words"),
     [
         ("value", RuntimeError, "no such\nmodel"),
-        ("memory", RuntimeError, "MemoryError"),
+        ("memory", MemoryError, "^$"),
+        ("asked", MemoryError, "^Unable to allocate 9 MiB$"),
         ("interrupted", KeyboardInterrupt, "^$"),
     ],
 )
