@@ -113,11 +113,26 @@ def peak_memory() -> int | None:
 
 def free_memory() -> int | None:
     """The bytes that this process can have in all without swapping: those that it holds, and those that are free on
-    this machine and within the limits of its cgroups, which containers have. None where the system is not Linux.
+    this machine, within the limits of its cgroups, which containers have, and within its own (`ulimit -v`, `-d`). None
+    where the system is not Linux.
     """
     about = Path("/proc/meminfo")
     line = re.search(r"^MemAvailable:\s*(\d+) kB$", about.read_text(), re.MULTILINE) if about.is_file() else None
-    return (program_memory(0) or 0) + min([int(line[1]) * 1024, *_left_in_cgroups()]) if line else None
+    if line is None:
+        return None
+    return (program_memory(0) or 0) + min([int(line[1]) * 1024, *_left_in_cgroups(), *_left_to_process()])
+
+
+def _left_to_process() -> list[int]:
+    """What the process's own limits leave. That of addresses counts more than memory, such as the code of libraries."""
+    import resource
+
+    left = []
+    for limit, counted in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+            held = re.search(rf"^{counted}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+            left += [] if held is None else [max(0, most - int(held[1]) * 1024)]
+    return left
 
 
 def _left_in_cgroups() -> list[int]:

@@ -190,6 +190,23 @@ def test_free_memory_is_what_the_tightest_limit_leaves_and_cached_files_are_free
     assert free_memory() is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says what counts against these limits")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_process_has_no_more_memory_free_than_its_own_limits_leave(limit, monkeypatch):
+    import resource
+
+    number = getattr(resource, limit)
+    counted = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}[limit]
+    status = Path("/proc/self/status").read_text()
+    held = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{counted}:"))
+    usual = resource.getrlimit
+    monkeypatch.setattr(process, "_left_in_cgroups", lambda: [100_000_000])
+    for more, left in ((50_000_000, 50e6), (-1, 0), (10**15, 100e6)):
+        limits = {number: (held + more, -1)}
+        monkeypatch.setattr(resource, "getrlimit", lambda which, own=limits: own.get(which) or usual(which))
+        assert abs(free_memory() - program_memory(0) - left) < 20e6
+
+
 def freed():
     """Run by its own process: what it holds, in MB, after it has freed 100 MB, and after it has given them back."""
     arrays = [np.ones(8000) for _ in range(1600)]  # 64 kB each
