@@ -10,7 +10,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
 from io import StringIO, TextIOWrapper
@@ -34,6 +34,7 @@ HANDED_OUT = ("sweep", "reproduce")  # and what the first of them can hand out t
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     ranks: Ranks = ALONE
+    flags: Collection[str] = ()  # that the command knows
     words = sys.argv[1:] if argv is None else list(argv)
     shown = show_progress()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if argv is None and sys.path[0] not in ("", os.getcwd()):  # else this process imports from there, too
                     os.environ["PYTHONSAFEPATH"] = "1"  # Python that a command starts runs no file of this folder
                 arguments = parse(build_parser(words[:1]), words)
+                flags = arguments.parser._option_string_actions
                 _refuse_an_archive()
             if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
                 with ranks.hand_out() as first:
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if os.environ.get("MINILORA_TRACEBACK"):
             raise
-        return ranks.fail(f"minilora: {printable(_line(error))}", 2 if isinstance(error, UsageError) else 1)
+        line = _line(error, [flag for flag in flags if flag not in words])
+        return ranks.fail(f"minilora: {printable(line)}", 2 if isinstance(error, UsageError) else 1)
     return 0
 
 
@@ -92,11 +95,16 @@ def _is_broken_pipe(error: Exception) -> bool:
     return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and unnamed and error.errno == errno.EINVAL)
 
 
-def _line(error: Exception) -> str:
-    """What is said of an error: of one of the system, the file and its reason."""
+def _line(error: Exception, flags: Collection[str]) -> str:
+    """What is said of an error: of one of the system, the file and its reason.
+
+    flags: those of the command that were not given.
+    """
     if isinstance(error, MemoryError):  # Python's own is empty, NumPy's says how much it could not get
         asked = f" ({error})" if str(error) else ""
-        return f"there is not enough memory{asked}: end other programs, or use a smaller model or batch"
+        ways = " or ".join(flag for flag in ("--recompute", "--quantized") if flag in flags)
+        ways = ways and f"try {ways}, "
+        return f"there is not enough memory{asked}: end other programs, {ways}or use a smaller model or batch"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

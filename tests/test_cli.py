@@ -383,7 +383,13 @@ def test_in_an_archive_minilora_says_so_and_not_that_its_own_models_are_unknown(
 def test_lack_of_memory_is_called_so(error, said, tiny_folder, capsys, monkeypatch):
     monkeypatch.setattr(finetune, "load", Mock(side_effect=MemoryError(error) if error else MemoryError))
     assert status(*job(tiny_folder)) == 1
-    assert complaint(capsys).startswith(f"there is not enough memory{said}: end other programs, ")
+    lacking = f"there is not enough memory{said}: end other programs, "
+    assert complaint(capsys) == f"{lacking}try --recompute or --quantized, or use a smaller model or batch"
+    assert status(*job(tiny_folder), "--recompute") == 1
+    assert complaint(capsys) == f"{lacking}try --quantized, or use a smaller model or batch"
+    monkeypatch.setattr("minilora.commands.pull.run", Mock(side_effect=MemoryError(error) if error else MemoryError))
+    assert status("pull") == 1
+    assert complaint(capsys) == f"{lacking}or use a smaller model or batch"
 
 
 @pytest.mark.parametrize("words", [["data", "a\udcff.csv"], ["finetune", "--base", "tiny", "--out", "\ud800"]])
