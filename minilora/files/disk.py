@@ -9,12 +9,26 @@ import re
 import stat
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+
+def _machine() -> str:
+    """What is the same for processes that know each other by their numbers: on one machine, and in one container."""
+    try:
+        inside = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not on Linux
+        inside = 0
+    name = os.uname().nodename if os.name == "posix" else ""
+    return f"{zlib.crc32(f'{name} {inside}'.encode()):08x}"
+
+
 _PROCESS = f"{os.getpid()}-{os.urandom(4).hex()}"  # a container may give the same number again
+_MACHINE = _machine()
+_DAY = 24 * 3600
 
 
 class ModelFileError(ValueError):
@@ -114,7 +128,7 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     remove_unfinished(path)
-    partial = _aside(path, f"{_PROCESS}.partial")
+    partial = _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
     with _errors_about(path, partial, size):
         try:
             mode = path.stat().st_mode if path.exists() else _mode_of_new_file(partial)
@@ -140,7 +154,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"{path} is a file: choose a folder")
     put_back(path)
     remove_unfinished(path)
-    partial = _aside(path, f"{_PROCESS}.partial")
+    partial = _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
     with _errors_about(path, partial):
         try:
             partial.mkdir(parents=True)
@@ -230,7 +244,7 @@ def scratch_folder(path: Path) -> Path:
 
     If the process is killed, the next writer of `path` removes the folder. Raises OSError where it cannot be made.
     """
-    folder = _aside(path, f"{_PROCESS}.partial")
+    folder = _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
     folder.mkdir()
     return folder
 
@@ -239,13 +253,21 @@ def remove_unfinished(path: Path) -> None:
     """Remove what a process that was killed while it wrote `path` left: in one of the functions above.
 
     That of a process that is still running stays (Windows does not tell which ones are), and what may not be removed.
+    Whether one runs on another machine, which shares the disk, cannot be known: what it wrote is removed after a day.
     """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.((\d+)-[0-9a-f]{{8}})\.partial")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.((\d+)-[0-9a-f]{{8}})-([0-9a-f]{{8}})\.partial")
     with suppress(OSError):  # another user's, in a shared folder, or a folder that may not be listed
         for left in path.parent.iterdir() if os.name == "posix" else ():
             found = pattern.fullmatch(left.name)
-            if found and found[1] != _PROCESS and (int(found[2]) == os.getpid() or not _is_running(int(found[2]))):
+            if found and found[1] != _PROCESS and _is_over(left, int(found[2]), found[3]):
                 remove_folder(left) if left.is_dir() else left.unlink()
+
+
+def _is_over(left: Path, process: int, machine: str) -> bool:
+    """Whether nobody writes this any longer: a file or folder of a process with this number, on this machine."""
+    if machine != _MACHINE:
+        return time.time() - left.stat().st_mtime > _DAY
+    return process == os.getpid() or not _is_running(process)
 
 
 def _is_running(process: int) -> bool:

@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
@@ -300,9 +301,39 @@ def test_what_a_killed_process_of_another_user_left_stops_no_writer(tmp_path, mo
 
 @posix
 def test_a_process_that_has_the_number_of_a_killed_one_removes_what_that_one_left(tmp_path):
-    (tmp_path / f".a.01234567.{os.getpid()}-01234567.partial").touch()
+    (tmp_path / f".a.01234567.{os.getpid()}-01234567-{disk._MACHINE}.partial").touch()
     write_bytes(tmp_path / "a", b"")
     assert tree(tmp_path) == {"a": ""}
+
+
+@posix
+@pytest.mark.parametrize("hours, stays", [(-30, True), (0, True), (23, True), (25, False)])
+def test_what_another_machine_that_shares_the_disk_writes_stays_for_a_day(tmp_path, monkeypatch, hours, stays):
+    """No process here has its number; and its clock may be another one."""
+    with monkeypatch.context() as there:
+        there.setattr(disk, "_MACHINE", "01234567")
+        there.setattr(disk, "_PROCESS", f"{2**22 + 1}-01234567")
+        with replacing(tmp_path / "a") as theirs:
+            theirs.write_text("theirs")
+            when = time.time() - hours * 3600
+            os.utime(theirs, (when, when))
+            there.undo()
+            write_bytes(tmp_path / "a", b"ours")
+            assert theirs.exists() is stays
+            theirs.touch()
+    assert tree(tmp_path) == {"a": "theirs" if stays else ""}
+
+
+@posix
+def test_machines_and_containers_are_told_apart(monkeypatch):
+    here, real = disk._machine(), os.stat
+    assert here == disk._MACHINE and here == disk._machine()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "uname", lambda: os.uname_result(("Linux", "another", "", "", "")))
+        assert disk._machine() != here
+    if os.path.exists("/proc/self/ns/pid"):
+        monkeypatch.setattr(os, "stat", lambda path, **known: real("/" if "ns/pid" in str(path) else path, **known))
+        assert disk._machine() != here
 
 
 NAMES = ["run", "run+1", "run.x", "run (1)[2]", "r*n"] if os.name == "posix" else ["run", "run+1", "run.x"]
