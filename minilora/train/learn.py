@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def learn(
     eval_every, save_every: numbers of steps. Every rank has the same; the first rank decides when to stop.
     patience: None never stops early.
     each_step: called after each step, and its validation if there was one, with `values_of` the step.
-    save: writes a checkpoint: every `save_every` steps, and on Ctrl-C or SIGTERM.
+    save: writes a checkpoint: every `save_every` steps, and on Ctrl-C, SIGTERM or SIGUSR1.
     save_best: called when the last validation loss is the lowest.
 
     Raises KeyboardInterrupt after the checkpoint that Ctrl-C asks for; OSError when something cannot be written, which
@@ -129,9 +129,9 @@ def _scaled(model: LanguageModel, scale: float) -> Iterator[None]:
 def _interrupts() -> Iterator[list[int]]:
     """In this block the first Ctrl-C is only noted, in the list, so that each step is taken whole or not at all.
 
-    So are SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end, and SIGHUP, by which a terminal
-    does that is closed: these may come several times. Ctrl-C after a first signal raises KeyboardInterrupt at once. A
-    handler other than Python's own is left in place.
+    So are SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end, SIGUSR1, by which Slurm does with
+    --signal=USR1@60, and SIGHUP, by which a terminal does that is closed: these may come several times. Ctrl-C after a
+    first signal raises KeyboardInterrupt at once. A handler other than Python's own is left in place.
     """
     noted: list[int] = []
 
@@ -144,9 +144,9 @@ def _interrupts() -> Iterator[list[int]]:
         with suppress(RuntimeError):  # while the same file is being written to
             log.info("\nstopping after this step; Ctrl-C again stops at once")  # below the bar
 
-    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    own: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if hasattr(signal, "SIGHUP"):  # not on Windows
-        own[signal.SIGHUP] = signal.SIG_DFL
+        own |= {signal.SIGHUP: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
     taken = {number: usual for number, usual in own.items() if signal.getsignal(number) == usual}
     try:
         for number in taken:

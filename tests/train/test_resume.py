@@ -173,7 +173,7 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on_and_whom_to_talk_to(stop
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=posix)])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=posix), pytest.param("SIGUSR1", marks=posix)])
 def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(
     name, home, tmp_path, stop_at, monkeypatch, request
 ):
