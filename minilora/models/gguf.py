@@ -171,6 +171,7 @@ def save_gguf(
         anew = ("general.architecture", "general.alignment", DATA_KEY)
         metadata = {key: metadata[key] for key in ("general.architecture", "general.type")}
         metadata |= {key: field for key, field in source.fields.items() if key not in anew}
+        metadata["tokenizer.chat_template"] = tokenizer.template  # the file may have none, and the adapter another one
     metadata |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
     if data:
         metadata[DATA_KEY] = json.dumps(data)

@@ -21,7 +21,12 @@ def serving(path, adapter=None):
 
 def tokens_of(server, place, question):
     """The tokens in the answer of one of its addresses."""
+    return answer_of(server, place, question)["tokens"]
+
+
+def answer_of(server, place, question):
+    """The answer of one of its addresses."""
     body, kind = json.dumps(question).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{server.listening_address}/{place}", body, kind)
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)["tokens"]
+        return json.load(answer)

@@ -6,8 +6,8 @@ It answers with the log-probability of every next token.
 import numpy as np
 import pytest
 from cppadapters import distance
-from cppserver import serving
-from modelfiles import CONFIG, new_llama, new_tokenizer
+from cppserver import answer_of, serving
+from modelfiles import CHATML, CONFIG, TALK, new_llama, new_tokenizer, vocabulary, write_gguf
 from peftfiles import adapted
 from smallmodels import shaken
 
@@ -91,3 +91,17 @@ def test_merged_file_and_adapter_file_agree(base, adapter, tmp_path):
     merged = merge(base, adapter, tmp_path / "merged.gguf", kind="F32").path
     out = export(base, adapter, tmp_path / "adapter.gguf").path
     assert distance(in_llama_cpp(merged), in_llama_cpp(base, out)) < 1e-4
+
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["no template", "chatml"])
+def test_llama_cpp_asks_a_merged_file_as_minilora_does(template, tmp_path):
+    """Also if the base's file has no chat template, where llama.cpp would take one of its own."""
+    change, known = {"tokenizer.chat_template": template}, vocabulary()
+    tokens = [*known, *(f"[PAD{i}]" for i in range(len(known), CONFIG.vocab_size))]  # llama.cpp wants one for each row
+    base = write_gguf(tmp_path / "base.gguf", new_llama(), change=change, tokens=tokens)
+    adapter = save_adapter(shaken(adapted(zoo.load(base)[0]), seed=1), tmp_path / "adapter")
+    out = merge(base, adapter, tmp_path / "merged.gguf", kind="F32").path
+    tokenizer, server = zoo.load_tokenizer(base), serving(out)
+    for messages in (TALK[:2], TALK[:4], TALK[1:2]):
+        prompt = answer_of(server, "apply-template", {"messages": messages})["prompt"]
+        assert prompt == tokenizer.render(messages, answer_next=True)
