@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..files.blocks import LAYOUTS
-from ..files.disk import ModelFileError, entries, replacing_folder, write_json
+from ..files.disk import ModelFileError, entries, replacing_folder, write_bytes, write_json
 from ..files.levels import LEVELS
 from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
@@ -41,8 +41,8 @@ from ..terminal import quote
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
-from .modelfile import can_be_written, write_modelfile
-from .tokenizer import Tokenizer, check_tokenizer
+from .modelfile import held_of, write_modelfile
+from .tokenizer import Tokenizer, check_tokenizer, template_in
 from .with_adapters import base_of, load_with_adapters
 
 ADAPTER = "default"
@@ -114,14 +114,10 @@ class MergeReport:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.largest_logit:.3g})"
         lines.append(f"check   read back: {found}")
         if self.path.suffix == ".gguf":
-            lines.append(f"ollama  ollama create NAME -f {quote(str(self.path.with_suffix('.Modelfile')))}")
-            lines += _asked_there(self.data, "the file tells", "llama.cpp and ollama do")
-            if can_be_written(self.data.get("system")):
-                lines.append("        (the Modelfile gives ollama the system prompt)")
+            lines += _for_ollama(self.path, self.data)
         else:
             lines += _asked_there(self.data, "the folder tells", "transformers does")
-        if self.rounded_to not in (None, "bf16"):  # the differences of bfloat16 are small
-            lines.append(f"base    as in its file; the adapter was trained on it quantised to {self.rounded_to}")
+        lines += _rounded_base(self.rounded_to)
         if (lost := self.requantised) is not None:
             case = "stored" if self.kind == lost.kind else "if stored"
             lines += [
@@ -143,16 +139,46 @@ class ExportReport:
     logit_error: float | None  # of a folder for mlx-lm, which is not read back
     dtype: str = "float32"
     data: Mapping[str, Any] = field(default_factory=dict)  # what the adapter was trained on
+    rounded_to: str | None = None  # the kind to which the base was quantised in training, such as "nf4"
+    modelfile: bool = False  # written next to the file, because the base is a GGUF file
+    template: Path | None = None  # the chat template, if the base's files have another one, or none
 
     def __str__(self) -> str:
         what = "mlx-lm" if self.logit_error is None else "llama.cpp"
         wrote = (
             f"wrote   {self.path}: {what} adapter, {self.dtype}, {self.bytes / 1e6:,.1f} MB, {self.matrices} matrices"
         )
+        base = _rounded_base(self.rounded_to)
         if self.logit_error is None:
-            return "\n".join([wrote, *_asked_there(self.data, "the adapter's own folder tells", f"{what} does")])
-        check = f"check   read back: logits differ by at most {self.logit_error:.2g}"
-        return "\n".join([wrote, check, *_asked_there(self.data, "the file tells", f"{what} does")])
+            asked = _asked_there(self.data, "the adapter's own folder tells", f"{what} does")
+            return "\n".join([wrote, *asked, *base])
+        lines = [wrote, f"check   read back: logits differ by at most {self.logit_error:.2g}"]
+        if self.modelfile:
+            lines += _for_ollama(self.path, self.data)
+        else:
+            lines += _asked_there(self.data, "the file tells", "llama.cpp does")
+        if self.template is not None:
+            lines += [
+                "prompt  the base's file has another chat template than the adapter was trained with, or none; start",
+                f"        llama.cpp with --jinja --chat-template-file {quote(str(self.template))}",
+            ]
+        return "\n".join([*lines, *base])
+
+
+def _rounded_base(kind: str | None) -> list[str]:
+    """The line on a base that was quantised in training."""
+    small = kind in (None, "bf16")  # the differences of bfloat16 are small
+    return [] if small else [f"base    as in its file; the adapter was trained on it quantised to {kind}"]
+
+
+def _for_ollama(path: Path, data: Mapping[str, Any]) -> list[str]:
+    """The lines on the Modelfile next to a GGUF file."""
+    lines = [f"ollama  ollama create NAME -f {quote(str(path.with_suffix('.Modelfile')))}"]
+    lines += _asked_there(data, "the file tells", "llama.cpp and ollama do")
+    names = {"system": "the system prompt", "template": "the question"}
+    if held := [names[key] for key in held_of(data)]:
+        lines.append(f"        (the Modelfile gives ollama {' and '.join(held)})")
+    return lines
 
 
 def _asked_there(data: Mapping[str, Any], told: str, reads: str) -> list[str]:
@@ -276,7 +302,8 @@ def export(
     format: str = "gguf",
     dtype: str = "float32",
 ) -> ExportReport:
-    """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder.
+    """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder. Next to
+    the file are a Modelfile for ollama, if the base is a GGUF file, and the chat template, if the base's is another.
 
     base, adapter, force: as for `merge`.
     out: a file that ends in .gguf; for mlx-lm, a new folder.
@@ -289,20 +316,27 @@ def export(
     out, is_file = Path(out), format == "gguf"
     resolve(out, "gguf" if is_file else "hf", "F32")
     place = _locate_base(base, adapter, out, format, overwrite)
-    model, _ = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
+    model, tokenizer = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
     set_adapter(model, ADAPTER)
-    data = model.adapters[ADAPTER].data
+    data, rounded_to = model.adapters[ADAPTER].data, read_provenance(Path(adapter)).get("base", {}).get("rounded_to")
     if not is_file:
         save_mlx_adapter(model, out, dtype=dtype)
         size = sum(file.stat().st_size for file in out.iterdir())
-        return ExportReport(out, size, len(lora_modules(model)), None, dtype, data)
+        return ExportReport(out, size, len(lora_modules(model)), None, dtype, data, rounded_to)
     out.parent.mkdir(parents=True, exist_ok=True)
     digest = sha256_of(base_state(model))
     save_gguf_adapter(model, out, dtype=dtype, base_sha256=digest)
     expected = _logits(model)
     load_adapter(model, out, name="written", base_sha256=digest)  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
-    return ExportReport(out, out.stat().st_size, len(lora_modules(model)), apart, dtype, data)
+    if modelfile := place.is_file():
+        write_modelfile(out, tokenizer, data, place)
+    own = GGUF(place).metadata.get("tokenizer.chat_template") if modelfile else template_in(place)
+    template = None if own == tokenizer.template else out.with_suffix(".jinja")
+    if template is not None:
+        write_bytes(template, tokenizer.template.encode())
+    size, matrices = out.stat().st_size, len(lora_modules(model))
+    return ExportReport(out, size, matrices, apart, dtype, data, rounded_to, modelfile, template)
 
 
 def requantised(
@@ -401,7 +435,7 @@ def _write(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged, data)
-        write_modelfile(out, tokenizer, None if data is None else data.get("system"))
+        write_modelfile(out, tokenizer, data)
 
 
 def _check_same(path: Path, state: Mapping[str, Array], written: Mapping[str, Array]) -> None:

@@ -184,6 +184,48 @@ def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
     assert new == old
 
 
+OWN = "{{ messages[-1]['content'] }}!"
+
+
+@pytest.mark.parametrize("own", [None, OWN], ids=["base's template", "adapter's template"])
+@pytest.mark.parametrize("stored", [None, CHATML, OWN], ids=["none", "chatml", "own"])
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_llama_cpp_gets_the_chat_template_that_the_adapter_was_trained_with(kind, stored, own, adapter, tmp_path):
+    """In the merged file; next to an adapter's file, if the base's files do not have it."""
+    if kind == "gguf":
+        base = write_gguf(tmp_path / "base.gguf", new_llama(), change={"tokenizer.chat_template": stored})
+    else:
+        base = save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer(template=stored or OWN))
+        if stored is None:
+            settings = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": None}
+            (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    if own:
+        (adapter / "chat_template.jinja").write_text(own)
+    template = load_with_adapters({"a": adapter}, base)[1].template
+    assert template == (own or stored or template)
+    out = merge(base, adapter, tmp_path / "merged.gguf").path
+    assert GGUF(out).metadata["tokenizer.chat_template"] == template
+    report = export(base, adapter, tmp_path / "lora.gguf")
+    beside = tmp_path / "lora.jinja"
+    assert report.template == (None if template == stored else beside) and beside.exists() == (template != stored)
+    assert (f"--jinja --chat-template-file {beside}" in str(report)) == beside.exists()
+    if beside.exists():
+        assert beside.read_text() == template
+
+
+def test_an_exported_adapter_has_a_modelfile_if_the_base_is_a_file(folder, adapter, tmp_path):
+    base = write_gguf(tmp_path / "base.gguf", new_llama())
+    (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": {"system": "Be kind."}}))
+    for given in (folder, base):
+        report = export(given, adapter, tmp_path / "my lora.gguf", overwrite=True)
+        modelfile = tmp_path / "my lora.Modelfile"
+        commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
+        assert [command[-1] for command in commands] == [str(modelfile)] * modelfile.exists()
+        assert modelfile.exists() == (given == base)
+    text = modelfile.read_text()
+    assert text.startswith(f"FROM {base.resolve()}\nADAPTER ./my lora.gguf\n") and 'SYSTEM """Be kind."""' in text
+
+
 ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context_template": "x", "system": "Be kind."}
 
 
@@ -349,6 +391,9 @@ def test_what_the_base_was_quantised_to_in_training_is_reported_but_not_bfloat16
     reports = []
     for rounded in (None, "bf16", "nf4"):
         (adapter / "minilora.json").write_text(json.dumps({"base": {"rounded_to": rounded} if rounded else {}}))
+        for format in ("gguf", "mlx"):
+            exported = export(folder, adapter, tmp_path / f"{rounded}{'.gguf' * (format == 'gguf')}", format=format)
+            assert ("was trained on it quantised to nf4" in str(exported)) == (rounded == "nf4")
         reports.append(merge(folder, adapter, tmp_path / "merged", overwrite=True))
     plain, half, packed = map(str, reports)
     assert half == plain and "was trained on it quantised to nf4" in packed and "if stored as NF4" in packed
