@@ -71,12 +71,21 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # Finder and Explorer leave them in folders
 
 
+def _unfinished(name: str) -> re.Pattern[str]:
+    """What a file or folder with a name like this is called while it is written: see `_aside`."""
+    return re.compile(rf"\.{name}\.[0-9a-f]{{8}}\.((\d+)-[0-9a-f]{{8}})-([0-9a-f]{{8}})\.partial")
+
+
+_ANY_UNFINISHED = _unfinished(".+")
+
+
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, but for the files that file managers leave there, in the same order on every system.
+    """What a folder holds, but for files of file managers and unfinished ones, in the same order on every system.
 
     Paths alone would be in another order on Windows, where they are compared without case.
     """
-    return sorted((path for path in folder.iterdir() if path.name not in OF_FILE_MANAGERS), key=lambda path: path.name)
+    names = (path.name for path in folder.iterdir() if path.name not in OF_FILE_MANAGERS)
+    return [folder / name for name in sorted(names) if not _ANY_UNFINISHED.fullmatch(name)]
 
 
 def sha256_of_file(path: Path) -> str:
@@ -255,7 +264,7 @@ def remove_unfinished(path: Path) -> None:
     That of a process that is still running stays (Windows does not tell which ones are), and what may not be removed.
     Whether one runs on another machine, which shares the disk, cannot be known: what it wrote is removed after a day.
     """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.((\d+)-[0-9a-f]{{8}})-([0-9a-f]{{8}})\.partial")
+    pattern = _unfinished(re.escape(path.name))
     with suppress(OSError):  # another user's, in a shared folder, or a folder that may not be listed
         for left in path.parent.iterdir() if os.name == "posix" else ():
             found = pattern.fullmatch(left.name)

@@ -20,6 +20,7 @@ from minilora.commands.sweep import page
 from minilora.experiments import sweep as sweeping
 from minilora.experiments.grid import FOUND, SweepOptions, as_options, word
 from minilora.experiments.sweep import read_rows, summarise, sweep, trial
+from minilora.files import disk
 from minilora.options import flag_fields, from_flags
 from minilora.pages.sweep import sweep_figure
 from minilora.train.options import Options
@@ -416,6 +417,12 @@ def test_other_data_of_the_same_name_are_another_sweep(flags, tiny_folder, no_tr
     lines = (tmp_path / "d.jsonl").read_text().splitlines()
     (tmp_path / "d.jsonl").write_text("\n".join(lines[::-1]))
     assert "data_sha256" in refused(capsys, *quick(tiny_folder, *flags))
+
+
+def test_a_sweep_that_was_killed_while_it_wrote_a_file_is_continued(tiny_folder, no_training, tmp_path):
+    assert status(*quick(tiny_folder)) == 0
+    disk._aside(tmp_path / "s/sweep.json", f"{2**22 + 1}-01234567-{disk._MACHINE}.partial").write_text("{")
+    assert status(*quick(tiny_folder)) == 0 and len(no_training) == 1
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path, capsys):
