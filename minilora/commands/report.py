@@ -210,7 +210,7 @@ def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     rows = {
         "data": _records(metrics),
         "trainable parameters": _trainable(metrics),
-        "memory of a step": memory_needed(metrics)[0],
+        "memory of a step": memory_needed(metrics),
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
         f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),

@@ -239,17 +239,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 3597 else f"{seconds / 3600:.1f} hours"
 
 
-def memory_needed(found: Mapping[str, Any]) -> tuple[str, bool]:
-    """The predicted memory of a training step, what is free, and if that is too little, what helps; and whether it is
-    enough, or not known.
+def memory_needed(found: Mapping[str, Any]) -> str:
+    """The predicted memory of a training step, what is free, and if that is too little, what helps.
 
-    found: options and both sizes, as `train.job.rehearse` returns them.
+    found: both sizes, and the first one with other options, by their flags, as `train.job.rehearse` returns them.
     """
-    options, predicted, free = found["options"], found["peak_memory_bytes"]["predicted"], found["free_memory_bytes"]
+    predicted, free = found["peak_memory_bytes"]["predicted"], found["free_memory_bytes"]
     needed = f"{megabytes(predicted)} predicted" + ("" if free is None else f", {megabytes(free)} free")
     if free is None or predicted <= free:
-        return needed, True
-    lora, several = options["method"] == "lora", options["batch_size"] > 1
-    ways = ["a smaller --batch-size" if several else "a lower --max-length", *["--method lora"] * (not lora)]
-    ways += ["--recompute"] * (not options["recompute"]) + ["--quantized"] * (lora and not options["quantized"])
-    return f"{needed}: too much; try {listed(ways, 'or')}", False
+        return needed
+    ways, enough = found["with_other_options"], list[str]()
+    for flags, size in ways.items():
+        if size <= free and not any({*fewer.split()} <= {*flags.split()} for fewer in enough):
+            enough.append(flags)
+    if enough:
+        return f"{needed}: too much; try {listed([f'{each} ({megabytes(ways[each])})' for each in enough[:3]], 'or')}"
+    least = min(ways, key=ways.__getitem__, default=None)
+    even = "" if least is None else f" even with {least} ({megabytes(ways[least])})"
+    return f"{needed}: too much{even}; try a lower --max-length, or a smaller base"

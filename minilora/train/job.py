@@ -7,11 +7,11 @@ reads there it broadcasts. The others have None in its place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,12 +23,13 @@ from ..engine import bfloat16
 from ..engine.factors import compiles
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
-from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
+from ..lora.adapters import base_state, install_adapter, plan_adapter, remove_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from
 from ..lora.variants import lora_plus
 from ..measure.counts import count_parameters
 from ..measure.loss import mean_loss
+from ..measure.memory import base_size
 from ..measure.process import free_memory, peak_memory, program_memory, release_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
@@ -42,7 +43,7 @@ from ..nn.ranks import ALONE, Ranks
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
-from ..pages.text import memory_needed
+from ..pages.text import megabytes, memory_needed
 from ..progress import hide_progress, log, progress
 from ..version import __version__
 from . import checkpoint
@@ -51,7 +52,7 @@ from .learn import learn
 from .log import Log
 from .loop import Trainer, TrainingError
 from .material import Material, Measured, evaluate, prepare
-from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, sizes_of
+from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, quantised_sizes, sizes_of, step_of, ways_to_less
 from .options import Options
 from .rate import usual_rate
 from .reporting import check_service, reporter_to
@@ -107,13 +108,14 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
     ranks.ready(minilora=__version__, base=job.base, data=job.material.sha256)
     state = ranks.same(state)
+    if state is None or not state.trained:
+        _warn_of_memory(job)
     if state is None:
         before = evaluate(job.model, job.tokenizer, job.material, "before", ranks)
         job.ended("measuring the base")
         state = State(options.decisive(), job.base, job.material.sha256, before)
     trainer = job.begin(state)
     if not state.trained:
-        _warn_of_memory(job)
         _train(job, trainer, state, place)
         job.ended("training")
     elif place is not None:
@@ -154,12 +156,14 @@ def rehearse(options: Options) -> dict[str, Any]:
     except ValueError as error:
         log.warning("%s", error)
     job = _set_up(options, True, True, ALONE)
+    _warn_of_memory(job)
     trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
     with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
         while trainer.done < min(REHEARSED, trainer.steps):
             trainer.step()
             bar.update()
-    counts = count_parameters(job.model)
+    counts, memory = count_parameters(job.model), _memory(job)
+    short = job.free is not None and memory["predicted"] > job.free
     return {
         "options": _in_effect(job.model, job.options),
         "planned_steps": trainer.steps,
@@ -167,8 +171,9 @@ def rehearse(options: Options) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "total_parameters": counts.total,
         "seconds_per_step": trainer.history.seconds_per_step,
-        "peak_memory_bytes": _memory(job),
+        "peak_memory_bytes": memory,
         "free_memory_bytes": job.free,
+        "with_other_options": _with_other_options(job) if short else {},
     }
 
 
@@ -199,6 +204,18 @@ class Job:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
         self.peaks[phase] = peak_memory()
         release_memory()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """In this block the trainable parameters are in place, as they will be while training."""
+        new = self.options.method == "lora" and ADAPTER not in self.model.adapters
+        if new:
+            self.install()
+        try:
+            yield
+        finally:
+            if new:
+                remove_adapter(self.model, ADAPTER)
 
     def begin(self, state: State) -> Trainer:
         """Put the trainable parameters in place and return their trainer."""
@@ -264,6 +281,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
     free = free_memory() if options.device == "cpu" else None
+    _warn_of_base(options, free)
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
@@ -432,23 +450,51 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 
 def _predicted(job: Job) -> dict[str, Any]:
     """Of a training step."""
-    options = job.options
-    program = job.program if options.device == "cpu" else None
-    return memory_of(job.model, job.material, options.batch_size, options.seed, job.ranks, program)
+    return memory_of(job.model, job.material, job.options.batch_size, job.options.seed, job.ranks, _program(job))
+
+
+def _program(job: Job) -> int | None:
+    return job.program if job.options.device == "cpu" else None
+
+
+def _with_other_options(job: Job) -> dict[str, int]:
+    """The predicted memory of a training step by the flags of options that save some."""
+    options, ranks = job.options, job.ranks
+    sizes = (options.batch_size, 1 if ranks.size == 1 else options.batch_size)  # several ranks divide a batch
+    step, smallest = (step_of(job.model, job.material, n, options.seed, ranks, _program(job)) for n in sizes)
+    return ways_to_less(options, step, smallest)
 
 
 def _warn_of_memory(job: Job) -> None:
     """Log what helps where a training step is predicted to take more memory than there is for the ranks on the machine
-    of the first one. All ranks must call this.
+    of the first one: before the base is measured, which may take minutes. All ranks must call this.
     """
     mapped, program = mapped_bytes(job.model), job.program or 0
-    predicted = job.ranks.sum_here(_predicted(job)["predicted"] - mapped) + mapped
-    others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
-    free = None if job.free is None else job.free + others
-    found = {"options": vars(job.options), "peak_memory_bytes": {"predicted": predicted}, "free_memory_bytes": free}
-    (needed, enough), count = memory_needed(found), job.ranks.sum_here(1)
-    if not enough:
-        log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", needed)
+    with job.installed():
+        alone = _predicted(job)["predicted"]
+        predicted = job.ranks.sum_here(alone - mapped) + mapped
+        others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
+        free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
+        if free is None or predicted <= free:
+            return
+        ways = _with_other_options(job)
+    found = {
+        "peak_memory_bytes": {"predicted": predicted},
+        "free_memory_bytes": free,
+        "with_other_options": {flags: predicted - count * (alone - size) for flags, size in ways.items()},
+    }
+    log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", memory_needed(found))
+
+
+def _warn_of_base(options: Options, free: int | None) -> None:
+    """Log what helps where the base alone takes more memory than is free, which may end the process while it loads."""
+    base = cast(str, options.base)
+    with suppress(ValueError, OSError):  # which `load` raises
+        size = base_size(base, options.quantized, dtype_of(options))
+        if free is not None and (program_memory(0) or 0) + size > free:
+            ways = [f"try {flag} ({megabytes(n)})" for flag, n in quantised_sizes(options).items()]
+            needed = f"{megabytes(size)}, {megabytes(free)} free for it and the program"
+            log.warning("memory of the base: %s: too much; %s", needed, *ways or ["use a smaller one"])
 
 
 def _memory(job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from jobs import asked, material_of, options, same, trained, trainer
 from modelfiles import TERMS, write_jsonl
 
 import minilora as ml
+from minilora.cli import build_parser
 from minilora.commands.eval import data_of
 from minilora.commands.report import page, rehearsal
+from minilora.commands.shared import read_options
 from minilora.data import records as reading
 from minilora.data.splits import RULE
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
@@ -29,11 +32,13 @@ from minilora.models.load import load
 from minilora.models.merge import save_model
 from minilora.nn.module import sha256_of
 from minilora.nn.ranks import ALONE, Ranks
+from minilora.options import parse
 from minilora.train import job
 from minilora.train import metrics as measuring
 from minilora.train.job import finetune, rehearse
 from minilora.train.loop import Trainer, TrainingError
 from minilora.train.metrics import mapped_bytes
+from minilora.train.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -113,25 +118,89 @@ def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, t
     assert rehearse(chosen)["planned_steps"] == 6
     assert caplog.messages[-1].startswith(f"{chosen.folder} holds a finished run: --overwrite")
     assert {path: path.read_bytes() for path in chosen.folder.rglob("*") if path.is_file()} == before
-    for free, words in ((None, []), (10**12, ["1,000,000 MB free"]), (1, ["too much; try a smaller", "--recompute"])):
+    for free, words in ((None, []), (10**12, ["1,000,000 MB free"]), (1, ["free: too much; try a lower"])):
         text = rehearsal(found | {"free_memory_bytes": free})
         assert all(word in " ".join(text.split()) for word in words) and ("free" in text) == bool(words)
 
 
-def test_a_run_says_before_it_trains_that_memory_is_short_in_the_words_of_a_rehearsal(
-    home, tmp_path, monkeypatch, caplog
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"method": "full"}, {"init_lora_weights": "pissa"}, {"use_dora": True}, {"rank_pattern": {"q_proj": 8}}],
+)
+def test_a_run_says_before_the_base_is_measured_that_memory_is_short_in_the_words_of_a_rehearsal(
+    given, home, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(job, "program_memory", lambda arrays: 0)  # which differs from run to run
-    chosen, said = options(home, tmp_path / "run", steps=1, overwrite=True), "memory of a step: "
-    needed, usual, heard = rehearse(chosen)["peak_memory_bytes"]["predicted"], job._train, []
-    monkeypatch.setattr(job, "_train", lambda *given: (heard.extend(caplog.messages), usual(*given)))
+    chosen, said = options(home, tmp_path / "run", steps=1, overwrite=True, **given), "memory of a step: "
+    needed, usual, heard = rehearse(chosen)["peak_memory_bytes"]["predicted"], job.evaluate, []
+    usual_step = job.Trainer.step
+
+    def evaluate(model, *rest):
+        assert not (rest[2] == "before" and model.adapters)  # what is measured is the base
+        heard.extend(caplog.messages)
+        return usual(model, *rest)
+
+    monkeypatch.setattr(job, "evaluate", evaluate)
     for free in (None, needed, needed - 1):
         monkeypatch.setattr(job, "free_memory", lambda free=free: free)
         heard.clear()
+        caplog.clear()
         trained(chosen)
         lines = [line.removeprefix(said) for line in heard if line.startswith(said)]
-        assert len(lines) == (free == needed - 1)
-    assert lines[0] in " ".join(rehearsal(rehearse(chosen)).split())
+        assert len(lines) == 2 * (free == needed - 1)  # heard before the first measurement, and before the second
+    caplog.clear()
+    monkeypatch.setattr(job.Trainer, "step", lambda trainer: heard.append(caplog.messages[-1]) or usual_step(trainer))
+    assert lines[0] in " ".join(rehearsal(rehearse(chosen)).split()) and heard[-1] == said + lines[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "ways"),
+    [
+        ({}, ["--batch-size 1 --grad-accumulation 4", "--recompute", "--quantized nf4"]),
+        ({"base": "tiny.gguf", "grad_accumulation": 2, "recompute": True},
+         ["--batch-size 1 --grad-accumulation 8", "--quantized"]),
+        ({"method": "full", "batch_size": 1}, ["--method lora", "--recompute"]),
+        ({"quantized": "nf4", "batch_size": 1, "recompute": True}, []),
+    ],
+)  # fmt: skip
+def test_the_memory_of_every_way_that_is_advised_is_the_one_predicted_with_its_flags(
+    given, ways, home, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 0)
+    monkeypatch.setattr(job, "free_memory", lambda: 1)
+    monkeypatch.setattr(job.bfloat16, "hint", lambda: None)
+    if "base" in given:
+        given = given | {"base": str(save_model(*load("tiny"), tmp_path / given["base"], "Q8_0"))}
+    chosen = options(home, tmp_path / "run", **({"base": "tiny", "batch_size": 4} | given))
+    found = rehearse(chosen)
+    parser = build_parser(["finetune"])
+    for flags, size in found["with_other_options"].items():
+        arguments = parse(parser, ["finetune", *flags.split()])
+        again = rehearse(read_options(Options, arguments, vars(chosen)))
+        assert again["peak_memory_bytes"]["predicted"] == size, flags
+    alone = [flags for flags in found["with_other_options"] if flags in ways]
+    assert alone == ways == [*found["with_other_options"]][: len(ways)]
+    assert bool(ways) == bool(found["with_other_options"])
+
+
+@pytest.mark.parametrize(
+    ("quantized", "advice"),
+    [(False, r"try --quantized \([\d.]+ MB\)"), (True, "use a smaller one"), ("nf4", "use a sm")],
+)
+def test_a_base_for_which_there_is_no_memory_is_named_before_it_is_loaded(
+    quantized, advice, tmp_path, monkeypatch, caplog
+):
+    file = str(save_model(*load("tiny"), tmp_path / "tiny.gguf", "Q8_0"))
+    needed = measuring.base_bytes(load(file, quantized)[0]) + 1000
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 1000)
+    monkeypatch.setattr(job, "load", Mock(side_effect=MemoryError("no room")))
+    for free in (None, needed, needed - 1):
+        caplog.clear()
+        monkeypatch.setattr(job, "free_memory", lambda free=free: free)
+        with pytest.raises(MemoryError, match="no room"):
+            rehearse(Options(base=file, quantized=quantized, out=str(tmp_path / "run")))
+        assert len(caplog.messages) == (free == needed - 1)
+    assert re.match(rf"memory of the base: [\d.]+ MB, .* free .*: too much; {advice}", caplog.messages[0])
 
 
 def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(home, tmp_path, monkeypatch, caplog):
@@ -293,7 +362,7 @@ def test_texts_and_compiled_loops_belong_to_the_program_whose_size_is_measured(h
     monkeypatch.setattr(job, "compiles", lambda: done.append("loops") or compiles())
     monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or size(arrays))
     trained(options(home, tmp_path / "run", steps=1))
-    assert done == ["texts", "loops", "program"]
+    assert done[-3:] == ["texts", "loops", "program"]
 
 
 @pytest.mark.usefixtures("unmeasured")
