@@ -149,12 +149,13 @@ def test_every_option_is_read_somewhere():
 
 
 OF_PIP, OF_OTHERS = {"--upgrade", "--no-deps", "--quiet", "--dest"}, {"--version", "--directory", "--variant"}
+OF_LLAMA_CPP = {"--jinja", "--chat-template-file", "--grammar", "--json-schema", "--temp"}
 
 
 def test_every_command_and_every_flag_that_a_text_of_ours_names_exists():
     (commands,) = (action.choices for action in build_parser()._actions if action.choices)
     known = {flag for one in commands.values() for each in one._actions for flag in each.option_strings}
-    known |= {*ELSEWHERE, *ALWAYS, *OF_PIP, *OF_OTHERS}
+    known |= {*ELSEWHERE, *ALWAYS, *OF_PIP, *OF_OTHERS, *OF_LLAMA_CPP}
     root, unknown = Path(__file__).parents[1], set()
     for path in (*root.glob("minilora/**/*.py"), *root.glob("minilora/**/*.jinja"), root / "README.md"):
         text = path.read_text("utf-8")

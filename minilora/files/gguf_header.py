@@ -49,6 +49,14 @@ class Header:
     tensors: list[StoredTensor]
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the name says that it is a GGUF file, or the first bytes: ollama's files are called sha256-..."""
+    if path.suffix == ".gguf" or not path.is_file():
+        return path.suffix == ".gguf"
+    with reading(path), path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def read_header(path: Path) -> Header:
     """The header of a GGUF file; of a split one, whichever part is given, the first one's metadata and all tensors.
 

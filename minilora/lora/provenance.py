@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import ModelFileError, read_json
-from ..files.gguf_header import read_header
+from ..files.gguf_header import is_gguf, read_header
 from ..nn.module import Module, sha256_of
 from .adapters import base_state
 from .config import OURS
@@ -72,7 +72,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     path = folder / PROVENANCE_FILE
     record = read_json(path) if path.is_file() else {}
-    if folder.suffix == ".gguf" and folder.is_file():
+    if folder.is_file() and is_gguf(folder):
         path, fields = folder, read_header(folder).fields
         for part, key in KEYS.items():
             if (field := fields.get(key)) is not None:

@@ -56,6 +56,11 @@ class GGUF:
 
     def config(self) -> Any:
         """The model's config. Raises ModelFileError for another architecture, or missing or invalid metadata."""
+        if (kind := self.metadata.get("general.type", "model")) != "model":
+            instead = (
+                "give it with --adapter, and its base with --base" if kind == "adapter" else "get the model's file"
+            )
+            raise ModelFileError(f"{self.path}: general.type is {kind!r}, expected 'model': {instead}")
         divisors = self.tensors.get(ROPE_DIVISORS)
         try:
             shapes = {tensor.name: tensor.shape for tensor in self.tensors.values()}

@@ -10,6 +10,7 @@ from ..engine import bfloat16
 from ..engine.backend import is_packed, to_device
 from ..engine.parallel import leave_cores
 from ..files.disk import ModelFileError, entries, reading, sha256_of_file
+from ..files.gguf_header import is_gguf
 from ..lora.provenance import read_provenance
 from ..nn.language_model import LanguageModel
 from ..options import BASE, suggestion
@@ -26,12 +27,16 @@ __all__ = ["TINY", "dtype_of", "kept_types", "load", "load_tokenizer", "locate",
 
 def locate(name: str | Path) -> Path:
     """The path of a base: the file of a named model, pulled if missing, the folder of "tiny", or the given path; for
-    a name on huggingface.co, the folder of its files, downloaded if missing.
+    a name on huggingface.co, the folder of its files, downloaded if missing. Raises ModelFileError for a folder of GGUF
+    files, as LM Studio keeps them.
     """
     short = known_as(name)
-    if short is None:
-        return download(str(name)) if is_repository(name) else Path(name)
-    return find(short) or pull(short)
+    if short is not None:
+        return find(short) or pull(short)
+    path = download(str(name)) if is_repository(name) else Path(name)
+    if path.is_dir() and not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
+        raise ModelFileError(f"{path}: a folder without config.json; expected one of its files, such as {files[0]}")
+    return path
 
 
 def sha256_of_base(name: str | Path) -> str:
@@ -85,7 +90,7 @@ def load(
                     "(quantized=True) out, or give it a kind, such as nf4"
                 )
             model, tokenizer = load_folder(path, kind, kept_types(name, quantized, dtype)), from_folder(path)
-        elif path.suffix == ".gguf":
+        elif is_gguf(path):
             file = GGUF(path)
             model, tokenizer = file.load(quantized is True, kind), file.tokenizer()
         else:
@@ -118,7 +123,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     with reading(path):
         if path.is_dir():
             return from_folder(path)
-        if path.suffix == ".gguf":
+        if is_gguf(path):
             return GGUF(path).tokenizer()
     raise _unknown(name)
 

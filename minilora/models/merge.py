@@ -17,6 +17,7 @@ from ..engine.backend import Array, dense
 from ..engine.tensor import no_grad
 from ..files.blocks import LAYOUTS
 from ..files.disk import ModelFileError, entries, replacing_folder, write_bytes, write_json
+from ..files.gguf_header import is_gguf
 from ..files.levels import LEVELS
 from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
@@ -238,7 +239,7 @@ def merge(
     format, kind = resolve(out, format, kind)
     place = _locate_base(base, adapter, out, format, overwrite)
     model, tokenizer = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
-    source = GGUF(place) if place.suffix == ".gguf" else None
+    source = GGUF(place) if is_gguf(place) else None
     set_adapter(model, ADAPTER)
     merge_adapter(model)
     before, (config, state), known = base_state(model), _whole(model), read_provenance(Path(adapter))

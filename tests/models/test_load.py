@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from modelfiles import CONFIG, new_tokenizer, write_folder, write_gguf
+from modelfiles import CONFIG, new_llama, new_tokenizer, write_folder, write_gguf
 from tokenizers import AddedToken
 
 from minilora.commands.shared import Loading
@@ -70,6 +72,35 @@ def test_a_name_that_is_no_model_is_refused_with_what_there_is(tmp_path, monkeyp
     (tmp_path / "model.bin").write_bytes(b"\x80")
     with pytest.raises(ModelFileError, match=r"smollm2|config\.json|tokenizer\.json"):
         function(name)
+
+
+@pytest.mark.parametrize("name", ["sha256-0a1b", "M.GGUF"])
+def test_a_gguf_file_is_known_by_its_first_bytes_under_any_name(tmp_path, name):
+    """Ollama's files are called so."""
+    model, change = new_llama(), {"minilora.data": json.dumps({"system": "Be kind."})}
+    path, usual = (write_gguf(tmp_path / each, model, change=change) for each in (name, "m.gguf"))
+    (loaded, tokenizer), (expected, _) = load(path), load(usual)
+    assert sha256_of(loaded.state_dict()) == sha256_of(expected.state_dict()) and loaded.data == expected.data != {}
+    assert load_tokenizer(path).encode("hello 12") == tokenizer.encode("hello 12")
+
+
+@pytest.mark.parametrize("function", [load, load_tokenizer, sha256_of_base])
+def test_a_folder_of_gguf_files_is_refused_with_the_name_of_one(tmp_path, function):
+    """LM Studio keeps models so."""
+    path = write_gguf(tmp_path / "m-Q8_0.gguf", new_llama())
+    with pytest.raises(ModelFileError, match=f"without config.json; expected .* such as {re.escape(str(path))}"):
+        function(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # now it is a model's folder with other files in it
+    if function is not sha256_of_base:
+        with pytest.raises(ModelFileError, match=r"config\.json: model_type|tokenizer\.json: no such file"):
+            function(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("adapter", "give it with --adapter"), ("mmproj", "get the model's file")])
+def test_a_gguf_file_of_another_kind_is_refused_with_what_it_is(tmp_path, kind, words):
+    path = write_gguf(tmp_path / "m.gguf", new_llama(), change={"general.type": kind, "general.architecture": "clip"})
+    with pytest.raises(ModelFileError, match=f"general.type is '{kind}', expected 'model': {words}"):
+        load(path)
 
 
 @pytest.mark.parametrize(
