@@ -18,6 +18,7 @@ from ..data.quotes import PART, Quoting
 from ..data.records import BUILT_IN
 from ..data.repository import is_dataset
 from ..files.disk import write_bytes
+from ..files.gguf_header import is_gguf
 from ..files.tensors import stored_tensors
 from ..lora.peft import WEIGHTS_FILE
 from ..lora.provenance import read_provenance
@@ -95,7 +96,7 @@ def _values(folder: Path, metrics: Mapping[str, Any], defaults: Mapping[str, Any
         "total": total,
         "size": f"{total / 1e6:,.0f} million" if total >= 1e6 else f"{total:,}",
         "memory": metrics["peak_memory_bytes"],
-        "merged_first": known is None and Path(base).suffix == ".gguf",  # PEFT cannot load the base
+        "merged_first": known is None and is_gguf(Path(base)),  # PEFT cannot load the base
         "beside_base": _llama_cpp_base(options, known, folder / WEIGHTS_FILE) if lora else None,
         "kept_best": kept.get("which") == "best",
         "strength": options.get("strength") or 1,
@@ -111,7 +112,20 @@ def _asked(data: Mapping[str, Any]) -> dict[str, Any]:
     quoting = Quoting.stored(data)
     asked = quoting.template if quoting else data.get("template") or data.get("context_template")
     places = [place for place in (TEXT, PASSAGE, QUESTION, PART) if asked and place in asked]
-    return {"template": asked, "places": places, "system": data.get("system"), "quotes": quoting is not None}
+    return {"template": asked, "places": places, "system": data.get("system"), "quotes": quoting is not None,
+            "for_llama_cpp": _llama_cpp_flags(data, None if quoting else asked, places)}  # fmt: skip
+
+
+def _llama_cpp_flags(data: Mapping[str, Any], asked: str | None, places: list[str]) -> list[str]:
+    """llama.cpp's flags for the system prompt, the question, the answers that are possible, and the likeliest one."""
+    for place in places:
+        asked = asked and asked.replace(place, "...")
+    flags = {"-sys": data.get("system"), "-p": asked}
+    if "labels" in data:
+        flags["--grammar"] = "root ::= " + " | ".join(json.dumps(label, ensure_ascii=False) for label in data["labels"])
+    elif "schema" in data:
+        flags["--json-schema"] = json.dumps(data["schema"], ensure_ascii=False)
+    return [f"{flag} {shlex.quote(value)}" for flag, value in flags.items() if value is not None] + ["--temp 0"]
 
 
 def _compared(report: Mapping[str, Any], *shares: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
@@ -140,7 +154,7 @@ def _llama_cpp_base(options: Mapping[str, Any], known: str | None, adapter: Path
         return None
     if known in SOURCES:
         return f'"$(minilora pull {known})"'
-    return shlex.quote(options["base"]) if Path(options["base"]).suffix == ".gguf" else None
+    return shlex.quote(options["base"]) if is_gguf(Path(options["base"])) else None
 
 
 def _settings(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:

@@ -191,14 +191,34 @@ BASES = [  # options -> the base with which llama.cpp loads the adapter; None wh
 @pytest.mark.parametrize(("options", "base"), BASES, ids=str)
 def test_llama_cpp_gets_the_adapter_where_it_can_hold_it_and_else_a_whole_model(options, base, tmp_path):
     command, model = ("export", f"{base} --lora legal.gguf") if base else ("merge", "legal.gguf")
-    lines = [f"minilora {command} --adapter runs/legal --out legal.gguf", f"llama-cli -m {model}"]
+    lines = [f"minilora {command} --adapter runs/legal --out legal.gguf", f"llama-cli -m {model} --temp 0"]
     assert blocks(card_of(tmp_path, options), "bash")[-1].splitlines() == lines
+
+
+SCHEMA = {"type": "object", "properties": {"who's": {"type": "string"}}}
+ASKED = [  # what decides how a model is asked -> llama.cpp's flags
+    ({}, []),
+    ({"system": "It's brief."}, ["-sys", "It's brief."]),
+    ({"labels": ["a b", 'the "c"'], "template": "a b,\n{text}"},
+     ["-p", "a b,\n...", "--grammar", r'root ::= "a b" | "the \"c\""']),
+    ({"schema": SCHEMA, "template": "Who: {text}"}, ["-p", "Who: ...", "--json-schema", json.dumps(SCHEMA)]),
+    ({"context_template": "{passage}: {question}!"}, ["-p", "...: ...!"]),
+    ({"quote": {"sentences": 3, "template": "{passage} {part}"}}, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "flags"), ASKED, ids=str)
+def test_llama_cpp_is_asked_as_in_training_and_gives_the_likeliest_of_the_possible_answers(data, flags, tmp_path):
+    (tmp_path / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
+    *_, commands = blocks(card_of(tmp_path, {"base": "m/x.gguf"}), "bash")
+    words = shlex.split(commands.partition("\n")[2])
+    assert words == ["llama-cli", "-m", "m/x.gguf", "--lora", "legal.gguf", *flags, "--temp", "0"]
 
 
 @pytest.mark.parametrize("part", ["base_layer.bias", "lora_magnitude_vector", "lora_embedding_A"])
 def test_what_no_adapter_file_of_llama_cpp_can_hold_is_merged(part, tmp_path):
     *_, commands = blocks(card_of(tmp_path, holds=["lora_A.weight", "lora_B.weight", part]), "bash")
-    assert commands == "minilora merge --adapter runs/legal --out legal.gguf\nllama-cli -m legal.gguf\n"
+    assert commands == "minilora merge --adapter runs/legal --out legal.gguf\nllama-cli -m legal.gguf --temp 0\n"
 
 
 def test_a_whole_model_is_loaded_as_one(tmp_path):
