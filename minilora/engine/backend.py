@@ -6,8 +6,10 @@ belong to the array already. CuPy is imported only if a GPU is asked for by name
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
+from contextlib import suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -88,6 +90,13 @@ def to_device_of(like: Array, *arrays: np.ndarray) -> list[Array]:
     sent = xp.asarray(np.concatenate([x.reshape(-1) for x in arrays]))
     ends = np.cumsum([x.size for x in arrays]).tolist()
     return [sent[end - x.size : end].reshape(x.shape) for x, end in zip(arrays, ends, strict=True)]
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, where the C library keeps it for later: glibc's does, in each thread."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cupy() -> ModuleType:

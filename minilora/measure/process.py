@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -152,10 +151,3 @@ def _left_in_cgroups() -> list[int]:
                 cached = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
                 left.append(max(0, most - held + cached))
     return left
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, where the C library keeps it for later: glibc's does, in each thread."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)

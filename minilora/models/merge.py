@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, dense
+from ..engine.backend import Array, dense, release_memory
 from ..engine.tensor import no_grad
 from ..files.blocks import LAYOUTS
 from ..files.disk import ModelFileError, entries, replacing_folder, write_bytes, write_json
@@ -252,12 +252,19 @@ def merge(
         lost = requantised(before, state, changed, config, source)
     elif rounded_to and rounded_to.upper() in LEVELS:
         lost = requantised(before, state, changed, config, kind=rounded_to.upper())
-    _write(out, format, kind, config, state, tokenizer, source, set(before) - changed, data)
-    written = load_folder(out) if format == "hf" else GGUF(out).load()
-    size = sum(file.stat().st_size for file in (out.iterdir() if format == "hf" else [out]))
+    expected, unchanged = _logits(model), set(before) - changed
+    del model, before  # the base, for which there may be no room next to the model that is written and read back
+    release_memory()
+    _write(out, format, kind, config, state, tokenizer, source, unchanged, data)
     if kind == "F32":
-        _check_same(out, state if format == "hf" else as_llama_cpp_has_it(config, state)[1], written.state_dict())
-    expected, got = _logits(model), _logits(written)
+        state = dict(state if format == "hf" else as_llama_cpp_has_it(config, state)[1])
+    wanted = {name: sha256_of({name: w}) for name, w in state.items()} if kind == "F32" else {}
+    del state
+    release_memory()
+    written = _read(out)
+    size = sum(file.stat().st_size for file in (out.iterdir() if format == "hf" else [out]))
+    _check_same(out, wanted, written.state_dict())
+    got = _logits(written)
     apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
     return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to, data)
 
@@ -439,9 +446,14 @@ def _write(
         write_modelfile(out, tokenizer, data)
 
 
-def _check_same(path: Path, state: Mapping[str, Array], written: Mapping[str, Array]) -> None:
-    for name, w in state.items():
-        if not np.array_equal(dense(w), written[name]):
+def _read(out: Path) -> LanguageModel:
+    return load_folder(out) if out.is_dir() else GGUF(out).load()
+
+
+def _check_same(path: Path, wanted: Mapping[str, str], written: Mapping[str, Array]) -> None:
+    """wanted: the fingerprint of each tensor."""
+    for name, sha256 in wanted.items():
+        if sha256_of({name: written[name]}) != sha256:
             raise ModelFileError(
                 f"{path}: {name} in the written file differs from the merged one: check the disk, merge again"
             )

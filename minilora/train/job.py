@@ -20,6 +20,7 @@ from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.samples import steps_per_epoch
 from ..engine import bfloat16
+from ..engine.backend import release_memory
 from ..engine.factors import compiles
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
@@ -30,7 +31,7 @@ from ..lora.variants import lora_plus
 from ..measure.counts import count_parameters
 from ..measure.loss import mean_loss
 from ..measure.memory import base_size
-from ..measure.process import free_memory, peak_memory, program_memory, release_memory
+from ..measure.process import free_memory, peak_memory, program_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..engine.backend import release_memory
 from ..lora.adapters import activate
-from ..measure.process import release_memory
 from ..nn.language_model import LanguageModel
 from ..nn.optim import AdamW
 from ..nn.parts import Example

@@ -14,8 +14,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from minilora.engine.backend import release_memory
 from minilora.measure import process
-from minilora.measure.process import apart, free_memory, peak_memory, program_memory, release_memory
+from minilora.measure.process import apart, free_memory, peak_memory, program_memory
 from minilora.progress import log, show_progress
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import weakref
 from functools import partial
 
 import gguf
@@ -596,6 +597,36 @@ def test_a_float32_model_that_reads_back_otherwise_is_refused(name, function, fo
     with pytest.raises(ModelFileError, match=r"merged.*model\..*in the written file differs") as caught:
         merge(folder, adapter, tmp_path / name, kind="F32")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("merged", "F32"), ("merged", "F16"), ("merged.gguf", "F32"), ("m.gguf", "Q4_1")]
+)
+def test_no_model_is_in_memory_next_to_another_one_that_is_written_or_read(
+    name, kind, folder, adapter, tmp_path, monkeypatch
+):
+    """They may be too large for that."""
+    held = {"base": [], "merged": []}
+    load, write, read = merging.load_with_adapters, merging._write, merging._read
+
+    def loaded(*given, **how):
+        model, tokenizer = load(*given, **how)
+        held["base"] = [weakref.ref(model), *(weakref.ref(p.data) for n, p in model.named_parameters() if n == QUERY)]
+        return model, tokenizer
+
+    def written(out, format, kind, config, state, *rest):
+        assert len(held["base"]) == 2 and not any(each() is not None for each in held["base"])
+        held["merged"] = [weakref.ref(w) for w in state.values()]
+        write(out, format, kind, config, state, *rest)
+
+    def read_back(out):
+        assert len(held["merged"]) > 9 and not any(each() is not None for each in held["merged"])
+        return read(out)
+
+    monkeypatch.setattr(merging, "load_with_adapters", loaded)
+    monkeypatch.setattr(merging, "_write", written)
+    monkeypatch.setattr(merging, "_read", read_back)
+    assert merge(folder, adapter, tmp_path / name, kind=kind).path.exists()
 
 
 def test_an_exported_adapter_that_reads_back_otherwise_shows_in_the_check(folder, adapter, tmp_path, monkeypatch):
