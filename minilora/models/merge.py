@@ -323,8 +323,9 @@ def export(
     """
     out, is_file = Path(out), format == "gguf"
     resolve(out, "gguf" if is_file else "hf", "F32")
-    place = _locate_base(base, adapter, out, format, overwrite)
-    model, tokenizer = load_with_adapters({ADAPTER: Path(adapter)}, place, force=force)
+    name = base if base is not None else base_of({ADAPTER: Path(adapter)})  # which the file names, not its place here
+    place = _locate_base(name, adapter, out, format, overwrite)
+    model, tokenizer = load_with_adapters({ADAPTER: Path(adapter)}, name, force=force)
     set_adapter(model, ADAPTER)
     data, rounded_to = model.adapters[ADAPTER].data, read_provenance(Path(adapter)).get("base", {}).get("rounded_to")
     if not is_file:

@@ -5,6 +5,7 @@ import os
 import shlex
 import weakref
 from functools import partial
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -21,6 +22,7 @@ from minilora.files.quant import dequantize, quantize
 from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
+from minilora.lora.provenance import read_provenance
 from minilora.models import load as zoo
 from minilora.models import merge as merging
 from minilora.models.folder import save_folder
@@ -445,6 +447,16 @@ def test_an_exported_adapter_can_be_merged_and_both_ways_agree(folder, adapter, 
     first = merge(folder, adapter, tmp_path / "first.gguf", kind="F32").path
     second = merge(folder, out, tmp_path / "second.gguf", kind="F32").path
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_an_exported_adapter_names_its_base_as_it_was_called_not_where_it_is_here(tmp_path, monkeypatch):
+    """Otherwise it does not find a named base on another machine, where that has another path."""
+    monkeypatch.chdir(tmp_path)
+    save_adapter(adapted(zoo.load("tiny")[0]), "adapter")
+    for base in (None, "tiny"):
+        out = export(base, "adapter", "lora.gguf", overwrite=True).path
+        entry = read_provenance(out)["base"]
+        assert entry == read_provenance(Path("adapter"))["base"] and entry["name"] == "tiny" and "path" not in entry
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
