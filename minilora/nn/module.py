@@ -103,7 +103,10 @@ class Module:
     def _held(self, kind: type[Held]) -> Iterator[tuple[str, Held]]:
         """The attributes of this kind, and those in lists, tuples and dicts, with names such as `layers.0`."""
         for name, value in vars(self).items():
-            yield from _inside(name, value, kind)
+            if isinstance(value, kind):  # as most are, so that the others alone take a second generator
+                yield name, value
+            elif isinstance(value, (list, tuple, dict)):
+                yield from _inside(name, value, kind)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly below this one, as (name, module), such as `head`, `layers.0` or `adapters.legal`."""
