@@ -213,7 +213,10 @@ class LanguageModel(Module):
         """
         values = _without_graph(values)
         is_array = hasattr(getattr(values, "dtype", None), "kind")  # a list is none, nor is a tensor of torch
-        ids = values if is_array else np.asarray(values)
+        try:
+            ids = values if is_array else np.asarray(values)
+        except ValueError:  # NumPy's does not name them
+            raise ValueError(f"{name} must have rows of one length: pad them, as collate does samples") from None
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
             raise ValueError(f"{name} must be integers of shape (B, T), got {ids.dtype} of shape {ids.shape}")
         ids = ids if ids.dtype.kind == "i" else ids.astype(np.int64)  # which -100 fits into

@@ -70,6 +70,7 @@ def test_nothing_precedes_the_first_token_so_its_label_alone_is_no_loss(model, i
 
 BAD_IDS = {
     "one row without a batch": (np.arange(3), r"integers of shape \(B, T\), got int64 of shape \(3,\)"),
+    "rows of several lengths": ([[1], [2, 3]], r"input_ids must have rows of one length: pad them, as collate does"),
     "three axes": (np.zeros((1, 2, 3), int), r"of shape \(1, 2, 3\)"),
     "floats": (np.zeros((1, 3)), "got float64"),
     "truth values": (np.zeros((1, 3), bool), "got bool"),
