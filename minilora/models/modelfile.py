@@ -51,7 +51,7 @@ def held_of(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def template_of(tokenizer: Tokenizer, asked: str = _TEXT) -> str:
-    """The model's chat template in Go's form. Ollama itself adds the token that begins a text.
+    """The model's chat template in Go's form. Ollama itself adds the token that begins a text, if the file says so.
 
     asked: the user's message, in which {text} is what the user writes.
     """
@@ -79,6 +79,4 @@ def _around(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[str]:
         text = tokenizer.render(messages, answer_next=True)
     except ModelFileError:  # many refuse a system message
         return []
-    if tokenizer.bos and "bos_token" in tokenizer.template:
-        text = text.removeprefix(tokenizer.bos)
-    return text.split(_CONTENT)
+    return (text.removeprefix(tokenizer.bos) if tokenizer.begun([]) else text).split(_CONTENT)
