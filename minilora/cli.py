@@ -105,6 +105,8 @@ def _line(error: Exception, flags: Collection[str]) -> str:
         ways = " or ".join(flag for flag in ("--recompute", "--quantized") if flag in flags)
         ways = ways and f"try {ways}, "
         return f"there is not enough memory{asked}: end other programs, {ways}or use a smaller model or batch"
+    if str(error) == "can't start new thread":
+        return f"{error}: memory or processes are used up: end other programs, or set OMP_NUM_THREADS=1"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

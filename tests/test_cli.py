@@ -393,6 +393,12 @@ def test_lack_of_memory_is_called_so(error, said, tiny_folder, capsys, monkeypat
     assert complaint(capsys) == f"{lacking}or use a smaller model or batch"
 
 
+def test_where_the_system_starts_no_thread_a_way_out_is_named(tiny_folder, capsys, monkeypatch):
+    monkeypatch.setattr(finetune, "load", Mock(side_effect=RuntimeError("can't start new thread")))  # Python's own
+    assert status(*job(tiny_folder)) == 1
+    assert re.match("can't start new thread: .*OMP_NUM_THREADS=1$", complaint(capsys))
+
+
 @pytest.mark.parametrize("words", [["data", "a\udcff.csv"], ["finetune", "--base", "tiny", "--out", "\ud800"]])
 def test_a_name_that_no_file_of_text_can_hold_is_refused_before_work(words, capsys):
     assert status(*words) == 2

@@ -73,6 +73,7 @@ def _is_faster() -> bool:
 
 _CPU, _IN_ORDER, _F32, _BF16 = 1, 1, 3, 2  # constants from oneapi/dnnl/dnnl_types.h
 _FROM, _TO = 1, 17
+_OUT_OF_MEMORY = 1
 BFLOAT16, AVX512 = 0x80, 0x20  # bits that all instruction sets with bfloat16 matmuls, or with AVX-512, have in common
 _Place = ctypes.c_void_p
 
@@ -186,6 +187,8 @@ def _patience() -> Iterator[None]:
 
 
 def _check(status: int, what: str) -> None:
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError
     if status:
         raise RuntimeError(f"oneDNN could not {what}: status {status}")
 

@@ -58,6 +58,16 @@ def test_a_product_is_numpys_up_to_rounding(rows, k, n, rng):
 
 
 @here
+@pytest.mark.parametrize(
+    ("status", "error", "words"), [(1, MemoryError, "^$"), (2, RuntimeError, "multiply: status 2")]
+)
+def test_lack_of_memory_is_told_from_another_failure(status, error, words, rng, monkeypatch):
+    monkeypatch.setattr(onednn.library(), "_gemms", {np.dtype(np.float32): lambda *how: status})
+    with pytest.raises(error, match=words):
+        floats(rng, 2, 4) @ Factor(floats(rng, 4, 8))
+
+
+@here
 def test_shapes_and_types_that_do_not_fit_are_refused(rng):
     w = Factor(floats(rng, 4, 8))
     with pytest.raises(ValueError, match=r"x of shape \(2, 7\) cannot be multiplied by \(4, 8\)ᵀ"):
