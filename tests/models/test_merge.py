@@ -232,7 +232,11 @@ def test_an_exported_adapter_has_a_modelfile_if_the_base_is_a_file(folder, adapt
 ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context_template": "x", "system": "Be kind."}
 
 
-@pytest.mark.parametrize("data", [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED], ids=str)
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED, ASKED | {"template": "Which? {text}"}],
+    ids=str,
+)
 def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_programs_do_not(
     data, folder, adapter, tmp_path
 ):
@@ -260,6 +264,8 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
             assert ("quoting needs minilora" in lines[told[0] + 1]) == ("quote" in data)
             with_file = write is merge and out.suffix == ".gguf" and "system" in data
             assert ("the Modelfile gives ollama the system prompt" in "".join(lines)) == with_file
+            with_question = write is merge and out.suffix == ".gguf" and "template" in data
+            assert any("the Modelfile gives" in line and "the question" in line for line in lines) == with_question
             modelfile = out.with_suffix(".Modelfile")
             for_mlx = export(folder, adapter, tmp_path / f"mlx {name}".replace(".", " "), format="mlx")
             assert "mlx-lm does not read that:" in str(for_mlx)

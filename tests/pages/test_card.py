@@ -221,9 +221,16 @@ def test_what_no_adapter_file_of_llama_cpp_can_hold_is_merged(part, tmp_path):
     assert commands == "minilora merge --adapter runs/legal --out legal.gguf\nllama-cli -m legal.gguf --temp 0\n"
 
 
-def test_a_whole_model_is_loaded_as_one(tmp_path):
+def test_a_whole_model_is_loaded_as_one(tmp_path, monkeypatch):
     text = card_of(tmp_path, {"method": "full", "out": "runs/legal-full"})
-    assert blocks(text, "bash") == ["minilora chat --base runs/legal-full\n"]
+    chat, llama_cpp = blocks(text, "bash")
+    assert chat == "minilora chat --base runs/legal-full\n"
+    monkeypatch.chdir(tmp_path)
+    ml.save_model(*ml.load("tiny"), "runs/legal-full")
+    write, ask = map(shlex.split, llama_cpp.splitlines())
+    assert write[:2] == ["python", "-c"] and ask == ["llama-cli", "-m", "legal-full.gguf", "--temp", "0"]
+    exec(write[2], {})
+    assert Path("legal-full.gguf").is_file()
     assert "# legal-full: fine-tuned from SmolLM2-135M-Instruct" in text
     (code,) = blocks(text, "python")
     assert 'base = "runs/legal-full"' in code and "peft" not in code and "`r`" not in text
@@ -251,5 +258,6 @@ def test_a_run_writes_its_card_and_the_commands_in_it_run(tmp_path, monkeypatch,
     (chat,) = [line[1:] for line in lines if line[:2] == ["minilora", "chat"]]
     assert main([*chat, "--prompt", "What is 1?", "--max-new-tokens", "2"]) == 0 and capsys.readouterr().out.strip()
     (merge,) = [line[1:] for line in lines if line[:2] == ["minilora", "merge"]]
-    assert main(merge) == 0 and (tmp_path / lines[-1][-1]).is_file()
-    assert ml.load(tmp_path / lines[-1][-1])[0].config.hidden_size == 128
+    file = lines[-1][lines[-1].index("-m") + 1]
+    assert main(merge) == 0 and (tmp_path / file).is_file()
+    assert ml.load(tmp_path / file)[0].config.hidden_size == 128
