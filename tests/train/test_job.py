@@ -33,6 +33,7 @@ from minilora.models.merge import save_model
 from minilora.nn.module import sha256_of
 from minilora.nn.ranks import ALONE, Ranks
 from minilora.options import parse
+from minilora.pages.text import megabytes
 from minilora.train import job
 from minilora.train import metrics as measuring
 from minilora.train.job import finetune, rehearse
@@ -205,12 +206,16 @@ def test_a_base_for_which_there_is_no_memory_is_named_before_it_is_loaded(
 
 def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(home, tmp_path, monkeypatch, caplog):
     class Three(Ranks):  # of which each has the whole batch
+        size = 3
+
         def sum_here(self, number):
             return 3 * number
 
     monkeypatch.setattr(job, "program_memory", lambda arrays: 1000)
     chosen = options(home, tmp_path / "run", steps=1, overwrite=True)
-    found, heard = rehearse(chosen)["peak_memory_bytes"], []
+    monkeypatch.setattr(job, "free_memory", lambda: 1)
+    alone, heard = rehearse(chosen), []
+    found = alone["peak_memory_bytes"]
     mapped = mapped_bytes(load(chosen.base, dtype="auto")[0])
     assert 0 < mapped <= found["by_owner"]["weights"]
     enough = 3 * (found["predicted"] - mapped) + mapped - 2000  # which the others held already
@@ -220,6 +225,21 @@ def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(h
         finetune(chosen, measure=False, answers=False, ranks=Three())
         heard.append(sum(line.startswith("memory of a step of 3 ranks: ") for line in caplog.messages))
     assert heard == [0, 0, 1]
+    needed = enough + 2000 - 3 * (found["predicted"] - alone["with_other_options"]["--recompute"])
+    assert f"--recompute ({megabytes(needed)})" in caplog.text and "--batch-size" not in caplog.text
+
+
+@pytest.mark.parametrize("quantized", [False, "nf4"])
+def test_bfloat16_is_advised_where_the_processor_has_it_and_the_base_is_not_quantised(
+    quantized, home, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(job, "free_memory", lambda: 1)
+    for name, found in (("hint", "faster"), ("why_not", None)):
+        monkeypatch.setattr(job.bfloat16, name, lambda found=found: found)
+    chosen = options(home, tmp_path / "run", base="tiny", quantized=quantized)
+    ways = rehearse(chosen)["with_other_options"]
+    assert [*ways][:1] == ["--bf16" if not quantized else "--batch-size 1 --grad-accumulation 4"]
+    assert not any("--bf16" in flags and (quantized or "--quantized" in flags) for flags in ways)
 
 
 def test_mapped_weights_are_those_that_stay_in_their_file(home, tmp_path):
