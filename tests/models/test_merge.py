@@ -229,6 +229,19 @@ def test_an_exported_adapter_has_a_modelfile_if_the_base_is_a_file(folder, adapt
     assert text.startswith(f"FROM {base.resolve()}\nADAPTER ./my lora.gguf\n") and 'SYSTEM """Be kind."""' in text
 
 
+def test_a_file_of_any_name_is_merged_as_the_gguf_file_that_it_is(adapter, tmp_path):
+    """Ollama's files are called sha256-..."""
+    bases = [write_gguf(tmp_path / name, new_llama(), "Q8_0") for name in ("base.gguf", "sha256-0a1b")]
+    one, other = (merge(base, adapter, tmp_path / f"{base.name}-merged.gguf").path.read_bytes() for base in bases)
+    assert one == other
+
+
+def test_only_what_the_modelfile_holds_is_said_of_it(tmp_path):
+    for system, held in (("Be kind.", True), ('Say "yes"', False)):
+        report = MergeReport(tmp_path / "m.gguf", "F16", 1, 1, 0.0, 1.0, None, data={"system": system})
+        assert ("the Modelfile gives ollama the system prompt" in str(report)) == held
+
+
 ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context_template": "x", "system": "Be kind."}
 
 

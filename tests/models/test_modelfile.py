@@ -95,6 +95,7 @@ def test_the_template_in_gos_form_gives_the_models_own_prompt(name, system):
             shown = talk(turns, "" if name in WITHOUT_SYSTEM else system)
             expected = tokenizer.render(shown, answer_next=True).removeprefix(added)
             assert in_go(template_of(tokenizer), talk(turns, system)) == expected
+    assert (".System" in template_of(tokenizer)) == (name not in WITHOUT_SYSTEM)
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -114,9 +115,15 @@ def test_a_turn_that_begins_with_the_beginning_token_itself_keeps_it():
     assert in_go(template, talk(1, "")).startswith("<|im_start|>user\nuser 0")
 
 
+def test_an_answer_that_is_begun_is_continued():
+    begun = [*talk(1, ""), {"role": "assistant", "content": "So"}]
+    template = template_of(new_tokenizer())
+    assert in_go(template, begun) == in_go(template, talk(1, "")) + "So"
+
+
 def test_a_text_is_asked_about_as_in_training(tmp_path):
     """With the words around it that name the labels, as minilora asks, unless Go would read them otherwise."""
-    tokenizer, task = new_tokenizer(), LabelTask.of(["law", "tax"])
+    tokenizer, task = new_tokenizer(), LabelTask.of(["law", "{text}"])
     template = template_of(tokenizer, task.template)
     assert in_go(template, talk(1, "")) == tokenizer.render(task.asked(talk(1, "")), answer_next=True)
     assert f'TEMPLATE """{template}"""' in write_modelfile(tmp_path / "x.gguf", tokenizer, task.entry()).read_text()

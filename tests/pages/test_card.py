@@ -237,9 +237,11 @@ def test_a_whole_model_is_loaded_as_one(tmp_path, monkeypatch):
 
 
 def test_a_gguf_base_reaches_transformers_merged(tmp_path):
-    text = card_of(tmp_path, {"base": "m/x.gguf"})
-    assert "minilora merge --adapter runs/legal --out legal-merged\n" in blocks(text, "bash")
-    assert 'base = "legal-merged"' in blocks(text, "python")[0]
+    (tmp_path / "sha256-0a1b").write_bytes(b"GGUF")  # as ollama calls its files
+    for base in ("m/x.gguf", str(tmp_path / "sha256-0a1b")):
+        text = card_of(tmp_path, {"base": base})
+        assert "minilora merge --adapter runs/legal --out legal-merged\n" in blocks(text, "bash")
+        assert 'base = "legal-merged"' in blocks(text, "python")[0]
 
 
 @pytest.mark.long
