@@ -157,9 +157,9 @@ def test_a_run_says_before_the_base_is_measured_that_memory_is_short_in_the_word
 @pytest.mark.parametrize(
     ("given", "ways"),
     [
-        ({}, ["--batch-size 1 --grad-accumulation 4", "--recompute", "--quantized nf4"]),
+        ({}, ["--recompute", "--batch-size 1 --grad-accumulation 4", "--quantized nf4"]),
         ({"base": "tiny.gguf", "grad_accumulation": 2, "recompute": True},
-         ["--batch-size 1 --grad-accumulation 8", "--quantized"]),
+         ["--quantized", "--batch-size 1 --grad-accumulation 8"]),
         ({"method": "full", "batch_size": 1}, ["--method lora", "--recompute"]),
         ({"quantized": "nf4", "batch_size": 1, "recompute": True}, []),
     ],
@@ -238,7 +238,7 @@ def test_bfloat16_is_advised_where_the_processor_has_it_and_the_base_is_not_quan
         monkeypatch.setattr(job.bfloat16, name, lambda found=found: found)
     chosen = options(home, tmp_path / "run", base="tiny", quantized=quantized)
     ways = rehearse(chosen)["with_other_options"]
-    assert [*ways][:1] == ["--bf16" if not quantized else "--batch-size 1 --grad-accumulation 4"]
+    assert [*ways][:1] == ["--recompute" if quantized else "--bf16"]
     assert not any("--bf16" in flags and (quantized or "--quantized" in flags) for flags in ways)
 
 
