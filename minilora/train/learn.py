@@ -129,9 +129,9 @@ def _scaled(model: LanguageModel, scale: float) -> Iterator[None]:
 def _interrupts() -> Iterator[list[int]]:
     """In this block the first Ctrl-C is only noted, in the list, so that each step is taken whole or not at all.
 
-    So are SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end, SIGUSR1, by which Slurm does with
-    --signal=USR1@60, and SIGHUP, by which a terminal does that is closed: these may come several times. Ctrl-C after a
-    first signal raises KeyboardInterrupt at once. A handler other than Python's own is left in place.
+    So are SIGTERM, by which `kill`, `timeout` and batch systems ask a program to end, SIGUSR1, which Slurm can send
+    before the time limit, and SIGHUP, by which a terminal does that is closed: these may come several times. Ctrl-C
+    after a first signal raises KeyboardInterrupt at once. A handler other than Python's own is left in place.
     """
     noted: list[int] = []
 
