@@ -291,6 +291,7 @@ ROWS = {
             draw("3bn,mn,rn,mr,2n,m2", parts=[(None, 0.5), (None, 0.25)]),
             draw("3bn,mn,rn,mr,2n,m2", parts=[(np.array([1]), 0.5), (np.zeros(0, int), np.zeros((0, 1, 1)))]),
             draw("3n,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.array([[0.25], [3.0]])), (np.array([1, 2]), 0.5)]),
+            draw("3bn,mn,rn,mr,2n,m2,1n,m1", parts=[(np.array([2]), 2.0), (None, 0.5), (np.array([0, 1]), 1.5)]),
             draw("3abn,mn,rn,mr,2n,m2", parts=[(np.array([0, 2]), np.full((2, 1, 1, 1), 0.25)), (None, 1.5)]),
         ],
         {(0,): (1, 2, 3, 4, 5), (2, 3): (0, 3), (3,): (), (4,): (0, 5)},
