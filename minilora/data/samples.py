@@ -4,6 +4,7 @@ Of a conversation only the assistant's words are scored, with the token that end
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
@@ -178,6 +179,19 @@ def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -
         if texts
         else []
     )
+
+
+def warning_of_systems(records: Sequence[Record]) -> list[str]:
+    """One line if conversations begin with different system prompts, or only some with one: none is stored with the
+    adapter then.
+    """
+    firsts = [record.messages[0] for record in records if record.messages]
+    prompts = Counter(first["content"] for first in firsts if first["role"] == "system")
+    if not prompts or prompts.most_common(1)[0][1] == len(firsts):
+        return []
+    different = f", {len(prompts):,} different ones" if len(prompts) > 1 else ""
+    share = f"{prompts.total():,} of {len(firsts):,} records begin with a system prompt{different}"
+    return [f"{share}: chat and serve use one that all records have, so here none (chat --system TEXT sets one)"]
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:

@@ -17,7 +17,14 @@ from ..data.passages import TEMPLATE, Handbook, Passage, terms
 from ..data.quotes import Quoting, wanted_of
 from ..data.records import BUILT_IN, Record, read_handbook, read_records, read_source
 from ..data.rows import DataError
-from ..data.samples import encode_pairs, encode_records, mixed, truncate_and_log, warning_of_control_tokens
+from ..data.samples import (
+    encode_pairs,
+    encode_records,
+    mixed,
+    truncate_and_log,
+    warning_of_control_tokens,
+    warning_of_systems,
+)
 from ..data.splits import (
     RULE,
     TEXT_RULE,
@@ -191,7 +198,7 @@ def prepare(
         records = [record.closed_book() for record in records]
     elif context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)
-    for line in warning_of_control_tokens(records, tokenizer):
+    for line in (*warning_of_control_tokens(records, tokenizer), *warning_of_systems(records)):
         log.warning("%s", line)
     if beta is not None and (without := [record.id for record in records if record.rejected is None]):
         needed = "DPO needs the columns prompt, chosen and rejected, such as legal-pairs has"
