@@ -134,20 +134,20 @@ def rejected_of(row: Mapping[str, Any]) -> str:
 
 
 def _turns(row: Mapping[str, Any], key: str, last: str = "assistant") -> list[Message]:
-    """The messages of a list of turns: {"role", "content"} or {"from", "value"}. last: the role of the last message, or
-    the assistant's answer to it follows, which is left out."""
+    """The messages of a list of turns: {"role", "content"} or {"from", "value"}. last: the role of the last message.
+    What follows it is left out: the answer to a question, and what nobody has answered. So is an empty system prompt.
+    """
     turns = row[key]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{key} must be a non-empty list, got {_short(turns)}")
-    converted = [_turn(i, turn) for i, turn in enumerate(turns, 1)]
-    if converted[-1]["role"] != last == "user":
+    converted = [_turn(i, turn) for i, turn in enumerate(turns, 1) if not _is_empty_system(turn)]
+    while converted and converted[-1]["role"] != last:
         converted.pop()
-    first = next((message["role"] for message in converted if message["role"] != "system"), "user")
-    if first != "user":
-        raise ValueError("the first message must be the user's (or a system message): an answer needs a question")
-    if not converted or converted[-1]["role"] != last:
+    if not converted:
         whose = "assistant's: the answer to learn" if last == "assistant" else "user's: the question"
-        raise ValueError(f"the last message must be the {whose}")
+        raise ValueError(f"no message is the {whose}")
+    if all(message["role"] != "user" for message in converted):
+        raise ValueError("no message is the user's: an answer needs a question")
     return converted
 
 
@@ -171,11 +171,14 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
 
 
 def keys_not_read(row: Mapping[str, Any], kind: Format) -> list[str]:
-    """What the messages of a row have besides their texts, such as "reasoning_content of messages"."""
-    lists = (row[name] for name in kind.needs if isinstance(row.get(name), list))
-    turns = (turn for turns in lists for turn in turns)
+    """What the messages of a row have besides their texts, such as "reasoning_content of messages", and whether any
+    follow the last answer.
+    """
+    lists = {name: row[name] for name in kind.needs if isinstance(row.get(name), list)}
+    turns = (turn for turns in lists.values() for turn in turns)
     keys = [key for turn in turns for key, x in turn.items() if x not in _EMPTY and key not in _OF_TURN]
-    return [f"{key} of messages" for key in dict.fromkeys(keys)]
+    after = any(_role(turns[-1]) != "assistant" for name, turns in lists.items() if name != "prompt")
+    return [*(f"{key} of messages" for key in dict.fromkeys(keys)), *["messages after the last answer"] * after]
 
 
 def passage_of(row: Mapping[str, Any]) -> str | None:
@@ -183,9 +186,23 @@ def passage_of(row: Mapping[str, Any]) -> str | None:
     return next((text_of(row, key) for key in CONTEXT if row.get(key) not in (None, "")), None)
 
 
-def _turn(i: int, turn: Any) -> Message:
+def _role(turn: Any) -> str | None:
+    """The role of a message, as the model's template calls it; None for one that is unknown."""
     role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-    if not isinstance(role, str) or role not in _ROLES:
+    return _ROLES.get(role) if isinstance(role, str) else None
+
+
+def _is_empty_system(turn: Any) -> bool:
+    """Whether this is a system prompt with nothing in it, which counts as none, as in a column `system`."""
+    return _role(turn) == "system" and _is_empty(turn.get("content", turn.get("value")))
+
+
+def _is_empty(content: Any) -> bool:
+    return content is None or (isinstance(content, str) and not content.strip())
+
+
+def _turn(i: int, turn: Any) -> Message:
+    if (role := _role(turn)) is None:
         raise ValueError(f"message {i} needs a role of system, user (human) or assistant (gpt), got {_short(turn)}")
     if turn.get("tool_calls"):
         raise ValueError(f"message {i} calls tools, which cannot be trained here: leave such conversations out")
@@ -195,7 +212,9 @@ def _turn(i: int, turn: Any) -> Message:
     content, name = turn.get(key), f"{key} of message {i}"
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(text_of(part, "text") for part in content)
-    message: Message = {"role": _ROLES[role], "content": text_of({name: content}, name)}
+    if key in turn and _is_empty(content):
+        raise EmptyCellError(key, f"{name} must be a non-empty text, got {_short(content)}")
+    message: Message = {"role": role, "content": text_of({name: content}, name)}
     return {**message, "weight": 0} if weight == 0 and message["role"] == "assistant" else message
 
 

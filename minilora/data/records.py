@@ -450,7 +450,7 @@ class _Reader:
                     if len(reading.values[column]) <= LISTED:
                         value = value.strip() if isinstance(value, str) else value  # as a label is read
                         reading.values[column].add(value if isinstance(value, str | int) else None)
-            reading.unread.update(keys_not_read(row, kind))
+            reading.unread.update(keys_not_read(with_lists(row, kind), kind))
             reading.records.append(record)
 
     def finish(self, source: str | Path, stored: Sequence[Task], warn: bool = True) -> Reading:

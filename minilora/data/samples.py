@@ -99,8 +99,9 @@ def _conversation(
     for i, message in enumerate(record.messages):
         if message["role"] != "assistant" or message.get("weight") == 0:
             continue
-        answer, before = message["content"], tokenizer.render(record.messages[:i], answer_next=True)
-        if not text.startswith(before):
+        answer, asked = message["content"], any(one["role"] == "user" for one in record.messages[:i])
+        before = tokenizer.render(record.messages[:i], answer_next=True) if asked else None  # a greeting has no prompt
+        if before is None or not text.startswith(before):
             before = _found_before(record, i, text, ids, tokenizer)
         start = _answer_start(before, text, ids, marks, tokenizer, heads)
         # Usually the first end token is the answer's own, and the answer need not be encoded to find its end.

@@ -14,6 +14,7 @@ from shlex import quote
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from modelfiles import TALK
 
 import minilora as ml
 from minilora.data.formats import FORMATS, NAMES, listed
@@ -765,6 +766,41 @@ def test_what_messages_have_besides_is_named_unless_it_is_empty(tmp_path):
     reading = read_source(tmp_path / "data.jsonl")
     assert reading.unread == {"reasoning_content of messages": 3, "train of messages": 1}
     assert reading.notes() == ["not read: train of messages in 1 record, reasoning_content of messages in 3 records"]
+
+
+def as_sharegpt(talk):
+    return [{"from": turn["role"], "value": turn["content"]} for turn in talk]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("tail", [TALK[1:2], TALK[:2], TALK[1:2] * 2], ids=["user", "system", "two"])
+def test_what_nobody_has_answered_at_the_end_of_a_conversation_is_left_out_and_named(tmp_path, suffix, tail):
+    path = tmp_path / f"data.{suffix}"
+    rows = [{"messages": TALK}, {"messages": TALK + tail}, {"conversations": as_sharegpt(TALK + tail)}]
+    rows += [{"prompt": TALK[:2], "completion": TALK[2:] + tail}]
+    for row in rows:
+        KINDS[suffix][0](
+            path, [{name: turns if suffix == "jsonl" else json.dumps(turns) for name, turns in row.items()}]
+        )
+        reading = read_source(path)
+        assert [list(record.messages) for record in reading.records] == [TALK]
+        assert reading.unread == ({"messages after the last answer": 1} if row is not rows[0] else {})
+
+
+@pytest.mark.parametrize("empty", [None, "", " \n"], ids=repr)
+@pytest.mark.parametrize("at", range(len(TALK)))
+def test_a_conversation_with_nothing_in_a_message_is_left_out_and_one_without_a_system_prompt_is_not(
+    tmp_path, caplog, at, empty
+):
+    talk = [turn if i != at else turn | {"content": empty} for i, turn in enumerate(TALK)]
+    for row in ({"messages": talk}, {"conversations": as_sharegpt(talk)}):
+        caplog.clear()
+        jsonl(tmp_path / "data.jsonl", [{"messages": TALK}, row])
+        found = [list(record.messages) for record in read_records(tmp_path / "data.jsonl")]
+        assert found == [TALK, *[TALK[1:]] * (at == 0)]  # an empty column `system` is none, either
+        key = "content" if "messages" in row else "value"
+        left = f"1 of 2 rows is left out, since a needed cell is empty: {key} in line-2"
+        assert [message.partition(": ")[2] for message in caplog.messages] == [left] * (at > 0)
 
 
 @each_way

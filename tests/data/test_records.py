@@ -133,7 +133,7 @@ BAD = [  # a line, part of the message
     ({"instruction": "x", "input": "y"}, "instruction/output needs a column output; there are instruction, input"),
     ({"text": 5}, "text must be a non-empty text"),
     ({"conversations": [{"from": "narrator", "value": "x"}]}, "message 1 needs a role"),
-    ({"conversations": [{"from": "human", "value": "x"}]}, "the last message must be the assistant's"),
+    ({"conversations": [{"from": "human", "value": "x"}]}, "no message is the assistant's"),
     (
         {"conversations": [{"from": "human"}]},
         "value of message 1 must be a non-empty text, got nothing (an empty cell, or null)",
@@ -148,9 +148,10 @@ BAD = [  # a line, part of the message
     ({"messages": []}, "messages must be a non-empty list"),
     ({"messages": "hello"}, "messages must be a list in JSON, such as ["),
     ({"messages": [TALK[1], "hello"]}, "message 2 needs a role"),
-    ({"messages": [{"role": "assistant", "content": ""}]}, "content of message 1 must be a non-empty text"),
-    ({"messages": [TALK[0], *TALK[2:]]}, "the first message must be the user's"),
-    ({"messages": TALK[:4]}, "the last message must be the assistant's"),
+    ({"messages": [{"role": "assistant", "content": 5}]}, "content of message 1 must be a non-empty text"),
+    ({"messages": [TALK[0], TALK[2], TALK[2]]}, "no message is the user's: an answer needs a question"),
+    ({"messages": [TALK[2], TALK[1]]}, "no message is the user's: an answer needs a question"),
+    ({"messages": TALK[:2]}, "no message is the assistant's: the answer to learn"),
 ]
 
 

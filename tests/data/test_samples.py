@@ -61,6 +61,21 @@ def test_only_the_assistants_words_and_their_end_marks_are_scored(tokenizer):
     assert all(label in (NOT_SCORED, i) for i, label in zip(item.ids, item.labels, strict=True))
 
 
+STRICT = "{% if not messages %}{{ raise_exception('no message') }}{% endif %}{{ messages[0]['role'] }}" + CHATML
+
+
+@pytest.mark.parametrize("template", [CHATML, STRICT])
+@pytest.mark.parametrize("before", [[], TALK[:1]], ids=["alone", "system"])
+def test_a_greeting_before_the_first_question_is_learned_as_any_answer(build, template, before):
+    tokenizer = build(template)
+    for words in ("Hi 12.", "0", "1", "hello <|im_end|>"):
+        greeting = {"role": "assistant", "content": words}
+        (record,) = read_records([{"messages": [*before, greeting, *TALK[1:]]}])
+        item = encode_record(record, tokenizer)
+        assert scored_text(item, tokenizer) == [f"{words}<|im_end|>", "Hi 12.<|im_end|>", "So.<|im_end|>"]
+        assert list(item.ids) == tokenizer.encode_chat([*before, greeting, *TALK[1:]])
+
+
 def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
     trimming = build(CHATML.replace("m['content']", "m['content'] | trim"))
     messages = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": " So.  "})
