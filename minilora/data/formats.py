@@ -370,6 +370,10 @@ def _unknown(row: Mapping[str, Any]) -> str:
     """What to do about a row that has no column of any format."""
     if found := _no_heading(row):
         return found
+    talks = [name for name, x in row.items() if isinstance(x, list) and x and _role(x[0])]
+    if talks:
+        takes = quote(f"messages={talks[0]}")
+        return f"which column has the messages? There are {_columns(row)}: name it, such as --field {takes}"
     if len(row) < 2:
         return f"expected columns such as question and answer, or text; there is {_columns(row)}"
     which, example = "which columns are the question and the answer?", _field(row, "question", "answer")

@@ -128,6 +128,10 @@ BAD = [  # a line, part of the message
     ("[1]", "expected a JSON object, got list"),
     ({}, "an empty object"),
     ({"words": "x", "n": 1}, "which columns are the question and the answer? There are words, n: name them, such as"),
+    (
+        {"n": 1, "talk": TALK},
+        "which column has the messages? There are n, talk: name it, such as --field messages=talk",
+    ),
     ({"question": "x", "n": 1}, "question/answer needs a column answer; there are question, n: name the column with"),
     ({"answer": "x"}, "question/answer needs a column question; there are answer"),
     ({"instruction": "x", "input": "y"}, "instruction/output needs a column output; there are instruction, input"),
