@@ -19,7 +19,7 @@ from ..generate.conversation import TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
-from ..pages.text import breakable, shortened, width_of
+from ..pages.text import breakable, counted, shortened, width_of
 from ..terminal import printable
 from .asking import Asking, read_context
 from .shared import Instead, adapters
@@ -156,6 +156,7 @@ def _session(chat: Chat) -> PromptSession[str]:
         "/adapter": WordCompleter(chat.names),
         "/mix": WordCompleter([f"{name}=0.5" for name in chat.names], WORD=True),
         "/save": PathCompleter(expanduser=True),
+        "/load": PathCompleter(expanduser=True),
     }
 
     return PromptSession(
@@ -184,8 +185,11 @@ class Chat:
             ("/compare [QUESTION]", "base and all adapters answer this, or the last question", self._compare),
             ("/system [TEXT]", "set or show the system prompt; `default` is the adapter's", self._system),
             ("/temperature [T]", "set or show it: 0 takes the most likely token", self._temperature),
+            ("/retry", "answer the last question again, with the next seed", self._retry),
+            ("/undo", "forget the last question and its answer", self._undo),
             ("/clear", "forget what was said", self._clear),
             ("/save FILE", "write what was said, as text or as .jsonl to train on", self._save),
+            ("/load FILE", "continue what was saved as .jsonl", self._load),
             ("/help", "show this list", self._help),
             ("/quit", "end; so do exit, quit and Ctrl-D", self._help),
         ]
@@ -324,6 +328,17 @@ class Chat:
             self.talk.temperature = value
         self.output.note(f"temperature: {self.talk.temperature:g}")
 
+    def _retry(self, rest: str) -> None:
+        turn = self.talk.undo()
+        try:
+            self.answer(turn.question)
+        except ValueError:
+            self.talk.turns.append(turn)
+            raise
+
+    def _undo(self, rest: str) -> None:
+        self.output.note(f"forgotten: {shortened(self.talk.undo().question, 60)}")
+
     def _clear(self, rest: str) -> None:
         self.talk.clear()
         self.output.note("the conversation begins anew")
@@ -333,6 +348,16 @@ class Chat:
             raise ValueError("/save needs a file: /save talk.txt")
         self.talk.save(Path(rest).expanduser())
         self.output.note(f"saved in {rest}")
+
+    def _load(self, rest: str) -> None:
+        if not rest:
+            raise ValueError("/load needs a file: /load talk.jsonl")
+        self.talk.load(Path(rest).expanduser())
+        last = self.talk.turns[-1]
+        self.question = last.question
+        self.output.note(f"continues after {counted(len(self.talk.turns), 'answer')}: {shortened(last.answer, 60)}")
+        if self.talk.system is not None:
+            self._system("")
 
     def _help(self, rest: str) -> None:
         width = max(len(usage) for usage, _, _ in self.commands.values())

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
+from ..data.records import read_records
 from ..files.disk import write_bytes
 from ..lora.adapters import Choice, same_of_all, set_adapter
 from ..models.tokenizer import Message, Tokenizer
@@ -27,7 +28,10 @@ TOY = "tiny is a toy model of 1 million parameters: it shows how things work, bu
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer, what the version that answered is called, and the system prompt that it had, if any."""
+    """A question, its answer, what the version that answered is called, and the system prompt that it had, if any.
+
+    question: "" for a greeting, which answers none.
+    """
 
     question: str
     answer: str
@@ -36,7 +40,8 @@ class Turn:
 
     def messages(self) -> list[Message]:
         """The turn as a model reads it."""
-        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+        asked: list[Message] = [{"role": "user", "content": self.question}] if self.question else []
+        return [*asked, {"role": "assistant", "content": self.answer}]
 
 
 def name_of(choice: Choice) -> str:
@@ -157,6 +162,40 @@ class Talk:
         self.seen_from = self.used = 0
         self.told = False  # that the oldest turns are left out
 
+    def undo(self) -> Turn:
+        """Forget the last question and its answer, which are returned. Raises ValueError if nothing was asked."""
+        if not self.turns or not self.turns[-1].question:
+            raise ValueError("nothing was asked yet")
+        self.seen_from = min(self.seen_from, len(self.turns) - 1)
+        return self.turns.pop()
+
+    def load(self, path: Path) -> None:
+        """Continue the last conversation of a data file, such as `save` writes in .jsonl, with its system prompt if it
+        has one. What was said here is forgotten.
+
+        Raises FileNotFoundError, and ValueError for a file without one or in which questions and answers do not
+        alternate; nothing has changed then.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        messages = list(read_records(path)[-1].messages)
+        system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
+        turns, question = list[Turn](), ""
+        for message in messages:
+            if message["role"] == "user" and not question:
+                question = message["content"]
+            elif message["role"] == "assistant" and (question or not turns):
+                turns.append(Turn(question, message["content"], "assistant", system))
+                question = ""
+            else:
+                raise ValueError(f"{path}: questions and answers alternate in a chat, and in its last record do not")
+        if not turns:
+            raise ValueError(f"{path}: the last record is no conversation: /save talk.jsonl writes one")
+        self.clear()
+        self.turns = turns
+        if system not in (None, self.system_for(self.choice)):
+            self.system = system
+
     def system_for(self, choice: Choice) -> str | None:
         """The system prompt under which a choice of adapters is asked."""
         return system_of(self.model, choice) if self.system is None else self.system
@@ -271,7 +310,8 @@ class Talk:
                 text += json.dumps({"messages": with_system([*before, *said], system)}, ensure_ascii=False) + "\n"
                 before += [{**one, "weight": 0} if one["role"] == "assistant" else one for one in said]
         else:
-            text = "\n".join(f"you: {turn.question}\n\n{turn.version}: {turn.answer}\n" for turn in self.turns)
+            lines = [(("you", turn.question), (turn.version, turn.answer)) for turn in self.turns]
+            text = "\n".join(f"{who}: {said}\n" for each in lines for who, said in each if said)
         write_bytes(path, text.encode())
 
     def _add(self, streams: Streams, start: int, question: str, choice: Choice) -> Answer:

@@ -65,6 +65,10 @@ def test_adapter_without_a_name_lists_them(chat, capsys):
         ("/temperature hot", "/temperature takes 0 or a positive number, such as 0.7, got hot"),
         ("/temperature -1", "takes 0 or a positive number"),
         ("/save talk.txt", "nothing was said yet"),
+        ("/load", "/load needs a file"),
+        ("/load nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("/undo", "nothing was asked yet"),
+        ("/retry", "nothing was asked yet"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(chat, line, reason):
@@ -109,6 +113,32 @@ def test_clear_forgets_and_save_writes(chat, capsys, tmp_path, monkeypatch):
     chat.handle("/clear")
     assert chat.talk.turns == []
     assert capsys.readouterr().err == "saved in talk.txt\nthe conversation begins anew\n"
+
+
+def test_an_answer_is_had_anew_or_forgotten_with_its_question(chat, capsys, model, tokenizer):
+    for line in ("/temperature 1.5", "hello", "/retry"):
+        chat.handle(line)
+    asked = [generate(model, tokenizer, "hello", 12, temperature=1.5, seed=seed) for seed in (0, 1)]
+    assert capsys.readouterr().out == "".join(f"{one}\n" for one in asked) and asked[0] != asked[1]
+    assert [(turn.question, turn.answer) for turn in chat.talk.turns] == [("hello", asked[1])]
+    chat.talk.max_new_tokens = 5000
+    with pytest.raises(ValueError, match="more than the 1024"):
+        chat.handle("/retry")
+    assert [turn.answer for turn in chat.talk.turns] == [asked[1]]
+    chat.handle("/undo")
+    assert capsys.readouterr().err.endswith("forgotten: hello\n") and not chat.talk.turns
+
+
+def test_a_talk_that_was_saved_is_continued(chat, capsys, tmp_path):
+    for line in ("/system Be brief.", "hello", "x", f"/save {tmp_path / 'talk.jsonl'}", "/clear", "/system default"):
+        chat.handle(line)
+    said = capsys.readouterr().out.splitlines()
+    chat.handle(f"/load {tmp_path / 'talk.jsonl'}")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("continues after 2 answers: ") and told[1:] == ["system prompt: Be brief."]
+    assert [turn.answer for turn in chat.talk.turns] == said
+    chat.handle("/compare")
+    assert chat.question == "x"
 
 
 def test_that_answers_are_cut_is_told_once(chat, monkeypatch):

@@ -8,7 +8,7 @@ import minilora as ml
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_records
 from minilora.generate.answers import generate
-from minilora.generate.conversation import Talk, system_of
+from minilora.generate.conversation import Talk, Turn, system_of
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.generate.streams import Streams
 
@@ -331,3 +331,78 @@ def test_labels_and_answers_are_compared_in_their_order(talk, model, tokenizer, 
         ml.set_adapter(model, versions[name])
         assert found[name] == generate(model, tokenizer, "x", 12)
     assert talk.turns == []
+
+
+# -- continuing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", [None, "You are legal.", "Be brief."])
+@pytest.mark.parametrize("greeting", ["", "Hi 12."])
+def test_a_talk_that_was_saved_continues_with_the_very_answer_that_it_would_have_given(
+    prompted, tokenizer, tmp_path, system, greeting
+):
+    saved, again = Talk(prompted, tokenizer, 12), Talk(prompted, tokenizer, 12)
+    saved.choose("legal")
+    again.choose("legal")
+    saved.system = system
+    if greeting:
+        saved.turns.append(Turn("", greeting, "legal", saved.system_for("legal")))
+    for question in ("hello", "x"):
+        answer(saved, question)
+    saved.save(tmp_path / "talk.jsonl")
+    answer(again, "What was here is forgotten.")
+    again.load(tmp_path / "talk.jsonl")
+    assert [turn.messages() for turn in again.turns] == [turn.messages() for turn in saved.turns]
+    assert again.system == ("Be brief." if system == "Be brief." else None)  # its own is not fixed for other adapters
+    assert answer(again, "y") == answer(saved, "y") and again.used == saved.used
+    again.save(tmp_path / "talk.txt")
+    assert (tmp_path / "talk.txt").read_text("utf-8").startswith(f"assistant: {greeting}" if greeting else "you: hello")
+
+
+def test_a_talk_of_several_system_prompts_continues_under_the_last(talk, tmp_path):
+    for talk.system in ("Be brief.", "Be long."):
+        answer(talk, "hello")
+    talk.save(tmp_path / "talk.jsonl")
+    again = Talk(talk.model, talk.tokenizer, 12)
+    again.load(tmp_path / "talk.jsonl")
+    assert again.system == "Be long." and answer(again, "x") == answer(talk, "x")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "A dark night."}, "the last record is no conversation"),
+        ({"messages": [*said("a"), *said("b", "c")]}, "questions and answers alternate in a chat"),
+        ({"messages": [*said("a", "b"), *said("", "c")[1:]]}, "questions and answers alternate in a chat"),
+        ({"messages": [*said("a", "b"), *under("Be brief.", "c", "d")]}, "questions and answers alternate in a chat"),
+        ({"messages": []}, "messages must be a non-empty list"),
+    ],
+)
+def test_what_cannot_be_continued_is_named_and_changes_nothing(talk, tmp_path, row, reason):
+    answer(talk, "hello")
+    before = list(talk.turns)
+    (tmp_path / "data.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(ValueError, match=reason):
+        talk.load(tmp_path / "data.jsonl")
+    assert talk.turns == before and talk.system is None
+
+
+def test_what_is_undone_was_never_said(talk, model, tokenizer):
+    first = answer(talk, "hello")
+    answer(talk, "x")
+    assert talk.undo().question == "x"
+    assert answer(talk, "y") == generate(model, tokenizer, said("hello", first, "y"), 12)
+    for _ in range(2):
+        talk.undo()
+    with pytest.raises(ValueError, match="nothing was asked yet"):
+        talk.undo()
+    assert answer(talk, "hello") == first
+
+
+def test_turns_may_be_undone_back_into_those_that_were_left_out(talk, model, tokenizer):
+    with_turns_left_out(talk)
+    for left in (3, 2, 1):
+        talk.undo()
+        assert talk.seen_from == min(2, left)
+    answer(talk, "x")
+    assert len(talk.turns) == 2 and talk.seen_from == 1
