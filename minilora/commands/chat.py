@@ -437,6 +437,6 @@ class Screen(Output):
         if self.column and self.column + len(self.space) + width >= shutil.get_terminal_size().columns:
             self._write("\n")
             self.space, self.column = "", 0
-        self._write(self.space + self.word)
         self.column += len(self.space) + width
-        self.word = self.space = ""
+        shown, self.word, self.space = self.space + self.word, "", ""
+        self._write(shown)  # where Ctrl-C may come, after which `end` shows the word that is held

@@ -212,8 +212,8 @@ class Talk:
         Adapters that were trained on labels or fields, or to quote, answer the question alone, whatever was said
         before it.
 
-        An answer that an exception stops, such as Ctrl-C, is kept as far as it came. Raises ValueError for a question
-        that the model cannot read, or that is too long even alone; nothing has changed then.
+        An answer that an exception stops, such as Ctrl-C, is kept as far as it was shown. Raises ValueError for a
+        question that the model cannot read, or that is too long even alone; nothing has changed then.
         """
         if (found := self._at_once(question, self.choice)) is not None:
             text, shown = found
@@ -234,8 +234,8 @@ class Talk:
                 show(answer.new_text())
         finally:
             self.used = answer.prompt_tokens + answer.tokens
-            if answer.text:
-                self._keep(question, answer.text)
+            if shown := answer.text[: answer.read]:
+                self._keep(question, shown)
         return answer.finished == "stop"
 
     def compare(self, question: str, versions: Mapping[str, Choice]) -> Iterator[tuple[str, str]]:

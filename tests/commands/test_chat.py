@@ -222,6 +222,20 @@ def test_a_word_is_shown_as_soon_as_it_is_certain(monkeypatch, capsys):
     assert seen == ["", "one", "", " two"]
 
 
+def test_a_word_at_which_the_answer_is_stopped_is_shown_once(monkeypatch, capsys):
+    screen, write = Screen(), Screen._write
+
+    def stopped(screen, text):
+        write(screen, text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Screen, "_write", stopped)
+        screen.piece("one two")
+    screen.end()
+    assert capsys.readouterr().out == "one\n\n"
+
+
 def test_text_without_spaces_is_shown_while_it_is_written_and_breaks_where_a_line_is_full(shown, capsys):
     screen, text, out = Screen(), "返品は30日以内です。送料は無料。", ""
     for i, character in enumerate(text, 1):

@@ -136,6 +136,21 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(talk, model, tokenizer):
     assert answer(talk, "x") == generate(model, tokenizer, said("hello", "".join(seen), "x"), 12)
 
 
+def test_no_word_is_kept_that_was_computed_but_not_shown(talk, monkeypatch):
+    step, calls, seen = Streams.step, [], []
+
+    def stopped(streams):
+        step(streams)
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Streams, "step", stopped)
+        talk.ask("hello", seen.append)
+    assert "".join(seen) and [turn.answer for turn in talk.turns] == ["".join(seen)]
+
+
 def test_one_that_is_stopped_before_its_first_word_was_never_asked(talk, model, tokenizer, monkeypatch):
     def stopped(streams):
         raise KeyboardInterrupt
