@@ -42,6 +42,9 @@ class ChatOptions(Asking):
     top_p: float = option(
         1.0, "nucleus sampling: only from the most likely tokens whose probabilities add up to this", above=0, most=1
     )
+    repetition_penalty: float = option(
+        1.0, "above 1, such as 1.1: tokens that are there already become less likely, against repetition", above=0
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = options.load(named, options.base)
     handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
     drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
-    talk = Talk(model, tokenizer, *drawn, options.system, handbook, schema)
+    talk = Talk(model, tokenizer, *drawn, options.system, handbook, schema, options.repetition_penalty)
     to_terminal = sys.stdout.isatty()
     chat = Chat(talk, list(named), Screen() if to_terminal else Output())
     if named:

@@ -25,6 +25,7 @@ def generate(
     seed: int = 0,
     stream: Literal[False] = False,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
 ) -> str: ...
 @overload
 def generate(
@@ -37,6 +38,7 @@ def generate(
     *,
     stream: Literal[True],
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
 ) -> Iterator[str]: ...
 def generate(
     model: LanguageModel,
@@ -47,6 +49,7 @@ def generate(
     seed: int = 0,
     stream: bool = False,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
 ) -> str | Iterator[str]:
     """The assistant's answer to a conversation, or to one question given as a string.
 
@@ -56,11 +59,13 @@ def generate(
     seed: of the sampling.
     stream: True for an iterator of pieces of text, each as soon as it is certain; joined, they are the answer.
     top_p: sample only from the likeliest tokens whose probabilities add up to this.
+    repetition_penalty: above 1, such as 1.1, against answers that repeat themselves.
 
     Raises ValueError, before anything is computed, for messages that are not a conversation or too long for the model.
     """
     streams = Streams(model, tokenizer, slots=1, mixed=False)
-    answer = streams.add(messages, None, max_new_tokens, temperature, top_p, seed)
+    settings = (max_new_tokens, temperature, top_p, seed)
+    answer = streams.add(messages, None, *settings, repetition_penalty=repetition_penalty)
     pieces = _pieces(streams, answer)
     return pieces if stream else "".join(pieces)
 

@@ -119,11 +119,11 @@ def without_passages(
 class Talk:
     """A conversation under way.
 
-    temperature, top_p, seed, max_new_tokens: as for `Streams.add`. system: the system prompt; None for the one that the
-    adapters were trained with. handbook: passages, the best of which is put before each question. schema: of the
-    fields that each question asks for (default: that of the adapters, if they were trained on one). turns: all that was
-    said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used: tokens of the last
-    question, what came before it, and its answer.
+    temperature, top_p, seed, max_new_tokens, repetition_penalty: as for `Streams.add`. system: the system prompt; None
+    for the one that the adapters were trained with. handbook: passages, the best of which is put before each question.
+    schema: of the fields that each question asks for (default: that of the adapters, if they were trained on one).
+    turns: all that was said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used:
+    tokens of the last question, what came before it, and its answer.
     """
 
     def __init__(
@@ -137,10 +137,11 @@ class Talk:
         system: str | None = None,
         handbook: Handbook | None = None,
         schema: FieldTask | None = None,
+        repetition_penalty: float = 1.0,
     ):
-        check_settings(max_new_tokens, temperature, seed, top_p)
+        check_settings(max_new_tokens, temperature, seed, top_p, repetition_penalty)
         self.model, self.tokenizer, self.system, self.handbook = model, tokenizer, system, handbook
-        self.schema = schema
+        self.schema, self.repetition_penalty = schema, repetition_penalty
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
         self.asked, self.known, self.read = 0, PrefixCache(), ReadPassages()
@@ -320,7 +321,8 @@ class Talk:
         guide = guide_of(task, self.tokenizer, question) if isinstance(task, FieldTask) else None
         settings = (self.max_new_tokens, self.temperature, self.top_p, seed)
         messages = self._messages(start, question, choice)
-        return streams.add(messages, choice if streams.mixed else None, *settings, guide=guide)
+        choice, penalty = choice if streams.mixed else None, self.repetition_penalty
+        return streams.add(messages, choice, *settings, guide=guide, repetition_penalty=penalty)
 
     def _keep(self, question: str, answer: str) -> None:
         """Add a turn to what was said."""

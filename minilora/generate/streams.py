@@ -38,7 +38,9 @@ JOINING = 2048  # tokens of prompts that join together, at most, those included 
 _TURN: WeakKeyDictionary[LanguageModel, Lock] = WeakKeyDictionary()  # held by the thread that computes with a model
 
 
-def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0) -> None:
+def check_settings(
+    max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0, repetition_penalty: float = 1.0
+) -> None:
     """Raise ValueError for impossible settings of sampling."""
     check_whole("max_new_tokens", max_new_tokens, 1)
     check_whole("seed", seed, 0)
@@ -46,6 +48,8 @@ def check_settings(max_new_tokens: int, temperature: float, seed: int, top_p: fl
         raise ValueError(f"temperature must be 0 or a positive number, got {temperature!r}")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p!r}")
+    if not isinstance(repetition_penalty, Real) or not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be a positive number, got {repetition_penalty!r}")
 
 
 def check_able(model: Any, tokenizer: Any) -> None:
@@ -81,6 +85,7 @@ class Answer:
     cached: int = 0
     top_logprobs: int | None = None
     logprobs: list[tuple[LogProb, list[LogProb]]] = field(default_factory=list, repr=False)
+    repetition_penalty: float = 1.0
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
     settled: tuple[int, str] = field(default=(0, ""), repr=False)  # tokens whose text no later one changes, and it
 
@@ -222,6 +227,7 @@ class Streams:
         raw: bool = False,
         guide: Guide | None = None,
         top_logprobs: int | None = None,
+        repetition_penalty: float = 1.0,
     ) -> Answer:
         """Queue an answer to a conversation, or to one question. It runs from the next step with a free place on.
 
@@ -235,12 +241,14 @@ class Streams:
         raw: continue `messages`, a text, without the chat template, and keep the white space around the answer.
         guide: decides which tokens may come next, such as those of JSON under a schema.
         top_logprobs: the log-probabilities that `Answer.logprobs` has next to each token's own; None for no
-            `Answer.logprobs`. They are the model's own, whatever temperature, top_p and guide make of them.
+            `Answer.logprobs`. They are the model's own, whatever the other settings make of them.
+        repetition_penalty: above 1, tokens that the conversation or the answer has already become less likely, see
+            `penalised`.
 
         Raises ValueError for impossible settings, an unknown adapter, messages that are not a conversation, do not
         begin with the prefix or are too long for the model, and fewer new tokens than the guide's shortest answer.
         """
-        check_settings(max_new_tokens, temperature, seed, top_p)
+        check_settings(max_new_tokens, temperature, seed, top_p, repetition_penalty)
         if top_logprobs is not None:
             check_whole("top_logprobs", top_logprobs, 0)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -271,7 +279,7 @@ class Streams:
         rng = np.random.default_rng(seed)
         answer = Answer(
             self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide,
-            top_logprobs=top_logprobs,
+            top_logprobs=top_logprobs, repetition_penalty=repetition_penalty,
         )  # fmt: skip
         self.waiting.append(answer)
         return answer
@@ -364,13 +372,15 @@ class Streams:
                 scores, allowed = logits[row], None
                 if not math.isfinite(scores[likeliest[row]]):  # the largest, or NaN
                     raise ValueError("the model predicts NaN or infinity instead of a next token: look at its weights")
+                if answer.repetition_penalty != 1:
+                    scores = penalised(scores, answer.prompt + answer.ids, answer.repetition_penalty)
                 if answer.guide is not None:
                     allowed = answer.guide.allowed(answer.max_new_tokens - answer.tokens)
                     scores = scores[allowed]
                 if answer.temperature > 0:
                     chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
                 else:
-                    chosen = int(likeliest[row] if allowed is None else scores.argmax())
+                    chosen = int(scores.argmax())
                 token = chosen if allowed is None else int(allowed[chosen])
                 answer.take(token)
                 if answer.top_logprobs is not None and answer.tokens > len(answer.logprobs):  # no end token
@@ -408,6 +418,16 @@ class Streams:
             self.cache = None
         elif self.cache is not None:
             self.cache.keep(rows)
+
+
+def penalised(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarray:
+    """Logits (V) in which those of the tokens `ids` are divided by a penalty, or multiplied by it if they are negative
+    (Keskar et al. 2019, arXiv 1909.05858), as `repetition_penalty` of transformers.
+    """
+    seen = np.unique(ids)
+    found = logits.copy()
+    found[seen] = np.where(found[seen] < 0, found[seen] * penalty, found[seen] / penalty)
+    return found
 
 
 def draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:

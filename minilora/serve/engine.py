@@ -164,6 +164,7 @@ class Engine:
         answer = self.streams.add(
             self.asked(request), request.choice, limit, request.temperature, request.top_p,
             request.seed, request.stop, raw=isinstance(messages, str), guide=guide, top_logprobs=request.top_logprobs,
+            repetition_penalty=request.repetition_penalty,
         )  # fmt: skip
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens

@@ -3,9 +3,9 @@
 https://platform.openai.com/docs/api-reference/chat and .../completions. A field that would change the answer and is not
 supported is refused, never ignored. `model` is an adapter's name, "base", or a mix as in a chat: "legal=0.7
 support=0.3". Without a `temperature` it is 0, where OpenAI's is 1. Of `n` answers the seeds count up from `seed`; at
-temperature 0 all are equal. With the `response_format` "json_schema" the base and every adapter that generates its
-answer follow the schema of the request, as OpenAI's structured outputs. An answer that was cut so that its JSON ends
-within `max_tokens` fits the schema, and its finish_reason is "length".
+temperature 0 all are equal. `repetition_penalty` is an addition, as in vLLM. With the `response_format` "json_schema"
+the base and every adapter that generates its answer follow the schema of the request, as OpenAI's structured outputs.
+An answer that was cut so that its JSON ends within `max_tokens` fits the schema, and its finish_reason is "length".
 
 Adapters that were trained on labels or fields, or to quote, answer the last message alone, which must be the user's:
 
@@ -40,7 +40,7 @@ from ..options import suggestion
 
 _READ = (
     "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens",
-    "stop", "seed", "n", "logprobs", "response_format",
+    "stop", "seed", "n", "logprobs", "response_format", "repetition_penalty",
 )  # fmt: skip
 _READ_TEXT = ("prompt", *(name for name in _READ if name not in ("messages", "max_completion_tokens")))
 _HARMLESS = (  # they do not change an answer
@@ -104,6 +104,7 @@ class Request:
     limit: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     n: int = 1
     stop: tuple[str, ...] = ()
@@ -217,6 +218,7 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
         limit=next((int(limit) for limit in limits if limit is not None), None),
         temperature=_number(fields, "temperature", 0, 2) or 0.0,
         top_p=1.0 if (top_p := _number(fields, "top_p", 0, 1)) is None else top_p or 1e-9,  # 0: the likeliest alone
+        repetition_penalty=_number(fields, "repetition_penalty", 0.1, 2) or 1.0,
         seed=secrets.randbits(63) if seed is None else int(seed) % 2**64,
         n=int(_number(fields, "n", 1, MAX_ANSWERS, whole=True) or 1),
         stop=_stops(fields.get("stop", [])),

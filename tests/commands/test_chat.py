@@ -294,9 +294,12 @@ def test_a_prompt_is_answered_by_every_adapter_named(words, capsys, model, token
     assert capsys.readouterr().out == f"legal:\n{legal}\nhelp:\n{support}\n"
 
 
-@pytest.mark.parametrize("flags", [[], ["--temperature", "2", "--top-p", "0.8", "--seed", "3"]], ids=" ".join)
+SAMPLING = ["--temperature", "2", "--top-p", "0.8", "--seed", "3", "--repetition-penalty", "1.5"]
+
+
+@pytest.mark.parametrize("flags", [[], SAMPLING], ids=" ".join)
 def test_a_prompt_to_one_adapter_or_the_base_is_answered_without_a_name(shop, capsys, flags, model, tokenizer):
-    settings = {"temperature": 2.0, "top_p": 0.8, "seed": 3} if flags else {}
+    settings = {"temperature": 2.0, "top_p": 0.8, "seed": 3, "repetition_penalty": 1.5} if flags else {}
     for choice in (None, "legal"):
         adapter = [] if choice is None else ["--adapter", str(shop / choice)]
         line = ["chat", "--base", str(shop / "base"), *adapter, *flags, "--max-new-tokens", "12", "--prompt", "hello"]

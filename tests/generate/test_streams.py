@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Core
 import minilora as ml
 from minilora.generate import streams as streams_module
 from minilora.generate.answers import generate, generate_batch
-from minilora.generate.streams import Streams, draw
+from minilora.generate.streams import Streams, draw, penalised
 from minilora.lora.adapters import adapter_state
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.cache import KVCache
@@ -508,6 +508,29 @@ def test_top_p_looks_at_the_probabilities_that_the_temperature_makes(rng):
         assert {draw(logits, temperature, top_p, rng) for _ in range(100)} == allowed
 
 
+def test_a_repetition_penalty_is_of_the_tokens_that_are_there_alone(rng):
+    for penalty in (0.5, 1.0, 1.3):
+        logits = rng.normal(size=9).astype(np.float32)
+        before, seen = logits.copy(), [7, 2, 2, 0]
+        found = penalised(logits, seen, penalty)
+        assert np.array_equal(logits, before) and found.dtype == np.float32
+        wanted = [(x * penalty if x < 0 else x / penalty) if i in seen else x for i, x in enumerate(before)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_what_was_said_is_not_said_again_under_a_large_penalty_and_neighbours_say_what_they_did(
+    model, tokenizer, streams
+):
+    for temperature in (0.0, 1.5):
+        answer = streams.add("hello", "legal", 12, temperature, seed=1, repetition_penalty=1e9, top_logprobs=0)
+        other = streams.add("hello", "legal", 12)
+        finish(streams)
+        assert len({*answer.ids} - {*answer.prompt}) == len(answer.ids) > 8, "the logits of this model have both signs"
+        assert other.text == alone(model, tokenizer, "hello", "legal", 12)
+        ml.set_adapter(model, "legal")
+        assert answer.text == generate(model, tokenizer, "hello", 12, temperature, seed=1, repetition_penalty=1e9)
+
+
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -524,6 +547,7 @@ REFUSED = [
     (dict(top_p=0), "top_p must lie above 0 and be at most 1, got 0"),
     (dict(top_p=1.5), "top_p must"),
     (dict(top_p=float("nan")), "top_p must"),
+    *((dict(repetition_penalty=p), "repetition_penalty must be a positive number, got") for p in (0, -1, None, np.inf)),
     (dict(seed=-1), "seed must"),
     (dict(stop=[""]), "stop must be texts that are not empty"),
     (dict(max_new_tokens=1020), "tokens and an answer of 1020 are more than the 1024 the model can see"),

@@ -28,6 +28,19 @@ def test_transformers_reads_the_tiny_base_as_minilora_does():
     np.testing.assert_allclose(model(ids).data, logits_of(theirs, ids), rtol=1e-4, atol=1e-4)
 
 
+def test_transformers_writes_the_same_answer_under_a_repetition_penalty():
+    model, tokenizer = ml.load("tiny")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    ids = tokenizer.encode_chat(CHAT, answer_next=True)
+    answers = []
+    for penalty in (1.0, 1.1, 1.5):
+        settings = {"do_sample": False, "max_new_tokens": 40, "repetition_penalty": penalty}
+        (written,) = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **settings)
+        answers.append(ml.generate(model, tokenizer, CHAT, 40, repetition_penalty=penalty))
+        assert answers[-1] == tokenizer.decode(written[len(ids) :].tolist()).strip()
+    assert len(set(answers)) == 3
+
+
 def test_peft_reads_what_an_adapter_says_of_its_base_and_the_card_says_how_to_load_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, TERMS)), encoding="utf-8")

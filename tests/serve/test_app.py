@@ -245,6 +245,10 @@ def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):
     assert answer == expected("legal", max_new_tokens=12, **settings) != expected("legal", max_new_tokens=12)
     stop = answer[4:6]
     assert complete(client, stop=stop, **settings).choices[0].message.content == answer[: answer.find(stop)].rstrip()
+    penalty = complete(client, max_tokens=12, extra_body={"repetition_penalty": 1.5}).choices[0].message.content
+    assert (
+        penalty == expected("legal", max_new_tokens=12, repetition_penalty=1.5) != expected("legal", max_new_tokens=12)
+    )
     other = {complete(client, max_tokens=12, temperature=1.5).choices[0].message.content for _ in range(3)}
     assert len(other) > 1  # each with a seed of its own
 

@@ -97,6 +97,7 @@ def with_schema(schema):
         ({"temperature": float("nan")}, "temperature", "from 0 to 2"),
         ({"temperature": True}, "temperature", "from 0 to 2"),
         ({"top_p": 1.5}, "top_p", "from 0 to 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "a number from 0.1 to 2"),
         ({"max_tokens": 0}, "max_tokens", "a whole number from 1 on"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens", "a whole number"),
         ({"seed": 0.5}, "seed", "must be a whole number, got"),
