@@ -62,9 +62,10 @@ def test_only_the_assistants_words_and_their_end_marks_are_scored(tokenizer):
 
 
 STRICT = "{% if not messages %}{{ raise_exception('no message') }}{% endif %}{{ messages[0]['role'] }}" + CHATML
+ASKED = "{% if 'user' not in messages | map(attribute='role') %}{{ raise_exception('unasked') }}{% endif %}" + CHATML
 
 
-@pytest.mark.parametrize("template", [CHATML, STRICT])
+@pytest.mark.parametrize("template", [CHATML, STRICT, ASKED])
 @pytest.mark.parametrize("before", [[], TALK[:1]], ids=["alone", "system"])
 def test_a_greeting_before_the_first_question_is_learned_as_any_answer(build, template, before):
     tokenizer = build(template)
