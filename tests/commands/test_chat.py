@@ -130,9 +130,10 @@ def test_an_answer_is_had_anew_or_forgotten_with_its_question(chat, capsys, mode
 
 
 def test_a_talk_that_was_saved_is_continued(chat, capsys, tmp_path):
-    for line in ("/system Be brief.", "hello", "x", f"/save {tmp_path / 'talk.jsonl'}", "/clear", "/system default"):
+    for line in ("/system Be brief.", "hello", "x", f"/save {tmp_path / 'talk.jsonl'}"):
         chat.handle(line)
     said = capsys.readouterr().out.splitlines()
+    chat = Chat(Talk(chat.talk.model, chat.talk.tokenizer, 12), chat.names, chat.output)
     chat.handle(f"/load {tmp_path / 'talk.jsonl'}")
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("continues after 2 answers: ") and told[1:] == ["system prompt: Be brief."]
@@ -294,17 +295,19 @@ def test_a_prompt_is_answered_by_every_adapter_named(words, capsys, model, token
     assert capsys.readouterr().out == f"legal:\n{legal}\nhelp:\n{support}\n"
 
 
-SAMPLING = ["--temperature", "2", "--top-p", "0.8", "--seed", "3", "--repetition-penalty", "1.5"]
+SETTINGS = [{}, {"temperature": 2.0, "top_p": 0.8, "seed": 3}, {"repetition_penalty": 1.5}]
 
 
-@pytest.mark.parametrize("flags", [[], SAMPLING], ids=" ".join)
-def test_a_prompt_to_one_adapter_or_the_base_is_answered_without_a_name(shop, capsys, flags, model, tokenizer):
-    settings = {"temperature": 2.0, "top_p": 0.8, "seed": 3, "repetition_penalty": 1.5} if flags else {}
+@pytest.mark.parametrize("settings", SETTINGS, ids=" ".join)
+def test_a_prompt_to_one_adapter_or_the_base_is_answered_without_a_name(shop, capsys, settings, model, tokenizer):
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     for choice in (None, "legal"):
         adapter = [] if choice is None else ["--adapter", str(shop / choice)]
         line = ["chat", "--base", str(shop / "base"), *adapter, *flags, "--max-new-tokens", "12", "--prompt", "hello"]
         assert main(line) == 0
-        assert capsys.readouterr().out == alone(model, tokenizer, choice, "hello", **settings) + "\n"
+        expected = alone(model, tokenizer, choice, "hello", **settings)
+        assert capsys.readouterr().out == expected + "\n"
+        assert (expected == alone(model, tokenizer, choice, "hello")) == (not settings)
 
 
 def test_a_pipe_gets_plain_text_one_answer_per_line_of_input(words, typed, capsys, model, tokenizer):

@@ -176,6 +176,13 @@ def test_a_talk_with_a_seed_can_be_had_again_and_asking_again_gives_another_answ
     assert answers[0][0] == generate(model, tokenizer, "hello", 12, 2.0, seed=5, top_p=0.9)
 
 
+def test_a_repetition_penalty_is_of_every_answer_and_of_those_that_are_compared(model, tokenizer):
+    talk = Talk(model, tokenizer, 12, repetition_penalty=1.5)
+    expected = generate(model, tokenizer, "hello", 12, repetition_penalty=1.5)
+    assert expected != generate(model, tokenizer, "hello", 12)
+    assert "".join(piece for _, piece in talk.compare("hello", {"base": None})) == answer(talk, "hello") == expected
+
+
 # -- the system prompt -------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +390,16 @@ def test_a_talk_of_several_system_prompts_continues_under_the_last(talk, tmp_pat
     assert again.system == "Be long." and answer(again, "x") == answer(talk, "x")
 
 
+def test_turns_left_out_of_what_was_said_before_leave_out_none_of_a_talk_that_is_continued(
+    talk, model, tokenizer, tmp_path
+):
+    with_turns_left_out(talk)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": said("a", "b", "c", "d", "e", "f")}), encoding="utf-8")
+    talk.load(tmp_path / "data.jsonl")
+    assert (talk.seen_from, talk.used, talk.told) == (0, 0, False)
+    assert answer(talk, "x") == generate(model, tokenizer, said("a", "b", "c", "d", "e", "f", "x"), 12)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -409,8 +426,13 @@ def test_what_is_undone_was_never_said(talk, model, tokenizer):
     assert answer(talk, "y") == generate(model, tokenizer, said("hello", first, "y"), 12)
     for _ in range(2):
         talk.undo()
-    with pytest.raises(ValueError, match="nothing was asked yet"):
-        talk.undo()
+    greeting = Turn("", "Hi 12.", "base")
+    for talk.turns in ([], [greeting]):
+        before = list(talk.turns)
+        with pytest.raises(ValueError, match="nothing was asked yet"):
+            talk.undo()
+        assert talk.turns == before
+    talk.clear()
     assert answer(talk, "hello") == first
 
 

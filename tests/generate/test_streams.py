@@ -529,6 +529,10 @@ def test_what_was_said_is_not_said_again_under_a_large_penalty_and_neighbours_sa
         assert other.text == alone(model, tokenizer, "hello", "legal", 12)
         ml.set_adapter(model, "legal")
         assert answer.text == generate(model, tokenizer, "hello", 12, temperature, seed=1, repetition_penalty=1e9)
+        with ml.no_grad():
+            logits = model(np.array([answer.prompt + answer.ids])).data[0, len(answer.prompt) - 1 : -1]
+        own = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))[range(len(answer.ids)), answer.ids]
+        assert [told for (_, told), _ in answer.logprobs] == pytest.approx(own, abs=1e-3)
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------
