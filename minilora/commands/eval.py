@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.fields import stored_tasks
 from ..data.formats import listed, with_label
+from ..data.labels import LabelTask
 from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
 from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
@@ -288,11 +289,24 @@ def _report(
     elif whole:
         contenders = {"the whole model": (None, 0)}
     contenders |= {name: (name, 0) for name in sorted(own, key=lambda name: own[name] == each.data)}
+    asked, tasks = held.task, dict[str, LabelTask]()  # of adapters that were trained on another version of the labels
+    if isinstance(held, Labelled):
+        trained = {name: task_of_adapters(model, choice) for name, (choice, _) in contenders.items()}
+        others = {name: task for name, task in trained.items() if isinstance(task, LabelTask) and task != asked}
+        tasks = {name: task for name, task in others.items() if task.is_like(asked)}
+        held = held.with_labels_of(tasks.values())
+        if tasks:
+            log.info(
+                f"{each.data}: each adapter is asked for the labels that it was trained on, which are not the same; "
+                "all losses are measured with one prompt"
+            )
     found: dict[str, Sequence[Any]] = {}
     for name, (choice, shots) in contenders.items():
         set_adapter(model, choice)
         if isinstance(held, Preferred):
             found[name] = held.ask_rejected(model, tokenizer, each.samples, scores[name].nats)
+        elif isinstance(held, Labelled):
+            found[name] = held.ask_as(tasks.get(name, asked), model, tokenizer, shots)
         else:
             found[name] = held.ask(model, tokenizer, shots)
     set_adapter(model, None)

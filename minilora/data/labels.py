@@ -81,6 +81,11 @@ class LabelTask(Asking):
         """What `stored` reads."""
         return {"labels": list(self.labels), "template": self.template}
 
+    def is_like(self, other: LabelTask) -> bool:
+        """Have both at least half of all their labels in common, as two versions of one task have?"""
+        mine, others = {*self.labels}, {*other.labels}
+        return 2 * len(mine & others) >= len(mine | others)
+
 
 def task_of(labels: Sequence[tuple[str, str | None]], source: object, stored: Sequence[object]) -> LabelTask | None:
     """The task of records, or None if none of them has a label.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -95,6 +95,22 @@ class Labelled(Checked):
         mine = with_examples(self.records, few_shot(self.examples, shots))[ranks.number :: ranks.size]
         found = label_logprobs(model, tokenizer, mine, self.task.labels).tolist() if mine else []
         return without_nan(np.array(ranks.join(found))).tolist()
+
+    def with_labels_of(self, tasks: Iterable[LabelTask]) -> Labelled:
+        """The same records, to which an answer may also be a label that only these tasks have."""
+        known = {label for task in (self.task, *tasks) for label in task.labels}
+        return replace(self, task=replace(self.task, labels=tuple(sorted(known))))
+
+    def ask_as(self, task: LabelTask, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0) -> list[list[float]]:
+        """`ask` in the prompt of another task, for one of its labels: -inf for each label that it does not have."""
+        records, examples = (
+            [record.asked(task.prompt(self.task.text(record.question))) for record in each]
+            for each in (self.records, self.examples)
+        )
+        found = np.full((len(records), len(self.task.labels)), -math.inf)
+        places = [self.task.labels.index(label) for label in task.labels]
+        found[:, places] = Labelled(task, records, examples).ask(model, tokenizer, shots)
+        return found.tolist()
 
     def lengths(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens of each record with the longest label."""

@@ -269,3 +269,10 @@ def test_several_labels_in_a_cell_are_named(labels, said):
 def test_labels_of_nearly_all_records_and_labels_of_hardly_any_are_named(counts, said):
     lines = doubts({str(i): n for i, n in enumerate(counts)})
     assert len(lines) == (said is not None) and all(line.startswith(said) for line in lines)
+
+
+def test_two_versions_of_a_task_have_at_least_half_of_all_their_labels_in_common():
+    old = LabelTask.of("abcd")
+    for labels, like in (("abcd", True), ("abcde", True), ("ab", True), ("abxy", False), ("a", False), ("abcx", True)):
+        new = LabelTask.of(labels)
+        assert old.is_like(new) == new.is_like(old) == like, labels

@@ -22,7 +22,7 @@ from minilora.data.records import read_source
 from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import trial
 from minilora.generate.conversation import Talk
-from minilora.measure.labels import Labelled, majority
+from minilora.measure.labels import Labelled, calibration_error, majority, reliability
 from minilora.pages.labels import DRAWN, label_lines, labels_figure, verdict
 from minilora.pages.style import theme
 from minilora.serve.engine import Engine
@@ -151,6 +151,44 @@ def test_a_label_that_is_new_to_the_adapters_is_named_since_it_changes_all_promp
         evaluate_adapters(settings)
         told = [text for text in said()[before:] if "no record names a split" not in text]
         assert told == [f"{tmp_path / 'new.jsonl'}: {line}"] * (not known), labels
+
+
+def test_versions_with_other_labels_are_each_asked_as_predict_asks_them(home, run, tmp_path, said):
+    rows = [{"text": f"{word} {i}", "label": label} for i, (word, label) in enumerate([("invoice", "bill")] * 9)]
+    rows += [{"text": f"the courier {i}", "label": "parcel"} for i in range(9)]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    versions = {"old": run[0]}
+    for name, labels in (("more", "bill other parcel refund"), ("fewer", "bill parcel"), ("far", "parcel a b bill c")):
+        versions[name] = shutil.copytree(run[0], tmp_path / name)
+        record = json.loads((run[0] / "minilora.json").read_text())
+        record["data"] |= LabelTask.of(labels.split()).entry()
+        (tmp_path / name / "minilora.json").write_text(json.dumps(record))
+
+    def report(*names):
+        adapters = [f"{name}={versions[name]}" for name in names]
+        found = evaluate_adapters(
+            EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(tmp_path / "new.jsonl")])
+        )
+        return found["labels"]["new"]
+
+    line = "each adapter is asked for the labels that it was trained on, which are not the same"
+    assert report("old")["labels"] == ["bill", "other", "parcel"] and not any(line in text for text in said())
+    found = [report(*names) for names in (("old", "more", "fewer"), ("fewer", "more", "old"))]
+    assert any(line in text for text in said())
+    model, tokenizer = ml.load(str(home / "base"))
+    for name in ("old", "more", "fewer"):
+        ml.load_adapter(model, versions[name], name)
+        ml.set_adapter(model, name)
+        answers = ml.predict(model, tokenizer, [row["text"] for row in rows])
+        right = np.array([answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True)])
+        bins = reliability(np.array([answer["probability"] for answer in answers]), right)
+        for each in found:
+            assert each["labels"] == ["bill", "other", "parcel", "refund"]
+            (row,) = (row for row in each["rows"] if row["name"] == name)
+            assert row["accuracy"]["value"] == right.mean()
+            assert row["ece"] == pytest.approx(calibration_error(bins), abs=1e-6)
+    far = report("old", "far")  # another task, rather than another version of this one
+    assert far["labels"] == report("old")["labels"] and far["rows"][-1]["ece"] == found[0]["rows"][1]["ece"]
 
 
 def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
