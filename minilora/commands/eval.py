@@ -310,7 +310,7 @@ def _report(
         else:
             found[name] = held.ask(model, tokenizer, shots)
     set_adapter(model, None)
-    return held.report(found, seed)
+    return {**held.report(found, seed), "adapters": list(own)}
 
 
 # -- what an adapter was trained on ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle
 
 SHOTS = 8  # examples in the prompt of the base, at most
 BINS = 10  # of confidence
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # of confidence, from which on a model answers
 KINDS = 5  # of texts, at most, whose accuracy is reported apart
 MAJORITY, CLASSIC = "majority class", "TF-IDF + logistic regression"
 MISSING = "needs pip install scikit-learn"
@@ -154,6 +155,7 @@ class Labelled(Checked):
                     "macro_f1": interval_as_json(_macro_f1(truth, chosen[name], len(labels), seed)),
                     "ece": calibration_error(bins),
                     "reliability": bins,
+                    "coverage": coverage(known[name].max(axis=1), hits),
                     "lead": interval_as_json(right.difference(len(known) - 1, k)),  # of the model over this one
                 }
             )
@@ -271,6 +273,20 @@ def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
     """
     gaps = [one["records"] * abs(one["confidence"] - one["accuracy"]) for one in bins]
     return sum(gaps) / sum(one["records"] for one in bins)
+
+
+def coverage(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """What a model answers if it answers only from a threshold of confidence on, for each of `THRESHOLDS`: how many
+    records, their share of all (the coverage), and the share of them that is right, with Wilson's interval
+    (selective classification: Geifman and El-Yaniv 2017, arXiv 1705.08500).
+    """
+    found = []
+    for threshold in THRESHOLDS:
+        answered = confidence >= threshold
+        share = wilson(right[answered]) if answered.any() else Interval(math.nan, math.nan, math.nan, 0)
+        counts = {"from": threshold, "records": int(answered.sum()), "coverage": float(answered.mean())}
+        found.append({**counts, "accuracy": interval_as_json(share)})
+    return found
 
 
 def _kinds(records: Sequence[Record]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .style import BLUE, GREY, LORA, blend, ink, literal, panels
-from .text import WIDTH, columns, counted, interval, padded, percent, plain, rule, shortened, width_of, wrapped
+from .text import NOTHING, WIDTH, columns, counted, interval, padded, percent, plain, rule, shortened, width_of, wrapped
 
 MATRIX = 12  # labels, at most, whose confusion matrix is printed; of more, the most frequent confusions are
 DRAWN = 30  # labels, at most, whose confusion matrix is drawn; of more, those with the most mistakes
@@ -30,7 +30,7 @@ def label_lines(report: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     )
     yield from ("", *wrapped(verdict(report), width), "")
     yield from _confusion(report)
-    yield from ("", *_calibration(report), "")
+    yield from ("", *_calibration(report), "", *_coverage(report, width))
     wrong = report["mistakes"]
     yield from mistakes(wrong, counted(len(wrong), "mistake"), "the most confident first", _said, width)
 
@@ -49,19 +49,25 @@ def shown(found: Mapping[str, float | None], sign: bool = False) -> str:
 
 
 def verdict(report: Mapping[str, Any], share: str = "accuracy", unit: str = "points of accuracy") -> str:
-    """Whether the model is better than every other contender, in a sentence. share: the entry of a row that says so."""
+    """Whether the model is better than every other contender, and than each other adapter, in sentences. share: the
+    entry of a row that says so.
+    """
     subject = report["subject"]
     others = [row for row in subject_and_others(report)[1] if share in row]
     if not others:
         return f"{subject} was compared with nothing."
+
+    def than(row: Mapping[str, Any], which: str = "") -> str:
+        points = f"{shown(row['lead'], sign=True)} {unit}"
+        low, high = (row["lead"][end] or 0.0 for end in ("low", "high"))
+        how, which = ("worse", "") if high < 0 else ("better", which) if low > 0 else ("not clearly better", "")
+        return f"{subject} is {how} than {which}{row['name']}: {points}."
+
     best = max(others, key=lambda row: row[share]["value"])
-    points = f"{shown(best['lead'], sign=True)} {unit}"
-    low, high = (best["lead"][end] or 0.0 for end in ("low", "high"))
-    if high < 0:
-        return f"{subject} is worse than {best['name']}: {points}. Use {best['name']}."
-    if low <= 0:
-        return f"{subject} is not clearly better than {best['name']}: {points}."
-    return f"{subject} is better than the best of the others, {best['name']}: {points}."
+    first = than(best, "the best of the others, ")
+    first += f" Use {best['name']}." if (best["lead"]["high"] or 0.0) < 0 else ""
+    versions = [row for row in others if row is not best and row["name"] in report.get("adapters", ())]
+    return " ".join([first, *map(than, versions)])
 
 
 def _by_kind(report: Mapping[str, Any]) -> list[list[str]]:
@@ -106,6 +112,21 @@ def _calibration(report: Mapping[str, Any]) -> Iterator[str]:
             ["of them right, %", *(plain(100 * one["accuracy"]) for one in bins)],
         ]
     )
+
+
+def _coverage(report: Mapping[str, Any], width: int) -> Iterator[str]:
+    """What is answered at each threshold. A report of an older version has nothing of this."""
+    if points := subject_and_others(report)[0].get("coverage"):
+        yield from wrapped("if only labels with at least a threshold of confidence are used:", width)
+        right = [one["accuracy"]["value"] for one in points]
+        yield from columns(
+            [
+                ["threshold, %", *(plain(100 * one["from"]) for one in points)],
+                ["answered, %", *(plain(100 * one["coverage"], 1) for one in points)],
+                ["of them right, %", *(NOTHING if share is None else plain(100 * share, 1) for share in right)],
+            ]
+        )
+        yield ""
 
 
 def mistakes(

@@ -21,16 +21,18 @@ from minilora.measure.labels import (
     MAJORITY,
     MISSING,
     SHOTS,
+    THRESHOLDS,
     Labelled,
     calibration_error,
     classic,
     confusion,
+    coverage,
     few_shot,
     macro_f1,
     majority,
     reliability,
 )
-from minilora.measure.statistics import wilson
+from minilora.measure.statistics import interval_as_json, wilson
 from minilora.pages.labels import label_lines
 
 TASK = LabelTask.of(["a", "b", "c"])
@@ -87,6 +89,16 @@ def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
         inside = [(c, r) for c, r in pairs if min(int(c * 10), 9) == low]
         by_definition += abs(sum(c for c, _ in inside) - sum(r for _, r in inside)) / len(pairs)
     assert calibration_error(bins) == pytest.approx(by_definition)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1) | st.sampled_from(THRESHOLDS), st.booleans()), min_size=1, max_size=30))
+def test_coverage_counts_the_records_of_at_least_each_threshold_and_how_many_of_them_are_right(pairs):
+    confidence, right = map(np.array, zip(*pairs, strict=True))
+    for one, threshold in zip(coverage(confidence, right), THRESHOLDS, strict=True):
+        hits = [hit for sure, hit in pairs if sure >= threshold]
+        assert (one["from"], one["records"], one["coverage"]) == (threshold, len(hits), len(hits) / len(pairs))
+        expected = interval_as_json(wilson(np.array(hits))) if hits else dict.fromkeys(("value", "low", "high"))
+        assert one["accuracy"] == expected
 
 
 def test_wilsons_interval_is_that_of_the_score_test_and_has_a_width_where_all_are_right():
@@ -236,6 +248,7 @@ def test_a_report_is_of_the_last_model_and_compares_it_with_all():
     expected = {"id": "r2", "text": "two green", "label": "c", "chosen": "b", "confidence": pytest.approx(0.8)}
     assert mistake == expected
     assert rows["model 1"]["ece"] == pytest.approx(0.05)
+    assert [one["records"] for one in rows["model 1"]["coverage"]] == [4 * (x < 0.85) for x in THRESHOLDS]
 
 
 def test_without_training_records_only_models_are_compared():

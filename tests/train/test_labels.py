@@ -183,6 +183,7 @@ def test_versions_with_other_labels_are_each_asked_as_predict_asks_them(home, ru
         right = np.array([answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True)])
         bins = reliability(np.array([answer["probability"] for answer in answers]), right)
         for each in found:
+            assert each["adapters"] == [row["name"] for row in each["rows"] if row["name"] in versions]
             assert each["labels"] == ["bill", "other", "parcel", "refund"]
             (row,) = (row for row in each["rows"] if row["name"] == name)
             assert row["accuracy"]["value"] == right.mean()
@@ -370,7 +371,10 @@ def report_of(n, records=40, lead=(0.1, 0.02, 0.2)):
     ]
     rows = [
         {"name": name, "accuracy": interval, "macro_f1": interval, "ece": 0.45, "reliability": bins,
-         "lead": dict(zip(("value", "low", "high"), lead, strict=True))}
+         "lead": dict(zip(("value", "low", "high"), lead, strict=True)),
+         "coverage": [{"from": 0.5, "coverage": 1.0, "accuracy": interval},
+                      {"from": 0.95, "coverage": 0.125, "accuracy": interval | {"value": 0.987}},
+                      {"from": 0.99, "coverage": 0.0, "accuracy": dict.fromkeys(interval)}]}
         for name in ("base, zero-shot", "LoRA")
     ]  # fmt: skip
     mistakes = [{"id": "x", "text": "a\nlong text " * 30, "label": "a\n1", "chosen": "b", "confidence": 0.9}] * 7
@@ -386,8 +390,14 @@ def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
         assert "90-100" in text and "7 mistakes, the most confident first" in text and "and 2 more" in text
         assert text.count("a 1 was taken for b (90 %): a long text") == 5 and max(map(len, text.splitlines())) <= 80
         assert re.search(rf"\nrecords +6 +{46 - 6}\nof them right, % +100 +50\n", text)
+        shares = r"\nthreshold, % +50 +95 +99\nanswered, % +100.0 +12.5 +0.0\nof them right, % +50.0 +98.7 +-\n"
+        assert re.search(shares, text)
     assert "accuracy by kind" not in few and "0 taken for label number 0" not in many
     assert "no mistakes" in list(label_lines(report_of(4) | {"mistakes": []}))
+    older = report_of(4, 46)
+    for row in older["rows"]:
+        del row["coverage"]
+    assert "\n".join(label_lines(older, 80)) == re.sub(r"if only labels.+\n(.+\n){3}\n", "", few)
     short = report_of(4)["mistakes"][0] | {"text": "x"}
     assert "  a 1 was taken for b (90 %): x" in list(label_lines(report_of(4) | {"mistakes": [short]}))
 
@@ -405,6 +415,23 @@ def test_the_page_shows_the_matrix_of_few_labels_and_the_confusions_of_many():
 )  # fmt: skip
 def test_the_verdict_says_who_is_better(lead, words):
     assert verdict(report_of(4, lead=lead)).startswith(words)
+
+
+def test_the_verdict_compares_with_every_other_adapter():
+    report = report_of(4)
+    report["rows"][0]["accuracy"] = {"value": 0.6, "low": 0.5, "high": 0.7}
+    report["rows"][1:1] = [report["rows"][0] | {"name": name, "accuracy": {"value": 0.1}} for name in ("v1", "v2", "x")]
+    report["rows"][2]["lead"] = {"value": -0.1, "low": -0.2, "high": 0.1}
+    report["rows"][3]["lead"] = {"value": -0.1, "low": -0.2, "high": -0.05}
+    alone = verdict(report)
+    more = verdict(report | {"adapters": ["v1", "v2", "x", "LoRA"]}).removeprefix(alone)
+    assert alone.endswith("base, zero-shot: +10.0 [+2.0, +20.0] points of accuracy.") and more == (
+        " LoRA is better than v1: +10.0 [+2.0, +20.0] points of accuracy."
+        " LoRA is not clearly better than v2: -10.0 [-20.0, +10.0] points of accuracy."
+        " LoRA is worse than x: -10.0 [-20.0, -5.0] points of accuracy."
+    )
+    best = verdict(report | {"adapters": ["base, zero-shot"]})
+    assert best == alone  # nobody twice
 
 
 @pytest.mark.parametrize(("n", "name"), [(2, "light"), (16, "dark")])
