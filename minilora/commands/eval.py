@@ -14,14 +14,14 @@ from ..data.labels import LabelTask
 from ..data.passages import Handbook, Passage
 from ..data.quotes import Quoting
 from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
-from ..data.repository import is_dataset
 from ..data.rows import SPLITS
 from ..data.samples import encode_records
+from ..data.trained import data_of, warning_of_change, warning_of_trained
 from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
 from ..generate.quotes import quoting_of, refuse_without_passages
 from ..lora.adapters import Choice, set_adapter
-from ..lora.provenance import PROVENANCE_FILE, place_of, read_provenance
+from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
 from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report, with_own_passages
@@ -126,9 +126,11 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     data = options.data or list(dict.fromkeys([*filter(None, (own[name] for name in folders or whole)), "general"]))
     if options.data:
         own = {name: _as_given(place, trained[name], data) for name, place in own.items()}
-    else:
-        for folder in (folders or whole).values():
+    for name, folder in (folders or whole).items():
+        if not options.data:
             _warn_of_other_data(folder)
+        for line in warning_of_change(folder) if own[name] in data else ():
+            log.warning(line)
     model, tokenizer = options.load(folders, base)
     as_trained = _as_trained(options, own, trained, tokenizer, _room(model))
     if options.context is not None and options.no_recall and as_trained.keys().isdisjoint(data):
@@ -154,6 +156,10 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
         if not options.no_recall:
             sets[i] = replace(each, checked=material.checked)
+        for folder in trained.values() if each.kind != "train" else ():
+            held, task = (each.asked, None) if each.checked is None else (each.checked.records, each.checked.task)
+            for line in warning_of_trained(each.data, held, task, folder, tokenizer) if held else ():
+                log.warning(line)
     if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
@@ -316,19 +322,6 @@ def _report(
 # -- what an adapter was trained on ------------------------------------------------------------------------------------
 
 
-def data_of(folder: Path) -> str | None:
-    """The data that an adapter was trained on: a built-in name, one on huggingface.co, or a file or folder still there.
-
-    It is looked for from where the adapter is, then from the current folder. None where it is unknown or gone.
-    """
-    data = read_provenance(folder).get("data", {})
-    if (name := data.get("name")) in BUILT_IN or (name and is_dataset(name)):
-        return str(name)
-    places = [str(place_of(folder, data["path"]))] if "path" in data else []
-    places += [str(name)] if name else []
-    return next((place for place in places if Path(place).exists()), None)
-
-
 def _columns(
     options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
 ) -> dict[str, Mapping[str, str]]:
@@ -358,17 +351,17 @@ def _warn_of_other_data(folder: Path) -> None:
     if "name" not in data:
         log.warning(f"{folder}: no {PROVENANCE_FILE} that names its training data: give --data to measure on them")
         return
-    if (place := data_of(folder)) is None:
+    if data_of(folder) is None:
         log.warning(f"{folder}: its training data, {data['name']}, are not here: give their path with --data")
-    elif "sha256" in data and sha256_of_data(place) != data["sha256"]:
-        log.warning(f"{place} has changed since {folder} was trained on it: the loss may include training records")
 
 
 def _as_given(place: str | None, folder: Path, data: Sequence[str]) -> str | None:
     """The data at `place`, on which an adapter was trained, under the name by which `data` has them."""
     sha256 = read_provenance(folder).get("data", {}).get("sha256")
-    same = (source for source in data if sha256 is not None and sha256_of_data(source) == sha256)
-    return place if place in data else next(same, place)
+    same = [source for source in data if sha256 is not None and sha256_of_data(source) == sha256]
+    if place is not None and Path(place).exists():  # or the same file, which has changed
+        same += [source for source in data if Path(source).exists() and Path(source).samefile(place)]
+    return place if place in data else next(iter(same), place)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

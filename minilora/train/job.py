@@ -19,6 +19,7 @@ from ..data.fields import stored_tasks
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.samples import steps_per_epoch
+from ..data.trained import data_of, warning_of_change, warning_of_trained
 from ..engine import bfloat16
 from ..engine.backend import release_memory
 from ..engine.factors import compiles
@@ -307,6 +308,9 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         schema=options.schema,
         stored=stored_tasks([Path(options.adapter or options.base)]),
     )
+    if options.adapter is not None:
+        for line in _warnings_of_adapter(Path(options.adapter), options.data, material, tokenizer):
+            log.warning(line)
     if material.task is not None or material.quoting is not None:
         options = options.for_task()
     if options.patience is not None and not material.validation_sets:
@@ -325,6 +329,16 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         log.info(f"learning rate {options.lr:g}, which follows from the size of the base's weights (--lr: another)")
     material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)
+
+
+def _warnings_of_adapter(folder: Path, data: str, material: Material, tokenizer: Tokenizer) -> list[str]:
+    """What to know of an adapter that is trained further, if it has seen what will measure it."""
+    place, held = data_of(folder), material.checked
+    same = place is not None and Path(place).exists() and Path(data).exists() and Path(data).samefile(place)
+    if same and (changed := warning_of_change(folder)):
+        return changed
+    records = material.asked.get("unseen", []) if held is None else held.records
+    return warning_of_trained(data, records, material.task, folder, tokenizer) if records else []
 
 
 def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:

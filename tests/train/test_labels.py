@@ -19,6 +19,7 @@ from minilora.commands.data import LookOptions, look
 from minilora.commands.eval import EvalOptions, evaluate_adapters, page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
+from minilora.data.trained import warning_of_trained
 from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import trial
 from minilora.generate.conversation import Talk
@@ -190,6 +191,23 @@ def test_versions_with_other_labels_are_each_asked_as_predict_asks_them(home, ru
             assert row["ece"] == pytest.approx(calibration_error(bins), abs=1e-6)
     far = report("old", "far")  # another task, rather than another version of this one
     assert far["labels"] == report("old")["labels"] and far["rows"][-1]["ece"] == found[0]["rows"][1]["ece"]
+
+
+def test_measured_records_that_an_adapter_was_trained_on_are_named_whatever_their_labels(home, run, tmp_path, said):
+    _, tokenizer = ml.load("tiny")
+    splits = ml.split_records(read_source(run[1]).records)
+    texts = {
+        name: [LabelTask.of(["bill", "other", "parcel"]).text(r.question) for r in splits[name]] for name in splits
+    }
+    rows = [{"text": text, "label": "new"} for text in (*texts["train"][:2], *texts["test"][:3])]
+    (tmp_path / "next.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"text": "hm", "label": "bill"}])))
+    reading = read_source(tmp_path / "next.jsonl")
+    (line,) = warning_of_trained("next", reading.records, reading.task, run[0], tokenizer)
+    assert line.startswith(f"next: 2 of 6 records that are measured are in the training data of {run[0]}")
+    assert warning_of_trained("next", reading.records[2:], reading.task, run[0], tokenizer) == []
+    settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "next.jsonl")])
+    evaluate_adapters(EvalOptions(**settings, no_recall=True))
+    assert any("are in the training data of" in text for text in said())
 
 
 def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
