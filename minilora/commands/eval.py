@@ -129,8 +129,9 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     for name, folder in (folders or whole).items():
         if not options.data:
             _warn_of_other_data(folder)
-        for line in warning_of_change(folder) if own[name] in data else ():
-            log.warning(line)
+        if (place := own[name]) is not None and place in data:
+            for line in warning_of_change(place, folder):
+                log.warning(line)
     model, tokenizer = options.load(folders, base)
     as_trained = _as_trained(options, own, trained, tokenizer, _room(model))
     if options.context is not None and options.no_recall and as_trained.keys().isdisjoint(data):
@@ -156,10 +157,14 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
         material.refuse_what_is_longer(model.config.max_position_embeddings, each.data, tokenizer)
         if not options.no_recall:
             sets[i] = replace(each, checked=material.checked)
-        for folder in trained.values() if each.kind != "train" else ():
-            held, task = (each.asked, None) if each.checked is None else (each.checked.records, each.checked.task)
-            for line in warning_of_trained(each.data, held, task, folder, tokenizer) if held else ():
-                log.warning(line)
+    for name, folder in trained.items():
+        measured = [  # other data than its own, whose division holds records out: large data are not read again
+            (each.data, *((each.asked, None) if each.checked is None else (each.checked.records, each.checked.task)))
+            for each in sets
+            if each.kind != "train" and each.data not in (own[name], "general")
+        ]
+        for line in warning_of_trained(measured, folder, tokenizer):
+            log.warning(line)
     if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     adapters = {BASE_NAME: None, **{name: name for name in folders}}

@@ -29,36 +29,45 @@ def data_of(folder: Path) -> str | None:
     return next((place for place in places if Path(place).exists()), None)
 
 
-def warning_of_change(folder: Path) -> list[str]:
-    """One line if the data that the adapter in `folder` was trained on are still there, and no longer the same."""
-    place, sha256 = data_of(folder), read_provenance(folder).get("data", {}).get("sha256")
-    if place is None or sha256 is None or sha256_of_data(place) == sha256:
+def warning_of_change(place: str, folder: Path) -> list[str]:
+    """One line if the data at `place`, on which the adapter in `folder` was trained, are no longer the same."""
+    if read_provenance(folder).get("data", {}).get("sha256") in (None, sha256_of_data(place)):
         return []
     return [f"{place} has changed since {folder} was trained on it: the loss may include training records"]
 
 
 def warning_of_trained(
-    source: str, records: Sequence[Record], task: Task | None, folder: Path, tokenizer: Tokenizer
+    measured: Sequence[tuple[str, Sequence[Record], Task | None]], folder: Path, tokenizer: Tokenizer
 ) -> list[str]:
-    """One line if the adapter in `folder` was trained on the texts or questions of some of these records, whatever
-    their labels: where its data are still there, and the same.
+    """A line for each set with records on whose texts or questions the adapter in `folder` was trained, whatever their
+    labels: where its data are still there, and the same. They are read once, since they may be large.
 
-    source: what the records are called. task: theirs.
+    measured: what each set is called, its records and their task.
     """
-    splits = {"train": _trained(folder, tokenizer), "validation": [], "test": _plain(records, task)}
-    seen = [leak.record.id for leak in leaks(splits) if leak.same != "answer"]
-    what = f"{len(seen):,} of {len(records):,} records that are measured are in the training data of {folder}"
-    return [f"{source}: {what}, so its numbers look too good: {listed(seen, NAMED)}"] if seen else []
+    held = [_plain(records, task) for _, records, task in measured]
+    trained = _trained(folder, tokenizer) if any(held) else []
+    found = leaks({"train": trained, "validation": [], "test": [record for records in held for record in records]})
+    known = {id(leak.record) for leak in found if leak.same != "answer"}
+    lines = []
+    for (source, *_), records in zip(measured, held, strict=True):
+        if seen := [record.id for record in records if id(record) in known]:
+            what = f"{len(seen):,} of {len(records):,} records that are measured are in the training data of {folder}"
+            lines.append(f"{source}: {what}, so its numbers look too good: {listed(seen, NAMED)}")
+    return lines
 
 
 def _trained(folder: Path, tokenizer: Tokenizer) -> list[Record]:
-    """The training records of an adapter, as `_plain`; none of data that are unknown, gone, changed or one text."""
+    """The training records of an adapter, as `_plain`; none of data that are unknown, gone, changed, unreadable
+    or one text.
+    """
     data, place = read_provenance(folder).get("data", {}), data_of(folder)
-    if place is None or is_dataset(place) or sha256_of_data(place) != data.get("sha256"):
+    if place is None or is_dataset(place):
         return []
     try:
+        if sha256_of_data(place) != data.get("sha256"):
+            return []
         reading = read_source(place, tokenizer, data.get("field"), stored_tasks([folder]), warn=False)
-    except DataError:  # such as fields whose schema is gone
+    except (DataError, OSError):  # such as fields whose schema is gone, or a folder that is empty now
         return []
     return [] if is_one_text(reading.records) else _plain(by_split(reading.records)["train"], reading.task)
 

@@ -335,10 +335,10 @@ def _warnings_of_adapter(folder: Path, data: str, material: Material, tokenizer:
     """What to know of an adapter that is trained further, if it has seen what will measure it."""
     place, held = data_of(folder), material.checked
     same = place is not None and Path(place).exists() and Path(data).exists() and Path(data).samefile(place)
-    if same and (changed := warning_of_change(folder)):
-        return changed
+    if same:
+        return warning_of_change(data, folder)
     records = material.asked.get("unseen", []) if held is None else held.records
-    return warning_of_trained(data, records, material.task, folder, tokenizer) if records else []
+    return warning_of_trained([(data, records, material.task)], folder, tokenizer)
 
 
 def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:

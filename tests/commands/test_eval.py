@@ -220,6 +220,33 @@ def test_data_are_found_from_another_folder_and_what_is_gone_or_changed_is_logge
     assert sets == ["general"] and "no minilora.json that names its training data" in line
 
 
+def test_data_that_are_given_are_compared_with_those_of_training(home, moved, said):
+    settings = dict(adapter=["run"], base=str(home / "base"), no_recall=True, limit=2)
+
+    def found(*data):
+        before = len(said())
+        sets = evaluate_adapters(EvalOptions(**settings, data=list(data)))["sets"]
+        return [*sets], [line for line in said()[before:] if "has changed since" in line or "training data of" in line]
+
+    shutil.copy("own.jsonl", "copy.jsonl")
+    assert found("own.jsonl") == (["own/paraphrase", "own/unseen"], [])
+    write_rows(moved, [*TERMS[:2], TERMS[2] | {"split": "test"}, *TERMS[3:]], "next.jsonl")
+    start = len(said())
+    finetune(options(home, "more", data="next.jsonl", adapter="run", steps=1), measure=False)
+    seen = "next.jsonl: 1 of 3 records that are measured are in the training data of run, so"
+    assert any(line.startswith(seen) for line in said()[start:])
+    write_rows(moved, TERMS[:-1])
+    line = "has changed since run was trained on it: the loss may include training records"
+    for place in ("own.jsonl", f"../{moved.name}/own.jsonl"):
+        assert found(place) == (["own/paraphrase", "own/unseen"], [f"{place} {line}"])
+    assert found("copy.jsonl", "general")[1] == []
+    (moved / "own.jsonl").unlink()
+    (moved / "own.jsonl").mkdir()  # it cannot be read
+    write_rows(moved, TERMS, "other.jsonl")
+    (moved / "other.jsonl").write_text((moved / "other.jsonl").read_text() + "\n\n")
+    assert found("other.jsonl")[1] == []
+
+
 def test_data_are_found_from_a_file_that_was_exported_and_through_a_link(home, moved, monkeypatch):
     export(home / "base", moved / "run", moved / "files" / "run.gguf")
     (moved / "far" / "away").mkdir(parents=True)

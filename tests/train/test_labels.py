@@ -189,6 +189,9 @@ def test_versions_with_other_labels_are_each_asked_as_predict_asks_them(home, ru
             (row,) = (row for row in each["rows"] if row["name"] == name)
             assert row["accuracy"]["value"] == right.mean()
             assert row["ece"] == pytest.approx(calibration_error(bins), abs=1e-6)
+    held = Labelled(LabelTask.of(["bill", "parcel", "z"]), read_source(tmp_path / "new.jsonl").records)
+    logprobs = held.ask_as(LabelTask.of(["bill", "parcel"]), model, tokenizer)
+    assert np.isneginf(logprobs).sum(axis=0).tolist() == [0, 0, len(rows)]
     far = report("old", "far")  # another task, rather than another version of this one
     assert far["labels"] == report("old")["labels"] and far["rows"][-1]["ece"] == found[0]["rows"][1]["ece"]
 
@@ -202,12 +205,43 @@ def test_measured_records_that_an_adapter_was_trained_on_are_named_whatever_thei
     rows = [{"text": text, "label": "new"} for text in (*texts["train"][:2], *texts["test"][:3])]
     (tmp_path / "next.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"text": "hm", "label": "bill"}])))
     reading = read_source(tmp_path / "next.jsonl")
-    (line,) = warning_of_trained("next", reading.records, reading.task, run[0], tokenizer)
+    (line,) = warning_of_trained([("next", reading.records, reading.task)], run[0], tokenizer)
     assert line.startswith(f"next: 2 of 6 records that are measured are in the training data of {run[0]}")
-    assert warning_of_trained("next", reading.records[2:], reading.task, run[0], tokenizer) == []
+    assert warning_of_trained([("next", reading.records[2:], reading.task)], run[0], tokenizer) == []
     settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "next.jsonl")])
     evaluate_adapters(EvalOptions(**settings, no_recall=True))
     assert any("are in the training data of" in text for text in said())
+    start = len(said())
+    evaluate_adapters(EvalOptions(**settings, no_recall=True, split="train"))  # not what its numbers should say
+    assert not any("are in the training data of" in text for text in said()[start:])
+
+
+def test_an_adapter_that_is_trained_further_knows_records_that_are_held_out_now(home, run, tmp_path, said):
+    before = [json.loads(line) for line in run[1].read_text().splitlines()]
+    rows = [row | {"split": None} for row in before]
+    (tmp_path / "next.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def lines(adapter, data):
+        start = len(said())
+        settings = options(home, tmp_path / "out", data=str(data), adapter=str(adapter), steps=1, overwrite=True)
+        finetune(settings, measure=False, answers=False)
+        return [line for line in said()[start:] if "in the training data of" in line or "has changed since" in line]
+
+    (line,) = lines(run[0], tmp_path / "next.jsonl")
+    held = ml.split_records(read_source(tmp_path / "next.jsonl").records)["test"]
+    trained = {row["text"] for row in before if row["split"] == "train"}
+    task = LabelTask.of(["bill", "other", "parcel"])
+    known = sum(task.text(record.question) in trained for record in held)
+    assert known > 0 and f": {known} of {len(held)} records that are measured are in the training data of" in line
+    settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "next.jsonl")])
+    start = len(said())
+    evaluate_adapters(EvalOptions(**settings, split="test", no_recall=True))
+    assert line in said()[start:]
+    assert lines(run[0], run[1]) == []
+    finetune(options(home, tmp_path / "own", data=str(tmp_path / "next.jsonl"), steps=1), measure=False)
+    (tmp_path / "next.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
+    (line,) = lines(tmp_path / "own", tmp_path / "next.jsonl")
+    assert line.startswith(f"{tmp_path / 'next.jsonl'} has changed since {tmp_path / 'own'} was trained on it")
 
 
 def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
