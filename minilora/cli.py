@@ -102,7 +102,7 @@ def _line(error: Exception, flags: Collection[str]) -> str:
     """
     if isinstance(error, MemoryError):  # Python's own is empty, NumPy's says how much it could not get
         asked = f" ({error})" if str(error) else ""
-        ways = " or ".join(flag for flag in ("--recompute", "--quantized") if flag in flags)
+        ways = " or ".join(flag for flag in ("--quantized", "--recompute") if flag in flags)
         ways = ways and f"try {ways}, "
         return f"there is not enough memory{asked}: end other programs, {ways}or use a smaller model or batch"
     if str(error) == "can't start new thread":

@@ -385,7 +385,7 @@ def test_lack_of_memory_is_called_so(error, said, tiny_folder, capsys, monkeypat
     monkeypatch.setattr(finetune, "load", Mock(side_effect=MemoryError(error) if error else MemoryError))
     assert status(*job(tiny_folder)) == 1
     lacking = f"there is not enough memory{said}: end other programs, "
-    assert complaint(capsys) == f"{lacking}try --recompute or --quantized, or use a smaller model or batch"
+    assert complaint(capsys) == f"{lacking}try --quantized or --recompute, or use a smaller model or batch"
     assert status(*job(tiny_folder), "--recompute") == 1
     assert complaint(capsys) == f"{lacking}try --quantized, or use a smaller model or batch"
     monkeypatch.setattr("minilora.commands.pull.run", Mock(side_effect=MemoryError(error) if error else MemoryError))

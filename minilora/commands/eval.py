@@ -16,7 +16,7 @@ from ..data.quotes import Quoting
 from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
 from ..data.samples import encode_records
-from ..data.trained import data_of, warning_of_change, warning_of_trained
+from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
 from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
 from ..generate.quotes import quoting_of, refuse_without_passages
@@ -364,8 +364,7 @@ def _as_given(place: str | None, folder: Path, data: Sequence[str]) -> str | Non
     """The data at `place`, on which an adapter was trained, under the name by which `data` has them."""
     sha256 = read_provenance(folder).get("data", {}).get("sha256")
     same = [source for source in data if sha256 is not None and sha256_of_data(source) == sha256]
-    if place is not None and Path(place).exists():  # or the same file, which has changed
-        same += [source for source in data if Path(source).exists() and Path(source).samefile(place)]
+    same += [source for source in data if is_same(place, source)]  # the file may have changed
     return place if place in data else next(iter(same), place)
 
 

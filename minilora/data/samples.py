@@ -139,7 +139,7 @@ def _found_before(record: Record, i: int, text: str, ids: list[int], tokenizer: 
     apart = (j for j, letters in enumerate(zip(*changed, text, strict=False)) if len(set(letters)) > 1)
     before = text[: next(apart, len(text))]
     answer, start = tokenizer.plain(record.messages[i]["content"]), tokenizer.encode(before)
-    if not text.startswith(answer, len(before)) or ids[: len(start)] != start:
+    if not text.startswith((answer, answer.strip()), len(before)) or ids[: len(start)] != start:
         raise _cannot_tell(record, i, "the prompt")
     return before
 

@@ -29,6 +29,11 @@ def data_of(folder: Path) -> str | None:
     return next((place for place in places if Path(place).exists()), None)
 
 
+def is_same(place: str | None, source: str) -> bool:
+    """Whether data at two places are one file or folder, whatever is in it now."""
+    return place is not None and Path(place).exists() and Path(source).exists() and Path(source).samefile(place)
+
+
 def warning_of_change(place: str, folder: Path) -> list[str]:
     """One line if the data at `place`, on which the adapter in `folder` was trained, are no longer the same."""
     if read_provenance(folder).get("data", {}).get("sha256") in (None, sha256_of_data(place)):

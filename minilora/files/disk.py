@@ -137,7 +137,7 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     remove_unfinished(path)
-    partial = _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
+    partial = _partial(path)
     with _errors_about(path, partial, size):
         try:
             mode = path.stat().st_mode if path.exists() else _mode_of_new_file(partial)
@@ -163,7 +163,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"{path} is a file: choose a folder")
     put_back(path)
     remove_unfinished(path)
-    partial = _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
+    partial = _partial(path)
     with _errors_about(path, partial):
         try:
             partial.mkdir(parents=True)
@@ -234,6 +234,11 @@ def _aside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{os.urandom(4).hex()}.{ending}")
 
 
+def _partial(path: Path) -> Path:
+    """A new name next to `path` for what this process writes there."""
+    return _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
+
+
 def put_back(path: Path) -> None:
     """Clean up after a process that was killed in `replacing_folder` or `swap_in`: the old folder is moved back to
     `path`, or removed if the new one is there.
@@ -253,7 +258,7 @@ def scratch_folder(path: Path) -> Path:
 
     If the process is killed, the next writer of `path` removes the folder. Raises OSError where it cannot be made.
     """
-    folder = _aside(path, f"{_PROCESS}-{_MACHINE}.partial")
+    folder = _partial(path)
     folder.mkdir()
     return folder
 

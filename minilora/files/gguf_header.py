@@ -51,8 +51,10 @@ class Header:
 
 def is_gguf(path: Path) -> bool:
     """Whether the name says that it is a GGUF file, or the first bytes: ollama's files are called sha256-..."""
-    if path.suffix == ".gguf" or not path.is_file():
-        return path.suffix == ".gguf"
+    if path.suffix == ".gguf":
+        return True
+    if not path.is_file():
+        return False
     with reading(path), path.open("rb") as file:
         return file.read(4) == b"GGUF"
 

@@ -369,7 +369,8 @@ class Streams:
             if answer.finished:  # cancelled in prefill
                 continue
             try:
-                scores, allowed = logits[row], None
+                own, allowed = logits[row], None
+                scores = own
                 if not math.isfinite(scores[likeliest[row]]):  # the largest, or NaN
                     raise ValueError("the model predicts NaN or infinity instead of a next token: look at its weights")
                 if answer.repetition_penalty != 1:
@@ -380,7 +381,7 @@ class Streams:
                 if answer.temperature > 0:
                     chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
                 else:
-                    chosen = int(scores.argmax())
+                    chosen = int(likeliest[row] if scores is own else scores.argmax())
                 token = chosen if allowed is None else int(allowed[chosen])
                 answer.take(token)
                 if answer.top_logprobs is not None and answer.tokens > len(answer.logprobs):  # no end token

@@ -115,36 +115,30 @@ def pull(name: str) -> Path:
     if name == "tiny":
         return TINY
     source = _source(name)
-    if (found := find(name)) is not None:
-        verify(found, source)
-        return found
-    folder = cache_folder()
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _others_wait(folder / f".{source.file}.lock", f"another process is pulling {name}: waiting for it"):
-        if (found := find(name)) is None:
-            return _download(name, source, folder)
+    if (found := find(name)) is None:
+        folder = cache_folder()
+        with suppress(OSError):  # which the download names
+            folder.mkdir(parents=True, exist_ok=True)
+        lock_file = folder / f".{source.file}.lock"
+        with _one_at_a_time(lock_file, f"another process is pulling {name}: waiting for it"):
+            if (found := find(name)) is None:
+                return _download(name, source, folder)
     verify(found, source)
     return found
 
 
 @contextmanager
-def _others_wait(lock_file: Path, waiting: str) -> Iterator[None]:
-    """A block before which a process waits while another one is in it, PATIENCE seconds at most.
-
-    All that waited are then in it at the same time: either there is nothing left to do for them, or it has failed.
-    """
+def _one_at_a_time(lock_file: Path, waiting: str) -> Iterator[None]:
+    """A block that one process is in while others wait, PATIENCE seconds at most, where the disk has locks."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info(waiting)
-        with suppress(OSError), lock.acquire(timeout=PATIENCE, poll_interval=0.5):
-            lock_file.unlink()
-    except (OSError, NotImplementedError):  # a folder that cannot be written to, a disk without locks
-        pass
+    with suppress(OSError, NotImplementedError):  # waited too long, no right to write there, a disk without locks
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info(waiting)
+            lock.acquire(timeout=PATIENCE, poll_interval=0.5)
     try:
         yield
     finally:

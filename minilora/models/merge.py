@@ -256,9 +256,7 @@ def merge(
     del model, before  # the base, for which there may be no room next to the model that is written and read back
     release_memory()
     _write(out, format, kind, config, state, tokenizer, source, unchanged, data)
-    if kind == "F32":
-        state = dict(state if format == "hf" else as_llama_cpp_has_it(config, state)[1])
-    wanted = {name: sha256_of({name: w}) for name, w in state.items()} if kind == "F32" else {}
+    wanted = _fingerprints(format, config, state) if kind == "F32" else {}
     del state
     release_memory()
     written = _read(out)
@@ -451,8 +449,13 @@ def _read(out: Path) -> LanguageModel:
     return load_folder(out) if out.is_dir() else GGUF(out).load()
 
 
+def _fingerprints(format: str, config: Any, state: Mapping[str, Array]) -> dict[str, str]:
+    """The fingerprint of each tensor of a model, as a file in this format has it."""
+    there = state if format == "hf" else as_llama_cpp_has_it(config, state)[1]
+    return {name: sha256_of({name: w}) for name, w in there.items()}
+
+
 def _check_same(path: Path, wanted: Mapping[str, str], written: Mapping[str, Array]) -> None:
-    """wanted: the fingerprint of each tensor."""
     for name, sha256 in wanted.items():
         if sha256_of({name: written[name]}) != sha256:
             raise ModelFileError(

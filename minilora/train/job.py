@@ -19,7 +19,7 @@ from ..data.fields import stored_tasks
 from ..data.records import BUILT_IN, revision_of_data, sha256_of_data
 from ..data.repository import is_dataset
 from ..data.samples import steps_per_epoch
-from ..data.trained import data_of, warning_of_change, warning_of_trained
+from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
 from ..engine import bfloat16
 from ..engine.backend import release_memory
 from ..engine.factors import compiles
@@ -333,11 +333,9 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
 
 def _warnings_of_adapter(folder: Path, data: str, material: Material, tokenizer: Tokenizer) -> list[str]:
     """What to know of an adapter that is trained further, if it has seen what will measure it."""
-    place, held = data_of(folder), material.checked
-    same = place is not None and Path(place).exists() and Path(data).exists() and Path(data).samefile(place)
-    if same:
+    if is_same(data_of(folder), data):
         return warning_of_change(data, folder)
-    records = material.asked.get("unseen", []) if held is None else held.records
+    records = material.asked.get("unseen", []) if material.checked is None else material.checked.records
     return warning_of_trained([(data, records, material.task)], folder, tokenizer)
 
 

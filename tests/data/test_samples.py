@@ -79,8 +79,10 @@ def test_a_greeting_before_the_first_question_is_learned_as_any_answer(build, te
 
 def test_an_answer_that_the_template_trims_is_scored_up_to_its_end_mark(build):
     trimming = build(CHATML.replace("m['content']", "m['content'] | trim"))
-    messages = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": " So.  "})
-    assert scored_text(encode_record(Record("x", messages), trimming), trimming) == ["So.<|im_end|>"]
+    greeting, question = {"role": "assistant", "content": " So.  "}, {"role": "user", "content": "hello"}
+    for messages in ((question, greeting), (greeting, question, {**greeting, "content": " Hi. "})):
+        wanted = [f"{one['content'].strip()}<|im_end|>" for one in messages if one["role"] == "assistant"]
+        assert scored_text(encode_record(Record("x", messages), trimming), trimming) == wanted
 
 
 @pytest.mark.parametrize("end", ["\n", "o", " and"])

@@ -6,7 +6,7 @@ import pytest
 
 from minilora.data import trained
 from minilora.data.records import read_records, sha256_of_data
-from minilora.data.trained import warning_of_change, warning_of_trained
+from minilora.data.trained import is_same, warning_of_change, warning_of_trained
 
 LONG = "the same long answer to each of these questions"
 ROWS = [{"topic": f"question {word}", "answer": LONG, "split": "train"} for word in ("one", "two", "three")]
@@ -48,3 +48,12 @@ def test_one_text_and_data_that_would_be_fetched_are_not_read(adapter, tokenizer
     (folder / "minilora.json").write_text(json.dumps({"data": {"name": "org/set"}}))
     monkeypatch.setattr(trained, "sha256_of_data", lambda place: pytest.fail("it is fetched"))
     assert warning_of_trained([("a", records, None)], folder, tokenizer) == []
+
+
+def test_data_are_the_same_where_both_places_are_one_file_whatever_it_holds(tmp_path):
+    mail, other = tmp_path / "mail.jsonl", tmp_path / "other.jsonl"
+    for path in (mail, other):
+        path.write_text("{}")
+    assert is_same(str(mail), str(tmp_path / "." / "mail.jsonl"))
+    for place, source in ((None, mail), ("legal", mail), (mail, "legal"), ("legal", "legal"), (mail, other)):
+        assert not is_same(place and str(place), str(source))

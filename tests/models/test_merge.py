@@ -29,6 +29,7 @@ from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF
 from minilora.models.merge import MergeReport, Requantised, export, merge, requantised, save_model
 from minilora.models.with_adapters import load_with_adapters
+from minilora.nn.gemma3 import Gemma3, Gemma3Config
 from minilora.nn.module import Module
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -95,6 +96,17 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
         original.pad_id,
         original.template,
     )
+
+
+def test_what_a_file_of_the_family_rounds_is_no_difference(rng, tmp_path):
+    tokenizer = new_tokenizer()
+    model = Gemma3(Gemma3Config(len(tokenizer), 32, 48, 2, 2, 1, 8), rng)
+    for name, p in model.named_parameters():
+        if name.endswith("norm.weight"):  # with one added, and subtracted as it is read
+            p.data = rng.normal(0, 0.1, p.shape).astype(np.float32)
+    base = save_folder(tmp_path / "base", model.config, model.state_dict(), tokenizer)
+    report = merge(base, saved(adapted(model), tmp_path / "adapter"), tmp_path / "merged.gguf", kind="F32")
+    assert report.logit_error < 1e-3
 
 
 def test_a_model_with_a_layer_that_no_file_of_its_family_has_is_not_saved(tmp_path):
