@@ -10,8 +10,7 @@ m outputs and n inputs of a linear layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -190,56 +189,38 @@ def mixed_lora_linear(x, w, *thin, parts: Sequence[tuple[Array | None, float | A
     Saves x for all a and, per part, x aᵀ, r values per token, for b.
     """
     shape, dtype = x.shape, x.dtype
-    pairs = list(zip(thin[::2], thin[1::2], strict=True))
-    factors = [scale if isinstance(scale, float) else scale.astype(dtype, copy=False) for _, scale in parts]
-    order, places = _one_after_another([at for at, _ in parts])  # order (K)
-
-    def through(z: Array, matrix: Array) -> Array:  # z matrix, for (k, ..., n)
-        return (rows(z) @ matrix).reshape(*z.shape[:-1], matrix.shape[1])  # k may be 0
-
-    def add_updates(out: Array, z: Array, matrices: Iterable[tuple[Array, Array]]) -> list[Array]:
-        """out[rows] += scale (z[rows] first) second for every part; its scale (z[rows] first) are returned."""
-        z, added = (z, out) if order is None else (z[order], array_module(z).zeros((len(order), *out.shape[1:]), dtype))
-        lows = []
-        for (first, second), at, scale in zip(matrices, places, factors, strict=True):
-            lows.append(through(z[at], first) * scale)
-            added[at] += through(lows[-1], second)
-        if order is not None:
-            out[order] += added
-        return lows
-
     y = product(rows(x), w).reshape(*shape[:-1], len(w))  # (B, T, m)
-    lows = add_updates(y, x, ((a.T, b.T) for a, b in pairs))  # x aᵀ, each (k, T, r)
+
+    def through(z: Array, matrix: Array, scale: float | Array = 1.0) -> Array:  # scale z matrix, for (k, ..., n)
+        out = (rows(z) @ matrix).reshape(*z.shape[:-1], matrix.shape[1])  # k may be 0
+        out *= scale if isinstance(scale, float) else scale.astype(dtype)
+        return out
+
+    every = [
+        (a, b, slice(None) if at is None else at, scale)
+        for a, b, (at, scale) in zip(thin[::2], thin[1::2], parts, strict=True)
+    ]
+    lows = [through(x[at], a.T, scale) for a, _, at, scale in every]  # x aᵀ, each (k, T, r)
+    for (_, b, at, _), low in zip(every, lows, strict=True):
+        y[at] += through(low, b.T)
 
     def dx(g):
         out = product_back(rows(g), w).reshape(shape)
-        add_updates(out, g, ((b, a) for a, b in pairs))
+        for a, b, at, scale in every:
+            out[at] += through(through(g[at], b, scale), a)
         return out
 
     def dw(g):
         return rows(g).T @ rows(x)
 
     def da_of(b, at, scale):
-        return lambda g: rows(through(g[at], b) * scale).T @ rows(x[at])  # (r, n)
+        return lambda g: rows(through(g[at], b, scale)).T @ rows(x[at])  # (r, n)
 
     def db_of(at, low):
         return lambda g: rows(g[at]).T @ rows(low)  # (m, r)
 
-    own = (slice(None) if at is None else at for at, _ in parts)
-    each = zip(pairs, own, factors, lows, strict=True)
-    return y, dx, dw, *(vjp for (_, b), at, scale, low in each for vjp in (da_of(b, at, scale), db_of(at, low)))
-
-
-def _one_after_another(parts: Sequence[Array | None]) -> tuple[Array | None, Sequence[slice | Array]]:
-    """The rows of all parts in one array (K), and each part's place in it, so that rows are read and written once.
-
-    (None, each part's own rows) where this is no gain: for a single part, and where parts share rows.
-    """
-    lists = [at for at in parts if isinstance(at, np.ndarray)]
-    if len(lists) == len(parts) > 1 and len(set((order := np.concatenate(lists)).tolist())) == len(order):
-        ends = accumulate(map(len, lists))
-        return order, [slice(end - len(at), end) for at, end in zip(lists, ends, strict=True)]
-    return None, [slice(None) if at is None else at for at in parts]
+    pairs = zip(every, lows, strict=True)
+    return y, dx, dw, *(vjp for (_, b, at, scale), low in pairs for vjp in (da_of(b, at, scale), db_of(at, low)))
 
 
 @op
