@@ -10,6 +10,7 @@ arrival, so that the same batch gives the same bits.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import defaultdict, deque
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array
+from .cgroups import processor_quota
 from .tensor import Node, Tensor, backward_pass
 
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # each draws its own dropout
@@ -35,12 +37,15 @@ THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 
 
 def processors() -> int:
-    """How many processors this process may use. Only Linux knows; elsewhere it is all of the machine's.
-
-    It is 1 in a browser, where no thread can be started.
+    """How many processors this process may use: a container's quota, such as 1.5 processors, counts as 2. Only Linux
+    knows; elsewhere it is all of the machine's. It is 1 in a browser, where no thread can be started.
     """
     if sys.platform == "emscripten":
         return 1
+    return math.ceil(min(_bound_to(), processor_quota()))
+
+
+def _bound_to() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -85,7 +90,10 @@ _lent: list[int] = []  # the number of cores lent to another library by leave_co
 def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    controller = ThreadpoolController()
+    if processor_quota() < _bound_to() and not any(name in os.environ for name in THREADS):  # BLAS libraries know none
+        controller.limit(limits=processors(), user_api="blas")
+    return controller
 
 
 def values(functions: Sequence[Callable[[], Tensor]], threads: int, release: Release = None) -> list[Array]:

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..engine.cgroups import left_memory
 from ..progress import show_progress
 
 INTERRUPTED = 130  # exit status
@@ -119,7 +120,7 @@ def free_memory() -> int | None:
     line = re.search(r"^MemAvailable:\s*(\d+) kB$", about.read_text(), re.MULTILINE) if about.is_file() else None
     if line is None:
         return None
-    return (program_memory(0) or 0) + min([int(line[1]) * 1024, *_left_in_cgroups(), *_left_to_process()])
+    return (program_memory(0) or 0) + int(min(int(line[1]) * 1024, left_memory(), *_left_to_process()))
 
 
 def _left_to_process() -> list[int]:
@@ -131,23 +132,4 @@ def _left_to_process() -> list[int]:
         if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
             held = re.search(rf"^{counted}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
             left += [] if held is None else [max(0, most - int(held[1]) * 1024)]
-    return left
-
-
-def _left_in_cgroups() -> list[int]:
-    """What the memory limit of each cgroup around this process leaves. Cached files can be dropped: they are free."""
-    left, groups = [], Path("/proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.is_file() else []:
-        _, controllers, name = line.split(":", 2)
-        if "memory" in controllers.split(","):  # version 1
-            root, limit, used, total = "/sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes", "total_"
-        else:  # version 2, or a controller whose folder has no such files
-            root, limit, used, total = "/sys/fs/cgroup", "max", "current", ""
-        inner = Path(f"{root}{name}")  # inside a container, the root has the container's own limit
-        for folder in (inner, *inner.parents):
-            with suppress(OSError, ValueError):  # not there, or without a limit: "max"
-                most, held = (int((folder / f"memory.{file}").read_text()) for file in (limit, used))
-                stat = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
-                cached = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
-                left.append(max(0, most - held + cached))
     return left

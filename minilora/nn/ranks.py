@@ -282,11 +282,7 @@ def _share_of_cores(ranks: int) -> int:
     By default, Open MPI binds each of two ranks to a single core, which suits programs of one thread. The process that
     started this one is not bound, so its affinity shows what may be used.
     """
-    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
-        return max(1, processors() // ranks)
-    allowed = os.sched_getaffinity(0)
-    if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ and hasattr(os, "sched_getaffinity"):  # Linux
         with suppress(OSError):
-            allowed |= os.sched_getaffinity(os.getppid())
-            os.sched_setaffinity(0, allowed)
-    return max(1, len(allowed) // ranks)
+            os.sched_setaffinity(0, os.sched_getaffinity(0) | os.sched_getaffinity(os.getppid()))
+    return max(1, processors() // ranks)

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from minilora.engine import cgroups
 from minilora.engine.backend import release_memory
 from minilora.measure import process
 from minilora.measure.process import apart, free_memory, peak_memory, program_memory
@@ -76,17 +77,17 @@ def test_a_function_is_called_in_a_process_of_its_own(here, capfd):
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "words"),
+    ("kind", "error", "words", "place"),
     [
-        ("value", RuntimeError, "no such\nmodel"),
-        ("memory", MemoryError, "^$"),
-        ("asked", MemoryError, "^Unable to allocate 9 MiB$"),
-        ("interrupted", KeyboardInterrupt, "^$"),
+        ("value", RuntimeError, "no such\nmodel", Here),
+        ("memory", MemoryError, "^$", Here),
+        ("asked", MemoryError, "^Unable to allocate 9 MiB$", Here),
+        ("interrupted", KeyboardInterrupt, "^$", Here),
+        pytest.param("value", RuntimeError, "no such\nmodel", subprocess.Popen, marks=pytest.mark.long),
     ],
 )
-def test_a_failure_comes_back_as_its_reason(here, monkeypatch, kind, error, words):
-    if kind != "value":  # one is that of a process
-        monkeypatch.setattr(process.subprocess, "Popen", Here)
+def test_a_failure_comes_back_as_its_reason(here, monkeypatch, kind, error, words, place):
+    monkeypatch.setattr(process.subprocess, "Popen", place)
     with pytest.raises(error, match=words):
         apart(fail, kind)
 
@@ -185,7 +186,8 @@ def test_free_memory_is_what_the_tightest_limit_leaves_and_cached_files_are_free
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    monkeypatch.setattr(process, "Path", lambda path: tmp_path / path.lstrip("/"))
+    for module in (process, cgroups):
+        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert free_memory() == 2 * os.sysconf("SC_PAGE_SIZE") + (left if left < OUTSIDE else OUTSIDE // 1024 * 1024)
     (tmp_path / "proc/meminfo").unlink()
     assert free_memory() is None
@@ -201,7 +203,7 @@ def test_a_process_has_no_more_memory_free_than_its_own_limits_leave(limit, monk
     status = Path("/proc/self/status").read_text()
     held = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{counted}:"))
     usual = resource.getrlimit
-    monkeypatch.setattr(process, "_left_in_cgroups", lambda: [100_000_000])
+    monkeypatch.setattr(process, "left_memory", lambda: 100_000_000)
     for more, left in ((50_000_000, 50e6), (-1, 0), (10**15, 100e6)):
         limits = {number: (held + more, -1)}
         monkeypatch.setattr(resource, "getrlimit", lambda which, own=limits: own.get(which) or usual(which))

@@ -60,22 +60,29 @@ def same(found, alone):
     assert found["answers"] == alone["answers"]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_losses_are_those_of_one_process(ranks, job, alone, tmp_path):
-    status, out, err = mpiexec(ranks, *job, tmp_path / "run")
+def runs_as_alone(alone, ranks, job, folder, *flags):
+    """A job by so many ranks ends as that of one process, and the first rank alone prints."""
+    status, out, err = mpiexec(ranks, *job, folder / "run", *flags)
     assert status == 0, err
-    found = metrics(tmp_path / "run")
+    found = metrics(folder / "run")
     same(found, alone)
     sent = found["bytes_per_step"]
     assert found["ranks"] == ranks and sent["sent"] == 4 * (found["trainable_parameters"] + 2) < sent["full_sent"]
     page = out.splitlines()
-    assert sum(line.startswith("-- LoRA fine-tuning") for line in page) == 1  # the first rank alone prints
+    assert sum(line.startswith("-- LoRA fine-tuning") for line in page) == 1
     assert sum(line.split()[:2] == ["processes", f"{ranks},"] for line in page) == 1
-    assert "Traceback" not in err and [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert "Traceback" not in err and [path.name for path in folder.iterdir()] == ["run"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_losses_are_those_of_one_process(ranks, job, alone, tmp_path):
+    runs_as_alone(alone, ranks, job, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("signal", "ended", "said", "last"), [("SIGKILL", None, "rank 1", 2), ("SIGINT", 130, "--resume", 4)]
+    ("signal", "ended", "said", "last"),
+    [pytest.param("SIGKILL", None, "rank 1", 2, marks=pytest.mark.long), ("SIGINT", 130, "--resume", 4)],
 )
 def test_a_rank_that_dies_and_ctrl_c_end_the_job_which_another_number_of_ranks_goes_on_with(
     signal, ended, said, last, job, alone, tmp_path
@@ -86,17 +93,15 @@ def test_a_rank_that_dies_and_ctrl_c_end_the_job_which_another_number_of_ranks_g
     assert not (tmp_path / "run").exists()
     state = json.loads((tmp_path / "run.partial" / "checkpoint" / "state.json").read_text(encoding="utf-8"))
     assert state["step"] == last
-    status, _, err = mpiexec(3, *job, tmp_path / "run", "--resume")
-    assert status == 0, err
-    same(metrics(tmp_path / "run"), alone)
+    runs_as_alone(alone, 3, job, tmp_path, "--resume")
 
 
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
         (["--data", "nothing.jsonl"], 1, "minilora: nothing.jsonl: no such data file or folder"),
-        (["--r", "0"], 2, "minilora: r must be a positive integer, got 0"),
-        (["--nonsense"], 2, "minilora: unknown arguments: --nonsense; minilora finetune --help lists all flags"),
+        pytest.param(["--r", "0"], 2, "minilora: r must be a positive integer, got 0", marks=pytest.mark.long),
+        pytest.param(["--nonsense"], 2, "unknown arguments: --nonsense; minilora f", marks=pytest.mark.long),
     ],
 )
 def test_a_mistake_is_told_once(words, status, line, job, tmp_path):
