@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -201,6 +202,12 @@ class Job:
     free: int | None
     ranks: Ranks
     peaks: dict[str, int | None] = field(default_factory=dict)
+
+    @cached_property
+    def predicted(self) -> dict[str, Any]:
+        """The predicted memory of a training step. The trainable parameters must be in place."""
+        options = self.options
+        return memory_of(self.model, self.material, options.batch_size, options.seed, self.ranks, _program(self))
 
     def ended(self, phase: str) -> None:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
@@ -461,11 +468,6 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
-def _predicted(job: Job) -> dict[str, Any]:
-    """Of a training step."""
-    return memory_of(job.model, job.material, job.options.batch_size, job.options.seed, job.ranks, _program(job))
-
-
 def _program(job: Job) -> int | None:
     return job.program if job.options.device == "cpu" else None
 
@@ -484,7 +486,7 @@ def _warn_of_memory(job: Job) -> None:
     """
     mapped, program = mapped_bytes(job.model), job.program or 0
     with job.installed():
-        alone = _predicted(job)["predicted"]
+        alone = job.predicted["predicted"]
         predicted = job.ranks.sum_here(alone - mapped) + mapped
         others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
         free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
@@ -515,7 +517,7 @@ def _memory(job: Job) -> dict[str, Any]:
     measured = peak_memory() if job.options.device == "cpu" else None
     held = {phase: peak for phase, peak in job.peaks.items() if peak and measured and peak >= SAME * measured}
     reached = next(iter(held), "checking the result")
-    return {"measured": measured, "reached": reached if measured else None, **_predicted(job)}
+    return {"measured": measured, "reached": reached if measured else None, **job.predicted}
 
 
 def _in_effect(model: LanguageModel, options: Options) -> dict[str, Any]:
