@@ -1,9 +1,14 @@
 """What tests of the jobs share: options of a quick one, a question as a conversation."""
 
-import numpy as np
+from unittest.mock import Mock
 
+import numpy as np
+import pytest
+
+from minilora.commands.eval import EvalOptions, evaluate_adapters
 from minilora.nn.optim import AdamW
 from minilora.train import learn as learning
+from minilora.train import metrics
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare
@@ -40,8 +45,16 @@ def foresee(losses, monkeypatch):
 
 
 def trained(chosen, **more):
-    """The metrics of a job that only trains and validates."""
-    return finetune(chosen, measure=False, answers=False, **more)
+    """The metrics of a job that only trains and validates, and audits nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "audit", lambda *given, **named: Mock(checks={"base": "unchanged"}))
+        return finetune(chosen, measure=False, answers=False, **more)
+
+
+def measured(home, data, adapter=(), **change):
+    """What `eval` finds out about adapters of the base in the folder `home`; data and adapter: one or several."""
+    data, adapter = ([str(one) for one in (x if isinstance(x, (list, tuple)) else [x])] for x in (data, adapter))
+    return evaluate_adapters(EvalOptions(**{"base": str(home / "base"), "data": data, "adapter": adapter} | change))
 
 
 def options(home, out, **change):

@@ -208,7 +208,11 @@ def test_what_cannot_be_packed_is_refused_in_one_line(files, folder, tmp_path, r
 
 # -- what is computed --------------------------------------------------------------------------------------------------
 
-CASES = [("nf4", config) for config in CONFIGS] + [(kind, "plain") for kind in (*FILES, "fp4", "int4")]
+SHOWN = ("Q4_1", "Q6_K")  # blocks of 32 and of 256 values; the other kinds with -m long
+OTHERS = [kind for kind in (*FILES, "fp4", "int4") if kind not in SHOWN]
+CASES = [("nf4", config) for config in CONFIGS] + [(kind, "plain") for kind in SHOWN]
+CASES += [pytest.param(kind, "plain", marks=pytest.mark.long) for kind in OTHERS]
+OF_FILES = [*SHOWN, *(pytest.param(kind, marks=pytest.mark.long) for kind in OTHERS if kind in FILES)]
 
 
 @pytest.mark.parametrize(("kind", "config"), CASES)
@@ -254,7 +258,7 @@ def test_a_packed_matrix_cannot_be_made_trainable(both):
     assert set(model.trainable_parameters()) == before and w.grad is None
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", OF_FILES)
 def test_on_a_device_the_bytes_are_moved_and_the_logits_are_the_hosts(files, kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", strictarray)
     dense, there = zoo.load(files[kind])[0], zoo.load(files[kind], quantized=True, device="cuda")[0]

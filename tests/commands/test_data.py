@@ -125,9 +125,8 @@ def test_of_many_columns_that_are_not_read_the_first_are_named(write):
 
 def test_what_is_left_out_or_seems_wrong_is_a_warning_of_the_page_and_not_logged_again(write, caplog):
     rows = [{"text": f"mail {i}", "label": "ab"[i % 2]} for i in range(30)]
-    seen = tiny(
-        write([*rows, {"text": "x", "label": None}, {"text": "N/A", "label": "a"}, {"text": "fÃ¼r", "label": "b"}])
-    )
+    rows += [{"text": "x", "label": None}, {"text": "N/A", "label": "a"}, {"text": "fÃ¼r", "label": "b"}]
+    seen = tiny(write(rows))
     assert seen["left_out"] == {"label": ["line-31"]} and not caplog.records
     for line in ("1 of 33 rows is left out", "text is 'N/A' in 1 record:", "in 1 of 32 records, letters were read"):
         assert sum(warning.startswith(line) for warning in seen["warnings"]) == 1 and f"warning {line}" in told(seen)
@@ -275,9 +274,8 @@ def test_a_text_is_shown_as_the_sequences_it_is_divided_into(write):
 
 
 def test_a_text_that_begins_with_much_white_space_has_a_page(write):
-    assert "-- as the model sees them" in told(
-        tiny(write("\n" * 300 + "It was dark. " * 20, "novel.txt"), max_length=8)
-    )
+    name = write("\n" * 300 + "It was dark. " * 20, "novel.txt")
+    assert "-- as the model sees them" in told(tiny(name, max_length=8))
 
 
 def test_a_short_text_is_all_trained_on_and_that_is_said_as_are_control_tokens_in_it(write):
@@ -285,10 +283,8 @@ def test_a_short_text_is_all_trained_on_and_that_is_said_as_are_control_tokens_i
     assert "are trained as control tokens: <|im_end|> in novel" in told(seen)
     sequences = seen["lengths"]["train"]["samples"]
     assert [*seen["lengths"]] == ["train"] and 1 < sequences < 10
-    assert (
-        f"splits all is trained on and nothing is held out: that takes 10 sequences, and there are {sequences}"
-        in told(seen)
-    )
+    line = "splits all is trained on and nothing is held out: that takes 10 sequences, and there are"
+    assert f"{line} {sequences}" in told(seen)
 
 
 def test_a_text_of_a_row_is_shown_with_an_end_token_and_a_text_alone_without(write):
@@ -321,12 +317,8 @@ def test_folders_name_their_files_and_columns_under_other_names_are_in_the_comma
 
 def test_the_command_for_pairs_alone_has_the_loss_that_learns_from_both_answers(write):
     pairs = [{"prompt": f"{i}?", "chosen": f"{i}", "rejected": "no"} for i in range(3)]
-    for records, loss in (
-        (pairs, " --loss dpo"),
-        (QA[:3], ""),
-        ([*pairs, *QA[:3]], ""),
-    ):  # of both kinds, SFT takes all
-        assert page(tiny(write(records))).endswith(f"  minilora finetune --data data.jsonl --base tiny{loss}")
+    for rows, loss in ((pairs, " --loss dpo"), (QA[:3], ""), ([*pairs, *QA[:3]], "")):  # of both kinds, SFT takes all
+        assert page(tiny(write(rows))).endswith(f"  minilora finetune --data data.jsonl --base tiny{loss}")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

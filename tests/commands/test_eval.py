@@ -6,9 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
-from jobs import options
+from jobs import options, trained
 from modelfiles import TERMS, write_rows
 from peftfiles import link
 
@@ -33,8 +34,7 @@ def runs(home, tmp_path_factory, no_picture):
 
 
 def measured(home, runs, **change):
-    settings = dict(base=str(home / "base"), data=[str(home / "data.jsonl"), "general"])
-    return evaluate_adapters(EvalOptions(**settings | {"adapter": [str(runs[0] / "one")]} | change))
+    return jobs.measured(home, **{"data": [home / "data.jsonl", "general"], "adapter": runs[0] / "one"} | change)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,18 @@ def test_the_numbers_are_those_that_finetune_reported(home, runs):
     assert max(map(len, page(result).splitlines())) <= 80
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_a_whole_model_is_measured_on_what_was_held_out_of_its_training(home, tmp_path, no_picture, given):
+def test_a_whole_model_is_measured_on_what_was_held_out_of_its_training(home, tmp_path, no_picture):
     rows = [{key: value for key, value in one.items() if key != "split"} for one in TERMS]
-    own = write_rows(
-        tmp_path, [{"ask" if key == "question" else key: value for key, value in one.items()} for one in rows]
-    )
+    rows = [{"ask" if key == "question" else key: value for key, value in one.items()} for one in rows]
+    own = write_rows(tmp_path, rows)
     chosen = options(home, tmp_path / "whole", data=own, field={"question": "ask"}, method="full", steps=4)
     metrics = finetune(chosen, answers=False)
-    settings = EvalOptions(base=str(tmp_path / "whole"), data=[own] if given else None, no_recall=True)
-    result = evaluate_adapters(settings)
-    assert ("general" in result["sets"]) is not given and result["adapters"] == {}
-    for name, scores in result["scores"].items():
-        after = metrics["loss"][name.removeprefix("own/")][1]
-        assert scores["base"]["loss"]["value"] == pytest.approx(after, rel=1e-5)
+    for data in ([own], None):
+        result = evaluate_adapters(EvalOptions(base=str(tmp_path / "whole"), data=data, no_recall=True))
+        assert ("general" in result["sets"]) == (data is None) and result["adapters"] == {}
+        for name, scores in result["scores"].items():
+            after = metrics["loss"][name.removeprefix("own/")][1]
+            assert scores["base"]["loss"]["value"] == pytest.approx(after, rel=1e-5)
 
 
 def test_adapters_are_compared_with_the_base_and_with_each_other(home, runs, tmp_path):
@@ -145,19 +143,17 @@ def test_other_data_have_the_columns_of_training_if_these_are_there(home, runs, 
     for name, columns in (("a", field), ("b", field), ("c", {"question": "answer", "answer": "question"})):
         rows = asked if columns == field else TERMS
         own = write_rows(tmp_path, rows, f"{name}.jsonl")
-        finetune(options(home, tmp_path / name, data=own, field=columns, steps=1), answers=False)
+        trained(options(home, tmp_path / name, data=own, field=columns, steps=1))
     other = tmp_path / "other"
     other.mkdir()  # the first of its files is named by its columns alone
-    (other / "train.csv").write_text("ask,tell\nWhy?,So.\n")
-    (other / "test.csv").write_text("\nask,tell\nWhen?,Now.\n")
+    (other / "train.csv").write_text("ask,tell,note\nWhy?,So.,-\n")
+    (other / "test.csv").write_text("\nask,tell,note\nWhen?,Now.,-\n")
     both = [str(tmp_path / name) for name in "ab"]
     result = measured(home, runs, adapter=both, data=[str(other), "general"], limit=2, no_recall=True)
     assert [*result["sets"]] == ["other/unseen", "general"]
     with pytest.raises(DataError, match="which columns"):  # adapters that call them differently
         measured(home, runs, adapter=[*both, str(tmp_path / "c")], data=[str(other)], no_recall=True)
-    plain = write_rows(
-        tmp_path, [{"question": "Why?", "answer": "So."}], "plain.jsonl"
-    )  # other columns, which are found
+    plain = write_rows(tmp_path, [{"question": "Why?", "answer": "So."}], "plain.jsonl")  # which are found
     assert [*measured(home, runs, adapter=both, data=[plain], no_recall=True)["sets"]] == ["plain"]
     with pytest.raises(DataError, match="expected a JSON object"):
         measured(home, runs, adapter=both, data=[write_rows(tmp_path, [3], "bad.jsonl")], no_recall=True)
@@ -191,7 +187,7 @@ def moved(home, tmp_path, monkeypatch):
     """A folder, in which we are, with own.jsonl and an adapter in run/ that was trained on it."""
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path, TERMS)
-    finetune(options(home, "run", data="own.jsonl", steps=1), measure=False)
+    trained(options(home, "run", data="own.jsonl", steps=1))
     return tmp_path
 
 
@@ -212,9 +208,7 @@ def test_data_are_found_from_another_folder_and_what_is_gone_or_changed_is_logge
     assert len(sets) == 3 and "own.jsonl has changed since ../run was trained on it" in line
     (moved / "own.jsonl").unlink()
     sets, (line,) = sets_of(home, caplog)
-    assert sets == ["general"] and line.endswith(
-        "its training data, own.jsonl, are not here: give their path with --data"
-    )
+    assert sets == ["general"] and line.endswith("own.jsonl, are not here: give their path with --data")
     (moved / "run" / "minilora.json").unlink()
     sets, (line,) = sets_of(home, caplog)
     assert sets == ["general"] and "no minilora.json that names its training data" in line
@@ -232,7 +226,7 @@ def test_data_that_are_given_are_compared_with_those_of_training(home, moved, sa
     assert found("own.jsonl") == (["own/paraphrase", "own/unseen"], [])
     write_rows(moved, [*TERMS[:2], TERMS[2] | {"split": "test"}, *TERMS[3:]], "next.jsonl")
     start = len(said())
-    finetune(options(home, "more", data="next.jsonl", adapter="run", steps=1), measure=False)
+    trained(options(home, "more", data="next.jsonl", adapter="run", steps=1))
     seen = "next.jsonl: 1 of 3 records that are measured are in the training data of run, so"
     assert any(line.startswith(seen) for line in said()[start:])
     write_rows(moved, TERMS[:-1])
@@ -258,9 +252,9 @@ def test_data_are_found_from_a_file_that_was_exported_and_through_a_link(home, m
 
 def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp_path, caplog):
     own, base = write_rows(tmp_path, TERMS), str(tmp_path / "whole")
-    finetune(options(home, base, data=own, method="full", steps=1), measure=False)
+    trained(options(home, base, data=own, method="full", steps=1))
     other = write_rows(tmp_path, TERMS, "other.jsonl")
-    finetune(options(home, tmp_path / "run", base=base, data=other, steps=1), measure=False)
+    trained(options(home, tmp_path / "run", base=base, data=other, steps=1))
     write_rows(tmp_path, TERMS[:-1])
     found = evaluate_adapters(EvalOptions(adapter=[str(tmp_path / "run")], base=base, no_recall=True, limit=2))
     assert list(found["sets"]) == ["other/paraphrase", "other/unseen", "general"] and "changed" not in caplog.text
@@ -271,7 +265,7 @@ def test_an_adapter_of_a_whole_model_is_measured_on_its_own_data_alone(home, tmp
 def test_columns_under_other_names_are_those_of_training_unless_others_are_given(home, tmp_path):
     asked = [{"topic" if key == "question" else key: value for key, value in one.items()} for one in TERMS]
     other = write_rows(tmp_path, [one | {"then": one["topic"][::-1]} for one in asked])
-    finetune(options(home, tmp_path / "run", data=other, steps=1, field={"question": "topic"}), measure=False)
+    trained(options(home, tmp_path / "run", data=other, steps=1, field={"question": "topic"}))
     given = dict(adapter=[str(tmp_path / "run")], base=str(home / "base"), no_recall=True, limit=2)
     found = evaluate_adapters(EvalOptions(**given))
     assert list(found["sets"]) == ["own/paraphrase", "own/unseen", "general"]

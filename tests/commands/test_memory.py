@@ -54,11 +54,7 @@ def test_the_bytes_of_a_quantised_file_are_those_of_the_loaded_model_though_some
 
 WIDE = dict(vocab_size=4100, hidden_size=256, intermediate_size=768, head_dim=64,
             max_position_embeddings=400)  # fmt: skip
-WAYS = [
-    {},
-    pytest.param({"recompute": True}, marks=pytest.mark.long),
-    pytest.param({"quantized": "nf4"}, marks=pytest.mark.long),
-]
+WAYS = [{}, *(pytest.param(how, marks=pytest.mark.long) for how in ({"recompute": True}, {"quantized": "nf4"}))]
 
 
 @pytest.mark.parametrize("how", WAYS, ids=str)

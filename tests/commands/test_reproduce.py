@@ -315,9 +315,7 @@ def test_both_forms_are_run_and_kept_and_each_has_its_own_verdict(shelf, both, t
     rewritten(shelf, "good", "minutes=2,", 'minutes=2, band=Band("factor", high=0, against_above=1),')
     found = run(["good"], SERIAL)["claims"]["good"]
     assert (found["verdict"], found["on_smollm2"]["verdict"]) == ("reproduced", "reproduced") and runs(tmp_path) == 3
-    rewritten(
-        shelf, "good", 'band=Band("factor", low=1.5, against_below=1)', 'band=Band("factor", low=9, against_below=8)'
-    )
+    rewritten(shelf, "good", 'Band("factor", low=1.5, against_below=1)', 'Band("factor", low=9, against_below=8)')
     found = run(["good"], SERIAL)["claims"]["good"]
     assert (found["verdict"], found["on_smollm2"]["verdict"]) == ("contradicted", "reproduced")
 
@@ -360,13 +358,9 @@ def test_the_page_has_both_forms_side_by_side(shelf, both, tmp_path, quick_pictu
     rewritten(shelf, "good", 'return {"measured": factors, "only"', 'return {"measured": factors, f"on {setting.base}"')
     text = write_page(run([], SERIAL), tmp_path / "runs/claims").read_text("utf-8")
     section = sections_of(text)["good"]
-    assert (
-        "2 claims: 2 reproduced, 0 not at this size, 0 contradicted; on SmolLM2 1 of them: 0 reproduced, 0 not at"
-        in text
-    )
-    assert rows_of(text)["good"].endswith(
-        "2.01 [1.985, 2.035] | **reproduced** | -1.99 [-2.015, -1.965] *contradicted* |"
-    )
+    assert "2 claims: 2 reproduced, 0 not at this size, 0 contradicted; on SmolLM2 1 of them: 0 reproduced, 0" in text
+    verdicts = "2.01 [1.985, 2.035] | **reproduced** | -1.99 [-2.015, -1.965] *contradicted* |"
+    assert rows_of(text)["good"].endswith(verdicts)
     assert rows_of(text)["also-good"].endswith("| **reproduced** |  |")
     assert "**On SmolLM2**: Larger. Measured on 20" in section and "SmolLM2" not in sections_of(text)["also-good"]
     assert "seeds 0, 1, 2: -2, -1.99, -1.98; mean -1.99 [-2.015, -1.965]; **contradicted**\n\nBy size.\n" in section
@@ -502,6 +496,5 @@ def test_the_list_names_all_with_their_minutes(capsys):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert status("reproduce", "planted-rank", "--small", "--out", tmp_path / "file") == 1
-    assert capsys.readouterr().err.endswith(
-        "file: results cannot be written there (File exists); choose another --out\n"
-    )
+    line = "file: results cannot be written there (File exists); choose another --out\n"
+    assert capsys.readouterr().err.endswith(line)

@@ -129,7 +129,9 @@ def test_a_random_search_runs_every_combination_that_it_draws_with_every_seed(ra
     assert [row["validation_loss"]["n"] for row in result["settings"]] == [3] * 5
 
 
-def test_a_random_search_of_more_trials_than_a_grid_may_have_is_not_refused(tiny_folder, no_training, monkeypatch):
+def test_a_random_search_of_more_trials_than_a_grid_may_have_is_not_refused(
+    tiny_folder, no_training, monkeypatch, quick_pictures
+):
     monkeypatch.setattr(sweeping, "MOST", 3)
     command = quick(tiny_folder, "--r", 1, 2, 3, "--search", "random", "--trials", 2, "--seed", 0, 1, 2)
     assert status(*command) == 0 and len(no_training) == 6
@@ -319,7 +321,9 @@ def test_the_same_command_goes_on_and_half_a_row_is_made_again(tiny_folder, no_t
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device")])
-def test_a_trial_that_lacked_memory_or_disk_is_tried_again(error, tiny_folder, no_training, monkeypatch, capsys):
+def test_a_trial_that_lacked_memory_or_disk_is_tried_again(
+    error, tiny_folder, no_training, monkeypatch, capsys, quick_pictures
+):
     find, command = sweeping.trial, quick(tiny_folder, "--r", 1, 2, "--lr", 0.5, 99)
 
     def lacking(setting, folder):
@@ -338,7 +342,9 @@ def test_a_trial_that_lacked_memory_or_disk_is_tried_again(error, tiny_folder, n
     assert "2 of 4 trials failed" in capsys.readouterr().out and len(table()) == 4
 
 
-def test_where_nobody_reads_the_table_the_picture_is_there_all_the_same(tiny_folder, no_training, monkeypatch):
+def test_where_nobody_reads_the_table_the_picture_is_there_all_the_same(
+    tiny_folder, no_training, monkeypatch, quick_pictures
+):
     def closed(text):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
@@ -529,9 +535,8 @@ def test_a_setting_of_which_a_seed_failed_is_not_the_best():
 
 
 def test_losses_on_different_data_are_not_compared():
-    result = summed(
-        [3.0, 2.5, 2.0, 1.0, 1.5, 9.0, None, None], data=["legal", "finance", "a on b", "gone"], lr=[1e-3, 1e-2]
-    )
+    data, losses = ["legal", "finance", "a on b", "gone"], [3.0, 2.5, 2.0, 1.0, 1.5, 9.0, None, None]
+    result = summed(losses, data=data, lr=[1e-3, 1e-2])
     named = [(key, best and best["varied"]["data"], best and best["lr"]) for key, best in result["best"].items()]
     assert sorted(named) == [
         ("lora on a on b", "a on b", 1e-3), ("lora on finance", "finance", 1e-2), ("lora on gone", None, None),

@@ -90,7 +90,7 @@ def returning(kind, solution):
     return answer
 
 
-@pytest.mark.parametrize("kind", [None, (), [[1.0]], list])
+@pytest.mark.parametrize("kind", [None, *(pytest.param(one, marks=pytest.mark.long) for one in ((), [[1.0]])), list])
 def test_an_answer_of_another_kind_is_one_line_and_a_missing_return_is_named(kind):
     for name, exercise in EXERCISES.items():
         line = judged(exercise, returning(kind, exercise.forms[0].reference), np.random.default_rng(0))

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 from commandline import complaint
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora.cli import main
@@ -167,6 +167,7 @@ def test_the_task_of_an_adapter_is_preferred_for_its_prompt(tmp_path):
         min_size=1,
     )
 )  # fmt: skip
+@settings(max_examples=40)
 def test_a_task_is_the_same_when_it_was_stored(properties):
     task = FieldTask.of({"properties": properties})
     assert FieldTask.stored(json.loads(json.dumps(task.entry()))) == task
@@ -275,7 +276,8 @@ def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said, tmp
         assert complaint(capsys).startswith(f"{tmp_path / 'own.schema.json'}: ")
 
 
-@given(st.text() | st.integers(-99, 99) | st.booleans(), st.booleans())
+@given(st.text(max_size=9) | st.integers(-99, 99) | st.booleans(), st.booleans())
+@settings(max_examples=25)
 def test_const_is_an_enum_of_one_value(value, typed):
     title = {"title": "A"} | ({"type": kind_of(value)} if typed else {})
     one, same = title | {"const": value}, title | {"enum": [value]}

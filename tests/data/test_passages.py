@@ -178,8 +178,9 @@ def test_equal_passages_stay_in_order_whichever_word_finds_them():
     assert book.ranked("Owl?") == [*book.passages[::2], *book.passages[1::2]]
 
 
-def test_numbers_are_compared_whole():
+def test_words_are_compared_by_their_first_letters_and_numbers_whole():
     """Two articles, orders or years whose first digits are equal are two words."""
+    assert terms("orders ordering") == ["order"] * 2
     codes = ["4711001", "4711002", "FW-12345678", "FW-12345679", "apple1", "apple2", "１２３４５６", "١٢٣٤٥٦", "١٢٣٤٥٧"]
     book = Handbook([Passage(code, f"About {code}.") for code in codes], "codes")
     assert [book.ranked(f"What is {code}?")[0].id for code in codes] == codes

@@ -123,11 +123,13 @@ def test_each_gives_the_results_in_order_and_attempt_failures_as_well():
         setting.each(root, [{"x": 9}, {"x": -1}])
 
 
-def test_a_small_run_keeps_nothing(tmp_path):
+def test_a_small_run_keeps_nothing_and_updates_have_their_folder(tmp_path):
     Setting(small=True, folder=tmp_path).each(root, [{"x": 9}])
     assert list(tmp_path.iterdir()) == []
     Setting(jobs=1, folder=tmp_path).each(root, [{"x": 9}])
     assert len(list(tmp_path.iterdir())) == 1
+    assert Setting().updates is None
+    assert Setting(folder=tmp_path).updates == str(tmp_path / "updates")
 
 
 def loss_of(lr, seed):
@@ -138,11 +140,6 @@ def loss_of(lr, seed):
 def test_a_claim_tunes_for_all_its_seeds_and_a_small_one_takes_the_first_rate(small, walk, lr):
     found = Setting(small=small, seeds=(4, 2), jobs=1).tuned(loss_of, {"one": {"lr": 0.1}}, walk)["one"]
     assert found["lr"] == pytest.approx(lr) and [run["seed"] for run in found["runs"]] == [4, 2]
-
-
-def test_where_updates_are_kept(tmp_path):
-    assert Setting().updates is None
-    assert Setting(folder=tmp_path).updates == str(tmp_path / "updates")
 
 
 def test_a_file_that_lacks_something_is_named(monkeypatch):

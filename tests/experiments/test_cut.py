@@ -9,7 +9,7 @@ from minilora.experiments.tiny import tiny_base
 from minilora.lora.adapters import base_state
 from minilora.nn.module import sha256_of
 
-FEW = {"steps": 4, "batch_size": 2, "data": "support", "held_out": 4}
+FEW = {"steps": 2, "batch_size": 1, "data": "support", "held_out": 2}
 
 
 def test_all_directions_leave_all_of_the_gain_and_the_base_is_as_it_was():

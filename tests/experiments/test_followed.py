@@ -17,18 +17,23 @@ from minilora.models.load import TINY
 FEW = {"base": "tiny", "steps": 1, "every": 1, "held_out": 2}
 
 
+@pytest.fixture(scope="module")
+def sets():
+    """What is trained and measured, as samples of the tiny base."""
+    _, tokenizer = ml.load("tiny")
+    parts = ml.split_records(ml.read_records("legal"))
+    sets = {name: ml.encode_records(part, tokenizer) for name, part in parts.items()}
+    return sets | {"old": encode_text((TINY / "validation.txt").read_text("utf-8"), tokenizer, max_length=128)}
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_each_look_has_the_losses_of_the_model_as_it_is_then(method):
+def test_each_look_has_the_losses_of_the_model_as_it_is_then(method, sets):
     found = followed_run(3e-3, method, 5, r=2, alpha=8, **FEW)
-    model, tokenizer = ml.load("tiny")
+    model, _ = ml.load("tiny")
     if method == "lora":
         ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=8), seed=5)
-    sets = {
-        name: ml.encode_records(part, tokenizer) for name, part in ml.split_records(ml.read_records("legal")).items()
-    }
-    sets["old"] = encode_text((TINY / "validation.txt").read_text("utf-8"), tokenizer, max_length=128)
     loss = lambda name: mean_loss(model, evenly(sets[name], 2))
-    before = {name: loss(name) for name in sets}
+    before = {name: loss(name) for name in ("validation", "old", "test")}
     seen = [(before["validation"], before["old"])]
     ml.fit(model, sets["train"], 1, 3e-3, 8, 5, each_step=lambda step: seen.append((loss("validation"), loss("old"))))
     new, old = map(list, zip(*seen, strict=True))

@@ -120,12 +120,9 @@ def test_claims_share_runs_at_each_ones_best_rate_for_the_first_seed(small, size
     )
 
 
-def test_another_method_is_refused(train):
+def test_another_method_and_another_file_are_refused(train, tmp_path):
     with pytest.raises(ValueError, match="method must be one of lora, dora, full, got 'pissa'"):
         train(method="pissa")
-
-
-def test_another_file_is_refused(tmp_path):
     write_tensors(tmp_path / "x.safetensors", {"model.norm.weight": np.ones(3, np.float32)})
     with pytest.raises(ModelFileError, match=r"x\.safetensors: holds no update"):
         read_update(tmp_path / "x.safetensors")

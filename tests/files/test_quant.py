@@ -334,7 +334,7 @@ def most(request, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [*LAYOUTS, "F16", "BF16"])
-@pytest.mark.parametrize("shape", [(1, 256), (600, 512), (2, 2**18 + 256)])
+@pytest.mark.parametrize("shape", [(1, 256), (300, 512), (2, 2**17 + 256)])  # the last has rows longer than a tile
 def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_to_it(kind, shape, most, rng):
     if kind in STEPS:
         raw = random_blocks(shape, kind, rng)
@@ -343,7 +343,7 @@ def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_
     else:
         raw = quantize(rng.standard_normal(shape, np.float32), kind)
     w, packed = dequantize(raw, kind), Packed(raw, kind)
-    for rows in (1, 2, 3, most):
+    for rows in (1, 2, 3, most) if kind in ("Q6_K", "BF16") else (1, most):
         x = rng.standard_normal((rows, shape[1])).astype(np.float32)
         y = packed.product_of_few(x)
         exact, bound = x.astype(np.float64) @ w.T, np.abs(x) @ np.abs(w.T)

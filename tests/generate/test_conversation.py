@@ -271,16 +271,6 @@ def test_a_talk_is_saved_as_text_that_says_who_answered(talk, tmp_path):
     assert text == f"you: hello\n\nbase: {first}\n\nyou: x\n\n0.5 legal + 0.5 support: {second}\n"
 
 
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_a_talk_saved_as_jsonl_can_be_trained_on(talk, tmp_path, system):
-    talk.system = system
-    answers = [answer(talk, "hello"), answer(talk, "x")]
-    talk.save(tmp_path / "talk.jsonl")
-    turns = ["hello", answers[0], "x", answers[1]]
-    (record,) = read_records(tmp_path / "talk.jsonl")
-    assert list(record.messages) == (under(system, *turns) if system else said(*turns))
-
-
 def test_answers_are_learned_under_the_system_prompt_that_they_were_given_under(talk, model, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(model.adapters["legal"], "data", {"system": "Be kind."})
@@ -319,10 +309,8 @@ def expected_label(model, tokenizer, task, question):
     ml.set_adapter(model, "legal")
     (p,) = label_probabilities(label_logprobs(model, tokenizer, [said(task.prompt(question))], task.labels))
     (label, first), *others = sorted(zip(task.labels, p, strict=True), key=lambda one: -one[1])
-    return (
-        label,
-        f"{label} ({100 * first:.0f} %; then {', '.join(f'{name} {100 * q:.0f} %' for name, q in others[:2])})",
-    )
+    then = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
+    return label, f"{label} ({100 * first:.0f} %; then {then})"
 
 
 def test_an_adapter_with_labels_answers_with_the_likeliest_whatever_was_said(talk, model, tokenizer, task, tmp_path):
@@ -345,10 +333,8 @@ def test_labels_and_answers_are_compared_in_their_order(talk, model, tokenizer, 
     for name, piece in talk.compare("x", versions):
         found[name] += piece
         order.append(name)
-    assert (
-        found["legal"] == expected_label(model, tokenizer, task, "x")[1]
-        and sorted(order, key=list(versions).index) == order
-    )
+    assert found["legal"] == expected_label(model, tokenizer, task, "x")[1]
+    assert sorted(order, key=list(versions).index) == order
     for name in ("support", "base"):
         ml.set_adapter(model, versions[name])
         assert found[name] == generate(model, tokenizer, "x", 12)

@@ -44,9 +44,11 @@ def brute_force(model, tokenizer, talk, label):
     return total
 
 
-@pytest.mark.parametrize(("at_once", "threads"), [(1, 1), (2, 2), (3, 3), (16, 2)])
-@pytest.mark.parametrize("talks", [TALKS, TALKS[:2], TALKS[:1], TALKS[2:3], TALKS[:3] * 2])
-def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, monkeypatch, at_once, threads, talks):
+@pytest.mark.parametrize(
+    ("talks", "at_once", "threads"),
+    [(TALKS, 2, 2), (TALKS[:2], 3, 3), (TALKS[:1], 16, 2), (TALKS[2:3], 1, 1), (TALKS[:3] * 2, 1, 1), (TALKS, 16, 2)],
+)
+def test_log_likelihoods_are_those_of_the_whole_sequences(talker, tokenizer, monkeypatch, talks, at_once, threads):
     monkeypatch.setattr(scoring, "cores", lambda: threads)
     monkeypatch.setattr(scoring, "RECORDS", at_once)
     monkeypatch.setattr(scoring, "LABELS", at_once)

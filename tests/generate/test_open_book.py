@@ -94,12 +94,8 @@ def test_the_chat_shows_the_passage_before_each_answer(talk, trained, capsys):
     assert capsys.readouterr().err.startswith("(passage birds/owl: An owl eats mice.)\n")
     chat.handle("/compare")
     out, err = capsys.readouterr()
-    assert (
-        NO_WORD not in err
-        and "base, with passage birds/owl:" in out
-        and "support, with passage birds/owl:" in out
-        and "legal:\n" in out
-    )
+    told = ["base, with passage birds/owl:", "support, with passage birds/owl:", "legal:\n"]
+    assert NO_WORD not in err and all(words in out for words in told)
 
 
 @pytest.mark.parametrize("question", ["zebra", "What is it?", "?!"])

@@ -50,9 +50,9 @@ def run(streams, *asks):
 
 
 def test_every_turn_of_every_conversation_is_answered_as_by_a_model_that_knows_nothing(model, tokenizer, known):
-    rng, talks = np.random.default_rng(0), {i: asked("Explain: " + "x" * 30 * i) for i in range(6)}
-    streams, cached = Streams(model, tokenizer, slots=4, known=known), 0
-    for _ in range(4):  # turns
+    rng, talks = np.random.default_rng(0), {i: asked("Explain: " + "x" * 30 * i) for i in range(4)}
+    streams, cached = Streams(model, tokenizer, slots=3, known=known), 0
+    for _ in range(3):  # turns
         asks = {i: (talk, CHOICES[(i + rng.integers(2)) % 3], int(rng.integers(2, 9))) for i, talk in talks.items()}
         answers = run(streams, *asks.values())
         plain = run(Streams(model, tokenizer, slots=1), *asks.values())

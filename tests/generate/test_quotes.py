@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from hearing import counted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadranks import in_ranks
 
@@ -28,7 +28,7 @@ OWL = Passage("birds/owl", "An owl eats mice. It sleeps by day. It hoots.")
 BOOK = Handbook([HERON, OWL], "birds")
 QUOTING = Quoting(2)
 QUESTION = "What does the owl eat?"
-QUESTIONS = ("hello", "a?", "Why?", "An owl?", "Is it grey?", "by day")
+QUESTIONS = ("hello", "a?", "by day")
 
 
 @pytest.fixture
@@ -103,13 +103,7 @@ def test_a_sentence_does_not_end_with_an_abbreviation_or_the_number_of_an_item(n
         assert Quoting(1).parts("\n".join([*texts, next])) == [*texts, next]
 
 
-FULL = [
-    "返品は三十日以内です。",
-    "返送料は？！",
-    "彼は「はい。」と言った。",
-    "以上；",
-    "終わり。」",
-]  # no space follows
+FULL = ["返品は三十日以内です。", "返送料は？！", "彼は「はい。」と言った。", "以上；", "終わり。」"]
 SPACED = ["वापसी होगी।", "ہاں۔", "هل يمكن؟", "ثم؛", "Sim!"]
 
 
@@ -147,26 +141,16 @@ def test_a_record_is_turned_round():
     assert [r.phrasings for r in turned] == [(), ()]
 
 
-def test_how_an_adapter_quotes_is_stored():
+def test_how_an_adapter_quotes_is_stored_and_an_entry_that_cannot_be_is_refused():
     other = Quoting(3, "Read: {passage} Which question has the answer {part}?")
     assert Quoting.stored(json.loads(json.dumps(other.entry()))) == other and Quoting.stored({"name": "x"}) is None
     assert other.prompt("{part} a", "b") == "Read: {part} a Which question has the answer b?"
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {},
-        {"sentences": 0, "template": "{passage} {part}"},
-        {"sentences": "2", "template": "{passage} {part}"},
-        {"sentences": 2, "template": "{part} {passage}"},
-        {"sentences": 2},
-        {"sentences": 2, "template": 5},
-    ],
-)
-def test_an_entry_that_cannot_be_is_refused(entry):
-    with pytest.raises(ValueError, match="must have sentences, and a template with {passage} and then {part}"):
-        Quoting.stored({"quote": entry})
+    good = {"sentences": 2, "template": "{passage} {part}"}
+    assert Quoting.stored({"quote": good}) == Quoting(**good)
+    for wrong in ({"sentences": 0}, {"sentences": "2"}, {"template": "{part} {passage}"}, {"template": 5}):
+        for entry in (good | wrong, {"sentences": 2}, {}):
+            with pytest.raises(ValueError, match="must have sentences, and a template with {passage} and then {part}"):
+                Quoting.stored({"quote": entry})
 
 
 # -- who answers with what ---------------------------------------------------------------------------------------------
@@ -177,15 +161,16 @@ def test_an_entry_that_cannot_be_is_refused(entry):
     st.integers(1, 2),
     st.integers(0, 3),
 )
+@settings(max_examples=50)
 def test_the_window_has_the_largest_expected_share_of_the_answer(logprobs, run, more):
     sentences = run + more
     each = [shares(np.exp(one) / len(one), run, sentences) for one in map(np.array, logprobs)]
     number, start = window([np.array(one) - 900 for one in logprobs], run, sentences)  # their sum would be zero
     assert each[number][start] == pytest.approx(max(map(max, each)), rel=1e-6)
+    assert window([np.zeros(2)] * 2, 1, 1) == (0, 0)  # of equal ones the first
 
 
-@pytest.mark.parametrize("question", [QUESTION, "Is a heron silent?", "hello"])
-@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize(("question", "system"), [(QUESTION, None), ("Is a heron silent?", "Be brief.")])
 def test_the_quotation_is_what_makes_the_question_likeliest(model, tokenizer, question, system):
     for other in (Quoting(1), Quoting(3)):
         found = quote(model, tokenizer, other, question, BOOK, system)

@@ -4,11 +4,12 @@ import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import asked
 from modelfiles import CONFIG
@@ -33,8 +34,8 @@ def model(talker):
     """The talker with three adapters, one of them DoRA. None is active between the tests."""
     model = Llama(talker.config, 0)
     model.load_state_dict(talker.state_dict())
-    for seed, (name, settings) in enumerate({"legal": {}, "support": {"r": 4}, "odd": {"use_dora": True}}.items()):
-        config = ml.LoraConfig(**{"r": 2, "lora_alpha": 4, "init_lora_weights": False, **settings})
+    for seed, (name, own) in enumerate({"legal": {}, "support": {"r": 4}, "odd": {"use_dora": True}}.items()):
+        config = ml.LoraConfig(**{"r": 2, "lora_alpha": 4, "init_lora_weights": False, **own})
         ml.add_adapter(model, config, name=name, seed=seed)
         for key, array in adapter_state(model, name).items():
             array *= 1 if key.endswith("vector") else 0.5
@@ -226,13 +227,14 @@ def test_rows_of_the_cache_double_up_to_the_slots_and_no_further(model, tokenize
     assert rows == [3, 6, 6, 7]
 
 
-def test_an_answer_that_outlives_many_others_has_room_to_its_end(model, tokenizer):
+@pytest.mark.parametrize(("length", "others"), [(150, 6), (20, 1)])
+def test_an_answer_that_outlives_others_has_room_to_its_end(model, tokenizer, length, others):
     streams = Streams(model, tokenizer, slots=2)
-    long = streams.add("hello", "legal", max_new_tokens=60)
-    short = [streams.add("x" * 150, "support", max_new_tokens=5) for _ in range(10)]
+    long = streams.add("hello", "legal", max_new_tokens=40)
+    short = [streams.add("x" * length, "support", max_new_tokens=5) for _ in range(others)]
     finish(streams)
-    assert long.text == alone(model, tokenizer, "hello", "legal", 60)
-    assert {answer.text for answer in short} == {alone(model, tokenizer, "x" * 150, "support", 5)}
+    assert long.text == alone(model, tokenizer, "hello", "legal", 40)
+    assert {answer.text for answer in short} == {alone(model, tokenizer, "x" * length, "support", 5)}
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
@@ -250,17 +252,11 @@ def ended(model, tokenizer, ids, **settings):
     return answer, pieces
 
 
+@cache
 def sentencepiece():
     """A tokenizer whose tokens mean other text after others: spaces at the beginning, single bytes."""
-    tokens = [
-        "<end>",
-        "<unk>",
-        "\u2581",
-        "\u2581a",
-        "b",
-        "\ufffd",
-        *(f"<0x{byte:02X}>" for byte in b"\n\xc3\xa9\xe2\x82\xac\xff"),
-    ]
+    tokens = ["<end>", "<unk>", "\u2581", "\u2581a", "b", "\ufffd"]
+    tokens += [f"<0x{byte:02X}>" for byte in b"\n\xc3\xa9\xe2\x82\xac\xff"]
     core = Core(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True))
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     core.decoder = decoders.Sequence(steps)
@@ -270,6 +266,7 @@ def sentencepiece():
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 @given(data=st.data())
+@settings(max_examples=35)
 def test_the_text_of_an_answer_is_that_of_all_its_tokens_after_each(tokenizer, kind, data):
     own = tokenizer if kind == "bytes" else sentencepiece()
     some = st.text("a \n\u00e9\u20ac\ufffd\U0001f600").map(own.encode) if kind == "bytes" else st.just([])
@@ -287,6 +284,7 @@ def test_the_text_of_an_answer_is_that_of_all_its_tokens_after_each(tokenizer, k
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 @given(data=st.data())
+@settings(max_examples=35)
 def test_a_text_and_its_continuation_are_the_text_of_all_their_tokens(tokenizer, kind, data):
     own = tokenizer if kind == "bytes" else sentencepiece()
     pieces = [own.encode(one) for one in "a \u00e9"] if kind == "bytes" else [[2], [3], [4], [7, 8], [9, 10, 11]]
@@ -500,10 +498,7 @@ def test_only_the_likeliest_tokens_that_have_the_probability_together_are_drawn(
     cases = [(0.4, {1}), (0.51, {1, 3}), (0.79, {1, 3}), (0.9, {1, 2, 3}), (1 - 1e-16, {0, 1, 2, 3}), (1, {0, 1, 2, 3})]
     for top_p, allowed in cases:
         assert {draw(logits, 1.0, top_p, rng) for _ in range(300)} == allowed
-
-
-def test_top_p_looks_at_the_probabilities_that_the_temperature_makes(rng):
-    logits = np.log(np.array([0.6, 0.4], np.float32))
+    logits = np.log(np.array([0.6, 0.4], np.float32))  # of the probabilities that the temperature makes
     for temperature, top_p, allowed in ((1.0, 0.6, {0}), (10.0, 0.6, {0, 1}), (5e-324, 0.6, {0}), (5e-324, 1, {0})):
         assert {draw(logits, temperature, top_p, rng) for _ in range(100)} == allowed
 

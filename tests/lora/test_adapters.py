@@ -494,6 +494,10 @@ def test_a_frozen_A_stays_frozen_when_the_whole_model_is_unfrozen(tiny_model):
     assert set(tiny_model.trainable_parameters()) == everything
     tiny_model.requires_grad_(False)
     assert not tiny_model.trainable_parameters()
+    set_adapter(tiny_model, None)
+    tiny_model.requires_grad_(True)
+    set_adapter(tiny_model, None)  # which freezes B, although A is frozen already
+    assert not names_in(tiny_model) & set(tiny_model.trainable_parameters())
 
 
 def test_biases_that_are_not_there_or_that_no_adapter_could_own(tiny_model, tiny_config, rng):

@@ -71,11 +71,8 @@ def test_names_and_layers_select_their_intersection(kinds, layers):
 def test_modules_named_in_full_are_adapted_in_any_block_as_in_peft(whole, kind, layer):
     expected = {*whole, *of(kind, layers=[layer])}
     assert set(found(target_modules=[*sorted(whole), kind], layers_to_transform=layer)) == expected
-    names = [*NAMES, "lm_head"]  # which is in no block
-    assert set(found(names, target_modules=[kind, "lm_head"], layers_to_transform=layer)) == {
-        *of(kind, layers=[layer]),
-        "lm_head",
-    }
+    names, expected = [*NAMES, "lm_head"], {*of(kind, layers=[layer]), "lm_head"}  # which is in no block
+    assert set(found(names, target_modules=[kind, "lm_head"], layers_to_transform=layer)) == expected
 
 
 @given(st.sets(st.integers(0, 11), min_size=1), st.sets(st.integers(12, 99) | st.integers(-9, -1), min_size=1))

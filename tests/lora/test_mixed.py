@@ -12,7 +12,7 @@ QUERY = "model.layers.0.self_attn.q_proj"
 
 
 def test_rows_of_a_mixed_batch_can_be_mixes_and_another_choice(model):
-    names = ["legal", {"legal": 0.5, "support": 0.25}, {}]
+    names = ["legal", {"legal": 0.5, "support": -0.25}, {}]
     with ml.mixed_batch(model, [None]) as rows:
         rows.choose(names)
         together = model(ROWS).data

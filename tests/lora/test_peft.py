@@ -495,10 +495,8 @@ def test_a_file_of_peft_in_which_the_order_of_patterns_counts_is_named(base, fol
     caplog.clear()
     load_adapter(base(), folder)
     assert "several keys of rank_pattern match one module" in caplog.text
-    save_adapter(other := adapted(base(), alpha_pattern={"q_proj": 3, "self_attn.q_proj": 5}), folder, overwrite=True)
+    patterns = {"q_proj": 3, "self_attn.q_proj": 5}
+    save_adapter(other := adapted(base(), alpha_pattern=patterns), folder, overwrite=True)
     caplog.clear()
     load_adapter(base(), folder)  # minilora's own file means what was trained
-    assert not caplog.messages and other.adapters["default"].config.alpha_pattern == {
-        "q_proj": 3,
-        "self_attn.q_proj": 5,
-    }
+    assert not caplog.messages and other.adapters["default"].config.alpha_pattern == patterns

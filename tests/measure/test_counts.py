@@ -33,7 +33,7 @@ def test_counts_of_a_model_and_of_an_adapter_on_it(tiny_model):
     assert f"{adapter:,}" in str(counts)
 
 
-def test_a_bias_counts_with_its_module():
+def test_a_bias_counts_with_its_module_and_nothing_counts_nothing():
     class Network(Module):
         def __init__(self):
             self.first, self.second = Linear(3, 5, bias=True, rng=None), Linear(5, 2, bias=True, rng=None)
@@ -41,6 +41,8 @@ def test_a_bias_counts_with_its_module():
 
     counts = count_parameters(Network())
     assert counts.by_module == {"first": (20, 20), "second": (0, 12)} and counts.total == 32
+    counts = count_parameters(Module())
+    assert (counts.total, counts.trainable, counts.percent) == (0, 0, 0.0)
 
 
 def test_counts_are_shown_as_a_short_table():
@@ -52,11 +54,6 @@ def test_counts_are_shown_as_a_short_table():
         "embed_tokens              0        262,144\n"
         "q_proj               73,728        804,224"
     )
-
-
-def test_a_model_without_parameters_counts_nothing():
-    counts = count_parameters(Module())
-    assert (counts.total, counts.trainable, counts.percent) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,17 @@ def test_the_most_frequent_values_are_those_of_the_training_records():
     assert report["rows"][0]["fields"]["l"]["value"] == 0.5 and report["rows"][0]["fields"]["n"]["value"] == 0
 
 
-@pytest.mark.parametrize("task", [TASK, LARGE])
-def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer, task):
+def test_as_many_examples_as_fit_are_put_before_the_question(talker, tokenizer):
     examples = [record(i, "x" * 50) for i in range(9)]
     asked, one = (max(len(tokenizer.encode_chat(each.messages)) for each in some) for some in (RECORDS, examples))
-    for room, fitting in ((one - 1, 0), (2 * one - 1, 1), (2 * one, 2), (10**6, SHOTS)):
-        limit = held(examples, task).tokens + asked + room
-        assert held(examples, task).shots_that_fit(tokenizer, limit) == fitting
+    for task in (TASK, LARGE):
+        for room, fitting in ((one - 1, 0), (2 * one - 1, 1), (2 * one, 2), (10**6, SHOTS)):
+            limit = held(examples, task).tokens + asked + room
+            assert held(examples, task).shots_that_fit(tokenizer, limit) == fitting
     assert held().shots_that_fit(tokenizer, 10**6) == 0 and held(examples[:2]).shots_that_fit(tokenizer, 10**6) == 2
-    zero, two = (held(examples).ask(talker, tokenizer, shots) for shots in (0, 2))
-    assert two == held([examples[0], examples[5]]).ask(talker, tokenizer, 2)  # of nine, evenly
+    of_nine, of_two = (WithFields(TASK, RECORDS[:2], some) for some in (examples, [examples[0], examples[5]]))
+    zero, two = (of_nine.ask(talker, tokenizer, shots) for shots in (0, 2))
+    assert two == of_two.ask(talker, tokenizer, 2)  # of nine, evenly
     assert zero != two and all(list(json.loads(answer)) == ["a", "n", "l"] for answer in zero + two)
 
 
@@ -99,11 +100,12 @@ def test_every_field_can_be_filled_however_many_there_are(tokenizer):
 
 @pytest.mark.parametrize("task", [TASK, LARGE])
 def test_a_record_is_as_long_as_its_prompt_with_the_longest_answer(talker, tokenizer, monkeypatch, task):
-    longest = max(held(task=task).lengths(tokenizer))
+    one = WithFields(task, RECORDS[:1])
+    (longest,) = one.lengths(tokenizer)
     for limit, can in ((longest, True), (longest - 1, False)):
         monkeypatch.setattr(talker, "config", replace(talker.config, max_position_embeddings=limit))
         with nullcontext() if can else pytest.raises(ValueError, match="more than the"):
-            held(task=task).ask(talker, tokenizer)
+            one.ask(talker, tokenizer)
 
 
 def test_answers_are_copies_where_the_task_says_so(talker, tokenizer):

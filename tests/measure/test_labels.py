@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora.data.labels import LabelTask
@@ -67,6 +67,7 @@ def by_hand(pairs):
 
 
 @given(PAIRS)
+@settings(max_examples=50)
 def test_macro_f1_is_its_definition_and_the_confusion_matrix_adds_up(pairs):
     truth, chosen = np.array(pairs).T
     assert macro_f1(truth, chosen, 4)[0] == pytest.approx(by_hand(pairs))
@@ -78,10 +79,12 @@ def test_macro_f1_is_its_definition_and_the_confusion_matrix_adds_up(pairs):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
+@example([(1.0, True)])
+@settings(max_examples=50)
 def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
     confidence, right = (np.array(each) for each in zip(*pairs, strict=True))
     bins = reliability(confidence, right)
-    assert sum(one["records"] for one in bins) == len(pairs)
+    assert sum(one["records"] for one in bins) == len(pairs) and all(one["from"] < 1 for one in bins)
     assert sum(one["records"] * one["accuracy"] for one in bins) == pytest.approx(right.sum())
     assert all(one["from"] - 1e-9 <= one["confidence"] <= one["from"] + 0.1 + 1e-9 for one in bins)
     by_definition = 0.0
@@ -92,6 +95,7 @@ def test_reliability_has_every_record_in_the_bin_of_its_confidence(pairs):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1) | st.sampled_from(THRESHOLDS), st.booleans()), min_size=1, max_size=30))
+@settings(max_examples=50)
 def test_coverage_counts_the_records_of_at_least_each_threshold_and_how_many_of_them_are_right(pairs):
     confidence, right = map(np.array, zip(*pairs, strict=True))
     for one, threshold in zip(coverage(confidence, right), THRESHOLDS, strict=True):
@@ -251,12 +255,9 @@ def test_a_report_is_of_the_last_model_and_compares_it_with_all():
     assert [one["records"] for one in rows["model 1"]["coverage"]] == [4 * (x < 0.85) for x in THRESHOLDS]
 
 
-def test_without_training_records_only_models_are_compared():
+def test_without_training_records_only_models_are_compared_and_a_single_record_has_no_bootstrap_interval():
     report = report_of((0, 1, 2, 0), held=Labelled(TASK, HELD.records))
     assert [row["name"] for row in report["rows"]] == ["model 0"] and report["mistakes"] == []
-
-
-def test_a_single_record_has_no_bootstrap_interval():
     (row,) = report_of((0,), held=Labelled(TASK, HELD.records[:1]))["rows"]
     assert row["macro_f1"] == {"value": 1.0, "low": None, "high": None}
     assert row["lead"] == {"value": 0.0, "low": None, "high": None} and 0 < row["accuracy"]["low"] < 1

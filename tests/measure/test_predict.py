@@ -115,6 +115,7 @@ def test_the_peak_of_full_fine_tuning_is_one_end_of_the_way_back_or_after_a_firs
     again = predict_memory(Step(SMOLLM2, 8, 7, rounds=2))
     assert short.activations == 0 and short.gradients == short.weights
     assert long.activations > 0 and long.gradients == 4 * SMOLLM2.vocab_size * SMOLLM2.hidden_size  # of the head
+    assert long.scratch == 4 * 2 * 4095 * (2048 + SMOLLM2.hidden_size)  # its gradient takes all tokens at a time
     assert again.activations > 0 and again.gradients == again.weights
     both = predict_memory(Step(SMOLLM2, 2 * 4096, 2 * 4095, threads=2))  # each thread has the head's gradient
     assert both.scratch == 2 * long.scratch + long.gradients
@@ -221,12 +222,9 @@ def test_a_model_tells_its_adapter_its_base_and_whether_it_recomputes(tiny_confi
     assert known == replace(told, program=7, recompute=False)
 
 
-def test_a_step_with_an_adapter_nowhere_is_refused():
+def test_without_a_sample_and_with_an_adapter_nowhere_there_is_no_step(tiny_model, tiny_config):
     with pytest.raises(ValueError, match=r"nothing is predicted for 'lm_head'; known: all-linear, q_proj, "):
         Step(MEDIUM, 1, 1, rank=RANK, targets=["q_proj", "lm_head"])
-
-
-def test_without_a_sample_there_is_no_step(tiny_model, tiny_config):
     for model in (tiny_model, tiny_config):
         with pytest.raises(ValueError, match="^expected at least one sample, got none$"):
             Step.of(model, [])
@@ -300,17 +298,6 @@ def test_every_family_is_tried():
     assert FAMILIES.keys() == families.FAMILIES.keys()
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_dropout_holds_nothing_more(tiny_config, rng, recompute):
-    ids, found = ids_of(rng, 2, 70), []
-    for p in (0.0, 0.3):
-        model = Llama(tiny_config)
-        add_adapter(model, LoraConfig(r=RANK, lora_alpha=8, target_modules="all-linear", lora_dropout=p))
-        model.decoder.recompute = recompute
-        found.append(ledger(model, None, model.loss(ids, ids)).by_operation)
-    assert found[0] == found[1]
-
-
 ADAPTERS = {
     "plain": {},
     "rank_pattern": {"rank_pattern": {"q_proj": 20, "layers.1.mlp.down_proj": 7}},
@@ -339,11 +326,29 @@ SECOND = {
     "another one": {"r": 30, "freeze_A": True},
     "a larger one in others": {"r": 40, "target_modules": ["k_proj"]},
 }
+QUICK = {  # adapters that are tried with each second one, and whose peak is measured
+    "DoRA on the embedding",
+    "DoRA with dropout",
+    "PiSSA with dropout, freeze_A",
+    "embed_tokens and a later block",
+    "plain",
+}
 
 
-@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=LONG)], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("second", SECOND.values(), ids=SECOND)
-@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+def quickly(*quick, **cases):
+    """Parameters of these names and values, of which those that are not among `quick` are long."""
+    return [pytest.param(value, id=name, marks=() if name in quick else LONG) for name, value in cases.items()]
+
+
+@pytest.mark.parametrize("recompute", quickly("kept", kept=False, recomputed=True))
+@pytest.mark.parametrize(
+    ("settings", "second"),
+    [
+        pytest.param(settings, second, id=f"{name}-{other}", marks=() if name in QUICK or second is None else LONG)
+        for name, settings in ADAPTERS.items()
+        for other, second in SECOND.items()
+    ],
+)
 def test_of_every_adapter_parameters_and_the_graph_hold_what_was_predicted(rng, settings, second, recompute):
     model, ids = Llama(MEDIUM, rng), ids_of(rng, 2, 70)
     model.decoder.recompute = recompute
@@ -363,8 +368,10 @@ def test_of_every_adapter_parameters_and_the_graph_hold_what_was_predicted(rng, 
     assert step.trained_parameters == count_parameters(model).trainable
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize(
+    ("use_dora", "recompute"),
+    [(False, False), (True, True), pytest.param(False, True, marks=LONG), pytest.param(True, False, marks=LONG)],
+)
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
 def test_other_families_hold_what_was_predicted_to_the_byte(rng, family, config, use_dora, recompute):
     names = names_of(config)
@@ -415,20 +422,15 @@ def test_a_packed_base_is_counted_with_its_bytes_and_keeps_no_more_for_backward(
     assert held.by_operation == predicted(config, list(NAMES), 40, 39).by_operation
 
 
-def test_after_backward_gradients_are_held_and_activations_no_more(tiny_config, rng):
-    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 2, 10)
-    loss = model.loss(ids, ids)
-    loss.backward()
-    held = ledger(model, None, loss)
-    assert held.gradients == held.adapter == 4 * count_parameters(model).trainable
-    assert held.activations == held.moments == 0
-
-
-def test_after_loss_and_grad_nothing_but_gradients_is_held(tiny_config, rng):
-    model, ids = trainable(tiny_config, TARGETS["all-linear"]), ids_of(rng, 8, 64)
+def test_after_a_step_back_gradients_are_held_and_activations_no_more(tiny_config, rng):
+    ids = ids_of(rng, 8, 64)
     assert Step.of(tiny_config, Batch(ids, ids), threads=1).rounds == 2
-    held = ledger(model, None, loss_and_grad(model, ids, ids))
-    assert held.gradients == held.adapter and held.activations == 0
+    whole, divided = (trainable(tiny_config, TARGETS["all-linear"]) for _ in range(2))
+    (loss := whole.loss(ids, ids)).backward()
+    for model, end in ((whole, loss), (divided, loss_and_grad(divided, ids, ids))):
+        held = ledger(model, None, end)
+        assert held.gradients == held.adapter == 4 * count_parameters(model).trainable
+        assert held.activations == held.moments == 0
 
 
 def test_an_array_seen_through_several_views_is_counted_once(tiny_model):
@@ -454,8 +456,11 @@ def test_the_peak_of_a_function_is_its_own_whatever_was_held_before(traced):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("name", ["full", "all-linear", "q+v"])
+@pytest.mark.parametrize(
+    ("name", "recompute"),
+    [("full", False), ("all-linear", False), ("q+v", True)]
+    + [pytest.param(*each, marks=LONG) for each in (("full", True), ("all-linear", True), ("q+v", False))],
+)
 def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recompute):
     model, ids = trainable(MEDIUM, TARGETS[name], recompute), ids_of(rng, 1, 512)
     optimizer = AdamW(model.trainable_parameters())
@@ -469,7 +474,7 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_prediction(rng, name, recom
 
 
 @pytest.mark.parametrize("base", ["float32", pytest.param("Q8_0", marks=LONG), pytest.param("recomputed", marks=LONG)])
-@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("settings", quickly(*QUICK, **ADAPTERS))
 def test_so_is_the_peak_with_every_adapter(rng, settings, base):
     model, ids = Llama(replace(MEDIUM, vocab_size=4096 if base == "Q8_0" else 1024), rng), ids_of(rng, 1, 512)
     model.decoder.recompute = base == "recomputed"

@@ -76,7 +76,7 @@ def test_a_share_is_of_log_ratios_above_zero_and_a_shift_of_those_above_the_refe
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_what_eval_says_of_pairs_is_what_finetune_said(home, tmp_path, quick_jobs, method, monkeypatch):
     rate = {"lora": 2e-2, "full": 2e-3}[method]
-    made = options(home, tmp_path / "run", data=write_rows(tmp_path, ROWS), loss="dpo", method=method, lr=rate, steps=6)
+    made = options(home, tmp_path / "run", data=write_rows(tmp_path, ROWS), loss="dpo", method=method, lr=rate, steps=3)
     told = finetune(made, answers=False)["preferences"]["unseen"]
     where = {"adapter": [made.out]} if method == "lora" else {"base": made.out}
     computed = Counter()

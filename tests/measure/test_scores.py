@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -136,8 +137,10 @@ def two(home):
     return model, tokenizer, read_sets([str(home / "data.jsonl")], tokenizer, 512, limit=3)
 
 
-def test_a_weighted_combination_is_measured_like_an_adapter_and_the_model_ends_as_its_base(two):
+def test_a_weighted_combination_is_measured_like_an_adapter_and_the_model_ends_as_its_base(two, monkeypatch):
     model, tokenizer, sets = two
+    short = partial(ml.answer_all, max_new_tokens=12)
+    monkeypatch.setattr("minilora.measure.scores.answer_all", short)
     mix = {"one": 0.5, "two": 0.5}
     found = measure(model, tokenizer, {"base": None, "mix": mix, "none": {"one": 0.0}}, sets)
     assert active_factors(model) == {}
@@ -145,7 +148,7 @@ def test_a_weighted_combination_is_measured_like_an_adapter_and_the_model_ends_a
         ml.set_adapter(model, mix)
         scores = found[each.name]["mix"]
         assert scores.nats.sum() / scores.tokens.sum() == pytest.approx(ml.mean_loss(model, each.samples), rel=1e-5)
-        answers = ml.answer_all(model, tokenizer, each.asked)
+        answers = short(model, tokenizer, each.asked)
         assert scores.recall.mean() == pytest.approx(ml.keyword_recall(answers, each.asked))
         base = found[each.name]["base"].nats
         assert found[each.name]["none"].nats == pytest.approx(base, rel=1e-5) != pytest.approx(scores.nats, rel=1e-5)

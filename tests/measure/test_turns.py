@@ -55,11 +55,8 @@ def test_a_contender_warms_up_once_and_answers_each_turn(monkeypatch):
     assert len(answers) == 3 and all(turn["seconds"] == 2 and turn["peak_bytes"] > 0 for turn in answers[1:])
 
 
-def test_a_step_may_time_itself(monkeypatch):
+def test_a_step_may_time_itself_and_what_it_prints_disturbs_no_answer(monkeypatch, capfd):
     assert served(monkeypatch, lambda: lambda: 0.25, turns=1)[1][1]["seconds"] == 0.25
-
-
-def test_what_a_contender_prints_disturbs_no_answer(monkeypatch, capfd):
     assert served(monkeypatch, lambda: lambda: print("hello"), turns=1)[1][0] == {"ready": True}
     assert capfd.readouterr().err == "hello\n" * 2
 

@@ -37,11 +37,11 @@ def texts():
     """Texts of known difficulties, and of random characters that both Python's Unicode and the library's know."""
     draw = random.Random(0)
     known = [c for c in map(chr, range(0x30000)) if unicodedata.ucd_3_2_0.category(c) not in ("Cn", "Cs")]
-    awkward = ["".join(draw.choices(PARTS, k=draw.randint(0, 9))) for _ in range(4000)]
-    return awkward + ["".join(draw.choice(draw.choice((known, " ' s1\n"))) for _ in range(12)) for _ in range(1000)]
+    awkward = ["".join(draw.choices(PARTS, k=draw.randint(0, 9))) for _ in range(1600)]
+    return awkward + ["".join(draw.choice(draw.choice((known, " ' s1\n"))) for _ in range(12)) for _ in range(400)]
 
 
-def test_tokens_are_those_of_the_library_on_5000_awkward_texts(both, texts):
+def test_tokens_are_those_of_the_library_on_2000_awkward_texts(both, texts):
     ours, theirs = ([each.ids for each in core.encode_batch_fast(texts, add_special_tokens=False)] for core in both)
     assert [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b] == []
 
@@ -55,7 +55,7 @@ def test_words_end_where_those_of_the_library_end(both, texts):
 
 def test_texts_of_tokens_are_those_of_the_library(both, texts):
     draw = random.Random(1)
-    runs = [draw.choices(range(len(both[0].ids) + 2), k=draw.randint(0, 6)) for _ in range(2000)]  # often no UTF-8
+    runs = [draw.choices(range(len(both[0].ids) + 2), k=draw.randint(0, 6)) for _ in range(1000)]  # often no UTF-8
     runs += [encoded.ids for encoded in both[0].encode_batch_fast(texts)]
     for skip in (True, False):
         ours, theirs = ([core.decode(ids, skip_special_tokens=skip) for ids in runs] for core in both)

@@ -68,15 +68,10 @@ def test_a_model_read_back_has_the_very_weights_that_were_stored(model, tmp_path
         np.testing.assert_array_equal(got, w, err_msg=name)
 
 
-def test_a_single_file_goes_before_the_parts_of_an_index(model, tmp_path):
+def test_dtypes_may_be_mixed_in_one_file_which_goes_before_the_parts_of_an_index(model, tmp_path):
     """As in transformers: the index of an older model may have been left there, with its files or without."""
     folder = write_folder(tmp_path / "m", model)
     (folder / INDEX).write_text(json.dumps({"weight_map": {Q: "model-00001-of-00002.safetensors"}}))
-    np.testing.assert_array_equal(load_folder(folder).state_dict()[Q], model.state_dict()[Q])
-
-
-def test_dtypes_may_be_mixed_in_one_file(model, tmp_path):
-    folder = write_folder(tmp_path / "m", model)
     kinds = ["F32", "F16", "BF16"]
     state = {name: np.full_like(w, 0.5 + i / 8) for i, (name, w) in enumerate(model.state_dict().items())}
     mixed = {name: as_dtype(w, kinds[i % 3]) for i, (name, w) in enumerate(state.items())}  # exact in all three
@@ -127,20 +122,11 @@ def test_config_json_is_read_with_hugging_faces_defaults(model, tmp_path):
         assert getattr(read_config(write_folder(tmp_path / "m", model, change=change)), field) == value, change
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
+BOUNDS = {"low_freq_factor": 4, "high_freq_factor": 1, "original_max_position_embeddings": 32}
 UNSUPPORTED = [
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
-    (
-        {
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 4,
-                "high_freq_factor": 1,
-                "original_max_position_embeddings": 32,
-            }
-        },
-        "low_freq_factor",
-    ),
+    ({"rope_scaling": LLAMA3}, "rope_scaling"),
+    ({"rope_scaling": LLAMA3 | BOUNDS}, "low_freq_factor"),
     ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ({"final_logit_softcapping": 30.0}, "final_logit_softcapping (here 30.0)"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
@@ -242,11 +228,10 @@ def test_an_index_that_leads_out_of_the_folder_or_has_no_usable_weight_map_is_re
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pad", [0, 1, 2])
-@pytest.mark.parametrize("tied", [True, False])
-def test_what_is_saved_says_what_transformers_reads_and_comes_back(tied, pad, tmp_path):
+@pytest.mark.parametrize(("tied", "pad", "bos"), [(True, 1, "<|im_start|>"), (False, 2, ""), (False, 0, "")])
+def test_what_is_saved_says_what_transformers_reads_and_comes_back(tied, pad, bos, tmp_path):
     model = new_llama(tie_word_embeddings=tied, head_dim=16, rms_norm_eps=1e-6, max_position_embeddings=77)
-    tokenizer = new_tokenizer(pad=pad)
+    tokenizer = new_tokenizer(pad=pad, bos=bos)
     folder = save_folder(tmp_path / "a" / "m", model.config, model.state_dict(), tokenizer)
     assert {path.name for path in folder.iterdir()} == set(FILES)
     own = [field.name for field in FAMILIES["llama"].fields]
@@ -266,19 +251,13 @@ def test_what_is_saved_says_what_transformers_reads_and_comes_back(tied, pad, tm
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"][pad],
-        "bos_token": "<|im_start|>",
+        "bos_token": bos or None,
         "chat_template": CHATML,
     }
     loaded, theirs = load_folder(folder), from_folder(folder)
     assert loaded.config == model.config
     np.testing.assert_array_equal(logits(loaded, IDS), logits(model, IDS))
-    assert (theirs.eos_id, theirs.pad_id, theirs.bos, theirs.template) == (2, pad, "<|im_start|>", CHATML)
-
-
-def test_a_tokenizer_without_a_first_token_says_so(tmp_path):
-    folder = save_folder(tmp_path, CONFIG, Llama(CONFIG).state_dict(), new_tokenizer(bos=""))
-    assert json.loads((folder / "tokenizer_config.json").read_text())["bos_token"] is None
-    assert from_folder(folder).bos == ""
+    assert (theirs.eos_id, theirs.pad_id, theirs.bos, theirs.template) == (2, pad, bos, CHATML)
 
 
 # -- in the type of the files ------------------------------------------------------------------------------------------

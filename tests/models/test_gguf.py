@@ -308,6 +308,7 @@ def test_smollm2_has_the_shape_and_size_it_should_have(smollm2):
     assert len(parameters) == 272 and sum(p.size for p in parameters.values()) == 134_515_008
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_smollm2_knows_the_capital_of_france_only_with_its_rows_in_order(smollm2):
     model, tokenizer = smollm2

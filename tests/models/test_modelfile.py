@@ -110,14 +110,10 @@ def test_an_answer_ends_as_in_the_models_own_template():
     assert "assistant 0<|im_end|>\n" in in_go(template_of(tokenizer), talk(2, ""))
 
 
-def test_a_turn_that_begins_with_the_beginning_token_itself_keeps_it():
+def test_a_turn_that_begins_with_the_beginning_token_keeps_it_and_an_answer_that_is_begun_is_continued():
     template = template_of(new_tokenizer(bos="<|im_start|>"))  # as SmolLM2's
     assert in_go(template, talk(1, "")).startswith("<|im_start|>user\nuser 0")
-
-
-def test_an_answer_that_is_begun_is_continued():
     begun = [*talk(1, ""), {"role": "assistant", "content": "So"}]
-    template = template_of(new_tokenizer())
     assert in_go(template, begun) == in_go(template, talk(1, "")) + "So"
 
 
@@ -151,13 +147,10 @@ def test_the_file_of_an_adapter_names_its_base_from_any_folder(tmp_path, monkeyp
     assert text.splitlines()[:2] == [f"FROM {tmp_path.resolve() / 'base.gguf'}", "ADAPTER ./x.gguf"]
 
 
-@pytest.mark.parametrize("system", ["Be kind.", 'Say "yes".\nThen stop.', ""])
-def test_the_file_has_the_system_prompt_that_the_adapter_was_trained_under(system, tmp_path):
-    text = write_modelfile(tmp_path / "x.gguf", new_tokenizer(), {"system": system}).read_text()
-    assert re.findall(r'^SYSTEM """(.*?)"""$', text, re.DOTALL | re.MULTILINE) == [system]
-
-
-@pytest.mark.parametrize("data", [{"system": 'Use """ often.'}, {"system": 'Say "yes"'}, {}], ids=str)
-def test_a_system_prompt_that_would_end_too_early_is_not_written(data, tmp_path):
-    assert held_of(data) == {}
-    assert "\nSYSTEM" not in write_modelfile(tmp_path / "x.gguf", new_tokenizer(), data).read_text()
+def test_the_file_has_the_system_prompt_that_the_adapter_was_trained_under_unless_it_would_end_too_early(tmp_path):
+    for system in ("Be kind.", 'Say "yes".\nThen stop.', ""):
+        text = write_modelfile(tmp_path / "x.gguf", new_tokenizer(), {"system": system}).read_text()
+        assert re.findall(r'^SYSTEM """(.*?)"""$', text, re.DOTALL | re.MULTILINE) == [system]
+    for data in ({"system": 'Use """ often.'}, {"system": 'Say "yes"'}, {}):
+        assert held_of(data) == {}
+        assert "\nSYSTEM" not in write_modelfile(tmp_path / "x.gguf", new_tokenizer(), data).read_text()

@@ -215,27 +215,23 @@ def test_rotary_pairs_are_adjacent_where_llama_cpp_rotates_neighbours():
     assert permuted == {"llama", "mistral", "granite", "granitemoehybrid", "smollm3"}
 
 
+def test_smollm3_rotates_in_its_first_layer():
+    one, rotated = (made("smollm3", num_hidden_layers=1, **all_of) for all_of in ({}, {"no_rope_layer_interval": 0}))
+    np.testing.assert_array_equal(logits(one), logits(rotated))
+
+
 def test_smollm3_with_another_interval_is_no_gguf_file():
     with pytest.raises(ValueError, match="no_rope_layer_interval of 4, this model has 2: write a folder"):
         config_to_gguf(made("smollm3").config)
 
 
 GRANITE = config_to_json(replace(PLAIN, model_type="granitemoehybrid", shared_mlp=True))
+NO_SCALING = {"rope_type": "llama3", "factor": 0, "low_freq_factor": 1, "high_freq_factor": 4,
+              "original_max_position_embeddings": 8}  # fmt: skip
 REFUSED = [
     ({"model_type": "falcon"}, "'falcon', minilora reads gemma3_text, gpt2, granite, granitemoehybrid, "),
     ({"model_type": "gpt_neox"}, "minilora reads"),
-    (
-        {
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 0,
-                "low_freq_factor": 1,
-                "high_freq_factor": 4,
-                "original_max_position_embeddings": 8,
-            }
-        },
-        "factor must be a positive number, got 0",
-    ),
+    ({"rope_scaling": NO_SCALING}, "factor must be a positive number, got 0"),
     ({"quantization_config": {"quant_method": "gptq"}}, "give such a file, or the original model, with --quantized"),
     ({"use_rope": False}, "does not know the field use_rope (here False)"),
     ({"attention_bias": True}, "attention_bias: True, only False"),

@@ -1,5 +1,6 @@
 """Samples, packing, padding and micro-batches: no token and no label is lost, whatever the samples are."""
 
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -260,19 +261,12 @@ NO_SAMPLES = [ml.Record("q", "a"), {"question": "q", "answer": "a"}, "text", (1,
 def test_what_is_no_sample_is_refused_where_samples_are_taken_and_told_how_to_make_one(tiny_model, wrong):
     optimizer = ml.SGD(tiny_model.trainable_parameters(), lr=0.1)
     good = Sample((1, 2, 3), (-100, 2, 3))
-    for given_samples in ([wrong], [good, wrong]):
-        for call in (
-            lambda given_samples=given_samples: ml.fit(tiny_model, given_samples, steps=1),
-            lambda given_samples=given_samples: ml.mean_loss(tiny_model, given_samples),
-            lambda given_samples=given_samples: ml.collate(given_samples),
-            lambda given_samples=given_samples: pack(given_samples),
-            lambda given_samples=given_samples: packed_length(given_samples),
-            lambda given_samples=given_samples: training_step(tiny_model, optimizer, given_samples),
-            lambda given_samples=given_samples: losses_without_grad(tiny_model, given_samples),
-        ):
+    of_the_model = [partial(f, tiny_model) for f in (partial(ml.fit, steps=1), ml.mean_loss, losses_without_grad)]
+    for call in (*of_the_model, partial(training_step, tiny_model, optimizer), ml.collate, pack, packed_length):
+        for given_samples in ([wrong], [good, wrong]):
             kind = type(wrong).__name__
             with pytest.raises(TypeError, match=rf"^expected samples, got a {kind}: call encode_records\(records, "):
-                call()
+                call(given_samples)
 
 
 def test_losses_of_samples_alone_are_in_their_order(tiny_model, monkeypatch):

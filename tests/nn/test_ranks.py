@@ -282,8 +282,8 @@ def test_dropout_draws_its_own_holes_on_each_rank(home, tmp_path, monkeypatch):
             return super().step()
 
     monkeypatch.setattr(job, "Trainer", Watched)
-    metrics, *_ = together(3, options(home, tmp_path / "run", lora_dropout=0.2), **QUICK)
-    assert len(set(seeds.values())) == 3 and np.isfinite(metrics["train_loss"]).all()
+    metrics, *_ = together(2, options(home, tmp_path / "run", lora_dropout=0.2), **QUICK)
+    assert len(set(seeds.values())) == 2 and np.isfinite(metrics["train_loss"]).all()
 
 
 @pytest.mark.long

@@ -209,9 +209,16 @@ def from_calls(model, ids, labels, packing=None):
             yield -model(row[None])[0].log_softmax()[scored, own[1:][scored]].mean(), len(scored)
 
 
-@with_threads
-@pytest.mark.parametrize("change", [with_hook, with_own_forward, with_forward_of_this_model])
-@pytest.mark.parametrize("batch", [*BATCHES.values(), (HALF, labelled(HALF))], ids=[*BATCHES, "one sequence"])
+ONES_OWN = [with_hook, with_own_forward, with_forward_of_this_model]
+CALLED = [  # in the default run, each batch and each change with both numbers of threads
+    pytest.param(batch, change, threads, marks=[pytest.mark.long] * ((i + j) % 3 == threads // 2 or (i + j) % 3 == 2))
+    for i, batch in enumerate([*BATCHES.values(), (HALF, labelled(HALF))])
+    for j, change in enumerate(ONES_OWN)
+    for threads in (1, 3)
+]
+
+
+@pytest.mark.parametrize(("batch", "change", "threads"), CALLED, indirect=["threads"])
 def test_every_loss_is_that_of_the_models_call_with_its_hooks_and_its_own_forward(monkeypatch, batch, change, threads):
     monkeypatch.setattr(parts, "GOOD", 32)
     model = as_float64(adapted(copy.deepcopy(FAMILIES["llama"])))

@@ -272,6 +272,7 @@ def test_n_answers_are_those_of_n_seeds_whole_and_as_a_stream(client, server, ex
     assert all(each[0].delta.role == "assistant" and each[-1].finish_reason for each in of)
     assert counts(last.usage) == counts(whole.usage)
     monkeypatch.setattr(server.engine, "waiting", 2 - server.engine.slots)
+    assert len(complete(client, n=2, max_tokens=1).choices) == 2
     with pytest.raises(openai.BadRequestError, match="^.*n is 3: .* 2 answers at a time"):
         complete(client, n=3)
 

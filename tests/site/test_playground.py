@@ -152,7 +152,16 @@ def marked(flags=0, method=0):
     return bytes(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"text", marked(flags=1), marked(method=99)])
+NO_ADAPTER = {
+    "empty": b"",
+    "broken": b"PK\x03\x04",
+    "text": b"text",
+    "locked": marked(flags=1),
+    "packed": marked(method=99),
+}
+
+
+@pytest.mark.parametrize("data", NO_ADAPTER.values(), ids=NO_ADAPTER)  # of bytes with a time in them no two runs agree
 def test_what_is_no_adapter_is_told(data, taught):
     with pytest.raises(ValueError, match="not a zip file of an adapter"):
         taught[0].load(data)

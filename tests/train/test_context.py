@@ -3,20 +3,30 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import pytest
-from jobs import options
+from jobs import measured, options, trained
 from modelfiles import TERMS, write_jsonl
 
 from minilora.commands import report
-from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.commands.eval import page
 from minilora.data.passages import TEMPLATE, fill
 from minilora.data.quotes import Quoting
 from minilora.generate.conversation import template_of
+from minilora.measure.recall import answer_all
 from minilora.models.with_adapters import load_with_adapters
 from minilora.pages.card import write_card
 from minilora.train.job import finetune
 from minilora.train.material import prepare
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """Those that `eval` asks for are as short as those of a job."""
+    for place in ("open_book", "scores"):
+        monkeypatch.setattr(f"minilora.measure.{place}.answer_all", partial(answer_all, max_new_tokens=8))
+
 
 PASSAGES = [f"Number {i} greets with hello, and it is {i}." for i in range(12)]
 
@@ -90,9 +100,8 @@ def test_a_records_own_passage_is_quoted_and_the_context_is_for_the_others(home,
     for other in others:
         assert (other.train, other.validation, other.scored) == (plain.train, plain.validation, plain.scored)
         assert (other.asked, other.template) == (plain.asked, None)
-        assert {key: each.text for key, each in other.passages.items()} == {
-            key: each.text for key, each in plain.passages.items()
-        }
+        texts = [{key: each.text for key, each in one.passages.items()} for one in (other, plain)]
+        assert texts[0] == texts[1]
 
 
 def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting, home):
@@ -107,10 +116,9 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
     assert "general text rose" not in report.page(low) and "config facts" not in report.page(low)
     assert all(answer[when] in PASSAGES for answer in metrics["answers"] for when in ("before", "after"))
     assert metrics["keyword_recall"]["unseen"] == [1.0, 1.0]  # each passage is one sentence, the right one is given
-    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)], split="test")
-    (found,) = evaluate_adapters(EvalOptions(**values, context=str(run[1])))["open_book"].values()
+    (found,) = measured(home, home / "data.jsonl", folder, split="test", context=str(run[1]))["open_book"].values()
     with pytest.raises(ValueError, match="quoting answers with sentences of passages"):
-        evaluate_adapters(EvalOptions(**values))
+        measured(home, home / "data.jsonl", folder, split="test")
     rows = {row["kind"]: row for row in found["rows"] if row["name"] == "quoting"}
     assert rows.keys() == {"right", "found"} and rows["right"]["keyword_recall"]["value"] == 1.0
 
@@ -118,21 +126,20 @@ def test_a_run_that_quotes_stores_how_and_its_answers_are_passages(run, quoting,
 @pytest.mark.parametrize("kind", ["reading", pytest.param("quoting", marks=pytest.mark.long)])
 def test_eval_gives_the_loss_that_finetune_gave(home, run, quoting, kind, tmp_path, caplog):
     folder, metrics = quoting if kind == "quoting" else (run[0], run[2])
-    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)])
     book = tmp_path / "book.txt"  # with a passage that is longer than --max-length, and is not read
     book.write_text("\n\n".join([*PASSAGES, "zebra " * 110]), encoding="utf-8")
-    scores = evaluate_adapters(EvalOptions(**values, context=str(book)))["scores"]
+    scores = measured(home, home / "data.jsonl", folder, context=str(book))["scores"]
     assert scores.keys() == {"data/paraphrase", "data/unseen"}
     for name, each in scores.items():
         found = [each[who]["loss"]["value"] for who in ("base", folder.name)]
         assert found == pytest.approx(metrics["loss"][name.removeprefix("data/")], rel=1e-5)
     assert not caplog.records
-    closed = evaluate_adapters(EvalOptions(**values, no_recall=True))["scores"]
+    closed = measured(home, home / "data.jsonl", folder, no_recall=True)["scores"]
     assert "records is without a passage: if there was one in training, give it with --context FILE" in caplog.text
     if kind == "reading":
         return
     both = [f"a={run[0]}", f"b={quoting[0]}"]  # which learned the same data in two ways
-    scores = evaluate_adapters(EvalOptions(**values | {"adapter": both}, context=str(run[1])))["scores"]
+    scores = measured(home, home / "data.jsonl", both, context=str(run[1]))["scores"]
     for name, each in scores.items():
         assert each["base"]["loss"] == closed[name]["base"]["loss"]
 
@@ -141,10 +148,8 @@ def test_what_cannot_be_quoted_is_refused(home, run, tmp_path):
     rows = [{**TERMS[0], "context": "Own."}, TERMS[1], TERMS[2]]
     with pytest.raises(ValueError, match="record x/1 has no passage to quote: name their file with --context"):
         finetune(options(home, tmp_path / "run", data=write_jsonl(tmp_path / "own.jsonl", rows), quote=2))
-    for row in ({"text": "A note."}, {"text": "Where is it?", "label": "parcel"}):
-        data = write_jsonl(
-            tmp_path / "own.jsonl", [row, row | {"text": "Another."} | ({"label": "x"} if "label" in row else {})]
-        )
+    for row, other in (({"text": "A note."}, {}), ({"text": "Where is it?", "label": "parcel"}, {"label": "x"})):
+        data = write_jsonl(tmp_path / "own.jsonl", [row, row | {"text": "Another."} | other])
         with pytest.raises(ValueError, match="--quote is for questions, not for texts, labels or fields: leave it out"):
             finetune(options(home, tmp_path / "run", data=data, quote=2, context=str(run[1])))
 
@@ -183,12 +188,11 @@ def test_page_and_card_say_how_to_talk_with_passages_and_the_card_no_folder_of_t
 
 def test_an_adapter_that_was_trained_without_passages_stores_none_and_is_asked_without_any(home, run, tmp_path, caplog):
     caplog.set_level("INFO", "minilora")
-    finetune(options(home, tmp_path / "run", steps=1), measure=False, answers=False)
+    trained(options(home, tmp_path / "run", steps=1))
     assert not [key for key in json.loads((tmp_path / "run/minilora.json").read_text())["data"] if "context" in key]
     model, _ = load_with_adapters({"plain": tmp_path / "run"}, str(home / "base"))
     assert template_of(model, "plain") is None
-    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(tmp_path / "run")], limit=2)
-    result = evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+    result = measured(home, home / "data.jsonl", tmp_path / "run", limit=2, context=str(run[1]))
     rows = next(iter(result["open_book"].values()))["rows"]
     assert [row["kind"] for row in rows if row["name"] == "run"] == ["closed"]
     assert "run: trained without passages, and asked without them" in caplog.text
@@ -196,8 +200,7 @@ def test_an_adapter_that_was_trained_without_passages_stores_none_and_is_asked_w
 
 def test_eval_asks_with_and_without_passages(home, run):
     folder, book, _ = run
-    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(folder)], split="test")
-    result = evaluate_adapters(EvalOptions(**values, context=str(book)))
+    result = measured(home, home / "data.jsonl", folder, split="test", context=str(book))
     (report,) = result["open_book"].values()
     assert [(row["name"], row["kind"]) for row in report["rows"]] == [
         (name, kind) for name in ("base", "run") for kind in ("closed", "right", "found")
@@ -207,12 +210,11 @@ def test_eval_asks_with_and_without_passages(home, run):
 
 
 def test_eval_puts_no_passage_before_general_questions_but_measures_their_loss(home, run):
-    data = [str(home / "data.jsonl"), "general"]
-    result = evaluate_adapters(EvalOptions(base=str(home / "base"), data=data, limit=2, context=str(run[1])))
+    result = measured(home, [home / "data.jsonl", "general"], limit=2, context=str(run[1]))
     assert set(result["open_book"]) == set(result["sets"]) - {"general"} != set()
     assert result["scores"]["general"]["base"]["loss"]["value"] > 0
     with pytest.raises(ValueError, match="general questions are not asked"):
-        evaluate_adapters(EvalOptions(base=str(home / "base"), data=["general"], context=str(run[1])))
+        measured(home, "general", context=str(run[1]))
 
 
 def test_eval_says_that_records_share_no_word_with_any_passage(home, tmp_path, caplog):
@@ -222,23 +224,22 @@ def test_eval_says_that_records_share_no_word_with_any_passage(home, tmp_path, c
         lions = {"question": "Lion?", "answer": "A lion.", "paraphrase": "Lion!"}
         rows = TERMS[: 12 - strange] + [term | lions for term in TERMS[12 - strange :]]
         data = write_jsonl(tmp_path / "a.jsonl", rows)
-        options = EvalOptions(base=str(home / "base"), data=[data], split="test", context=str(book))
+        given = dict(split="test", context=str(book))
         share = f"{data}: {strange} of 2 records share no word with any passage of {book}"
         if strange == 2:
             with pytest.raises(ValueError, match=f"{re.escape(share)}: give the passages that have their answers"):
-                evaluate_adapters(options)
+                measured(home, data, **given)
             return
-        (report,) = evaluate_adapters(options)["open_book"].values()
+        (report,) = measured(home, data, **given)["open_book"].values()
         assert (f"{share}, such as x/11" in caplog.text) == (strange == 1)
         assert report["hits"] == {"1": 0.0, "3": 0.0}  # no question has a word of the passage
 
 
 def test_eval_refuses_records_without_keywords(home, run, quoting, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n', encoding="utf-8")
-    for adapters in ([str(run[0])], [str(run[0]), str(quoting[0])]):
-        values = dict(base=str(home / "base"), adapter=adapters, data=[str(tmp_path / "a.jsonl")])
+    for adapters in ([run[0]], [run[0], quoting[0]]):
         with pytest.raises(ValueError, match="no record has keywords") as caught:
-            evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+            measured(home, tmp_path / "a.jsonl", adapters, context=str(run[1]))
         assert ("leave out --context" in str(caught.value)) == (len(adapters) == 1)  # one that quotes needs it
 
 
@@ -248,9 +249,9 @@ def test_without_keywords_the_loss_is_that_of_training_and_nothing_is_asked(home
     data = write_jsonl(tmp_path / "plain.jsonl", rows)
     quote = {"quote": 1, "strength": None} if kind == "quoting" else {}
     metrics = finetune(options(home, tmp_path / "run", data=data, context=str(run[1]), steps=2, **quote))
-    values = dict(base=str(home / "base"), data=[data, "general"], limit=6, adapter=[str(tmp_path / "run")])
+    values = dict(data=[data, "general"], limit=6, adapter=tmp_path / "run")
     for change in ({}, {"no_recall": True}):
-        found = evaluate_adapters(EvalOptions(**values, **change, context=str(run[1])))
+        found = measured(home, **values, **change, context=str(run[1]))
         general = found["scores"].pop("general")["run"]
         # an adapter that quotes answers with sentences of passages alone, and general questions have none
         assert ("keyword_recall" in general) == (kind == "reading" and not change)
@@ -258,29 +259,25 @@ def test_without_keywords_the_loss_is_that_of_training_and_nothing_is_asked(home
             losses = [each[who]["loss"]["value"] for who in ("base", "run")]
             assert losses == pytest.approx(metrics["loss"][name.removeprefix("plain/")], rel=1e-5)
         assert found["open_book"] == {} and not caplog.records
-    evaluate_adapters(EvalOptions(**values))
+    measured(home, **values)
     assert "records is without a passage: if there was one in training, give it with --context FILE" in caplog.text
 
 
 def test_the_loss_with_passages_is_measured_without_answers_where_rows_have_keywords(home, run, quoting, caplog):
-    values = dict(base=str(home / "base"), data=[str(home / "data.jsonl")], adapter=[str(run[0])], no_recall=True)
-    found = evaluate_adapters(EvalOptions(**values, context=str(run[1])))
+    found = measured(home, home / "data.jsonl", run[0], no_recall=True, context=str(run[1]))
     assert found["open_book"] == {} and not caplog.records
     for name, each in found["scores"].items():
         assert each["run"]["loss"]["value"] == pytest.approx(run[2]["loss"][name.removeprefix("data/")][1], rel=1e-5)
         assert "keyword_recall" not in each["run"]
-    evaluate_adapters(EvalOptions(**values | {"adapter": [str(quoting[0])]}))
+    measured(home, home / "data.jsonl", quoting[0], no_recall=True)
     assert "records is without a passage: if there was one in training" in caplog.text
 
 
 def test_a_context_without_answers_is_for_adapters_that_learned_these_data_with_passages(home, run, tmp_path):
     data = write_jsonl(tmp_path / "a.jsonl", [{"question": "Why?", "answer": "So."}])
-    for change in ({"data": [data]}, {"adapter": None, "data": [str(home / "data.jsonl")]}):
-        values = dict(base=str(home / "base"), adapter=[str(run[0])]) | change
-        with pytest.raises(
-            ValueError, match="--context measures answers, and no adapter learned these data with passages"
-        ):
-            evaluate_adapters(EvalOptions(**values, context=str(run[1]), no_recall=True))
+    for source, adapter in ((data, run[0]), (home / "data.jsonl", [])):
+        with pytest.raises(ValueError, match="--context measures answers, and no adapter learned these data with p"):
+            measured(home, source, adapter, context=str(run[1]), no_recall=True)
 
 
 def with_own(path, own):
@@ -294,8 +291,7 @@ def test_eval_asks_with_the_records_own_passages_as_with_those_of_a_file(home, r
     found = []
     for own, context in (((), str(run[1])), (range(12), None), (range(0, 12, 2), str(run[1]))):
         data = with_own(tmp_path / "own.jsonl", own)
-        values = dict(base=str(home / "base"), data=[data], adapter=[str(quoting[0])], split="train")
-        result = evaluate_adapters(EvalOptions(**values, context=context))
+        result = measured(home, data, quoting[0], split="train", context=context)
         (report,) = result["open_book"].values()
         found.append(report)
         for row in report["rows"]:
@@ -314,17 +310,15 @@ def test_an_adapter_that_quotes_needs_a_passage_for_every_record_or_is_measured_
     home, run, quoting, tmp_path
 ):
     data = with_own(tmp_path / "own.jsonl", range(1, 12))
-    values = dict(base=str(home / "base"), data=[data], adapter=[str(quoting[0])], split="train")
     with pytest.raises(ValueError, match="quoting answers with sentences of passages: give some with --context FILE"):
-        evaluate_adapters(EvalOptions(**values))
-    assert evaluate_adapters(EvalOptions(**values, no_recall=True))["open_book"] == {}
+        measured(home, data, quoting[0], split="train")
+    assert measured(home, data, quoting[0], split="train", no_recall=True)["open_book"] == {}
     whole = shutil.copytree(home / "base", tmp_path / "whole")  # a model that learned to quote without an adapter
     shutil.copy(quoting[0] / "minilora.json", whole)
     with pytest.raises(ValueError, match="this model answers with sentences of passages: give some with --context"):
-        evaluate_adapters(EvalOptions(base=str(whole), data=[data], split="train"))
-    whole = values | {"adapter": [str(run[0])]}
+        measured(home, data, base=str(whole), split="train")
     with pytest.raises(ValueError, match="--passages draws what --context FILE measures: give both"):
-        evaluate_adapters(EvalOptions(**whole, passages=str(tmp_path / "x.png")))
+        measured(home, data, run[0], split="train", passages=str(tmp_path / "x.png"))
 
 
 def test_a_passage_that_is_longer_than_a_record_may_be_is_one_line(home, run, tmp_path):

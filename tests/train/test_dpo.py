@@ -24,9 +24,8 @@ ROWS = [
 def pairs(home, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
-    return lambda out, **change: options(
-        home, tmp_path / out, **dict(data=str(path), loss="dpo", lr=2e-2, beta=0.3, batch_size=3) | change
-    )
+    usual = dict(data=str(path), loss="dpo", lr=2e-2, beta=0.3, batch_size=3)
+    return lambda out, **change: options(home, tmp_path / out, **usual | change)
 
 
 def test_the_base_is_the_reference_and_never_changes(pairs, home, capsys):
@@ -96,14 +95,8 @@ def test_a_pair_is_cut_on_both_sides_and_dropped_where_an_answer_is_gone():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (
-            [{"q": "x", "a": "y", "id": "odd"}],
-            "record odd has no rejected answer: DPO needs the columns prompt, chosen",
-        ),
-        (
-            [{"text": "A long text. " * 99}],
-            "other.jsonl: record .* has no rejected answer: DPO needs the columns prompt",
-        ),
+        ([{"q": "x", "a": "y", "id": "odd"}], "record odd has no rejected answer: DPO needs the columns prompt"),
+        ([{"text": "A long text. " * 99}], "other.jsonl: record .* has no rejected answer: DPO needs the columns"),
     ],
 )
 def test_data_without_preferences_are_refused_in_one_line(pairs, tmp_path, rows, message):

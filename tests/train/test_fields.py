@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from commandline import complaint, job
 from figure_check import problems, spans
-from jobs import options
+from jobs import measured, options
 from planted_fields import SCHEMA, planted_fields
 
 import minilora as ml
 from minilora.cli import main
-from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.commands.eval import page
 from minilora.data.fields import FieldTask
 from minilora.data.records import read_source
 from minilora.measure import fields as measuring
@@ -69,7 +69,7 @@ def test_the_metrics_have_the_report_and_the_folder_the_picture_and_the_schema(r
 
 def test_eval_gives_the_numbers_of_the_run(home, run):
     folder, data, metrics = run
-    found = evaluate_adapters(EvalOptions(adapter=[str(folder)], base=str(home / "base"), data=[str(data)]))
+    found = measured(home, data, folder)
     (report,) = found["fields"].values()
     rows = {row["name"]: row for row in report["rows"]}
     for row in metrics["fields"]["rows"]:
@@ -80,8 +80,7 @@ def test_eval_gives_the_numbers_of_the_run(home, run):
 
 def test_new_data_are_measured_and_a_chat_answers_under_the_stored_schema(home, run, tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text('{"text": "pay x, gus", "fields": {"kind": "bill", "name": "gus", "tags": []}}')
-    settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "new.jsonl")])
-    report = evaluate_adapters(settings)["fields"]["new"]
+    report = measured(home, tmp_path / "new.jsonl", run[0])["fields"]["new"]
     assert [row["name"] for row in report["rows"]] == ["base, zero-shot", "run"] and report["records"] == 1
     words = ["chat", "--adapter", str(run[0]), "--base", str(home / "base"), "--prompt", "pay x, gus"]
     assert main(words) == 0
@@ -100,7 +99,7 @@ def test_a_schema_that_has_changed_since_training_is_named_since_it_changes_all_
     ):  # fmt: skip
         (tmp_path / "new.schema.json").write_text(json.dumps({"properties": rules}))
         before, data = len(said()), str(tmp_path / "new.jsonl")
-        evaluate_adapters(EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[data], no_recall=True))
+        measured(home, data, run[0], no_recall=True)
         differ = "its prompts differ from those of training"
         told = [line for line in said()[before:] if differ in line]
         line = f"{data}: its schema is not the one that the adapter was trained on: {differ}"
@@ -115,7 +114,7 @@ def test_a_model_that_was_fine_tuned_as_a_whole_keeps_the_schema(home, run, tmp_
     assert main(["chat", "--base", str(tmp_path / "full"), "--prompt", "pay x, gus"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == list(SCHEMA["properties"])
     (tmp_path / "new.jsonl").write_text('{"text": "pay x, gus", "fields": {"kind": "bill", "name": "gus", "tags": []}}')
-    alone = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(tmp_path / "new.jsonl")]))
+    alone = measured(home, tmp_path / "new.jsonl", base=str(tmp_path / "full"))
     assert [row["name"] for row in alone["fields"]["new"]["rows"]] == ["the whole model"]
     assert "the whole model was compared with nothing." in page(alone)
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from commandline import complaint, job
 from figure_check import problems
-from jobs import material_of, options
+from jobs import material_of, measured, options
 from planted import planted
 from planted_fields import planted_fields
 
 import minilora as ml
 from minilora.cli import main
 from minilora.commands.data import LookOptions, look
-from minilora.commands.eval import EvalOptions, evaluate_adapters, page
+from minilora.commands.eval import page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
 from minilora.data.trained import warning_of_trained
@@ -96,14 +96,14 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     shown = []
     assert talk.ask("the courier lost it", shown.append) and talk.turns[0].answer in task.labels
     assert re.fullmatch(r"(bill|other|parcel) \(\d+ %; then .*\)", "".join(shown))
-    (report,) = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(run[1])]))["labels"].values()
+    (report,) = measured(home, run[1], base=str(tmp_path / "full"))["labels"].values()
     assert [row["name"] for row in report["rows"]][2:] == ["the whole model"]
     assert report["confusion"] == metrics["labels"]["confusion"]
     assert metrics["labels"]["rows"][-1]["name"] == "full fine-tuning"
     assert Engine(model, tokenizer).versions["base"].labels == task.labels
     fewer = [{"text": f"{i} on the invoice", "label": label} for i, label in enumerate(("bill", "other") * 3)]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, fewer)))
-    found = evaluate_adapters(EvalOptions(base=str(tmp_path / "full"), data=[str(tmp_path / "more.jsonl")]))["labels"]
+    found = measured(home, tmp_path / "more.jsonl", base=str(tmp_path / "full"))["labels"]
     assert found["more"]["labels"] == list(task.labels)
     above = dict(base=str(tmp_path / "full"), data=str(tmp_path / "more.jsonl"), steps=1)
     finetune(options(home, tmp_path / "above", **above), measure=False, answers=False)
@@ -117,7 +117,7 @@ def test_a_strength_that_is_given_is_kept_and_full_fine_tuning_has_none():
 
 def test_the_trained_row_is_that_of_the_adapter_and_the_base_rows_are_those_of_the_base(home, run):
     folder, data, metrics = run
-    found = evaluate_adapters(EvalOptions(adapter=[str(folder)], base=str(home / "base"), data=[str(data)]))
+    found = measured(home, data, folder)
     (report,) = found["labels"].values()
     rows = {row["name"]: row for row in report["rows"]}
     for row in metrics["labels"]["rows"]:
@@ -134,22 +134,18 @@ def test_the_trained_row_is_that_of_the_adapter_and_the_base_rows_are_those_of_t
 def test_a_file_without_training_records_is_measured_with_the_stored_labels(home, run, tmp_path):
     rows = [{"text": "the invoice please", "label": "bill"}, {"text": "pay it now", "label": "bill"}]
     (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "new.jsonl")])
-    report = evaluate_adapters(settings)["labels"]["new"]
+    report = measured(home, tmp_path / "new.jsonl", run[0])["labels"]["new"]
     assert report["labels"] == ["bill", "other", "parcel"] and np.sum(report["confusion"][1:]) == 0
     assert [row["name"] for row in report["rows"]] == ["base, zero-shot", "run"]
 
 
 def test_a_label_that_is_new_to_the_adapters_is_named_since_it_changes_all_prompts(home, run, tmp_path, said):
-    settings = EvalOptions(
-        adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "new.jsonl")], no_recall=True
-    )
     line = "no adapter was trained on all of its labels (not on Bill, z): its prompts differ from those of training"
     for labels, known in (("bill parcel z Bill", False), ("bill parcel", True), ("other", True), ("z Bill", True)):
         rows = [{"text": f"the invoice {label}", "label": label} for label in labels.split()]
         (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
         before = len(said())
-        evaluate_adapters(settings)
+        measured(home, tmp_path / "new.jsonl", run[0], no_recall=True)
         told = [text for text in said()[before:] if "no record names a split" not in text]
         assert told == [f"{tmp_path / 'new.jsonl'}: {line}"] * (not known), labels
 
@@ -166,11 +162,7 @@ def test_versions_with_other_labels_are_each_asked_as_predict_asks_them(home, ru
         (tmp_path / name / "minilora.json").write_text(json.dumps(record))
 
     def report(*names):
-        adapters = [f"{name}={versions[name]}" for name in names]
-        found = evaluate_adapters(
-            EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(tmp_path / "new.jsonl")])
-        )
-        return found["labels"]["new"]
+        return measured(home, tmp_path / "new.jsonl", [f"{n}={versions[n]}" for n in names])["labels"]["new"]
 
     line = "each adapter is asked for the labels that it was trained on, which are not the same"
     assert report("old")["labels"] == ["bill", "other", "parcel"] and not any(line in text for text in said())
@@ -208,11 +200,10 @@ def test_measured_records_that_an_adapter_was_trained_on_are_named_whatever_thei
     (line,) = warning_of_trained([("next", reading.records, reading.task)], run[0], tokenizer)
     assert line.startswith(f"next: 2 of 6 records that are measured are in the training data of {run[0]}")
     assert warning_of_trained([("next", reading.records[2:], reading.task)], run[0], tokenizer) == []
-    settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "next.jsonl")])
-    evaluate_adapters(EvalOptions(**settings, no_recall=True))
+    measured(home, tmp_path / "next.jsonl", run[0], no_recall=True)
     assert any("are in the training data of" in text for text in said())
     start = len(said())
-    evaluate_adapters(EvalOptions(**settings, no_recall=True, split="train"))  # not what its numbers should say
+    measured(home, tmp_path / "next.jsonl", run[0], no_recall=True, split="train")  # not what its numbers should say
     assert not any("are in the training data of" in text for text in said()[start:])
 
 
@@ -233,9 +224,8 @@ def test_an_adapter_that_is_trained_further_knows_records_that_are_held_out_now(
     task = LabelTask.of(["bill", "other", "parcel"])
     known = sum(task.text(record.question) in trained for record in held)
     assert known > 0 and f": {known} of {len(held)} records that are measured are in the training data of" in line
-    settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(tmp_path / "next.jsonl")])
     start = len(said())
-    evaluate_adapters(EvalOptions(**settings, split="test", no_recall=True))
+    measured(home, tmp_path / "next.jsonl", run[0], split="test", no_recall=True)
     assert line in said()[start:]
     assert lines(run[0], run[1]) == []
     finetune(options(home, tmp_path / "own", data=str(tmp_path / "next.jsonl"), steps=1), measure=False)
@@ -253,8 +243,7 @@ def test_the_subject_is_the_adapter_that_was_trained_on_the_set(home, run):
     other.write_text(json.dumps(record | {"data": record["data"] | gone}))
     copy = shutil.copy(run[1], other.parent / "copy.jsonl")  # the same data under another name
     for adapters, data in (([own, f"z={other.parent}"], copy), ([f"z={other.parent}", own], run[1])):
-        found = evaluate_adapters(EvalOptions(adapter=adapters, base=str(home / "base"), data=[str(data)]))
-        (report,) = found["labels"].values()
+        (report,) = measured(home, data, adapters)["labels"].values()
         assert report["subject"] == "mine" and {"z", "mine"} < {row["name"] for row in report["rows"]}
 
 
@@ -272,8 +261,7 @@ def test_a_trial_measures_accuracy_on_the_validation_set(home, run, tmp_path):
 
 
 def test_losses_alone_ask_for_no_labels(home, run):
-    settings = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(run[1])])
-    quick = evaluate_adapters(EvalOptions(**settings, no_recall=True))
+    quick = measured(home, run[1], run[0], no_recall=True)
     assert quick["labels"] == {} and "no record of" not in page(quick)  # has keywords: labels need none
 
 
@@ -283,9 +271,8 @@ def test_data_without_labels_are_measured_for_an_adapter_of_labels_with_a_line_t
     def lines(rows, **change):
         path = tmp_path / "own.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
-        values = dict(adapter=[str(run[0])], base=str(home / "base"), data=[str(path), "legal-handbook"], limit=2)
-        before = len(said())
-        evaluate_adapters(EvalOptions(**values | change, no_recall=True))
+        before, values = len(said()), {"adapter": run[0], "data": [path, "legal-handbook"], "limit": 2}
+        measured(home, **values | change, no_recall=True)
         return [line.removeprefix(f"{path}: ") for line in said()[before:] if "no record names a split" not in line]
 
     texts = [{"text": f"the invoice {i}"} for i in range(12)]
@@ -293,7 +280,7 @@ def test_data_without_labels_are_measured_for_an_adapter_of_labels_with_a_line_t
     named = [row | {"queue": "ab"[i % 2]} for i, row in enumerate(texts)]
     hint = "queue has 2 values: to classify the texts by it, --label queue"
     assert lines(named) == ["not read: queue in 12 records", hint]
-    assert lines(texts, adapter=None) == lines(named, label="queue", data=[str(tmp_path / "own.jsonl")]) == []
+    assert lines(texts, adapter=[]) == lines(named, label="queue", data=tmp_path / "own.jsonl") == []
 
 
 @pytest.mark.usefixtures("no_second_picture")
@@ -332,8 +319,7 @@ def test_a_record_that_the_model_cannot_see_whole_is_named_and_not_asked(home, r
     for limit in (length, length - 1):
         material.refuse_what_is_longer(limit, "own", tokenizer)
         assert (material.checked is None) == (limit < length)
-    settings = EvalOptions(adapter=[str(run[0])], base=str(home / "base"), data=[str(data)])
-    (report,) = evaluate_adapters(settings)["labels"].values()
+    (report,) = measured(home, data, run[0])["labels"].values()
     assert report["records"] == 6 and f"{data}: {line}" in said()
 
 

@@ -125,10 +125,8 @@ def test_in_whole_epochs_every_record_is_trained_equally_often(batch_size, accum
             return loss
 
     monkeypatch.setattr(job, "Trainer", Counting)
-    chosen = options(
-        home, tmp_path / "run", steps=None, epochs=3.0, batch_size=batch_size, grad_accumulation=accumulation
-    )
-    metrics = trained(chosen)
+    sizes = dict(batch_size=batch_size, grad_accumulation=accumulation)
+    metrics = trained(options(home, tmp_path / "run", steps=None, epochs=3.0, **sizes))
     assert len(taken) == metrics["records"]["train"] and set(taken.values()) == {3}
     per_epoch = metrics["steps"] / 3
     assert logged == pytest.approx([step / per_epoch for step in range(1, metrics["steps"] + 1)])

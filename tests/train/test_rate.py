@@ -46,7 +46,7 @@ def test_every_matrix_counts_alike(tiny_config):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("quantized", [False, "nf4"])
+@pytest.mark.parametrize("quantized", [False, pytest.param("nf4", marks=pytest.mark.long)])
 def test_the_rate_that_was_measured_on_smollm2_is_the_one_of_its_weights(smollm2, quantized):
     model = ml.load("smollm2", quantized)[0] if quantized else smollm2[0]
     assert usual_rate(model) == rate_of("smollm2") == rate_of("tiny") == RATE
@@ -78,9 +78,7 @@ def test_a_job_says_the_rate_and_writes_it_down_unless_one_is_given(home, tmp_pa
 def test_a_sweep_says_the_rate_of_each_base(home, tmp_path, monkeypatch):
     rate_of.cache_clear()
     monkeypatch.setattr(rate, "usual_rate", lambda model: 3e-4)
-    both = SweepOptions(
-        base=[str(home / "base")], data=[str(home / "data.jsonl")], steps=[1], r=[1, 2], out=str(tmp_path)
-    )
-    result = sweep(both)
+    base, data = [str(home / "base")], [str(home / "data.jsonl")]
+    result = sweep(SweepOptions(base=base, data=data, steps=[1], r=[1, 2], jobs=1, out=str(tmp_path)))
     assert [row["lr"] for row in result["settings"]] == [3e-4, 3e-4]
     rate_of.cache_clear()

@@ -88,7 +88,7 @@ def others(home, tokenizer, tmp_path_factory):
     model, _ = ml.load(home / "base")
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=16, init_lora_weights=False))
     ml.save_adapter(model, folder / "adapter")
-    (folder / "pairs.jsonl").write_text("\n".join(text_of("support-pairs").splitlines()[::20]))
+    (folder / "pairs.jsonl").write_text("\n".join(text_of("support-pairs").splitlines()[::50]))
     return folder
 
 
@@ -174,9 +174,7 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on_and_whom_to_talk_to(stop
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=posix), pytest.param("SIGUSR1", marks=posix)])
-def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(
-    name, home, tmp_path, stop_at, monkeypatch, request
-):
+def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(name, home, tmp_path, stop_at, request):
     number = getattr(signal, name)
     before = signal.signal(number, signal.SIG_DFL)  # it may be ignored, as nohup does
     request.addfinalizer(lambda: signal.signal(number, before))
@@ -185,8 +183,6 @@ def test_kill_and_a_closed_terminal_finish_the_step_and_leave_a_checkpoint(
         run(options(home, tmp_path / "run"))
     assert json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["step"] == 3
     assert signal.getsignal(number) == signal.SIG_DFL
-    monkeypatch.setattr(job, "Trainer", Trainer)
-    assert run(options(home, tmp_path / "run", resume=True))["steps"] == 6
 
 
 def test_a_programs_own_handlers_stay(home, tmp_path, stop_at):
@@ -237,6 +233,7 @@ def test_an_interruption_of_the_measurement_afterwards_loses_nothing(home, tmp_p
     monkeypatch.setattr(job, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
         run(options(home, tmp_path / "run", **change))
+    monkeypatch.setattr(job, "_warn_of_memory", None)  # no step is taken from here on
     kept = tmp_path / "run.partial"
     assert said() == [
         f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
@@ -271,8 +268,9 @@ def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, mo
         return real(*inputs)
 
     monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(job, "_warn_of_memory", lambda job: asked.append("memory"))
     metrics = finetune(options(home, tmp_path / "run", eval_records=2, resume=True), answers=False)
-    assert asked == ["after"]
+    assert asked == ["memory", "after"]  # steps are left, for which it may be short
     for key in ("loss", "keyword_recall", "answers", "last", "base_sha256"):
         assert metrics[key] == straight[key]
 
@@ -298,9 +296,7 @@ def test_other_data_under_the_same_name_are_refused(stopped, home, tmp_path):
     try:
         (home / "data.jsonl").write_text(text.replace("It is 1 and hello.", "It is one and hello."), encoding="utf-8")
         then = json.loads((tmp_path / CHECKPOINT / "state.json").read_text())["data"][:16]
-        with pytest.raises(
-            ValueError, match=f"started with other settings: sha256 of data {then}, now (?!{then})\\w{{16}};"
-        ):
+        with pytest.raises(ValueError, match=f"other settings: sha256 of data {then}, now (?!{then})\\w{{16}};"):
             run(replace(chosen, resume=True))
     finally:
         (home / "data.jsonl").write_text(text, encoding="utf-8")
@@ -375,10 +371,11 @@ def test_a_disk_that_fills_up_costs_the_new_checkpoint_and_not_the_old_one(home,
     assert weights(tmp_path / "run") == weights(tmp_path / "straight")
 
 
-@pytest.mark.parametrize(("change", "steps"), [(dict(save_every=1), [1, 2, 3, 4, 5, 6]), (dict(save_every=4), [4]),
-                                               ({}, [2, 4, 6]), (dict(method="full"), [])])  # fmt: skip
-@pytest.mark.parametrize("often", [500, 1])  # 1: less than an epoch
-def test_a_checkpoint_is_written_every_so_many_steps(change, steps, often, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "often", "steps"),  # often, 1: less than an epoch
+    [(dict(save_every=4), 1, [4]), ({}, 500, [2, 4, 6]), ({}, 1, [1, 2, 3, 4, 5, 6]), (dict(method="full"), 1, [])],
+)
+def test_a_checkpoint_is_written_every_so_many_steps(change, often, steps, home, tmp_path, monkeypatch):
     saved, real = [], checkpoint.save
     monkeypatch.setattr(job, "OFTEN", often)
 
@@ -388,7 +385,7 @@ def test_a_checkpoint_is_written_every_so_many_steps(change, steps, often, home,
 
     monkeypatch.setattr(checkpoint, "save", save)
     run(options(home, tmp_path / "run", **change))
-    assert saved == (steps if change or often > 1 else [1, 2, 3, 4, 5, 6])
+    assert saved == steps
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
