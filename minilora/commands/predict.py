@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from ..data.fields import FieldTask, Task, read_schema
+from ..data.fields import read_schema
 from ..data.formats import CONTEXT as PASSAGES
 from ..data.formats import PROMPTS, listed
 from ..data.labels import LabelTask
@@ -21,7 +21,7 @@ from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
 from ..data.records import path_of, sha256_of_data
 from ..files.disk import locked, read_json, write_json
 from ..generate.fields import task_for
-from ..generate.predict import predict
+from ..generate.predict import added_names, predict
 from ..generate.quotes import refuse_without_passages
 from ..lora.adapters import adapter_state, base_state, set_adapter
 from ..lora.provenance import read_provenance
@@ -41,6 +41,7 @@ ESCAPED = "backslashreplace"  # half of a surrogate pair, which JSON can hold, a
 PREFIX = "predicted_"  # of the columns that are added
 SETTINGS = (  # that decide a prediction
     "base", "quantized", "bf16", "dtype", "max_new_tokens", "temperature", "seed", "system", "context", "schema",
+    "top_k",
 )  # fmt: skip
 ASKED = (*PROMPTS, "input", "system", *PASSAGES)  # columns that make the prompt
 
@@ -55,6 +56,7 @@ class PredictOptions(Asking):
         metavar="FILE",
     )
     resume: bool = option(False, "continue the file of --out after the rows that it has")
+    top_k: int = option(1, "labels of each row, the likeliest first, each with its probability", least=1, metavar="N")
     field: Mapping[str, str] | None = option(
         None,
         "names of your columns, such as text=body (default: those of the adapter's training)",
@@ -113,7 +115,8 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
     handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     task = task_for(model, choice, schema)
-    added = _added(task, handbook is not None)
+    columns = [*added_names(task, options.top_k), *(["passage"] if handbook is not None and task is None else [])]
+    added = [f"{PREFIX}{name}" for name in columns]
     if taken := [name for name in added if name in own]:
         raise ValueError(f"{path} has a column {taken[0]} already: rename it or leave it out")
     suffix = (path if out is None else out).suffix.lower()
@@ -130,7 +133,7 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
             try:
                 texts, passages = [prompt.messages for prompt in part], [prompt.passage for prompt in part]
                 how = (options.max_new_tokens, options.temperature, options.seed, options.system, handbook, schema)
-                return [*predict(model, tokenizer, texts, *how, passages)]
+                return [*predict(model, tokenizer, texts, *how, passages, options.top_k)]
             except ValueError as error:
                 wrong = str(error)
         if len(part) == 1:
@@ -153,7 +156,7 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
                         found = {}
                     if isinstance(task, LabelTask) and found:
                         labels.update([found["label"]])
-                        found |= {"probability": round(found["probability"], 4)}
+                        found = {name: round(x, 4) if isinstance(x, float) else x for name, x in found.items()}
                     if handbook is not None and "passage" in found and not handbook.has_words_of(prompt.messages[-1:]):
                         strange.append(prompt.place)
                     text += rows.text({**prompt.row, **{f"{PREFIX}{name}": value for name, value in found.items()}})
@@ -233,15 +236,6 @@ def _columns(options: PredictOptions, named: Mapping[str, Path]) -> dict[str, st
     trained = [*named.values()] or [Path(options.base or "")]
     stored = [read_provenance(folder).get("data", {}).get("field") or {} for folder in trained]
     return {name: str(column) for each in stored for name, column in each.items() if name in ASKED}
-
-
-def _added(task: Task | None, passages: bool) -> list[str]:
-    """The columns that a task adds to each row."""
-    if isinstance(task, FieldTask):
-        names = [field.name for field in task.fields]
-    else:
-        names = ["answer", *(["passage"] if passages else [])] if task is None else ["label", "probability"]
-    return [f"{PREFIX}{name}" for name in names]
 
 
 def _write(out: Path | None, encoding: str, text: str, more: bool) -> None:

@@ -66,6 +66,11 @@ def ranked_labels(
     """
     found = label_logprobs(model, tokenizer, [task.asked(messages)], task.labels, True, choice)
     (p,) = label_probabilities(without_nan(found))
+    return ranked(task, p)
+
+
+def ranked(task: LabelTask, p: np.ndarray) -> list[tuple[str, float]]:
+    """The labels with their probabilities p (L,), the likeliest first."""
     return [(task.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")]
 
 

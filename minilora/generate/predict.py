@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from ..data.fields import FieldTask
+from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..data.passages import Handbook, Passage, fill
 from ..lora.adapters import active_factors
@@ -16,7 +17,7 @@ from ..progress import progress
 from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
 from .fields import guide_of, task_for
-from .labels import label_logprobs, label_probabilities, without_nan
+from .labels import label_logprobs, label_probabilities, ranked, without_nan
 from .prefix_cache import ReadPassages
 from .quotes import quote, quoting_of, refuse_without_passages
 from .streams import check_able
@@ -33,6 +34,7 @@ def predict(
     handbook: Handbook | None = None,
     schema: FieldTask | None = None,
     passages: Sequence[str | None] = (),
+    top_k: int = 1,
 ) -> list[dict[str, Any]]:
     """What the active adapters, or else the base or a whole model, predict for each text, in batches on all cores.
 
@@ -43,13 +45,15 @@ def predict(
     schema: of the fields to find (default: that of the adapters, if they were trained on one):
         `data.fields.read_schema` reads it from a file, `data.fields.FieldTask.of` makes it of a dict.
     passages: of each text its own passage, which is read instead of the handbook's best, or None; empty for none.
+    top_k: how many labels each text gets, the likeliest first; all of them where there are fewer.
 
-    Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, of those that were
-    trained on fields the fields, of others {"answer"}, and for a passage of the handbook also {"passage"}, its name.
+    Returns a dict for each text: of adapters that were trained on labels {"label", "probability"}, with a higher top_k
+    also {"label_2", "probability_2"} and so on; of those that were trained on fields the fields; of others {"answer"},
+    and for a passage of the handbook also {"passage"}, its name.
 
     Raises ValueError, before anything is predicted, for a text that is empty, neither a string nor such a conversation,
-    or too long for the model, for another number of passages than texts, and for a schema where the adapters were
-    trained on labels.
+    or too long for the model, for another number of passages than texts, for a schema where the adapters were trained
+    on labels, and for a top_k below 1, or above it where they were not.
     """
     check_able(model, tokenizer)
     for what, given_list in (("texts", texts), ("passages", passages)):
@@ -68,6 +72,7 @@ def predict(
         raise ValueError(f"expected a passage, or None, for each of {len(texts)} texts, got {len(passages)} passages")
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_for(model, active, schema)
+    keys = added_names(task, top_k)
     system = system_of(model, active) if system is None else system
     own_passages = list(passages) or [None] * len(texts)
     if None in own_passages:
@@ -106,9 +111,21 @@ def predict(
         return found
     if isinstance(task, LabelTask):
         p = label_probabilities(without_nan(label_logprobs(model, tokenizer, prompts, task.labels)))  # (N, L)
-        return [{"label": task.labels[row.argmax()], "probability": float(row.max())} for row in p]
+        return [dict(zip(keys, chain.from_iterable(ranked(task, row)), strict=False)) for row in p]
     guides = None if task is None else [guide_of(task, tokenizer, text) for text in last]
     answers = generate_batch(model, tokenizer, prompts, max_new_tokens, temperature, seed, guides=guides)
     if isinstance(task, FieldTask):
         return [json.loads(answer) for answer in answers]
     return [{"answer": answer} | passage for answer, passage in zip(answers, named, strict=True)]
+
+
+def added_names(task: Task | None, top_k: int) -> list[str]:
+    """What `predict` calls its answers to a text. Raises ValueError for a top_k that is not possible for this task."""
+    if top_k < 1:
+        raise ValueError(f"top_k must be 1 or more, got {top_k}")
+    if isinstance(task, LabelTask):
+        places = ["", *(f"_{place}" for place in range(2, min(top_k, len(task.labels)) + 1))]
+        return [f"{what}{place}" for place in places for what in ("label", "probability")]
+    if top_k > 1:
+        raise ValueError(f"top_k is {top_k}, but only what was trained on labels predicts several")
+    return ["answer"] if task is None else [field.name for field in task.fields]

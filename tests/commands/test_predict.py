@@ -96,6 +96,24 @@ def test_each_text_gets_what_it_gets_alone(model, tokenizer, trained):
     assert predict(model, tokenizer, TEXTS[3:4], 60) == found[3:4]
 
 
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_more_labels_follow_the_likeliest_one_with_their_probabilities(model, tokenizer, trained, count):
+    trained(TRAINED["labels"])
+    for text, found in zip(TEXTS, predict(model, tokenizer, TEXTS, top_k=count), strict=True):
+        names, values = [*found], [*found.values()]
+        assert names == ["label", "probability", "label_2", "probability_2", "label_3", "probability_3"][: 2 * count]
+        expected = ranked_labels(model, tokenizer, LABELS, [{"role": "user", "content": text}], "legal")[:count]
+        assert values[::2] == [label for label, _ in expected]
+        assert values[1::2] == pytest.approx([p for _, p in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(("task", "count"), [("labels", 0), ("answer", 0), ("answer", 2), ("fields", 2)])
+def test_a_number_of_labels_that_cannot_be_is_refused(model, tokenizer, trained, task, count):
+    trained(TRAINED[task])
+    with pytest.raises(ValueError, match="top_k must be 1 or more, got 0" if count < 1 else "only what was trained on"):
+        predict(model, tokenizer, TEXTS, top_k=count)
+
+
 @pytest.mark.parametrize("task", TRAINED)
 def test_no_texts_have_no_predictions(model, tokenizer, trained, task):
     trained(TRAINED[task])
@@ -186,21 +204,28 @@ def test_another_number_of_passages_than_texts_is_refused(model, tokenizer, coun
 
 
 @pytest.mark.parametrize(
-    ("task", "suffix"),
-    [("fields", ".csv"), ("fields", ".jsonl"), ("labels", ".csv"), ("labels", ".tsv"), ("answer", ".csv")],
+    ("task", "suffix", "top_k"),
+    [
+        ("fields", ".csv", 1),
+        ("fields", ".jsonl", 1),
+        ("labels", ".csv", 1),
+        ("labels", ".tsv", 2),
+        ("labels", ".jsonl", 3),
+        ("answer", ".csv", 1),
+    ],
 )
 def test_rows_keep_their_columns_and_order(
-    folder, tmp_path, model, tokenizer, trained, task, suffix, monkeypatch, capsys
+    folder, tmp_path, model, tokenizer, trained, task, suffix, top_k, monkeypatch, capsys
 ):
     monkeypatch.setattr(command, "AT_ONCE", 2)
     trained(TRAINED[task])
-    flags, columns = folder(TRAINED[task]), {"id": 7, "text": "", "note": "a\tb, c"}
+    flags, columns = [*folder(TRAINED[task]), "--top-k", str(top_k)], {"id": 7, "text": "", "note": "a\tb, c"}
     rows = [columns | {"text": text} for text in TEXTS]
     out = tmp_path / f"out{suffix}"
     assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows), *flags, "--out", str(out)]) == 0
     expected = [
         row | {f"predicted_{name}": value for name, value in found.items()}
-        for row, found in zip(rows, predict(model, tokenizer, TEXTS, room(TRAINED[task])), strict=True)
+        for row, found in zip(rows, predict(model, tokenizer, TEXTS, room(TRAINED[task]), top_k=top_k), strict=True)
     ]
     for one, right in zip(read(out), expected, strict=True):
         assert list(one) == list(right)
