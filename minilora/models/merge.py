@@ -406,8 +406,9 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
 def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
     if format == "gguf" and out.is_dir():
         raise ValueError(f"{out} is a folder: choose another name")
-    if format == "gguf" and out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: choose another name, or --overwrite (overwrite=True)")
+    beside = (out, out.with_suffix(".Modelfile"), out.with_suffix(".jinja"))  # which may have been edited since
+    if format == "gguf" and not overwrite and (there := [path for path in beside if path.exists()]):
+        raise ValueError(f"{there[0]} exists: choose another name, or --overwrite (overwrite=True)")
     whole = {*FILES, PROVENANCE_FILE}  # an adapter next to it would be applied again
     known, what = ({*MLX_FILES}, "an adapter of mlx-lm") if format == "mlx" else (whole, "a whole model")
     replaceable = out.is_dir() and {path.name for path in entries(out)} <= (known if overwrite else set())

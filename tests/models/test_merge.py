@@ -230,6 +230,17 @@ def test_llama_cpp_gets_the_chat_template_that_the_adapter_was_trained_with(kind
         assert beside.read_text() == template
 
 
+@pytest.mark.parametrize("beside", ["m.Modelfile", "m.jinja"])
+@pytest.mark.parametrize("write", [merge, export])
+def test_what_a_user_edited_next_to_a_file_is_written_over_only_when_asked(write, beside, folder, adapter, tmp_path):
+    (tmp_path / beside).write_text("mine")
+    with pytest.raises(ValueError, match=f"{beside} exists: choose another name, or --overwrite"):
+        write(folder, adapter, tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("m.")] == [beside]
+    assert (tmp_path / beside).read_text() == "mine"
+    assert write(folder, adapter, tmp_path / "m.gguf", overwrite=True).path.exists()
+
+
 def test_an_exported_adapter_has_a_modelfile_if_the_base_is_a_file(folder, adapter, tmp_path):
     base = write_gguf(tmp_path / "base.gguf", new_llama())
     (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": {"system": "Be kind."}}))
