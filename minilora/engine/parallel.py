@@ -65,6 +65,9 @@ def cores() -> int:
 
 def keep_threads(most: int) -> None:
     """From now on let matmuls use `most` threads, or fewer if OPENBLAS_NUM_THREADS and its like allow fewer."""
+    if _lent:  # NumPy's matmuls use one meanwhile
+        _lent[0] = min(most, _lent[0])
+        return
     limited = any(name in os.environ for name in THREADS)
     _controller().limit(limits=min(most, cores()) if limited else most, user_api="blas")
     _kept[:] = [most]
@@ -140,10 +143,10 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
     from concurrent.futures import ThreadPoolExecutor
 
     found: list[Array] = [None] * count
-    interrupted = Event()
+    interrupted, alone = Event(), threads > 1 or cores() == 1
 
     def work(thread: int) -> None:
-        has_one_core.set(threads > 1)
+        has_one_core.set(alone)
         try:
             for i in range(thread, count, threads):
                 if interrupted.is_set():

@@ -166,10 +166,10 @@ def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weight
             raise RuntimeError(_why_nothing_trains(model))
         return loss
 
-    if len(batches) > 1:
+    if len(batches) > 1 or array_module(model.head_weight.data) is np:
         losses, threads = [partial(loss_of, each) for each in batches], min(cores(), len(batches))
         return values_and_gradients(losses, weights, threads, partial(_release, batches))
-    loss = loss_of(batches[0])  # here BLAS may use all cores
+    (loss,) = map(loss_of, batches)
     loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
     return [loss.data]
 
