@@ -254,7 +254,8 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     if (ranks := metrics.get("ranks", 1)) > 1:
         sent = metrics["bytes_per_step"]
         full = f"; full fine-tuning would send {megabytes(sent['full_sent'])}" if lora else ""
-        yield from row("processes", f"{ranks}, each of which sends {megabytes(sent['sent'])} per step{full}")
+        most = f", which hold {megabytes(memory['of_all_ranks'])} at most" if "of_all_ranks" in memory else ""
+        yield from row("processes", f"{ranks}{most}; each sends {megabytes(sent['sent'])} per step{full}")
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
     same, sign = before == after, "=" if before == after else "->"

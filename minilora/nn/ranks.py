@@ -50,6 +50,7 @@ class Ranks:
     """
 
     number, size = 0, 1
+    share_memory = False  # of the base and the data, which are then held once for all ranks
     mean: Callable[[Sequence[Tensor], Array, int], Array] | None = None
     pool: Executor | None = None  # the other ranks, while they wait for trials: see `hand_out`
 

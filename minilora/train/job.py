@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import own_templates
+from ..nn.forked import forked
 from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter, sha256_of
 from ..nn.optim import AdamW
@@ -110,7 +111,15 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         checkpoint.refuse_other(state, options.folder, options=options.decisive())
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
     ranks.ready(minilora=__version__, base=job.base, data=job.material.sha256)
+    with nullcontext(ranks) if options.processes == 1 else forked(options.processes) as job.ranks:
+        return _measure_and_train(job, state, place if job.ranks.first else None, answers)
+
+
+def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, answers: bool) -> dict[str, Any]:
+    """The work of each rank, when all is loaded. state: what a checkpoint holds. place: on the first rank."""
+    options, ranks = job.options, job.ranks
     state = ranks.same(state)
+    job.material.refer_to(job.model)  # a new adapter changes nothing yet, and one that is trained further is in place
     if state is None or not state.trained:
         _warn_of_memory(job)
     if state is None:
@@ -127,13 +136,14 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
     job.ended("measuring the result")
+    together = ranks.sum_here((peak_memory() or job.shared) - job.shared) + job.shared
     if place is None:
         return {}
     weights = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
     metrics = {
         "options": _in_effect(job.model, options),
         **metrics_of(trainer, job.material, state, after, state.history.kept(options.keep)),
-        "peak_memory_bytes": _memory(job),  # at the end: the audit and all answers count
+        "peak_memory_bytes": _memory(job) | ({"of_all_ranks": together} if ranks.size > 1 else {}),  # audit and all
         "adapter_bytes": weights.stat().st_size,
     }
     write_json(place.partial / METRICS_FILE, metrics)
@@ -159,6 +169,7 @@ def rehearse(options: Options) -> dict[str, Any]:
     except ValueError as error:
         log.warning("%s", error)
     job = _set_up(options, True, True, ALONE)
+    job.material.refer_to(job.model)
     _warn_of_memory(job)
     trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
     with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
@@ -208,6 +219,12 @@ class Job:
         """The predicted memory of a training step. The trainable parameters must be in place."""
         options = self.options
         return memory_of(self.model, self.material, options.batch_size, options.seed, self.ranks, _program(self))
+
+    @property
+    def shared(self) -> int:
+        """The bytes that the ranks on a machine hold once, together: of frozen weights."""
+        frozen = self.ranks.share_memory and self.options.method == "lora"
+        return base_bytes(self.model) if frozen else mapped_bytes(self.model)
 
     def ended(self, phase: str) -> None:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
@@ -287,6 +304,8 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
     if options.report_to is not None:
         check_service(options.report_to)
+    if ranks.size > 1 and options.processes > 1:
+        raise ValueError("mpiexec has started several processes already: leave out processes")
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
     free = free_memory() if options.device == "cpu" else None
@@ -334,7 +353,6 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if options.lr is None and known_as(options.base) is None:
         options = options.on_base(usual_rate(model))
         log.info(f"learning rate {options.lr:g}, which follows from the size of the base's weights (--lr: another)")
-    material.refer_to(model)  # a new adapter changes nothing yet, and one that is trained further is in place
     return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)
 
 
@@ -484,10 +502,10 @@ def _warn_of_memory(job: Job) -> None:
     """Log what helps where a training step is predicted to take more memory than there is for the ranks on the machine
     of the first one: before the base is measured, which may take minutes. All ranks must call this.
     """
-    mapped, program = mapped_bytes(job.model), job.program or 0
+    shared, program = job.shared, job.program or 0
     with job.installed():
         alone = job.predicted["predicted"]
-        predicted = job.ranks.sum_here(alone - mapped) + mapped
+        predicted = job.ranks.sum_here(alone - shared) + shared
         others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
         free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
         if free is None or predicted <= free:

@@ -256,7 +256,7 @@ def test_the_page_fits_its_columns_whatever_was_said_and_tells_all_of_it(width):
     assert columns(page(METRICS | VALIDATED, width)) == columns(shown) == width
     words = " ".join(shown.split())
     assert words.count("term") == 4 * 80 and "peak of the process: unknown on this system" in words
-    assert "4, each of which sends 9.8 MB per step; full fine-tuning would send 538 MB" in words
+    assert "4; each sends 9.8 MB per step; full fine-tuning would send 538 MB" in words
     assert "12 checks passed: promise-0" in words and "promise-11" in words
 
 
