@@ -11,7 +11,7 @@ import pytest
 from smallmodels import as_float64
 
 import minilora as ml
-from minilora.engine import tensor
+from minilora.engine import parallel, tensor
 from minilora.engine.attention import Packing
 from minilora.engine.recompute import recomputed, remembered
 from minilora.engine.tensor import Tensor, is_recording, no_grad
@@ -568,3 +568,13 @@ def test_random_numbers_of_a_function_inside_another_are_drawn_once():
     y.sum().backward()
     assert np.array_equal(x.grad, y.data)  # the product of all four numbers
     assert remembered(lambda: 7) == 7
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_on_one_core_a_step_may_use_another_library_of_matmuls_as_each_of_several_threads_may(threads, monkeypatch):
+    plain, found = Batch.loss, []
+    monkeypatch.setattr(Batch, "loss", lambda *args: found.append(parallel.has_one_core.get()) or plain(*args))
+    monkeypatch.setattr(parallel, "cores", lambda: threads)
+    model = adapted(Llama(Config(64, 16, 24, 2, 4, 2), 0))
+    gradients(model, (IDS, labelled(IDS)))
+    assert found and all(found)
