@@ -117,8 +117,7 @@ def forked(count: int) -> Iterator[Ranks]:
     """
     slots = np.frombuffer(mmap.mmap(-1, count * AT_ONCE), np.uint8).reshape(count, AT_ONCE)
     pipes, copies = list[Connection](), list[int]()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # or each copy writes it, too
+    sys.stdout.flush()  # or each copy writes what waits there, too
     keep_threads(max(1, processors() // count))
     try:
         for number in range(1, count):

@@ -136,7 +136,7 @@ def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, a
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
     job.ended("measuring the result")
-    together = ranks.sum_here((peak_memory() or job.shared) - job.shared) + job.shared
+    together = job.peak_of_all_ranks()
     if place is None:
         return {}
     weights = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
@@ -225,6 +225,11 @@ class Job:
         """The bytes that the ranks on a machine hold once, together: of frozen weights."""
         frozen = self.ranks.share_memory and self.options.method == "lora"
         return base_bytes(self.model) if frozen else mapped_bytes(self.model)
+
+    def peak_of_all_ranks(self) -> int:
+        """The sum of the peaks of the ranks on this machine; what they share counts once."""
+        own = (peak_memory() or self.shared) - self.shared
+        return self.ranks.sum_here(own) + self.shared
 
     def ended(self, phase: str) -> None:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""

@@ -59,6 +59,16 @@ def test_copies_have_their_share_of_the_cores_and_print_nothing(monkeypatch, cap
     assert threads_and_children == [2, 1] and capfd.readouterr().out == "said once\n"
 
 
+def test_what_was_printed_before_the_copies_were_made_is_written_once(tmp_path, monkeypatch):
+    file = tmp_path / "stdout"  # of which nobody else knows: a copy that lets it go writes its buffer
+    monkeypatch.setattr(sys, "stdout", open(file, "w", encoding="utf-8"))  # noqa: SIM115
+    print("said before")
+    with forked(3) as ranks:
+        ranks.same(None)
+    sys.stdout.close()
+    assert file.read_text(encoding="utf-8") == "said before\n"
+
+
 def test_what_a_copy_raises_is_said_where_it_is_waited_for():
     with pytest.raises(RankError, match="^no rank but the first$"), forked(3) as ranks:
         if ranks.number == 2:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import minilora as ml
 from minilora.cli import main
 from minilora.nn.ranks import Ranks
+from minilora.train import job as job_module
 from minilora.train import options as module
 from minilora.train.job import finetune
 from minilora.train.options import Options
@@ -65,6 +67,22 @@ def test_a_job_ends_as_that_of_one_process_and_the_first_one_alone_writes(count,
     assert out.count("-- LoRA fine-tuning") == 1 and "Traceback" not in err
     assert err.count("loss before") == 2  # 0 % and 100 % of the first one's progress bar
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("method", "share_memory", "shared"), [("lora", True, 70), ("full", True, 30), ("lora", False, 30)]
+)
+def test_what_processes_share_counts_once_in_the_peak_of_all(method, share_memory, shared, monkeypatch):
+    for name, value in (("base_bytes", 70), ("mapped_bytes", 30)):
+        monkeypatch.setattr(job_module, name, lambda model, value=value: value)
+    monkeypatch.setattr(job_module, "peak_memory", lambda: 100)
+    ranks = SimpleNamespace(share_memory=share_memory, sum_here=lambda own: 3 * own)
+    job = object.__new__(job_module.Job)
+    vars(job).update(ranks=ranks, options=SimpleNamespace(method=method), model=None)
+    assert job.shared == shared  # full fine-tuning writes to every weight, so each process gets its own copy
+    assert job.peak_of_all_ranks() == 3 * (100 - shared) + shared
+    monkeypatch.setattr(job_module, "peak_memory", lambda: None)  # where the system does not say it
+    assert job.peak_of_all_ranks() == shared
 
 
 @on_linux
