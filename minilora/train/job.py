@@ -136,7 +136,7 @@ def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, a
     trainer.level()
     after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
     job.ended("measuring the result")
-    together = job.peak_of_all_ranks()
+    together = job.of_all_ranks(peak_memory() or job.shared)
     if place is None:
         return {}
     weights = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
@@ -226,10 +226,9 @@ class Job:
         frozen = self.ranks.share_memory and self.options.method == "lora"
         return base_bytes(self.model) if frozen else mapped_bytes(self.model)
 
-    def peak_of_all_ranks(self) -> int:
-        """The sum of the peaks of the ranks on this machine; what they share counts once."""
-        own = (peak_memory() or self.shared) - self.shared
-        return self.ranks.sum_here(own) + self.shared
+    def of_all_ranks(self, held: int) -> int:
+        """The bytes of all ranks on this machine, each of which holds its `held`; what they share counts once."""
+        return self.ranks.sum_here(held - self.shared) + self.shared
 
     def ended(self, phase: str) -> None:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
@@ -507,10 +506,10 @@ def _warn_of_memory(job: Job) -> None:
     """Log what helps where a training step is predicted to take more memory than there is for the ranks on the machine
     of the first one: before the base is measured, which may take minutes. All ranks must call this.
     """
-    shared, program = job.shared, job.program or 0
+    program = job.program or 0
     with job.installed():
         alone = job.predicted["predicted"]
-        predicted = job.ranks.sum_here(alone - shared) + shared
+        predicted = job.of_all_ranks(alone)
         others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
         free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
         if free is None or predicted <= free:

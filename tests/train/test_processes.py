@@ -72,17 +72,15 @@ def test_a_job_ends_as_that_of_one_process_and_the_first_one_alone_writes(count,
 @pytest.mark.parametrize(
     ("method", "share_memory", "shared"), [("lora", True, 70), ("full", True, 30), ("lora", False, 30)]
 )
-def test_what_processes_share_counts_once_in_the_peak_of_all(method, share_memory, shared, monkeypatch):
+def test_what_processes_share_counts_once_in_what_all_hold(method, share_memory, shared, monkeypatch):
     for name, value in (("base_bytes", 70), ("mapped_bytes", 30)):
         monkeypatch.setattr(job_module, name, lambda model, value=value: value)
-    monkeypatch.setattr(job_module, "peak_memory", lambda: 100)
     ranks = SimpleNamespace(share_memory=share_memory, sum_here=lambda own: 3 * own)
     job = object.__new__(job_module.Job)
     vars(job).update(ranks=ranks, options=SimpleNamespace(method=method), model=None)
     assert job.shared == shared  # full fine-tuning writes to every weight, so each process gets its own copy
-    assert job.peak_of_all_ranks() == 3 * (100 - shared) + shared
-    monkeypatch.setattr(job_module, "peak_memory", lambda: None)  # where the system does not say it
-    assert job.peak_of_all_ranks() == shared
+    assert job.of_all_ranks(100) == 3 * (100 - shared) + shared
+    assert job.of_all_ranks(shared) == shared
 
 
 @on_linux
