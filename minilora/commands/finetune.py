@@ -45,8 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
         if options.resume and (begun := options.begun()):  # the options that the run began with
             options = read_options(Options, arguments, begun)
     if arguments.dry_run:
-        if cast(Options, options).processes > 1:
-            raise UsageError("--dry-run is for one process: leave out --processes")
         print(printable(rehearsal(rehearse(cast(Options, options)), terminal_width())))
     elif metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
         print(printable(page(metrics, terminal_width())))

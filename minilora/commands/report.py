@@ -207,10 +207,12 @@ def _advice(metrics: Mapping[str, Any]) -> str:
 def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """What `rehearse` returned, as text."""
     options, steps, seconds = metrics["options"], metrics["planned_steps"], metrics["seconds_per_step"]
+    count = options["processes"]
     rows = {
         "data": _records(metrics),
         "trainable parameters": _trainable(metrics),
         "memory of a step": memory_needed(metrics),
+        **({"processes": f"{count}; the memory is that of all together"} if count > 1 else {}),
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
         f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),

@@ -111,7 +111,7 @@ def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: Ru
         checkpoint.refuse_other(state, options.folder, options=options.decisive())
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
     ranks.ready(minilora=__version__, base=job.base, data=job.material.sha256)
-    with nullcontext(ranks) if options.processes == 1 else forked(options.processes) as job.ranks:
+    with job.divided():
         return _measure_and_train(job, state, place if job.ranks.first else None, answers)
 
 
@@ -169,26 +169,25 @@ def rehearse(options: Options) -> dict[str, Any]:
     except ValueError as error:
         log.warning("%s", error)
     job = _set_up(options, True, True, ALONE)
-    job.material.refer_to(job.model)
-    _warn_of_memory(job)
-    trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
-    with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
-        while trainer.done < min(REHEARSED, trainer.steps):
-            trainer.step()
-            bar.update()
-    counts, memory = count_parameters(job.model), _memory(job)
-    short = job.free is not None and memory["predicted"] > job.free
-    return {
-        "options": _in_effect(job.model, job.options),
-        "planned_steps": trainer.steps,
-        **sizes_of(job.material),
-        "trainable_parameters": counts.trainable,
-        "total_parameters": counts.total,
-        "seconds_per_step": trainer.history.seconds_per_step,
-        "peak_memory_bytes": memory,
-        "free_memory_bytes": job.free,
-        "with_other_options": _with_other_options(job) if short else {},
-    }
+    with job.divided():
+        job.material.refer_to(job.model)
+        _warn_of_memory(job)
+        trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
+        with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
+            while trainer.done < min(REHEARSED, trainer.steps):
+                trainer.step()
+                bar.update()
+        counts, needed = count_parameters(job.model), _needed(job)
+        return {
+            "options": _in_effect(job.model, job.options),
+            "planned_steps": trainer.steps,
+            **sizes_of(job.material),
+            "trainable_parameters": counts.trainable,
+            "total_parameters": counts.total,
+            "seconds_per_step": trainer.history.seconds_per_step,
+            **needed,
+            "peak_memory_bytes": _memory(job) | needed["peak_memory_bytes"],
+        }
 
 
 # -- set up ------------------------------------------------------------------------------------------------------------
@@ -234,6 +233,12 @@ class Job:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
         self.peaks[phase] = peak_memory()
         release_memory()
+
+    @contextmanager
+    def divided(self) -> Iterator[None]:
+        """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
+        with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
+            yield
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -502,25 +507,29 @@ def _with_other_options(job: Job) -> dict[str, int]:
     return ways_to_less(options, step, smallest)
 
 
-def _warn_of_memory(job: Job) -> None:
-    """Log what helps where a training step is predicted to take more memory than there is for the ranks on the machine
-    of the first one: before the base is measured, which may take minutes. All ranks must call this.
+def _needed(job: Job) -> dict[str, Any]:
+    """The predicted memory of a training step, what is free, and where that is too little, the memory with other
+    options: all for the ranks on the machine of the first one together. All ranks must call this.
     """
-    program = job.program or 0
-    with job.installed():
-        alone = job.predicted["predicted"]
-        predicted = job.of_all_ranks(alone)
-        others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
-        free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
-        if free is None or predicted <= free:
-            return
-        ways = _with_other_options(job)
-    found = {
+    program, alone = job.program or 0, job.predicted["predicted"]
+    predicted = job.of_all_ranks(alone)
+    others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
+    free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
+    ways = {} if free is None or predicted <= free else _with_other_options(job)
+    return {
         "peak_memory_bytes": {"predicted": predicted},
         "free_memory_bytes": free,
         "with_other_options": {flags: predicted - count * (alone - size) for flags, size in ways.items()},
     }
-    log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", memory_needed(found))
+
+
+def _warn_of_memory(job: Job) -> None:
+    """Log what helps where memory is short: before the base is measured, which may take minutes. All ranks call this."""
+    with job.installed():
+        found = _needed(job)
+    free, count = found["free_memory_bytes"], job.ranks.sum_here(1)
+    if free is not None and found["peak_memory_bytes"]["predicted"] > free:
+        log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", memory_needed(found))
 
 
 def _warn_of_base(options: Options, free: int | None) -> None:

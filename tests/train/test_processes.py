@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,10 +100,22 @@ def test_what_was_stopped_goes_on_with_another_number_of_processes(signal, ended
     np.testing.assert_allclose(metrics(tmp_path / "run")["train_loss"], alone["train_loss"], rtol=1e-5)
 
 
+@on_linux
+def test_a_dry_run_says_what_all_processes_would_hold_together(job, tmp_path):
+    held = {}
+    for count in (1, 2):
+        status, out, err = run(*job, str(tmp_path / "run"), "--dry-run", "--processes", str(count))
+        assert status == 0 and [*tmp_path.iterdir()] == [], err
+        (held[count],) = re.findall(r"^memory of a step +([\d.]+) MB predicted", out, re.MULTILINE)
+        assert (
+            re.findall(r"^processes +(\d+; .*)", out, re.MULTILINE) == ["2; the memory is that of all together"]
+        ) == (count == 2)
+    assert 1.5 < float(held[2]) / float(held[1]) < 2  # the base counts once
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--processes", "2", "--dry-run"], "--dry-run is for one process: leave out --processes"),
         (["--processes", "2", "--device", "cuda"], "processes are for device 'cpu': leave out one of the two"),
     ],
 )
