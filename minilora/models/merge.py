@@ -276,6 +276,9 @@ def save_model(
     model, tokenizer: as `load` returns them.
     kind, overwrite: as for `merge`.
 
+    What decides how the model is asked (labels, fields, system prompt) is written as well, where it is known: of the
+    merged adapter, or else of the whole model, which had been fine-tuned and was loaded.
+
     Raises ValueError while an adapter is active that is not merged, for layers of your own, a kind that the format does
     not have, values too large for it, or if `out` exists.
     """
@@ -295,8 +298,16 @@ def save_model(
             f"{own[0]} is not a parameter of a {config.model_type} model, so no program would compute with it: put the "
             "model's own layers back, with what yours have learned in their weights"
         )
-    _write(out, format, kind, config, state, tokenizer)
+    _write(out, format, kind, config, state, tokenizer, data=_data_in(model, out))
     return out
+
+
+def _data_in(model: LanguageModel, to: Path) -> dict[str, Any]:
+    """What the one merged adapter, or else the whole model, was trained on, for a model at `to`; empty for several."""
+    merged = [model.adapters[name] for name in active_factors(model)]
+    found = [(one.data, one.folder) for one in merged if one.data] or [(model.data, model.source)]
+    data, folder = found[0]
+    return moved_data(data, Path(folder or to), to) if len(found) == 1 else {}
 
 
 def export(

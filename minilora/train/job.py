@@ -524,7 +524,10 @@ def _needed(job: Job) -> dict[str, Any]:
 
 
 def _warn_of_memory(job: Job) -> None:
-    """Log what helps where memory is short: before the base is measured, which may take minutes. All ranks call this."""
+    """Log what helps where memory is short, before the base is measured, which may take minutes.
+
+    All ranks must call this.
+    """
     with job.installed():
         found = _needed(job)
     free, count = found["free_memory_bytes"], job.ranks.sum_here(1)

@@ -19,7 +19,7 @@ from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf_header import read_header
 from minilora.files.quant import dequantize, quantize
-from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter
+from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter, set_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.lora.provenance import read_provenance
@@ -307,6 +307,31 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
             for_mlx = export(folder, adapter, tmp_path / f"mlx {name}".replace(".", " "), format="mlx")
             assert "mlx-lm does not read that:" in str(for_mlx)
             assert (modelfile.exists() and 'SYSTEM """Be kind."""' in modelfile.read_text()) == with_file
+
+
+@pytest.mark.parametrize("name", ["saved", "saved.gguf"])
+def test_a_model_that_is_saved_from_memory_knows_how_it_was_trained(name, folder, adapter, tmp_path):
+    data, out = {"labels": ["a", "b"], "path": "../mine.csv"}, tmp_path / "there" / name
+
+    def known(model):
+        save_model(model, new_tokenizer(), out, overwrite=True)
+        return zoo.load(out)[0].data
+
+    def leads(stored):
+        return stored | {"path": os.path.normpath(out / stored["path"])}
+
+    (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
+    there = data | {"path": os.path.normpath(adapter / data["path"])}
+    one = load_with_adapters({"a": adapter}, folder)[0]
+    set_adapter(one, "a")
+    merge_adapter(one)
+    assert leads(known(one)) == there
+    merge(folder, adapter, tmp_path / "whole")
+    assert leads(known(zoo.load(tmp_path / "whole")[0])) == there
+    two = load_with_adapters({"a": adapter, "b": adapter}, folder)[0]
+    set_adapter(two, {"a": 0.5, "b": 0.5})
+    merge_adapter(two)
+    assert known(two) == known(zoo.load(folder)[0]) == {}
 
 
 @pytest.mark.parametrize(
