@@ -53,7 +53,8 @@ def generate(
 ) -> str | Iterator[str]:
     """The assistant's answer to a conversation, or to one question given as a string.
 
-    messages: [{"role": "user", "content": "..."}, ...], or a question.
+    messages: [{"role": "user", "content": "..."}, ...], or a question. Nothing is added to them: `predict` asks as an
+        adapter was trained, with its system prompt, labels or fields.
     max_new_tokens: the most tokens of the answer.
     temperature: 0 takes the likeliest token; above 0, tokens are sampled from softmax(logits / temperature).
     seed: of the sampling.
