@@ -19,7 +19,7 @@ from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf_header import read_header
 from minilora.files.quant import dequantize, quantize
-from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter, set_adapter
+from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter, set_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
 from minilora.lora.provenance import read_provenance
@@ -322,13 +322,17 @@ def test_a_model_that_is_saved_from_memory_knows_how_it_was_trained(name, folder
 
     (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
     there = data | {"path": os.path.normpath(adapter / data["path"])}
-    one = load_with_adapters({"a": adapter}, folder)[0]
-    set_adapter(one, "a")
-    merge_adapter(one)
-    assert leads(known(one)) == there
-    merge(folder, adapter, tmp_path / "whole")
-    assert leads(known(zoo.load(tmp_path / "whole")[0])) == there
     two = load_with_adapters({"a": adapter, "b": adapter}, folder)[0]
+    set_adapter(two, "a")
+    merge_adapter(two)
+    assert leads(known(two)) == there
+    merge(folder, adapter, tmp_path / "whole")
+    whole = zoo.load(tmp_path / "whole")[0]
+    assert leads(known(whole)) == there
+    adapted(whole)
+    merge_adapter(whole)  # an adapter of which nothing is known
+    assert leads(known(whole)) == there
+    unmerge_adapter(two)
     set_adapter(two, {"a": 0.5, "b": 0.5})
     merge_adapter(two)
     assert known(two) == known(zoo.load(folder)[0]) == {}
