@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..engine.cgroups import left_memory
 from ..progress import show_progress
@@ -91,11 +91,20 @@ def program_memory(arrays: int) -> int | None:
 
     On systems that only know the peak so far (macOS), that counts. None where the system knows neither (Windows).
     """
+    held = _held_now() or peak_memory()
+    return None if held is None else held - arrays
+
+
+def added_memory(use: Callable[[], object]) -> int:
+    """The bytes that this process holds after `use()` and did not hold before; 0 where the system does not know."""
+    before = _held_now()
+    use()
+    return 0 if before is None else max(0, cast(int, _held_now()) - before)
+
+
+def _held_now() -> int | None:
     statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") - arrays
-    peak = peak_memory()
-    return None if peak is None else peak - arrays
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else None
 
 
 def peak_memory() -> int | None:

@@ -24,6 +24,7 @@ from ..data.trained import data_of, is_same, warning_of_change, warning_of_train
 from ..engine import bfloat16
 from ..engine.backend import release_memory
 from ..engine.factors import compiles
+from ..engine.tensor import no_grad
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
 from ..lora.adapters import base_state, install_adapter, plan_adapter, remove_adapter, scale_adapter
@@ -33,7 +34,7 @@ from ..lora.variants import lora_plus
 from ..measure.counts import count_parameters
 from ..measure.loss import mean_loss
 from ..measure.memory import base_size
-from ..measure.process import free_memory, peak_memory, program_memory
+from ..measure.process import added_memory, free_memory, peak_memory, program_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load
@@ -44,6 +45,7 @@ from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter, sha256_of
 from ..nn.optim import AdamW
 from ..nn.ranks import ALONE, Ranks
+from ..nn.step import loss_without_grad
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
@@ -238,7 +240,21 @@ class Job:
     def divided(self) -> Iterator[None]:
         """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
         with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
+            if self.program is not None and base_bytes(self.model) > LARGE:  # of small models it takes little
+                self.program += added_memory(self.use_libraries)
             yield
+
+    def use_libraries(self) -> None:
+        """Compute as the job will: losses of a batch, and one token.
+
+        What the libraries of matmuls and of compiled loops hold from then on is a part of the program: some 60 MB. Not
+        before processes are forked, which the threads of these libraries do not survive.
+        """
+        examples = self.material.train[: self.options.batch_size]
+        loss_without_grad(self.model, [sequence for example in examples for sequence in example.sequences])
+        with no_grad():
+            self.model(np.array([[examples[0].sequences[0].ids[0]]]))
+        release_memory()
 
     @contextmanager
     def installed(self) -> Iterator[None]:

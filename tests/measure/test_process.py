@@ -17,7 +17,7 @@ import pytest
 from minilora.engine import cgroups
 from minilora.engine.backend import release_memory
 from minilora.measure import process
-from minilora.measure.process import apart, free_memory, peak_memory, program_memory
+from minilora.measure.process import added_memory, apart, free_memory, peak_memory, program_memory
 from minilora.progress import log, show_progress
 
 
@@ -225,3 +225,13 @@ def freed():
 def test_freed_memory_is_given_back_to_the_system(here):
     before, after, _ = apart(freed)
     assert after < before - 90
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not say what a process holds now")
+def test_added_memory_is_what_is_still_held_afterwards(monkeypatch):
+    size, kept = 1 << 26, []
+    assert 0.9 * size < added_memory(lambda: kept.append(np.ones(size, np.uint8))) < 1.5 * size
+    assert added_memory(lambda: np.ones(size, np.uint8).sum()) < size / 2
+    assert added_memory(kept.clear) == 0
+    monkeypatch.setattr(process, "_held_now", lambda: None)
+    assert added_memory(lambda: kept.append(3)) == 0 and kept == [3]

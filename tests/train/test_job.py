@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -380,14 +381,34 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
     assert memory["by_owner"]["program"] == memory["full_by_owner"]["program"] == 10 * metrics["base_bytes"]
 
 
-def test_texts_and_compiled_loops_belong_to_the_program_whose_size_is_measured(home, tmp_path, monkeypatch):
-    done, prepare, compiles, size = [], job.prepare, job.compiles, job.program_memory
-    monkeypatch.setattr(job, "prepare", lambda *args, **how: done.append("texts") or prepare(*args, **how))
-    monkeypatch.setattr(job, "LARGE", 0)
-    monkeypatch.setattr(job, "compiles", lambda: done.append("loops") or compiles())
-    monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or size(arrays))
-    trained(options(home, tmp_path / "run", steps=1))
-    assert done[-3:] == ["texts", "loops", "program"]
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+@pytest.mark.parametrize("large", [False, True])
+def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
+    large, loss, home, tmp_path, monkeypatch
+):
+    done, usual = [], {name: getattr(job, name) for name in ("prepare", "compiles", "loss_without_grad")}
+
+    def noting(name):
+        return lambda *args, **how: done.append(name) or usual[name](*args, **how)
+
+    for name in usual:
+        monkeypatch.setattr(job, name, noting(name))
+    monkeypatch.setattr(job, "LARGE", 0 if large else 1e8)
+    monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or 1000)
+    monkeypatch.setattr(job, "added_memory", lambda use: use() or 50)
+    monkeypatch.setattr(job, "forked", lambda count: done.append(f"forked {count}") or nullcontext(ALONE))
+    monkeypatch.setattr("sys.platform", "linux")
+    pairs = [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No.", "split": "train"} for i in range(4)]
+    given = {"data": write_jsonl(tmp_path / "pairs.jsonl", pairs), "loss": "dpo"} if loss == "dpo" else {}
+    monkeypatch.setattr(job, "free_memory", lambda: None)
+    found = rehearse(options(home, tmp_path / "run", **given))["peak_memory_bytes"]["by_owner"]["program"]
+    assert found == 1000 + 50 * large
+    assert done[done.index("prepare") :] == [
+        "prepare",
+        *["compiles"] * large,
+        "program",
+        *["loss_without_grad"] * large,
+    ]
 
 
 @pytest.mark.usefixtures("unmeasured")
