@@ -31,6 +31,7 @@ from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.measure.recall import answer_all
 from minilora.models.load import load
 from minilora.models.merge import save_model
+from minilora.nn.language_model import LanguageModel
 from minilora.nn.module import sha256_of
 from minilora.nn.ranks import ALONE, Ranks
 from minilora.options import parse
@@ -394,6 +395,8 @@ def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
     for name in usual:
         monkeypatch.setattr(job, name, noting(name))
     monkeypatch.setattr(job, "LARGE", 0 if large else 1e8)
+    forward = LanguageModel.forward
+    monkeypatch.setattr(LanguageModel, "forward", lambda self, ids: done.append(ids.shape) or forward(self, ids))
     monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or 1000)
     monkeypatch.setattr(job, "added_memory", lambda use: use() or 50)
     monkeypatch.setattr(job, "forked", lambda count: done.append(f"forked {count}") or nullcontext(ALONE))
