@@ -404,14 +404,12 @@ def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
     pairs = [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No.", "split": "train"} for i in range(4)]
     given = {"data": write_jsonl(tmp_path / "pairs.jsonl", pairs), "loss": "dpo"} if loss == "dpo" else {}
     monkeypatch.setattr(job, "free_memory", lambda: None)
-    found = rehearse(options(home, tmp_path / "run", **given))["peak_memory_bytes"]["by_owner"]["program"]
-    assert found == 1000 + 50 * large
-    assert done[done.index("prepare") :] == [
-        "prepare",
-        *["compiles"] * large,
-        "program",
-        *["loss_without_grad"] * large,
-    ]
+    chosen = options(home, tmp_path / "run", processes=2, **given)
+    assert rehearse(chosen)["peak_memory_bytes"]["by_owner"]["program"] == 1000 + 50 * large
+    first, last = (["compiles"], ["loss_without_grad", (1, 1)]) if large else ([], [])
+    assert done[done.index("prepare") :] == ["prepare", *first, "program", "forked 2", *last]
+    monkeypatch.setattr(job, "program_memory", lambda arrays: None)  # on Windows
+    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] == "forked 2"
 
 
 @pytest.mark.usefixtures("unmeasured")
