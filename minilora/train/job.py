@@ -201,7 +201,7 @@ class Job:
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
     that the process held before training besides the base, and `free` those that it could have, where they are known.
-    peaks: the process's peak so far, by phase.
+    libraries: the bytes that it holds besides since libraries have computed. peaks: its peak so far, by phase.
     """
 
     options: Options
@@ -213,6 +213,7 @@ class Job:
     program: int | None
     free: int | None
     ranks: Ranks
+    libraries: int = 0
     peaks: dict[str, int | None] = field(default_factory=dict)
 
     @cached_property
@@ -241,7 +242,7 @@ class Job:
         """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
         with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
             if self.program is not None and base_bytes(self.model) > LARGE:  # of small models it takes little
-                self.program += added_memory(self.use_libraries)
+                self.libraries = added_memory(self.use_libraries)
             yield
 
     def use_libraries(self) -> None:
@@ -512,7 +513,7 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 
 
 def _program(job: Job) -> int | None:
-    return job.program if job.options.device == "cpu" else None
+    return job.program + job.libraries if job.program is not None and job.options.device == "cpu" else None
 
 
 def _with_other_options(job: Job) -> dict[str, int]:

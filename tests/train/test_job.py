@@ -220,6 +220,8 @@ def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(h
             return 3 * number
 
     monkeypatch.setattr(job, "program_memory", lambda arrays: 1000)
+    monkeypatch.setattr(job, "LARGE", 0)
+    monkeypatch.setattr(job, "added_memory", lambda use: 500)  # by libraries, later
     chosen = options(home, tmp_path / "run", steps=1, overwrite=True)
     monkeypatch.setattr(job, "free_memory", lambda: 1)
     alone, heard = rehearse(chosen), []
