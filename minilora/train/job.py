@@ -241,7 +241,7 @@ class Job:
     def divided(self) -> Iterator[None]:
         """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
         with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
-            if self.program is not None and base_bytes(self.model) > LARGE:  # of small models it takes little
+            if _program(self) is not None and base_bytes(self.model) > LARGE:  # for small models it is little
                 self.libraries = added_memory(self.use_libraries)
             yield
 

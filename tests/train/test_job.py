@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -412,6 +413,17 @@ def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
     assert done[done.index("prepare") :] == ["prepare", *first, "program", "forked 2", *last]
     monkeypatch.setattr(job, "program_memory", lambda arrays: None)  # on Windows
     assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] == "forked 2"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_libraries_are_measured_where_the_program_counts(device, monkeypatch):
+    used, one = [], object.__new__(job.Job)
+    chosen = SimpleNamespace(processes=1, device=device)
+    vars(one).update(options=chosen, ranks=ALONE, program=1000, libraries=0, model=None)
+    monkeypatch.setattr(job, "base_bytes", lambda model: 2 * job.LARGE)
+    monkeypatch.setattr(job, "added_memory", used.append)
+    with one.divided():
+        assert len(used) == (device == "cpu")
 
 
 @pytest.mark.usefixtures("unmeasured")
