@@ -315,7 +315,8 @@ def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]
     if isinstance(batch, PairBatch):
         return micro_batches(batch.pairs, threads)
     ids, labels, packing = batch.input_ids, batch.labels, batch.packing
-    count = _count(ids.size, len(packing.ends) if packing else len(ids), threads)
+    prefix = packing.prefix if packing else 0
+    count = _count(ids.size - prefix, prefix, len(packing.ends) if packing else len(ids), threads)
     if count == 1:
         return [batch]
     if packing is None:
@@ -336,12 +337,16 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     together = sorted((group for group in groups if len(group) > 1), key=lambda group: samples[group[0]].ids)
     alone = [group[0] for group in groups if len(group) == 1]
     for alike, group in [*((True, group) for group in together), (False, alone)]:
-        own = [samples[i] for i in group]
-        shared = common_prefix(own)
-        lengths = [len(sample.ids) - shared * len(sample.sequences) for sample in own]
-        count = _count(sum(lengths), len(own), 1) if alike else _count(shared + sum(lengths), len(own), threads)
+        shared, lengths = _own_lengths([samples[i] for i in group])
+        count = _count(sum(lengths), shared, len(group), 1 if alike else threads)
         parts += [[group[i] for i in part] for part in balanced(lengths, count) if part]
     return parts
+
+
+def _own_lengths(samples: Sequence[Example]) -> tuple[int, list[int]]:
+    """How many tokens all samples begin with, and how many each has besides."""
+    shared = common_prefix(samples)
+    return shared, [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
 
 
 def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
@@ -355,6 +360,33 @@ def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
         begin = {s.ids[:length] if s.labels[: length + 1] == unscored else i for s in sample.sequences}
         groups.setdefault(begin.pop() if len(begin) == 1 else i, []).append(i)
     return list(groups.values())
+
+
+def divided_among(samples: Sequence[Example], count: int) -> list[list[int]]:
+    """The samples of each of `count` processes, by index: as few tokens as possible for the one that has most.
+
+    Samples that begin alike stay together, and one process alone computes their beginning, unless it then has more to
+    do than the busiest one if they are divided.
+    """
+    groups, best, fewest = begin_alike(samples), list[list[int]](), math.inf
+    for _ in range(2 * count):
+        lengths = [_computed([samples[i] for i in group]) for group in groups]
+        parts = balanced(lengths, count)
+        most = max(sum(lengths[j] for j in part) for part in parts)
+        if most < fewest:
+            best, fewest = [sorted(i for j in part for i in groups[j]) for part in parts], most
+        several = [j for j, group in enumerate(groups) if len(group) > 1]
+        if not several:
+            break
+        longest = groups.pop(max(several, key=lambda j: lengths[j]))
+        halves = balanced(_own_lengths([samples[i] for i in longest])[1], 2)
+        groups += [[longest[i] for i in half] for half in halves]
+    return best
+
+
+def _computed(samples: Sequence[Example]) -> int:
+    """How many tokens the micro-batches of one thread have."""
+    return sum(packed_length([samples[i] for i in part]) for part in divided_samples(samples, 1))
 
 
 def distinct_length(samples: Sequence[Example]) -> int:
@@ -382,9 +414,12 @@ def _shards(batch: Batch, count: int) -> list[Batch]:
     return [ShardBatch(batch.input_ids, batch.labels, shard) for shard in shards(batch.input_ids.size, count)]
 
 
-def _count(tokens: int, sequences: int, threads: int) -> int:
-    rounds = max(1, round(tokens / (threads * GOOD)))
-    return max(1, min(threads * rounds, sequences, tokens // LEAST))
+def _count(own: int, shared: int, sequences: int, threads: int) -> int:
+    """How many micro-batches sequences are divided into. own: all of their tokens, without the `shared` ones that all
+    begin with: each micro-batch computes these itself, so they are no reason to have more micro-batches.
+    """
+    rounds = max(1, round(own / (threads * GOOD)))
+    return max(1, min(threads * rounds, sequences, (shared + own) // LEAST))
 
 
 def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:

@@ -30,7 +30,7 @@ from ..engine.backend import Array
 from ..engine.parallel import keep_threads, processors
 from ..engine.tensor import Tensor
 from ..progress import STDERR
-from .parts import Example, balanced
+from .parts import Example, divided_among
 
 Item = TypeVar("Item")
 Same = TypeVar("Same")
@@ -121,8 +121,8 @@ class Several(Ranks):
         self.number, self.size = comm.Get_rank(), comm.Get_size()
 
     def share(self, samples: Sequence[Example]) -> Sequence[Example]:
-        """Whole samples, the longest first, each to the rank with the fewest tokens so far; possibly none."""
-        return [samples[i] for i in balanced([len(sample.ids) for sample in samples], self.size)[self.number]]
+        """Whole samples, possibly none: see `divided_among`."""
+        return [samples[i] for i in divided_among(samples, self.size)[self.number]]
 
     def mean(self, parameters: Sequence[Tensor], loss: Array, scored: int) -> Array:
         """Turn means over this rank's share into means over the whole batch: the loss, which is returned, and every

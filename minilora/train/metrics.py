@@ -30,6 +30,8 @@ from .loop import Trainer
 from .material import Material, Measured, learned
 from .options import Options
 
+FIRST = 300  # batches, of which the largest is predicted; dividing them takes half a second
+
 
 def metrics_of(
     trainer: Trainer, material: Material, state: State, after: Measured, kept: Mapping[str, Any]
@@ -99,7 +101,7 @@ def mapped_bytes(model: LanguageModel) -> int:
 def memory_of(
     model: LanguageModel, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
 ) -> dict[str, Any]:
-    """The memory of a training step, predicted for the largest of the first batches, for the share of this rank.
+    """The memory of a training step, predicted for the largest of the `FIRST` batches, for the share of this rank.
 
     program: the bytes that the process held before training besides the base, None where they do not count.
     """
@@ -124,7 +126,7 @@ def step_of(
     def size(samples: Sequence[Example]) -> int:
         return sum(each.input_ids.size for each in alive_at_once(divided(model, samples))[0])
 
-    batches = zip(epochs(material.train, batch_size, seed), range(20), strict=False)
+    batches = zip(epochs(material.train, batch_size, seed), range(FIRST), strict=False)
     shares = [share for samples, _ in batches if (share := ranks.share(samples))] or [material.train[:1]]
     return Step.of(model, max(shares, key=size), program=program or 0)
 

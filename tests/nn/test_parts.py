@@ -17,10 +17,12 @@ from minilora.nn.parts import (
     Batch,
     Pair,
     Sample,
+    balanced,
     begin_alike,
     collate,
     common_prefix,
     distinct_length,
+    divided_among,
     divided_samples,
     micro_batches,
     pack,
@@ -145,6 +147,59 @@ def test_a_micro_batch_of_one_document_is_no_larger_for_a_large_batch(threads, c
     assert sorted(each for batch in batches for each in sequences(batch)) == every(found)
     assert len(batches) == 2 * round(50 * count / GOOD) and max(each.input_ids.size for each in batches) < 2 * GOOD
     assert all(len({*batch.input_ids[0, :150].tolist()}) == 1 for batch in batches)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 2), (2, 2), (4, 4)])
+def test_a_long_common_beginning_makes_no_more_micro_batches(threads, expected):
+    """Each computes it: one of a thousand tokens would be computed again and again."""
+    found = [Sample((*[1] * 1000, *[2 + i] * 60), (*[-100] * 1001, *[2 + i] * 59)) for i in range(8)]
+    for batches in (micro_batches(found, threads), micro_batches(pack(found), threads)):
+        assert [each.packing.prefix for each in batches] == [1000] * expected
+        assert sorted(each for batch in batches for each in sequences(batch)) == every(found)
+    alike = [Sample((document, *one.ids), (-100, *one.labels)) for document in (1, 2) for one in found]
+    assert len(micro_batches(alike, threads)) == 4  # of each document two
+
+
+def begun(document, own, system=(7,) * 5):
+    """A sample with a document of 200 tokens, and as many of its own, after the same system prompt."""
+    return Sample((*system, *[document] * 200, *[99] * own), (*[-100] * (len(system) + 201), *[99] * (own - 1)))
+
+
+def most(samples, parts):
+    """The tokens of the process that computes most."""
+    return max(
+        sum(each.input_ids.size for each in micro_batches([samples[i] for i in part], 1)) for part in parts if part
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(2, 60)), max_size=9), st.integers(1, 5))
+@settings(max_examples=40)
+def test_samples_are_divided_among_processes_and_none_has_more_than_without_regard_to_documents(made, count):
+    found = [begun(*each) for each in made]
+    parts = divided_among(found, count)
+    assert len(parts) == count and sorted(i for part in parts for i in part) == list(range(len(found)))
+    assert all(part == sorted(part) for part in parts)
+    assert sum(not part for part in parts) == max(0, count - len(found))
+    if found:
+        assert most(found, parts) <= most(found, balanced([len(sample.ids) for sample in found], count)) + 60
+
+
+def test_one_process_computes_a_document_unless_it_then_has_much_more_to_do():
+    documents = [begun(i % 4, 10 + i) for i in range(8)]
+    assert sorted(divided_among(documents, 2)) == [[0, 3, 4, 7], [1, 2, 5, 6]]  # two documents each
+    several = [*(begun(0, 50 + i) for i in range(8)), begun(1, 10)]
+    parts = divided_among(several, 2)
+    assert most(several, parts) < 650 < most(several, [range(8), [8]]) and len({len(part) for part in parts}) == 2
+    alike = [begun(0, 40) for _ in range(8)]  # more processes than documents: all have something to do
+    for count in (2, 3, 4, 8):
+        assert most(alike, divided_among(alike, count)) == 205 + 40 * -(-8 // count)
+
+
+def test_samples_that_do_not_begin_alike_are_divided_by_their_lengths():
+    found = [Sample((i, *[9] * length), (-100, *[9] * length)) for i, length in enumerate((200, 30, 170, 90, 60, 10))]
+    for count in (1, 2, 3, 7):
+        assert divided_among(found, count) == balanced([len(sample.ids) for sample in found], count)
+    assert divided_among([], 2) == [[], []]
 
 
 @given(st.integers(1, 9), st.integers(2, 80), st.sampled_from([1, 2, 3, 16]), st.data())

@@ -294,6 +294,15 @@ def test_full_fine_tuning_would_need_as_much_memory_whatever_the_base_is_packed_
     assert len(found) == 4 and len(set(found)) == 1
 
 
+def test_the_memory_of_a_long_batch_is_predicted_wherever_it_comes_in_the_training_set(home):
+    model, tokenizer = ml.load(home / "base")
+    ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4))
+    short, long = (ml.Sample(range(length), range(length)) for length in (5, 60))
+    material = replace(material_of(options(home, "unused"), tokenizer), train=[*[short] * 249, long])
+    for seed in range(3):
+        assert measuring.step_of(model, material, 1, seed, ALONE, None).tokens == 60
+
+
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
     metrics = finetune(options(home, tmp_path / "full", method="full", steps=2))
     before, after = metrics["base_sha256"]
