@@ -331,11 +331,10 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     """The samples of each micro-batch that `micro_batches` makes, by index.
 
     Samples that begin alike are together, so that their beginning is computed once: in one micro-batch, or if there are
-    many of them, in each of a few.
+    many of them, in each of a few. The same holds for the two answers of a pair with a long prompt.
     """
-    groups, parts = begin_alike(samples), list[list[int]]()
-    together = sorted((group for group in groups if len(group) > 1), key=lambda group: samples[group[0]].ids)
-    alone = [group[0] for group in groups if len(group) == 1]
+    (together, alone), parts = _together_and_alone(samples), list[list[int]]()
+    together = sorted(together, key=lambda group: samples[group[0]].ids)
     for alike, group in [*((True, group) for group in together), (False, alone)]:
         shared, lengths = _own_lengths([samples[i] for i in group])
         count = _count(sum(lengths), shared, len(group), 1 if alike else threads)
@@ -389,12 +388,21 @@ def _computed(samples: Sequence[Example]) -> int:
     return sum(packed_length([samples[i] for i in part]) for part in divided_samples(samples, 1))
 
 
+def _together_and_alone(samples: Sequence[Example]) -> tuple[list[list[int]], list[int]]:
+    """The groups whose sequences begin alike, and the samples of no group."""
+    enough, together, alone = common_prefix(samples) + LEAST, list[list[int]](), list[int]()
+    for group in begin_alike(samples):
+        if common_prefix([samples[i] for i in group]) >= enough:
+            together.append(group)
+        else:
+            alone += group
+    return together, alone
+
+
 def distinct_length(samples: Sequence[Example]) -> int:
     """How many tokens samples have, where those that begin alike have their beginning once."""
-    groups = begin_alike(samples)
-    alone = [group[0] for group in groups if len(group) == 1]
-    parts = [*(group for group in groups if len(group) > 1), alone]
-    return sum(packed_length([samples[i] for i in part]) for part in parts if part)
+    together, alone = _together_and_alone(samples)
+    return sum(packed_length([samples[i] for i in part]) for part in (*together, alone) if part)
 
 
 def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:
