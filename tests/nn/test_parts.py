@@ -160,6 +160,13 @@ def test_a_long_common_beginning_makes_no_more_micro_batches(threads, expected):
     assert len(micro_batches(alike, threads)) == 4  # of each document two
 
 
+def test_a_common_beginning_counts_where_a_micro_batch_must_not_be_too_small():
+    for length, expected in ((LEAST, 2), (LEAST - 1, 1)):  # of the beginning; half of LEAST are of each sample alone
+        found = [Sample((*[1] * length, *[2 + i] * (LEAST // 2)), (*[-100] * (length + 1), *[2 + i] * (LEAST // 2 - 1)))
+                 for i in range(2)]  # fmt: skip
+        assert [len(micro_batches(each, 2)) for each in (found, pack(found))] == [expected] * 2
+
+
 def begun(document, own, system=(7,) * 5):
     """A sample with a document of 200 tokens, and as many of its own, after the same system prompt."""
     return Sample((*system, *[document] * 200, *[99] * own), (*[-100] * (len(system) + 201), *[99] * (own - 1)))
