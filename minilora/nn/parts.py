@@ -368,7 +368,7 @@ def divided_among(samples: Sequence[Example], count: int) -> list[list[int]]:
     do than the busiest one if they are divided.
     """
     groups, best, fewest = begin_alike(samples), list[list[int]](), math.inf
-    for _ in range(2 * count):
+    for _ in range(count):
         lengths = [_computed([samples[i] for i in group]) for group in groups]
         parts = balanced(lengths, count)
         most = max(sum(lengths[j] for j in part) for part in parts)

@@ -192,8 +192,13 @@ def test_samples_are_divided_among_processes_and_none_has_more_than_without_rega
 
 
 def test_one_process_computes_a_document_unless_it_then_has_much_more_to_do():
-    documents = [begun(i % 4, 10 + i) for i in range(8)]
-    assert sorted(divided_among(documents, 2)) == [[0, 3, 4, 7], [1, 2, 5, 6]]  # two documents each
+    documents = [begun(i // 2, 20) for i in range(8)]
+    assert sorted(divided_among(documents, 2)) == [[0, 1, 4, 5], [2, 3, 6, 7]]  # two documents each
+    assert sorted(divided_among([begun(0, 10), begun(0, 10), begun(1, 300)], 3)) == [[], [0, 1], [2]]
+    halves = divided_among([begun(i % 2, 40) for i in range(8)], 4)
+    assert (
+        sorted(len({i % 2 for i in part}) * len(part) for part in halves) == [2] * 4
+    )  # half of a document's questions
     several = [*(begun(0, 50 + i) for i in range(8)), begun(1, 10)]
     parts = divided_among(several, 2)
     assert most(several, parts) < 650 < most(several, [range(8), [8]]) and len({len(part) for part in parts}) == 2
