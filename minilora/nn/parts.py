@@ -368,8 +368,8 @@ def divided_among(samples: Sequence[Example], count: int) -> list[list[int]]:
     do than the busiest one if they are divided.
     """
     groups, best, fewest = begin_alike(samples), list[list[int]](), math.inf
+    lengths = [_computed([samples[i] for i in group]) for group in groups]
     for _ in range(count):
-        lengths = [_computed([samples[i] for i in group]) for group in groups]
         parts = balanced(lengths, count)
         most = max(sum(lengths[j] for j in part) for part in parts)
         if most < fewest:
@@ -377,9 +377,12 @@ def divided_among(samples: Sequence[Example], count: int) -> list[list[int]]:
         several = [j for j, group in enumerate(groups) if len(group) > 1]
         if not several:
             break
-        longest = groups.pop(max(several, key=lambda j: lengths[j]))
-        halves = balanced(_own_lengths([samples[i] for i in longest])[1], 2)
-        groups += [[longest[i] for i in half] for half in halves]
+        longest = max(several, key=lambda j: lengths[j])
+        group = groups.pop(longest)
+        halves = balanced(_own_lengths([samples[i] for i in group])[1], 2)
+        groups += [[group[i] for i in half] for half in halves]
+        lengths.pop(longest)
+        lengths += [_computed([samples[i] for i in half]) for half in groups[-2:]]
     return best
 
 
