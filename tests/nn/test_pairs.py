@@ -25,12 +25,15 @@ def sample(rng, asked, answered):
 
 @pytest.fixture
 def pairs(rng):
-    """Pairs of several lengths, with references and betas of their own."""
+    """Pairs of several lengths, each with another reference and beta. The answers of the last one have the same long
+    prompt, which is computed once.
+    """
     sizes = [(3, 20, 25), (30, 12, 5), (8, 40, 31), (2, 1, 9), (17, 26, 26)]
-    return [
-        Pair(sample(rng, a, c), sample(rng, a, r), reference=rng.normal(), beta=rng.uniform(0.1, 0.9))
-        for a, c, r in sizes
-    ]
+    both = [(sample(rng, a, c), sample(rng, a, r)) for a, c, r in sizes]
+    long = sample(rng, LEAST + 1, 15)
+    ids = (*long.ids[:-15], *rng.integers(5, 60, 20).tolist())
+    both.append((long, Sample(ids, (*[-100] * (len(ids) - 20), *ids[-20:]))))
+    return [Pair(*each, reference=rng.normal(), beta=rng.uniform(0.1, 0.9)) for each in both]
 
 
 def adapted(config, **settings):
@@ -61,7 +64,7 @@ def test_loss_and_gradient_are_those_of_equation_7(tiny_config, pairs, rng, monk
     loss, _ = training_step(model, SGD(parameters, lr=0.0), pairs, at_once=at_once)
     assert loss == pytest.approx(by_hand(model, pairs), rel=1e-9)
     direction = {name: rng.standard_normal(p.shape) for name, p in parameters.items()}
-    slope, eps = sum((p.grad * direction[name]).sum() for name, p in parameters.items()), 1e-5
+    slope, eps = sum((p.grad * direction[name]).sum() for name, p in parameters.items()), 1e-6
     ends = []
     for sign in (1, -1):
         for name, p in parameters.items():
@@ -150,7 +153,7 @@ def test_a_beta_that_is_no_number_above_zero_is_refused(pairs, beta):
 def test_the_page_of_preferences_counts_pairs_and_shifts(tiny_config, pairs):
     model = adapted(replace(tiny_config, vocab_size=64))
     ratios = log_ratios(model, pairs)
-    shifts = np.where(ratios > 0, [-1, -2, -3, -4, -5], [1, 2, 3, 4, 5])  # away from what is preferred
+    shifts = np.where(ratios > 0, [-1, -2, -3, -4, -5, -6], [1, 2, 3, 4, 5, 6])  # away from what is preferred
     shifted = [replace(p, reference=r - d, beta=0.5) for p, r, d in zip(pairs, ratios, shifts, strict=True)]
     found = preferences(model, shifted)
     assert found["loss"] == pytest.approx(mean_loss(model, shifted), rel=1e-9)
