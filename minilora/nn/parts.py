@@ -64,6 +64,13 @@ class Sample:
     def scored(self) -> int:
         return len(self.labels) - self.labels.count(NOT_SCORED)
 
+    @cached_property
+    def shareable(self) -> int:
+        """How many of its first tokens a row may hold once for all samples: unscored ones, less the last, which has to
+        predict the first scored token.
+        """
+        return next((i for i, label in enumerate(self.labels) if label != NOT_SCORED), len(self.labels)) - 1
+
     @property
     def weight(self) -> int:
         """Its weight in a mean loss: the number of its scored tokens."""
@@ -286,10 +293,8 @@ def common_prefix(samples: Sequence[Example]) -> int:
     sequences = _sequences(samples)
     if len(sequences) < 2:
         return 0
-    for i, token in enumerate(sequences[0].ids):
-        if any(s.labels[i + 1 : i + 2] != (NOT_SCORED,) or s.ids[i] != token for s in sequences):
-            return i
-    return 0
+    rows = [sequence.ids[: sequence.shareable] for sequence in sequences]
+    return same_beginning([min(rows), max(rows)])  # sorted, the others are between these two: they begin alike, too
 
 
 def same_beginning(rows: Sequence[Sequence[int]]) -> int:
@@ -331,10 +336,11 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     """The samples of each micro-batch that `micro_batches` makes, by index.
 
     Samples that begin alike are together, so that their beginning is computed once: in one micro-batch, or if there are
-    many of them, in each of a few. The same holds for the two answers of a pair with a long prompt.
+    many of them, in each of a few.
     """
-    (together, alone), parts = _together_and_alone(samples), list[list[int]]()
-    together = sorted(together, key=lambda group: samples[group[0]].ids)
+    groups, parts = begin_alike(samples), list[list[int]]()
+    together = sorted((group for group in groups if len(group) > 1), key=lambda group: samples[group[0]].ids)
+    alone = [group[0] for group in groups if len(group) == 1]
     for alike, group in [*((True, group) for group in together), (False, alone)]:
         shared, lengths = _own_lengths([samples[i] for i in group])
         count = _count(sum(lengths), shared, len(group), 1 if alike else threads)
@@ -353,10 +359,9 @@ def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
 
     They have at least `LEAST` unscored tokens more in common than all samples.
     """
-    length = common_prefix(samples) + LEAST
-    groups, unscored = dict[Any, list[int]](), (NOT_SCORED,) * (length + 1)
+    enough, groups = common_prefix(samples) + LEAST, dict[Any, list[int]]()
     for i, sample in enumerate(samples):
-        begin = {s.ids[:length] if s.labels[: length + 1] == unscored else i for s in sample.sequences}
+        begin = {s.ids[:enough] if s.shareable >= enough else i for s in sample.sequences}
         groups.setdefault(begin.pop() if len(begin) == 1 else i, []).append(i)
     return list(groups.values())
 
@@ -391,21 +396,12 @@ def _computed(samples: Sequence[Example]) -> int:
     return sum(packed_length([samples[i] for i in part]) for part in divided_samples(samples, 1))
 
 
-def _together_and_alone(samples: Sequence[Example]) -> tuple[list[list[int]], list[int]]:
-    """The groups whose sequences begin alike, and the samples of no group."""
-    enough, together, alone = common_prefix(samples) + LEAST, list[list[int]](), list[int]()
-    for group in begin_alike(samples):
-        if common_prefix([samples[i] for i in group]) >= enough:
-            together.append(group)
-        else:
-            alone += group
-    return together, alone
-
-
 def distinct_length(samples: Sequence[Example]) -> int:
     """How many tokens samples have, where those that begin alike have their beginning once."""
-    together, alone = _together_and_alone(samples)
-    return sum(packed_length([samples[i] for i in part]) for part in (*together, alone) if part)
+    groups = begin_alike(samples)
+    alone = [group[0] for group in groups if len(group) == 1]
+    parts = [*(group for group in groups if len(group) > 1), alone]
+    return sum(packed_length([samples[i] for i in part]) for part in parts if part)
 
 
 def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:

@@ -14,7 +14,7 @@ from minilora.measure.preferences import log_ratios, preferences, with_reference
 from minilora.nn import step
 from minilora.nn.llama import Llama
 from minilora.nn.optim import SGD
-from minilora.nn.parts import LEAST, Pair, Sample, distinct_length, divided_samples, micro_batches, pack, packed_length
+from minilora.nn.parts import LEAST, Pair, Sample, divided_samples, micro_batches, pack, packed_length
 from minilora.nn.step import training_step
 
 
@@ -25,9 +25,7 @@ def sample(rng, asked, answered):
 
 @pytest.fixture
 def pairs(rng):
-    """Pairs of several lengths, each with another reference and beta. The answers of the last one have the same long
-    prompt, which is computed once.
-    """
+    """Pairs of several lengths, each with another reference and beta. Both answers of the last have the same prompt."""
     sizes = [(3, 20, 25), (30, 12, 5), (8, 40, 31), (2, 1, 9), (17, 26, 26)]
     both = [(sample(rng, a, c), sample(rng, a, r)) for a, c, r in sizes]
     long = sample(rng, LEAST + 1, 15)
@@ -100,27 +98,6 @@ def test_micro_batches_hold_each_pair_whole_and_have_about_as_many_tokens(rng):
 
     parts = divided_samples([Pair(begun(100), begun(100)), *[Pair(begun(5), begun(5))] * 9], 2)
     assert sorted(map(len, parts)) == [1, 9]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_long_prompt_of_a_pair_is_computed_once_for_both_answers(threads):
-    system = (7,) * 30
-
-    def answered(prompt, more, own):
-        ids = (*system, *[prompt] * more, *[prompt + own] * own)
-        return Sample(ids, (*[-100] * (len(system) + more + 1), *ids[len(system) + more + 1 :]))
-
-    for more, shared in ((LEAST, True), (LEAST - 1, False)):
-        pairs = [Pair(answered(prompt, more, 20), answered(prompt, more, 30)) for prompt in (100, 200, 300)]
-        found = micro_batches(pairs, threads)
-        assert sorted(pair.chosen.ids for each in found for pair in each.pairs) == [pair.chosen.ids for pair in pairs]
-        own = sum(each.input_ids.size - each.packing.prefix for each in found)
-        if shared:
-            assert [each.packing.prefix for each in found] == [len(system) + more] * 3 and own == 3 * 50
-            assert distinct_length(pairs) == 3 * (len(system) + more + 50)
-        else:
-            assert {each.packing.prefix for each in found} <= {len(system), len(system) + more} and own > 3 * 50
-            assert distinct_length(pairs) == len(system) + 3 * (2 * more + 50)
 
 
 def test_pairs_without_a_reference_are_not_trained_and_not_measured(tiny_config, pairs):
