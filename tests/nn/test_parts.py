@@ -86,6 +86,12 @@ def test_micro_batches_of_samples_and_of_their_packed_row_hold_each_of_them_once
     assert max(own) - min(own) <= lengths[-1]  # about equal: they differ by at most one sequence
 
 
+def test_samples_in_which_nothing_is_scored_share_all_but_their_last_token():
+    one, other = (Sample(ids, [-100] * 4) for ids in ((5, 6, 7, 8), (5, 6, 7, 9)))
+    assert common_prefix([one, other]) == common_prefix([one, one]) == 3
+    assert common_prefix([one, Sample((5,), (-100,))]) == common_prefix([one, Sample((), ())]) == 0
+
+
 BEGINNINGS = st.tuples(st.integers(1, 2), st.integers(LEAST, LEAST + 2))  # a document, and its unscored tokens
 
 
