@@ -1,7 +1,7 @@
 """The formats in which data sets hold conversations, and how each becomes messages.
 
-FORMATS lists them: Alpaca's instruction/output, ShareGPT's conversations, and so on. The columns of a row decide its
-format; the rows of a file may have different ones.
+FORMATS lists them: Alpaca's instruction/output, Dolly's instruction/response, ShareGPT's conversations, and so on. The
+columns of a row decide its format; the rows of a file may have different ones.
 """
 
 import json
@@ -233,6 +233,7 @@ FORMATS = (  # the first one whose columns a row has
     Format(("question", "answer"), _ALSO, _pair),
     Format(("q", "a"), _ALSO, _pair),
     Format(("instruction", "output"), ("input", *_ALSO), partial(_pair, below="input")),
+    Format(("instruction", "response"), _ALSO, _pair),
     Format(("prompt", "completion"), _ALSO, _prompted),
     *(Format((text, label), _ABOUT_LABELLED, _labelled, labelled=True) for text in _TEXTS for label in _LABELS),
     *(Format((text, "fields"), ("system", "id", "split"), _with_fields, fields=True) for text in _TEXTS),
@@ -242,6 +243,7 @@ _OPENAI = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # 
 _LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
 _TRL = {"prompt", "completion", "chosen", "rejected"}  # columns of a text, or of messages, which a table holds as JSON
 _TURNS = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")  # as a list of messages begins
+_HH = re.compile(r"\n\n(Human|Assistant):")  # before a message in the texts of hh-rlhf
 OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
 PROMPTS = ("messages", "conversations", "question", "q", "instruction", *_TEXTS[::-1])  # columns that may be asked
 NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
@@ -292,9 +294,20 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     for name in _TRL.intersection(named):
         if isinstance(text := named[name], str) and _TURNS.match(text):
             named[name] = _list_of(name, text)
+    if isinstance(answers := named.get("answer", named.get("answers")), dict) and isinstance(answers.get("text"), list):
+        named["answer"] = next(iter(answers["text"]), None)  # of SQuAD's answers the first is learned
+        named.pop("answers", None)
+    if "prompt" not in named and all(_HH.match(str(named.get(name, ""))) for name in ("chosen", "rejected")):
+        named |= {name: _turns_of_text(named[name]) for name in ("chosen", "rejected")}
     if isinstance(chosen := named.get("chosen"), list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
+
+
+def _turns_of_text(text: str) -> list[dict[str, str]]:
+    """The messages of a conversation in one text, as Anthropic's hh-rlhf has it."""
+    parts = [part.strip() for part in _HH.split(text)[1:]]
+    return [{"role": role.lower(), "content": said} for role, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def as_in_a_file(row: Any) -> Any:
@@ -350,7 +363,13 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
         for kind in chosen
         if not (kind.labelled or kind.fields) or kind.needs[-1] in field or row.keys() >= set(kind.needs)
     ]
-    best = max(chosen, key=lambda kind: -1 if kind is TEXT else len(there.intersection(kind.needs)) / len(kind.needs))
+
+    def fit(kind: Format) -> tuple[float, ...]:
+        """The share of its columns that have a value, then of those that the row has."""
+        shares = (len(each.intersection(kind.needs)) / len(kind.needs) for each in (there, set(row)))
+        return (-1.0,) if kind is TEXT else tuple(shares)
+
+    best = max(chosen, key=fit)
     if there.isdisjoint(best.needs):  # without a value, the names of the columns decide
         best = next((kind for kind in chosen if row.keys() >= set(kind.needs)), best)
     missing = [name for name in best.needs if name not in there]

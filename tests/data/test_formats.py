@@ -33,6 +33,7 @@ WAYS = {  # format: a row that asks ASK and answers TELL
     "question/answer": {"question": ASK, "answer": TELL},
     "q/a": {"q": ASK, "a": TELL},
     "instruction/output": {"instruction": ASK, "input": "", "output": TELL},
+    "instruction/response": {"instruction": ASK, "response": TELL},
     "prompt/completion": {"prompt": ASK, "completion": TELL},
     "prompt/chosen/rejected": {"prompt": ASK, "chosen": TELL, "rejected": "No idea."},
 }
@@ -115,6 +116,30 @@ ROWS = [  # a row, its messages
     ({" QUESTION": ASK, "Answer ": TELL}, ASKED),
     ({"messages": None, "question": None, "text": None, "split": None, "id": None, "system": None, **QA}, ASKED),
 ]  # fmt: skip
+
+
+def test_the_first_of_squads_answers_is_learned_and_a_row_without_one_left_out(tmp_path):
+    rows = [{"question": ASK, "answers": {"text": said, "answer_start": [0]}} for said in ([TELL, "No."], [])]
+    jsonl(tmp_path / "data.jsonl", rows)
+    reading = read_source(tmp_path / "data.jsonl")
+    assert [record.messages for record in reading.records] == [ASKED]
+    jsonl(tmp_path / "data.jsonl", [rows[0] | {"answer": "An own one."}])
+    assert read_records(tmp_path / "data.jsonl")[0].messages[-1]["content"] == "An own one."
+
+
+def test_conversations_in_one_text_become_a_prompt_and_two_answers(tmp_path):
+    begun = f"\n\nHuman: Hi: there\n\nAssistant: Yes?\n\nHuman: {ASK}\n\nAssistant: "
+    jsonl(tmp_path / "data.jsonl", [{"chosen": f"{begun}{TELL}\n\nMore.", "rejected": f"{begun}No."}])
+    (record,) = read_records(tmp_path / "data.jsonl")
+    said = [(message["role"], message["content"]) for message in record.messages]
+    before = [("user", "Hi: there"), ("assistant", "Yes?"), ("user", ASK)]
+    assert said == [*before, ("assistant", f"{TELL}\n\nMore.")] and record.rejected == "No."
+    row = {"prompt": "Go on:", "chosen": f"{begun}{TELL}", "rejected": f"{begun}No."}
+    jsonl(tmp_path / "data.jsonl", [row])  # with a prompt they are answers
+    assert read_records(tmp_path / "data.jsonl")[0].messages[-1]["content"] == row["chosen"]
+    jsonl(tmp_path / "data.jsonl", [{"chosen": f"{begun}{TELL}", "rejected": "\n\nHuman: Ho\n\nAssistant: No."}])
+    with pytest.raises(DataError, match="both answer one prompt"):
+        read_records(tmp_path / "data.jsonl")
 
 
 def test_each_row_of_a_file_may_have_another_format_and_further_columns(tmp_path):
