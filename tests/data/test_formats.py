@@ -122,7 +122,7 @@ def test_the_first_of_squads_answers_is_learned_and_a_row_without_one_left_out(t
     rows = [{"question": ASK, "answers": {"text": said, "answer_start": [0]}} for said in ([TELL, "No."], [])]
     jsonl(tmp_path / "data.jsonl", rows)
     reading = read_source(tmp_path / "data.jsonl")
-    assert [record.messages for record in reading.records] == [ASKED]
+    assert [record.messages for record in reading.records] == [ASKED] and not reading.unread
     jsonl(tmp_path / "data.jsonl", [rows[0] | {"answer": "An own one."}])
     assert read_records(tmp_path / "data.jsonl")[0].messages[-1]["content"] == "An own one."
 
@@ -140,6 +140,15 @@ def test_conversations_in_one_text_become_a_prompt_and_two_answers(tmp_path):
     jsonl(tmp_path / "data.jsonl", [{"chosen": f"{begun}{TELL}", "rejected": "\n\nHuman: Ho\n\nAssistant: No."}])
     with pytest.raises(DataError, match="both answer one prompt"):
         read_records(tmp_path / "data.jsonl")
+    jsonl(tmp_path / "data.jsonl", [{"chosen": f"{begun}{TELL}", "rejected": "No."}])
+    with pytest.raises(DataError, match="needs a column prompt"):
+        read_records(tmp_path / "data.jsonl")
+
+
+def test_an_instruction_has_the_answer_that_is_there_and_a_passage(tmp_path):
+    jsonl(tmp_path / "data.jsonl", [{"instruction": ASK, "output": None, "response": TELL, "context": "Liens."}])
+    (record,) = read_records(tmp_path / "data.jsonl")
+    assert record.messages[-1] == ASKED[-1] and record.context == "Liens."
 
 
 def test_each_row_of_a_file_may_have_another_format_and_further_columns(tmp_path):
