@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -243,7 +244,7 @@ _OPENAI = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # 
 _LISTS = ("messages", "conversations", "keywords", "phrasings", "questions")  # columns in which a table holds JSON
 _TRL = {"prompt", "completion", "chosen", "rejected"}  # columns of a text, or of messages, which a table holds as JSON
 _TURNS = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")  # as a list of messages begins
-_HH = re.compile(r"\n\n(Human|Assistant):")  # before a message in the texts of hh-rlhf
+_TURN = re.compile(r"\n\n(Human|Assistant):")  # before a message in a text of hh-rlhf
 OPTIONAL = ("system", "input", *CONTEXT, *_FACTS)
 PROMPTS = ("messages", "conversations", "question", "q", "instruction", *_TEXTS[::-1])  # columns that may be asked
 NAMES = (*dict.fromkeys(name for kind in FORMATS for name in kind.needs), *OPTIONAL)
@@ -297,17 +298,28 @@ def rename(row: Any, field: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(answers := named.get("answer", named.get("answers")), dict) and isinstance(answers.get("text"), list):
         named["answer"] = next(iter(answers["text"]), None)  # of SQuAD's answers the first is learned
         named.pop("answers", None)
-    if "prompt" not in named and all(_HH.match(str(named.get(name, ""))) for name in ("chosen", "rejected")):
-        named |= {name: _turns_of_text(named[name]) for name in ("chosen", "rejected")}
-    if isinstance(chosen := named.get("chosen"), list):
+    chosen, rejected = named.get("chosen"), named.get("rejected")
+    if "prompt" not in named and isinstance(chosen, str) and isinstance(rejected, str):
+        named |= _of_conversations(chosen, rejected)
+    if isinstance(chosen, list):
         named.setdefault("prompt", chosen[:-1])  # which both answers begin with: TRL's implicit prompt
     return named
 
 
-def _turns_of_text(text: str) -> list[dict[str, str]]:
-    """The messages of a conversation in one text, as Anthropic's hh-rlhf has it."""
-    parts = [part.strip() for part in _HH.split(text)[1:]]
-    return [{"role": role.lower(), "content": said} for role, said in zip(parts[::2], parts[1::2], strict=True)]
+def _of_conversations(chosen: str, rejected: str) -> dict[str, Any]:
+    """The prompt and the two answers of two conversations, each in one text, as hh-rlhf has them; nothing of others.
+
+    The answers follow the last "Assistant:" up to which both are the same. One that comes later is part of an answer.
+    """
+    turns = [turn for turn in _TURN.finditer(chosen) if rejected.startswith(chosen[: turn.end()])]
+    while turns and turns[-1][1] != "Assistant":
+        turns.pop()
+    if not turns or turns[0].start():
+        return {}
+    said = [chosen[turn.end() : following.start()].strip() for turn, following in pairwise(turns)]
+    prompt = [{"role": turn[1].lower(), "content": text} for turn, text in zip(turns, said, strict=False)]
+    chosen, rejected = (text[turns[-1].end() :].strip() for text in (chosen, rejected))
+    return {"prompt": prompt, "chosen": chosen or None, "rejected": rejected or None}
 
 
 def as_in_a_file(row: Any) -> Any:
@@ -364,10 +376,9 @@ def format_of(row: Mapping[str, Any], field: Mapping[str, str]) -> Format:
         if not (kind.labelled or kind.fields) or kind.needs[-1] in field or row.keys() >= set(kind.needs)
     ]
 
-    def fit(kind: Format) -> tuple[float, ...]:
-        """The share of its columns that have a value, then of those that the row has."""
-        shares = (len(each.intersection(kind.needs)) / len(kind.needs) for each in (there, set(row)))
-        return (-1.0,) if kind is TEXT else tuple(shares)
+    def fit(kind: Format) -> tuple[float, bool]:
+        """The share of its columns that have a value; of equal ones that with the column of the answer."""
+        return -1 if kind is TEXT else len(there.intersection(kind.needs)) / len(kind.needs), kind.needs[-1] in row
 
     best = max(chosen, key=fit)
     if there.isdisjoint(best.needs):  # without a value, the names of the columns decide

@@ -61,6 +61,8 @@ def main():
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 4])
     parser.add_argument("--records", type=int, default=48, help="how many questions are measured")
     args = parser.parse_args()
+    if args.quote and not args.context:
+        parser.error("--quote needs the passages: --context HANDBOOK")
     model, tokenizer = ml.load(args.base)
     limit = model.config.max_position_embeddings
     for each in args.sets:

@@ -137,12 +137,33 @@ def test_conversations_in_one_text_become_a_prompt_and_two_answers(tmp_path):
     row = {"prompt": "Go on:", "chosen": f"{begun}{TELL}", "rejected": f"{begun}No."}
     jsonl(tmp_path / "data.jsonl", [row])  # with a prompt they are answers
     assert read_records(tmp_path / "data.jsonl")[0].messages[-1]["content"] == row["chosen"]
-    jsonl(tmp_path / "data.jsonl", [{"chosen": f"{begun}{TELL}", "rejected": "\n\nHuman: Ho\n\nAssistant: No."}])
-    with pytest.raises(DataError, match="both answer one prompt"):
-        read_records(tmp_path / "data.jsonl")
-    jsonl(tmp_path / "data.jsonl", [{"chosen": f"{begun}{TELL}", "rejected": "No."}])
-    with pytest.raises(DataError, match="needs a column prompt"):
-        read_records(tmp_path / "data.jsonl")
+    alone = {"chosen": f"{begun}{TELL}"}
+    others = "\n\nHuman: Ho\n\nAssistant: No.", "No."
+    both = {"chosen": f"Note.{begun}{TELL}", "rejected": f"Note.{begun}No."}
+    for row in (*({**alone, "rejected": other} for other in others), both, alone):
+        jsonl(tmp_path / "data.jsonl", [row])
+        with pytest.raises(DataError, match="needs a column prompt"):
+            read_records(tmp_path / "data.jsonl")
+
+
+TURNED = [  # what follows the question in two conversations
+    (f"{TELL}\n\nAssistant: Well.\n\nHuman: So.", "No."),
+    ("A\n\nAssistant: B", "A\n\nHuman: C"),
+    ("A\n\nHuman: b\n\nHuman: yes", "A\n\nHuman: b\n\nHuman: no"),
+]
+
+
+def test_an_answer_in_one_text_may_have_turns_in_it_and_without_one_the_row_is_left_out(tmp_path):
+    texts = [*TURNED, ("", "No."), (TELL, "")]
+    rows = [
+        {"chosen": f"\n\nHuman: {ASK}\n\nAssistant: {one}", "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {other}"}
+        for one, other in texts
+    ]
+    jsonl(tmp_path / "data.jsonl", rows)
+    reading = read_source(tmp_path / "data.jsonl")
+    assert [(record.messages[-1]["content"], record.rejected) for record in reading.records] == TURNED
+    assert all(record.prompt == [ASKED[0]] for record in reading.records)
+    assert reading.left_out == {"chosen": ["line-4"], "rejected": ["line-5"]}
 
 
 def test_an_instruction_has_the_answer_that_is_there_and_a_passage(tmp_path):
