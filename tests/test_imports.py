@@ -31,7 +31,8 @@ def walked(tree):
 
 # A folder imports from itself and from the floors below it.
 FLOORS = (
-    "reference", "version", "terminal", "progress", "options", "toml", "engine", "files", "nn", "lora", "models", "data", "generate",
+    "reference",
+    "version", "terminal", "progress", "options", "toml", "engine", "files", "nn", "lora", "models", "data", "generate",
     "measure", "pages", "train", "experiments", "claims", "serve", "course", "site", "commands", "cli", "__main__",
 )  # fmt: skip
 STOREY = {name: floor for floor, name in enumerate(FLOORS)}
