@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +62,7 @@ from .material import Material, Measured, evaluate, prepare
 from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, quantised_sizes, sizes_of, step_of, ways_to_less
 from .options import Options
 from .rate import usual_rate
-from .reporting import check_service, reporter_to
+from .reporting import reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
 ADAPTER = "default"
@@ -328,8 +329,8 @@ def _entry_of_data(options: Options, material: Material) -> dict[str, Any]:
 
 def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job:
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
-    if options.report_to is not None:
-        check_service(options.report_to)
+    if options.report_to is not None and find_spec(options.report_to) is None:
+        raise ValueError(f"report_to {options.report_to} needs its library: pip install {options.report_to}")
     if ranks.size > 1 and options.processes > 1:
         raise ValueError("mpiexec has started several processes already: leave out processes")
     if ranks.size > 1 and options.device != "cpu":

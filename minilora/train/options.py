@@ -31,7 +31,6 @@ from ..options import (
     without_conflicts,
 )
 from ..terminal import quote
-from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
@@ -218,7 +217,7 @@ class Options:
         None,
         "also log loss, gradient norm and learning rate of each step to OUT/tensorboard, trackio or wandb; all stays "
         "on this machine unless WANDB_MODE or TRACKIO_SPACE_ID is set",
-        choices=tuple(REPORTERS),
+        choices=("tensorboard", "trackio", "wandb"),
         **_MEASURING,
     )
 

@@ -15,7 +15,6 @@ from ..progress import log
 from ..terminal import quote
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
-TENSORBOARD = "tensorboard"  # the folder of its files
 MODEL_FILE = "model.safetensors"
 LAST = "last"  # the folder for the last adapter, where another one was best
 CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
@@ -23,7 +22,7 @@ CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
 # What a finished run's folder may hold. A folder with anything else in it is not the run's to replace.
 FILES = (
     CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
-    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST, TENSORBOARD,
+    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST, "tensorboard",
     CHECKPOINT,
 )  # fmt: skip
 
