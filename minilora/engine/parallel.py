@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
 from functools import cache
-from threading import BrokenBarrierError, Event, Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,6 @@ from .tensor import Node, Tensor, backward_pass
 
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # each draws its own dropout
 has_one_core: ContextVar[bool] = ContextVar("has_one_core", default=False)  # True in each of several threads
-
-
-Release = Callable[[], object] | None
 
 # Environment variables that limit the threads of a BLAS library when it is loaded.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -99,24 +96,19 @@ def _controller() -> Any:
     return controller
 
 
-def values(functions: Sequence[Callable[[], Tensor]], threads: int, release: Release = None) -> list[Array]:
-    """The value of each function(), computed in `threads` threads. For a loss without gradients.
-
-    release: called when one of them fails, so that no other waits for it.
-    """
-    return _in_threads(lambda i, thread: functions[i]().data, len(functions), threads, release)
+def values(functions: Sequence[Callable[[], Tensor]], threads: int) -> list[Array]:
+    """The value of each function(), computed in `threads` threads. For a loss without gradients."""
+    return _in_threads(lambda i, thread: functions[i]().data, len(functions), threads)
 
 
 def values_and_gradients(
-    functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int, release: Release = None
+    functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int
 ) -> list[Array]:
     """The value of each function(), a scalar; the gradients of Σ weight · function() are added to every `.grad`.
 
     Each function runs its forward and backward pass in one of `threads` threads, so that its saved activations exist
     only while it runs, never those of all functions. The result is the same in every run, to the last bit. Raises
     RuntimeError if a function depends on nothing trainable.
-
-    release: as for `values`.
     """
     sums = Accumulator(threads)
 
@@ -127,7 +119,7 @@ def values_and_gradients(
         return y.data
 
     try:
-        found = _in_threads(forward_and_backward, len(functions), threads, release)
+        found = _in_threads(forward_and_backward, len(functions), threads)
     except BaseException:
         sums.abandon()
         raise
@@ -135,7 +127,7 @@ def values_and_gradients(
     return found
 
 
-def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, release: Release) -> list[Array]:
+def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> list[Array]:
     """task(i, thread) for every i < count. Task i runs in thread i % threads; the tasks of a thread run in order.
 
     When the caller is interrupted (Ctrl-C), no further task begins.
@@ -147,16 +139,11 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
 
     def work(thread: int) -> None:
         has_one_core.set(alone)
-        try:
-            for i in range(thread, count, threads):
-                if interrupted.is_set():
-                    return
-                current_micro_batch.set(i)
-                found[i] = task(i, thread)
-        except BaseException:
-            if release is not None:
-                release()
-            raise
+        for i in range(thread, count, threads):
+            if interrupted.is_set():
+                return
+            current_micro_batch.set(i)
+            found[i] = task(i, thread)
 
     contexts = [copy_context() for _ in range(threads)]  # so that no_grad() and the like apply in every thread
     if threads == 1:  # a matmul may use all cores
@@ -164,15 +151,11 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
         return found
     with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         try:
-            futures = [pool.submit(contexts[t].run, work, t) for t in range(threads)]
-            errors = [error for future in futures if (error := future.exception())]
+            for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
+                future.result()
         except BaseException:
             interrupted.set()
-            if release is not None:
-                release()
             raise
-    if errors:  # not that of a thread which waited for one that failed
-        raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
     return found
 
 

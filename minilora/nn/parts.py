@@ -1,8 +1,7 @@
 """Samples, the batches they are packed into, and the micro-batches in which a batch is computed.
 
 Micro-batches need about the same work, for several cores, and are small, for little memory. Rows are never split. In a
-packed row, sequences are never split; each micro-batch computes their common prefix itself. Only where some cores would
-have nothing to do, `sharded` divides long sequences among them.
+packed row, sequences are never split; each micro-batch computes their common prefix itself.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import numpy as np
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
-from ..engine.context_parallel import Shard, shards
-from ..engine.fused import NOT_SCORED, next_labels, preference_loss
+from ..engine.fused import NOT_SCORED, preference_loss
 from ..engine.tensor import Tensor
 
 LEAST = 64  # tokens of a micro-batch: with fewer, matmuls lose more than a second core gains
@@ -173,29 +171,6 @@ class Batch:
     def loss(self, model: Any) -> Tensor:
         """The model's mean cross-entropy per scored token."""
         return model.loss(self.input_ids, self.labels, self.packing)
-
-
-@dataclass(frozen=True)
-class ShardBatch(Batch):
-    """One sequence, of which each thread computes its own tokens. input_ids and labels are those of the whole."""
-
-    packing: Shard
-
-    @cached_property
-    def scored(self) -> int:
-        """How many of this thread's tokens have a label to predict."""
-        return int((self.packing.own(next_labels(self.labels)) != NOT_SCORED).sum())
-
-    def loss(self, model: Any) -> Tensor:
-        """The model's mean cross-entropy per scored token of this thread.
-
-        If there is none, one token is scored with weight 0: other threads need the keys and values of these tokens.
-        """
-        labels = self.labels
-        if not self.scored:
-            labels, following = np.full_like(labels, NOT_SCORED), self.packing.positions()[0] + 1
-            labels[:, following] = self.input_ids[:, following]
-        return model.loss(self.input_ids, labels, self.packing)
 
 
 @dataclass(frozen=True)
@@ -402,23 +377,6 @@ def distinct_length(samples: Sequence[Example]) -> int:
     alone = [group[0] for group in groups if len(group) == 1]
     parts = [*(group for group in groups if len(group) > 1), alone]
     return sum(packed_length([samples[i] for i in part]) for part in parts if part)
-
-
-def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:
-    """The same micro-batches or, if some of the threads would have none, long sequences divided among them, too.
-
-    Half as many tokens as are good for a micro-batch are enough, since otherwise a core has nothing to do.
-    unpacking: each thread dequantises every matrix for itself, which takes longer than that gains.
-    """
-    count, least = threads // len(batches), GOOD if unpacking else GOOD // 2
-    return [shard for batch in batches for shard in _shards(batch, min(count, batch.input_ids.size // least))]
-
-
-def _shards(batch: Batch, count: int) -> list[Batch]:
-    sequences = len(batch.packing.ends) if batch.packing else len(batch.input_ids)
-    if count < 2 or sequences > 1 or not batch.scored:
-        return [batch]
-    return [ShardBatch(batch.input_ids, batch.labels, shard) for shard in shards(batch.input_ids.size, count)]
 
 
 def _count(own: int, shared: int, sequences: int, threads: int) -> int:

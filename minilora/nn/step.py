@@ -13,12 +13,12 @@ from typing import cast
 import numpy as np
 
 from ..engine.attention import Packing
-from ..engine.backend import Array, array_module, is_packed, to_floats, to_numpy
+from ..engine.backend import Array, array_module, to_floats, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
 from .language_model import LanguageModel, check_language_model
 from .optim import Optimizer, clip_grad_norm
-from .parts import Batch, Example, Sample, ShardBatch, divided_samples, micro_batches, pack, sharded
+from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
 
 Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
 
@@ -35,9 +35,9 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     """Forward and backward pass at once: return the loss, and add the gradients of trainable parameters to `.grad`.
 
     The result is that of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed in
-    micro-batches, on all cores, and the activations of one are freed before the next begins. Where cores
-    would be idle, long sequences are divided as well (context parallelism). Gradients are added in a fixed order: the
-    same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
+    micro-batches, on all cores, and the activations of one are freed before the next begins. Gradients are
+    added in a fixed order: the same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not
+    divided.
 
     packing: of several sequences in one row, whose ends are known: `minilora.engine.attention.Packing(0, ends)`.
 
@@ -89,10 +89,10 @@ def training_step(
 
 def loss_without_grad(model: LanguageModel, batch: Batch | Sequence[Example]) -> float:
     """The loss of a batch, or of samples, computed on all cores: for evaluation."""
-    batches = on_all_cores(model, divided(model, batch))
+    batches = divided(model, batch)
     with no_grad():
         losses = [partial(each.loss, model) for each in batches]
-        found = values(losses, min(cores(), len(batches)), partial(_release, batches))
+        found = values(losses, min(cores(), len(batches)))
     return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
 
 
@@ -125,22 +125,6 @@ def _may_divide(model: LanguageModel, *arrays: Array) -> bool:
     return on_host and not any(module.rows_differ for _, module in model.named_modules())
 
 
-def on_all_cores(model: LanguageModel, batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The micro-batches, or their shards for context parallelism, where there are fewer than cores."""
-    arrays = (model.head_weight.data, *(each.input_ids for each in batches))
-    if cores() < 2 * len(batches) or not model.computes_plainly or not _may_divide(model, *arrays):
-        return batches
-    packed = (parameter.data for _, parameter in model.named_parameters() if is_packed(parameter.data))
-    return sharded(batches, cores(), unpacking=not all(w.multiplied_as_stored for w in packed))
-
-
-def _release(batches: Sequence[Batch]) -> None:
-    """Wake the threads that wait for one that has failed."""
-    for each in batches:
-        if isinstance(each, ShardBatch):
-            each.packing.exchange.barrier.abort()
-
-
 def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
     """The loss of a batch, or of samples; the gradients of trainable parameters are added to `.grad`.
 
@@ -149,7 +133,7 @@ def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_onc
     accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
         accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
-    divisions = [on_all_cores(model, divided(model, each)) for each in accumulated]
+    divisions = [divided(model, each) for each in accumulated]
     weights = _weights([each for batches in divisions for each in batches])
     losses: list[Array] = []
     for batches in divisions:
@@ -168,7 +152,7 @@ def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weight
 
     if len(batches) > 1 or array_module(model.head_weight.data) is np:
         losses, threads = [partial(loss_of, each) for each in batches], min(cores(), len(batches))
-        return values_and_gradients(losses, weights, threads, partial(_release, batches))
+        return values_and_gradients(losses, weights, threads)
     (loss,) = map(loss_of, batches)
     loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
     return [loss.data]

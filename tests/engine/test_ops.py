@@ -14,7 +14,6 @@ import pytest
 import minilora
 from minilora.engine import fused, ops
 from minilora.engine.attention import Packing, attention, textbook_attention
-from minilora.engine.context_parallel import Shard
 from minilora.engine.examples import EXAMPLES
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import OPS, Tensor
@@ -342,7 +341,6 @@ ROWS = {
         {(0, 1, 2): (0, 1, 2)},
         composed=composed_attention,
     ),
-    "gathered": Row([draw("19ab", shard=Shard(0, (9,)))], {(0,): ()}, composed=lambda x, shard: x),
     "cross_entropy": Row([labelled("abv"), labelled("av")], NOTHING, composed=composed_cross_entropy),
     "preference_loss": Row([pairs(1), pairs(3)], NOTHING, composed=composed_preference_loss),
     "linear_cross_entropy": Row(

@@ -27,7 +27,6 @@ from minilora.nn.parts import (
     micro_batches,
     pack,
     packed_length,
-    sharded,
 )
 from minilora.nn.step import loss_without_grad, losses_without_grad, training_step
 
@@ -236,14 +235,6 @@ def test_micro_batches_of_rows_hold_every_row_whole_and_leave_out_what_is_not_sc
         assert {row for row, flag in zip(sequences(batch), scored, strict=True) if flag} <= set(found)
     else:
         assert batches == [batch]  # whose loss is then a ValueError
-
-
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=9), st.integers(1, 16))
-def test_there_are_no_more_parts_of_sequences_than_threads_since_all_parts_of_one_wait_for_each_other(lengths, threads):
-    batches = [Batch(*np.ones((2, 1, length), np.int64)) for length in lengths]
-    assert len(sharded(batches, threads)) <= max(len(batches), threads)
-    nothing = Batch(batches[0].input_ids, np.full_like(batches[0].labels, -100))
-    assert sharded([nothing], threads)[0] is nothing  # the model says what is wrong with it
 
 
 def test_labels_of_a_prefix_are_scored_once():
