@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import here_and_now
 from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
-from ..options import BASE, UsageError, add_flags, check, flag, flag_fields, from_flags, option, refuse_other_settings
+from ..options import BASE, add_flags, check, from_flags, option, refuse_other_settings
 from ..pages.text import counted, listed, plain
 from ..progress import log
 from ..terminal import printable
@@ -315,39 +315,18 @@ HELP = "compare LoRA with full fine-tuning: parameters, memory, time, loss, forg
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The flags are the fields of CompareOptions; with --domains those of DomainsOptions."""
-    from .domains import DomainsOptions
-
+    """The flags are the fields of CompareOptions."""
     add_flags(parser, CompareOptions)
     parser.add_argument("--json", **AS_JSON)
-    four = parser.add_argument_group("four domains")
-    instead = "instead, train legal, medical, support and finance, and measure each adapter on all of them"
-    four.add_argument("--domains", action="store_true", help=instead)
-    least = f"records of each set that are measured (default: {DomainsOptions.limit})"
-    four.add_argument("--limit", type=int, default=argparse.SUPPRESS, help=least)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, draw the picture, print the table."""
-    from ..pages.figures import compare_figure, matrix_figure
+    from ..pages.figures import compare_figure
     from ..pages.style import save_themes
     from ..pages.text import terminal_width
-    from .domains import PICTURE_FILE, DomainsOptions, compare_domains, domains_page, drawn
 
-    result: dict[str, Any]
-    show: Callable[[dict[str, Any], int], str]
-    if arguments.domains:
-        own = {item.name for item in flag_fields(DomainsOptions)}
-        of_compare = [item.name for item in flag_fields(CompareOptions) if item.name not in own]
-        if other := [name for name in of_compare if name in arguments]:
-            raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
-        four = from_flags(DomainsOptions, arguments)
-        result, show = compare_domains(four), domains_page
-        save_themes(lambda: matrix_figure(drawn(result)), four.folder / PICTURE_FILE)
-    else:
-        if "limit" in arguments:
-            raise UsageError("--limit means nothing without --domains: leave out one, or give both")
-        options = from_flags(CompareOptions, arguments)
-        result, show = compare(options), page
-        save_themes(lambda: compare_figure(result), options.folder / "picture.png")
-    print(json.dumps(result, indent=2) if arguments.json else printable(show(result, terminal_width())))
+    options = from_flags(CompareOptions, arguments)
+    result = compare(options)
+    save_themes(lambda: compare_figure(result), options.folder / "picture.png")
+    print(json.dumps(result, indent=2) if arguments.json else printable(page(result, terminal_width())))

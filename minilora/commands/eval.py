@@ -388,15 +388,10 @@ def page(result: Mapping[str, Any]) -> str:
         which = listed([*dict.fromkeys(bare)])
         lines += wrapped(f"{NOTHING}: no record of {which} has keywords, which recall needs: add a column keywords.")
     if any(about["records"] > 1 for about in result["sets"].values()):  # one record has no interval
-        lines += wrapped(of_intervals(result))
+        draws = f"{percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the records"
+        paired = "; differences are paired. A difference is significant if its interval excludes 0."
+        lines += wrapped(f"[low, high]: {draws}{paired if any(result['differences'].values()) else '.'}")
     return "\n".join(lines).rstrip()
-
-
-def of_intervals(result: Mapping[str, Any]) -> str:
-    """What [low, high] means on a page."""
-    draws = f"{percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the records"
-    paired = "; differences are paired. A difference is significant if its interval excludes 0."
-    return f"[low, high]: {draws}{paired if any(result['differences'].values()) else '.'}"
 
 
 def _values(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -415,12 +410,12 @@ def _changes(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{padded(label, 35)}{shown(one[LOSS], LOSS, sign=True):<27}{recall}"
 
 
-def shown(found: Mapping[str, float | None], measure: str, digits: int | None = None, sign: bool = False) -> str:
+def shown(found: Mapping[str, float | None], measure: str, sign: bool = False) -> str:
     """A number of `summary` with its interval: a loss in nats, recall in percent."""
-    factor, usual = (1, 3) if measure == LOSS else (100, 1)
+    factor, digits = (1, 3) if measure == LOSS else (100, 1)
     bounds = (found["value"], found["low"], found["high"])
     value, low, high = (None if x is None else factor * x for x in bounds)
-    return interval(value, low, high, usual if digits is None else digits, sign)
+    return interval(value, low, high, digits, sign)
 
 
 HELP = "measure adapters and their base on data sets: loss, recall, labels, fields, preferences"

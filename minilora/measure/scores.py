@@ -33,7 +33,6 @@ from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
 
 LOSS, RECALL = "loss", "keyword_recall"
 
-Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray]
 Encode = Callable[[Sequence[Record]], Sequence[Sample]]
 AsTrained = Callable[[list[Record]], tuple[list[Record], Encode]]  # see `read_sets`
 
@@ -178,46 +177,40 @@ def measure(
     adapters: Mapping[str, Choice],
     sets: Sequence[MeasuredSet],
     answers: bool = True,
-    wanted: Callable[[str, MeasuredSet], bool] = lambda name, each: True,
-    remember: Remember = lambda key, make: make(),
 ) -> dict[str, dict[str, Scores]]:
     """Scores by set and adapter.
 
     adapters: by name, what `set_adapter` takes.
     answers: False to leave out recall, whose array is then empty.
-    wanted: whether an adapter is measured on a set.
-    remember: returns the numbers of (measure, adapter, set), from an earlier run or from the function it is given.
 
     The model ends as its base alone.
     """
-    pairs = [(name, each) for name in adapters for each in sets if wanted(name, each)]
-    computed: set[tuple[str, str, str]] = set()
 
-    def compute(kind: str, name: str, each: MeasuredSet) -> np.ndarray:
-        computed.add((kind, name, each.name))
-        set_adapter(model, adapters[name])
-        if kind == LOSS:
-            return sample_losses(model, each.samples)
-        return np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
-
-    def measured(kind: str, title: str, unit: str, size: Callable[[MeasuredSet], int]) -> dict[Any, np.ndarray]:
+    def measured(
+        title: str, unit: str, size: Callable[[MeasuredSet], int], values: Callable[[MeasuredSet], np.ndarray]
+    ) -> dict[tuple[str, str], np.ndarray]:
         found = {}
-        with progress(title, sum(size(each) for _, each in pairs), unit) as bar:
-            for name, each in pairs:
-                bar.update(0, text=f"{name}, {each.name}")
-                key = kind, name, each.name
-                found[name, each.name] = remember(key, partial(compute, kind, name, each))
-                bar.update(0 if key in computed else size(each))
+        with progress(title, len(adapters) * sum(map(size, sets)), unit) as bar:
+            for name, choice in adapters.items():
+                for each in sets:
+                    bar.update(0, text=f"{name}, {each.name}")
+                    set_adapter(model, choice)
+                    found[name, each.name] = values(each)
         return found
 
-    nats = measured(LOSS, "losses", "record", lambda each: len(each.samples))
-    shares = measured(RECALL, "answers", "answer", lambda each: len(each.asked)) if answers else {}
+    def shares(each: MeasuredSet) -> np.ndarray:
+        return np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
+
+    nats = measured("losses", "record", lambda each: len(each.samples), lambda each: sample_losses(model, each.samples))
+    recall = measured("answers", "answer", lambda each: len(each.asked), shares) if answers else {}
     set_adapter(model, None)
-    scores: dict[str, dict[str, Scores]] = {each.name: {} for each in sets}
-    for name, each in pairs:
-        key = name, each.name
-        scores[each.name][name] = Scores(nats[key], scored_tokens(each.samples), shares.get(key, np.empty(0)))
-    return scores
+    return {
+        each.name: {
+            name: Scores(nats[name, each.name], scored_tokens(each.samples), recall.get((name, each.name), np.empty(0)))
+            for name in adapters
+        }
+        for each in sets
+    }
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -228,7 +221,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
 
     A number that is not finite, and the interval of a single record, are None.
     """
-    measures = {name: resampled(found, seed) for name, found in scores.items()}
+    measures = {name: _resampled(found, seed) for name, found in scores.items()}
     return {
         "resamples": RESAMPLES,
         "confidence": CONFIDENCE,
@@ -248,7 +241,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
     }
 
 
-def resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
+def _resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
     """Scores by adapter on one set, resampled, by measure; without recall where nothing was asked."""
     each = list(scores.values())
     measures = {LOSS: Resampled(np.array([one.nats for one in each]), each[0].tokens, seed)}
