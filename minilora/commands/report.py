@@ -21,7 +21,6 @@ from ..pages.text import (
     duration,
     listed,
     megabytes,
-    memory_needed,
     percent,
     plain,
     rule,
@@ -207,12 +206,13 @@ def _advice(metrics: Mapping[str, Any]) -> str:
 def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """What `rehearse` returned, as text."""
     options, steps, seconds = metrics["options"], metrics["planned_steps"], metrics["seconds_per_step"]
+    predicted, free = metrics["peak_memory_bytes"]["predicted"], metrics["free_memory_bytes"]
     count = options["processes"]
     rows = {
         "data": _records(metrics),
         "trainable parameters": _trainable(metrics),
-        "memory of a step": memory_needed(metrics),
-        **({"processes": f"{count}; the memory is that of all together"} if count > 1 else {}),
+        "memory of a step": f"{megabytes(predicted)} predicted" + (f", {megabytes(free)} free" if free else ""),
+        **({"processes": f"{count}; the memory is that of each"} if count > 1 else {}),
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
         f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),

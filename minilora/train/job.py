@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +28,12 @@ from ..engine.factors import compiles
 from ..engine.tensor import no_grad
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
-from ..lora.adapters import base_state, install_adapter, plan_adapter, remove_adapter, scale_adapter
+from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from
 from ..lora.variants import lora_plus
 from ..measure.counts import count_parameters
 from ..measure.loss import mean_loss
-from ..measure.memory import base_size
 from ..measure.process import added_memory, free_memory, peak_memory, program_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
@@ -50,7 +49,7 @@ from ..nn.step import loss_without_grad
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
-from ..pages.text import megabytes, memory_needed
+from ..pages.text import megabytes
 from ..progress import hide_progress, log, progress
 from ..version import __version__
 from . import checkpoint
@@ -59,7 +58,7 @@ from .learn import learn
 from .log import Log
 from .loop import Trainer, TrainingError
 from .material import Material, Measured, evaluate, prepare
-from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, quantised_sizes, sizes_of, step_of, ways_to_less
+from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
 from .rate import usual_rate
 from .reporting import reporter_to
@@ -123,8 +122,6 @@ def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, a
     options, ranks = job.options, job.ranks
     state = ranks.same(state)
     job.material.refer_to(job.model)  # a new adapter changes nothing yet, and one that is trained further is in place
-    if state is None or not state.trained:
-        _warn_of_memory(job)
     if state is None:
         before = evaluate(job.model, job.tokenizer, job.material, "before", ranks)
         job.ended("measuring the base")
@@ -160,9 +157,9 @@ def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, a
 
 
 def rehearse(options: Options) -> dict[str, Any]:
-    """Set a job up, take its first steps, and return what the whole job would take: the first entries of its metrics,
-    with the seconds of a step and the memory that is free. Nothing is written: if the job could not write its results,
-    a line says so.
+    """Set a job up, take its first steps, and return the plan of the whole job: the first entries of its metrics, with
+    the predicted memory, what is free, and the seconds of a step. Nothing is written: if the job could not write its
+    results, a line says so.
 
     Raises the other errors of `finetune`.
     """
@@ -174,13 +171,12 @@ def rehearse(options: Options) -> dict[str, Any]:
     job = _set_up(options, True, True, ALONE)
     with job.divided():
         job.material.refer_to(job.model)
-        _warn_of_memory(job)
         trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
         with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
             while trainer.done < min(REHEARSED, trainer.steps):
                 trainer.step()
                 bar.update()
-        counts, needed = count_parameters(job.model), _needed(job)
+        counts = count_parameters(job.model)
         return {
             "options": _in_effect(job.model, job.options),
             "planned_steps": trainer.steps,
@@ -188,8 +184,8 @@ def rehearse(options: Options) -> dict[str, Any]:
             "trainable_parameters": counts.trainable,
             "total_parameters": counts.total,
             "seconds_per_step": trainer.history.seconds_per_step,
-            **needed,
-            "peak_memory_bytes": _memory(job) | needed["peak_memory_bytes"],
+            "free_memory_bytes": job.free,
+            "peak_memory_bytes": job.predicted,
         }
 
 
@@ -201,8 +197,8 @@ class Job:
     """The parts of a job, the same on every rank.
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
-    that the process held before training besides the base, and `free` those that it could have, where they are known.
-    libraries: the bytes that it holds besides since libraries have computed. peaks: its peak so far, by phase.
+    that the process held before training besides the base, where they are known. libraries: the bytes that it holds
+    besides since libraries have computed. peaks: its peak so far, by phase.
     """
 
     options: Options
@@ -212,7 +208,6 @@ class Job:
     install: Callable[[], object]
     base: str
     program: int | None
-    free: int | None
     ranks: Ranks
     libraries: int = 0
     peaks: dict[str, int | None] = field(default_factory=dict)
@@ -220,8 +215,15 @@ class Job:
     @cached_property
     def predicted(self) -> dict[str, Any]:
         """The predicted memory of a training step. The trainable parameters must be in place."""
-        options = self.options
-        return memory_of(self.model, self.material, options.batch_size, options.seed, self.ranks, _program(self))
+        options, program = self.options, self.program
+        if program is not None:
+            program += self.libraries
+        return memory_of(self.model, self.material, options.batch_size, options.seed, self.ranks, program)
+
+    @property
+    def free(self) -> int | None:
+        """The bytes that this process can have in all, where they are known."""
+        return free_memory() if self.options.device == "cpu" else None
 
     @property
     def shared(self) -> int:
@@ -242,7 +244,7 @@ class Job:
     def divided(self) -> Iterator[None]:
         """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
         with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
-            if _program(self) is not None and base_bytes(self.model) > LARGE:  # for small models it is little
+            if self.program is not None and base_bytes(self.model) > LARGE:  # for small models it is little
                 self.libraries = added_memory(self.use_libraries)
             yield
 
@@ -258,21 +260,13 @@ class Job:
             self.model(np.array([[examples[0].sequences[0].ids[0]]]))
         release_memory()
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """In this block the trainable parameters are in place, as they will be while training."""
-        new = self.options.method == "lora" and ADAPTER not in self.model.adapters
-        if new:
-            self.install()
-        try:
-            yield
-        finally:
-            if new:
-                remove_adapter(self.model, ADAPTER)
-
     def begin(self, state: State) -> Trainer:
-        """Put the trainable parameters in place and return their trainer."""
+        """Put the trainable parameters in place, warn if memory is short, and return their trainer."""
         self.install()
+        needed, free = self.predicted["predicted"], self.free
+        if free is not None and needed > free and not state.trained:
+            shown = f"{megabytes(needed)} predicted, {megabytes(free)} free"
+            log.warning(f"memory of a step: {shown}; `minilora memory` shows what other options would take")
         options, material = self.options, self.material
         self.model.adapters.get(ADAPTER, self.model).data = _entry_of_data(options, material)
         parameters = self.model.trainable_parameters()
@@ -335,8 +329,6 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         raise ValueError("mpiexec has started several processes already: leave out processes")
     if ranks.size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
-    free = free_memory() if options.device == "cpu" else None
-    _warn_of_base(options, free)
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
@@ -375,12 +367,12 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
     if size > LARGE:
         compiles()  # loads the library of the compiled loops that will answer: it is a part of the program
-    program = program_memory(size)
+    program = program_memory(size) if options.device == "cpu" else None
     install = _installer(model, options)
     if options.lr is None and known_as(options.base) is None:
         options = options.on_base(usual_rate(model))
         log.info(f"learning rate {options.lr:g}, which follows from the size of the base's weights (--lr: another)")
-    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)
+    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)
 
 
 def _warnings_of_adapter(folder: Path, data: str, material: Material, tokenizer: Tokenizer) -> list[str]:
@@ -511,57 +503,6 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
-
-
-def _program(job: Job) -> int | None:
-    return job.program + job.libraries if job.program is not None and job.options.device == "cpu" else None
-
-
-def _with_other_options(job: Job) -> dict[str, int]:
-    """The predicted memory of a training step by the flags of options that save some."""
-    options, ranks = job.options, job.ranks
-    sizes = (options.batch_size, 1 if ranks.size == 1 else options.batch_size)  # several ranks divide a batch
-    step, smallest = (step_of(job.model, job.material, n, options.seed, ranks, _program(job)) for n in sizes)
-    return ways_to_less(options, step, smallest)
-
-
-def _needed(job: Job) -> dict[str, Any]:
-    """The predicted memory of a training step, what is free, and where that is too little, the memory with other
-    options: all for the ranks on the machine of the first one together. All ranks must call this.
-    """
-    program, alone = job.program or 0, job.predicted["predicted"]
-    predicted = job.of_all_ranks(alone)
-    others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
-    free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
-    ways = {} if free is None or predicted <= free else _with_other_options(job)
-    return {
-        "peak_memory_bytes": {"predicted": predicted},
-        "free_memory_bytes": free,
-        "with_other_options": {flags: predicted - count * (alone - size) for flags, size in ways.items()},
-    }
-
-
-def _warn_of_memory(job: Job) -> None:
-    """Log what helps where memory is short, before the base is measured, which may take minutes.
-
-    All ranks must call this.
-    """
-    with job.installed():
-        found = _needed(job)
-    free, count = found["free_memory_bytes"], job.ranks.sum_here(1)
-    if free is not None and found["peak_memory_bytes"]["predicted"] > free:
-        log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", memory_needed(found))
-
-
-def _warn_of_base(options: Options, free: int | None) -> None:
-    """Log what helps where the base alone takes more memory than is free, which may end the process while it loads."""
-    base = cast(str, options.base)
-    with suppress(ValueError, OSError):  # which `load` raises
-        size = base_size(base, options.quantized, dtype_of(options))
-        if free is not None and (program_memory(0) or 0) + size > free:
-            ways = [f"try {flag} ({megabytes(n)})" for flag, n in quantised_sizes(options).items()]
-            needed = f"{megabytes(size)}, {megabytes(free)} free for it and the program"
-            log.warning("memory of the base: %s: too much; %s", needed, *ways or ["use a smaller one"])
 
 
 def _memory(job: Job) -> dict[str, Any]:

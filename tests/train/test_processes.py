@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,18 +97,6 @@ def test_what_was_stopped_goes_on_with_another_number_of_processes(signal, ended
     assert state["step"] == last
     assert main([*job, str(tmp_path / "run"), "--resume", "--processes", "1"]) == 0
     np.testing.assert_allclose(metrics(tmp_path / "run")["train_loss"], alone["train_loss"], rtol=1e-5)
-
-
-@on_linux
-def test_a_dry_run_says_what_all_processes_would_hold_together(job, tmp_path):
-    held = {}
-    for count in (1, 2):
-        status, out, err = run(*job, str(tmp_path / "run"), "--dry-run", "--processes", str(count))
-        assert status == 0 and [*tmp_path.iterdir()] == [], err
-        (held[count],) = re.findall(r"^memory of a step +([\d.]+) MB predicted", out, re.MULTILINE)
-        said = re.findall(r"^processes +(\d+; .*)", out, re.MULTILINE)
-        assert said == ["2; the memory is that of all together"] * (count - 1)
-    assert 1.5 < float(held[2]) / float(held[1]) < 2  # the base counts once
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_an_interruption_of_the_measurement_afterwards_loses_nothing(home, tmp_p
     monkeypatch.setattr(job, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
         run(options(home, tmp_path / "run", **change))
-    monkeypatch.setattr(job, "_warn_of_memory", None)  # no step is taken from here on
+    monkeypatch.setattr(job, "free_memory", lambda: 1)  # of which nothing is said, since no step is taken from here on
     kept = tmp_path / "run.partial"
     assert said() == [
         f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
@@ -268,9 +268,8 @@ def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, mo
         return real(*inputs)
 
     monkeypatch.setattr(job, "evaluate", evaluate)
-    monkeypatch.setattr(job, "_warn_of_memory", lambda job: asked.append("memory"))
     metrics = finetune(options(home, tmp_path / "run", eval_records=2, resume=True), answers=False)
-    assert asked == ["memory", "after"]  # steps are left, for which it may be short
+    assert asked == ["after"]
     for key in ("loss", "keyword_recall", "answers", "last", "base_sha256"):
         assert metrics[key] == straight[key]
 
