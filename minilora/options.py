@@ -52,34 +52,10 @@ FROZEN = DTYPE | {"only": DTYPE["only"] | {"method": "lora"}}  # the same for a 
 RECOMPUTE = "activation (gradient) checkpointing: less memory for activations, a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here
-    "--rank": "--r", "--lora-r": "--r", "--alpha": "--lora-alpha", "--targets": "--target-modules",
-    "--learning-rate": "--lr", "--batch": "--batch-size", "--num-epochs": "--epochs",
-    "--num-train-epochs": "--epochs", "--max-steps": "--steps", "--iters": "--steps", "--ask": "--prompt",
-    "--question": "--prompt", "--model": "--base", "--dataset": "--data", "--output": "--out",
-    "--output-dir": "--out", "--max-seq-length": "--max-length", "--max-tokens": "--max-new-tokens",
-    "--load-in-4bit": "--quantized", "--bfloat16": "--bf16", "--gradient-checkpointing": "--recompute",
-    "--gradient-accumulation-steps": "--grad-accumulation", "--dora": "--use-dora", "--rslora": "--use-rslora",
-    "--dropout": "--lora-dropout", "--init": "--init-lora-weights", "--loraplus-lr-ratio": "--lora-plus",
-    "--lr-scheduler-type": "--schedule", "--lr-schedule": "--schedule", "--warmup-ratio": "--warmup",
-    "--max-norm": "--max-grad-norm", "--grad-clip": "--max-grad-norm", "--dataset-name": "--data",
-    "--model-name-or-path": "--base", "--per-device-train-batch-size": "--batch-size", "--loss-type": "--loss",
-    "--warmup-steps": "--warmup", "--save-steps": "--save-every", "--steps-per-save": "--save-every",
-    "--eval-steps": "--eval-every", "--steps-per-eval": "--eval-every", "--early-stopping-patience": "--patience",
-    "--load-best-model-at-end": "--keep", "--resume-from-checkpoint": "--resume", "--resume-adapter-file": "--adapter",
-    "--adapter-name-or-path": "--adapter", "--lora-rank": "--r", "--lora-target": "--target-modules",
-    "--lora-target-modules": "--target-modules", "--lora-modules": "--target-modules", "--cutoff-len": "--max-length",
-    "--sequence-len": "--max-length", "--micro-batch-size": "--batch-size", "--qlora": "--quantized",
+    "--rank": "--r", "--alpha": "--lora-alpha", "--learning-rate": "--lr", "--num-train-epochs": "--epochs",
+    "--iters": "--steps", "--per-device-train-batch-size": "--batch-size", "--load-in-4bit": "--quantized",
+    "--model": "--base", "--model-name-or-path": "--base", "--output-dir": "--out",
 }  # fmt: skip
-
-
-ALWAYS = {  # what other programs have a flag for -> how it is here, without one
-    "--packing": "records are always packed",
-    "--logging-steps": "log.csv in the run's folder has a row for each step",
-    **dict.fromkeys(
-        ("--mask-prompt", "--assistant-only-loss", "--completion-only-loss", "--train-on-responses-only"),
-        "of a conversation only the answers are scored, always",
-    ),
-}
 
 
 class UsageError(Exception):
@@ -366,9 +342,6 @@ class Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         for word in self.words:
             name = word.partition("=")[0]
-            if (always := ALWAYS.get(name.replace("_", "-"))) and name not in known:
-                message += f" ({always}: leave out {name})"
-                break
             if name.startswith("--") and name not in known and (meant := nearest(name, known)):
                 message += f" (did you mean {meant}{'' if name in message else f' by {name}'}?)"
                 break
