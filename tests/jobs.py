@@ -7,12 +7,11 @@ import pytest
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters
 from minilora.nn.optim import AdamW
-from minilora.train import learn as learning
-from minilora.train import metrics
+from minilora.train import loop, metrics
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare
-from minilora.train.options import Options
+from minilora.train.options import Options, Training
 
 
 def asked(question):
@@ -21,7 +20,7 @@ def asked(question):
 
 def trainer(model, samples, steps, lr=1e-3, batch_size=8):
     optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
-    return Trainer(model, samples, steps, optimizer, batch_size=batch_size)
+    return Trainer(model, samples, Training(steps=steps, batch_size=batch_size), optimizer)
 
 
 def material_of(options, tokenizer):
@@ -41,7 +40,7 @@ def foresee(losses, monkeypatch):
     def validate(trainer, sets):
         trainer.history.validation.append((trainer.done, losses[trainer.done - 1]))
 
-    monkeypatch.setattr(learning, "validate", validate)
+    monkeypatch.setattr(loop, "validate", validate)
 
 
 def trained(chosen, **more):

@@ -165,8 +165,8 @@ def test_a_word_is_answered_with_the_known_one_that_it_resembles():
 def test_a_flag_that_is_missing_because_another_name_was_given_is_answered_with_that(parser, capsys):
     (command,) = (action.choices["learn"] for action in parser._actions if action.choices)
     command.add_argument("--out", required=True)
-    line = refused(parser, capsys, "--output", "x")
-    assert line == "the following arguments are required: --out (did you mean --out by --output?)"
+    line = refused(parser, capsys, "--output-dir", "x")
+    assert line == "the following arguments are required: --out (did you mean --out by --output-dir?)"
 
 
 BAD_VALUES = [

@@ -54,9 +54,9 @@ from ..progress import hide_progress, log, progress
 from ..version import __version__
 from . import checkpoint
 from .checkpoint import State
-from .learn import learn
+from .interrupts import noted_interrupts
 from .log import Log
-from .loop import Trainer, TrainingError
+from .loop import Trainer, TrainingError, begin_together
 from .material import Material, Measured, evaluate, prepare
 from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
@@ -272,20 +272,9 @@ class Job:
         parameters = self.model.trainable_parameters()
         scale = _lora_plus(options, parameters)
         epoch = steps_per_epoch(material.train, options.records_per_step)
-        return Trainer(
-            self.model,
-            material.train,
-            options.steps or math.ceil(options.epochs * epoch),
-            AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
-            batch_size=options.batch_size,
-            seed=options.seed,
-            warmup=options.warmup,
-            max_norm=options.max_grad_norm,
-            schedule=options.schedule,
-            grad_accumulation=options.grad_accumulation,
-            history=state.history,
-            ranks=self.ranks,
-        )
+        settings = replace(options, eval_every=options.eval_every or min(epoch, OFTEN))
+        optimizer = AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale)
+        return Trainer(self.model, material.train, settings, optimizer, state.history, self.ranks)
 
     def scale(self) -> None:
         """Give the trained adapter the scale with which it is saved."""
@@ -409,19 +398,34 @@ def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[st
 
 def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
     """Train, from the start or from the checkpoint, and save the result; also where training breaks off."""
-    options, epoch = job.options, trainer.steps_per_epoch
-    files, finish_report = ({}, lambda: None) if place is None else _files(job, trainer, state, place)
+    options, rows, report = job.options, None, None
+    if place is not None:
+        rows, report = _files(job, trainer, state, place)
+    begin_together(trainer)
+    # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
+    usual = min(trainer.steps_per_epoch, OFTEN) if options.method == "lora" else math.inf
+
+    def each_step(done: int) -> None:
+        bar.update(text=f"loss={trainer.history.losses[-1]:.3f}, tokens/s={trainer.history.tokens_per_second:.0f}")
+        if rows is not None:
+            rows.row(peak_memory() if options.device == "cpu" else None)
+        if report is not None:
+            report.log(values_of(trainer), step=done)
+        interrupted = job.ranks.same(bool(signals))
+        if place is not None and (interrupted or done % (options.save_every or usual) == 0):
+            with _named_errors(done):
+                checkpoint.save(place.partial, state, trainer, job.save, ADAPTER)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def save_best() -> None:
+        if place is not None:
+            with _named_errors(trainer.done):
+                checkpoint.save_best(place.partial, trainer)
+
     try:
-        learn(
-            trainer,
-            job.material.validation_sets,
-            options.adapter_scale,
-            eval_every=options.eval_every or min(epoch, OFTEN),
-            # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
-            save_every=options.save_every or (min(epoch, OFTEN) if options.method == "lora" else math.inf),
-            patience=options.patience,
-            **files,
-        )
+        with noted_interrupts() as signals, progress("training", trainer.steps, "step", trainer.done) as bar:
+            trainer.run(job.material.validation_sets, each_step, save_best, options.adapter_scale)
     except KeyboardInterrupt:
         log.info(f"stopped after {trainer.done} of {trainer.steps} steps")
         raise
@@ -430,37 +434,48 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
             _save_good_weights(job, trainer, place.partial)
         raise
     finally:
-        finish_report()
+        if report is not None:
+            report.finish()
     _save_result(job, trainer, state, place)
 
 
-def _files(
-    job: Job, trainer: Trainer, state: State, place: RunFolder
-) -> tuple[dict[str, Callable[..., object]], Callable[[], object]]:
-    """Begin or restore the files of a run; return the functions by which `learn` adds to them, and the report's end."""
-    partial, on_cpu = place.partial, job.options.device == "cpu"
-    if job.options.resume:
+def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> tuple[Log, Any]:
+    """Begin or restore the files of a run; return its log, and its report if one is asked for."""
+    partial, options = place.partial, job.options
+    if options.resume:
         checkpoint.restore(partial, state, trainer, ADAPTER)
     else:
-        write_bytes(partial / OPTIONS_FILE, job.options.text().encode())
+        write_bytes(partial / OPTIONS_FILE, options.text().encode())
     place.began = True
-    rows, options, report = Log(partial / LOG_FILE, state.history), job.options, None
-    if options.report_to is not None:
-        config = _in_effect(job.model, options)
-        report = reporter_to(options.report_to, partial, options.folder.name, config, trainer.done)
+    rows = Log(partial / LOG_FILE, state.history)
+    if options.report_to is None:
+        return rows, None
+    config = _in_effect(job.model, options)
+    return rows, reporter_to(options.report_to, partial, options.folder.name, config, trainer.done)
 
-    def each_step(values: dict[str, float]) -> None:
-        rows.row(peak_memory() if on_cpu else None)
-        if report is not None:
-            report.log(values, step=trainer.done)
 
-    files: dict[str, Callable[..., object]] = {
-        "each_step": each_step,
-        "save": lambda: checkpoint.save(partial, state, trainer, job.save, ADAPTER),
+def values_of(trainer: Trainer) -> dict[str, float]:
+    """The values of the last step, under the names of Hugging Face's Trainer: train/loss, train/grad_norm before
+    clipping, train/learning_rate, train/epoch; after a validation eval/loss, and eval/NAME_loss of each set.
+    """
+    history, step = trainer.history, trainer.done
+    values = {
+        "train/loss": history.losses[-1],
+        "train/grad_norm": history.norms[-1],
+        "train/learning_rate": history.rates[-1],
+        "train/epoch": step / trainer.steps_per_epoch,
     }
-    if options.keep == "best":
-        files["save_best"] = lambda: checkpoint.save_best(partial, trainer)
-    return files, report.finish if report is not None else lambda: None
+    sets = {"loss": history.validation} | {f"{name}_loss": each for name, each in history.validation_sets.items()}
+    return values | {f"eval/{name}": each[-1][1] for name, each in sets.items() if each and each[-1][0] == step}
+
+
+@contextmanager
+def _named_errors(step: int) -> Iterator[None]:
+    """In this block an OSError gets a message that names the step whose weights are not saved."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"the weights of step {step} cannot be saved: {error}") from error
 
 
 def _save_result(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:

@@ -48,8 +48,60 @@ _MACHINE: dict[str, Any] = {"group": "memory and device"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
+class Training:
+    """The hyperparameters of a training. Raises ValueError for values that are not allowed."""
+
+    epochs: float = option(4.0, "epochs of training", only={"steps": None}, above=0, **_TRAINING)
+    steps: int | None = option(None, "steps of training, instead of --epochs", least=1, **_TRAINING)
+    lr: float | None = option(
+        None,
+        "peak learning rate (default: for lora 2e-3 on smollm2 and tiny, on another base a hundredth of the root mean "
+        "square of its matrices; for full a tenth of it, and with dpo a tenth of that)",
+        above=0,
+        follows=("method", "loss"),
+        **_TRAINING,
+    )
+    warmup: float = option(
+        0.1, "share of the steps in which the learning rate rises to its peak; 0: none", least=0, most=1, **_TRAINING
+    )
+    schedule: str = option(
+        "cosine", "how the learning rate falls after the warmup", choices=tuple(SCHEDULES), **_TRAINING
+    )
+    weight_decay: float = option(0.0, "weight decay of AdamW, on all trainable parameters", least=0, **_TRAINING)
+    max_grad_norm: float = option(
+        1.0, "gradients are clipped to this global norm; inf: no clipping", above=0, infinite=True, **_TRAINING
+    )
+    batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
+    grad_accumulation: int = option(
+        1, "batches per step: the result of a larger batch size, in the memory of one batch", least=1, **_TRAINING
+    )
+    seed: int = option(0, "seed of the adapter's initialisation and of the order of the records", least=0, **_TRAINING)
+
+    eval_every: int | None = option(
+        None, "steps between measurements of the validation loss (default: an epoch or 500)", least=1, **_MEASURING
+    )
+    patience: int | None = option(
+        None, "early stopping: the number of validations in a row without a lower loss", least=1, **_MEASURING
+    )
+    keep: str = option(
+        "best",
+        "which weights are saved: those with the lowest validation loss (best), or the last",
+        choices=("best", "last"),
+        **_MEASURING,
+    )
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def records_per_step(self) -> int:
+        """The samples of one step: `grad_accumulation` batches of `batch_size`."""
+        return self.batch_size * self.grad_accumulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a job trains on what, and where its results go."""
 
     base: str = option(
         None, f"{BASE} (default: {DEFAULT_BASE}; with --adapter, the one that its folder names)", path=True
@@ -173,46 +225,15 @@ class Options:
         above=0,
         **_TRAINING,
     )
-    epochs: float = option(4.0, "epochs of training", only={"steps": None}, above=0, **_TRAINING)
-    steps: int | None = option(None, "steps of training, instead of --epochs", least=1, **_TRAINING)
-    lr: float | None = option(
-        None,
-        "peak learning rate (default: for lora 2e-3 on smollm2 and tiny, on another base a hundredth of the root mean "
-        "square of its matrices; for full a tenth of it, and with dpo a tenth of that)",
-        above=0,
-        follows=("method", "loss"),
-        **_TRAINING,
-    )
-    warmup: float = option(
-        0.1, "share of the steps in which the learning rate rises to its peak; 0: none", least=0, most=1, **_TRAINING
-    )
-    schedule: str = option(
-        "cosine", "how the learning rate falls after the warmup", choices=tuple(SCHEDULES), **_TRAINING
-    )
-    weight_decay: float = option(0.0, "weight decay of AdamW, on all trainable parameters", least=0, **_TRAINING)
-    max_grad_norm: float = option(
-        1.0, "gradients are clipped to this global norm; inf: no clipping", above=0, infinite=True, **_TRAINING
-    )
-    batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
-    grad_accumulation: int = option(
-        1, "batches per step: the result of a larger batch size, in the memory of one batch", least=1, **_TRAINING
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Training, Subject):
+    """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
+
     max_length: int = option(512, MAX_LENGTH, least=8, **_TRAINING)
-    seed: int = option(0, "seed of the adapter's initialisation and of the order of the records", least=0, **_TRAINING)
 
     eval_records: int = option(40, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
-    eval_every: int | None = option(
-        None, "steps between measurements of the validation loss (default: an epoch or 500)", least=1, **_MEASURING
-    )
-    patience: int | None = option(
-        None, "early stopping: the number of validations in a row without a lower loss", least=1, **_MEASURING
-    )
-    keep: str = option(
-        "best",
-        "which weights are saved: those with the lowest validation loss (best), or the last",
-        choices=("best", "last"),
-        **_MEASURING,
-    )
     report_to: str | None = option(
         None,
         "also log loss, gradient norm and learning rate of each step to OUT/tensorboard, trackio or wandb; all stays "
@@ -336,11 +357,6 @@ class Options:
             return self.strength
         new = can_be_scaled(vars(self)) and self.method == "lora" and self.adapter is None
         return 0.65 if new and self.loss == "sft" else 1.0
-
-    @property
-    def records_per_step(self) -> int:
-        """The samples of one step: `grad_accumulation` batches of `batch_size`."""
-        return self.batch_size * self.grad_accumulation
 
     @property
     def folder(self) -> Path:

@@ -23,8 +23,7 @@ from minilora.nn import ranks as module
 from minilora.nn.optim import SGD
 from minilora.nn.ranks import ALONE, RankError, Several, launched, world
 from minilora.nn.step import training_step
-from minilora.train import job
-from minilora.train import learn as learning
+from minilora.train import job, loop
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer, TrainingError, fit
 from minilora.train.options import Options
@@ -315,10 +314,10 @@ def test_the_first_rank_alone_decides_when_to_stop(home, tmp_path, monkeypatch):
     losses = iter([5.0, 6.0, 7.0, 8.0])
 
     def validate(trainer, sets):
-        if not trainer.ranks.number:  # the others would not know
-            trainer.history.validation.append((trainer.done, next(losses)))
+        loss = 9.0 - trainer.done if trainer.ranks.number else next(losses)  # the others would go on
+        trainer.history.validation.append((trainer.done, loss))
 
-    monkeypatch.setattr(learning, "validate", validate)
+    monkeypatch.setattr(loop, "validate", validate)
     metrics, *_ = together(2, options(home, tmp_path / "run", eval_every=1, patience=2), **QUICK)
     assert metrics["steps"] == 3 and metrics["kept"]["step"] == 1
 

@@ -244,7 +244,7 @@ def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_pat
     assert same(adapter_state(other, "default"), adapter_state(model, "default"))
 
 
-@pytest.mark.parametrize(("stage", "out"), [("evaluate", "a/b/run"), ("learn", "there/run")])
+@pytest.mark.parametrize(("stage", "out"), [("evaluate", "a/b/run"), ("noted_interrupts", "there/run")])
 def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
     def stop(*inputs, **settings):
         raise KeyboardInterrupt
