@@ -10,7 +10,6 @@ from ..data.passages import Handbook
 from ..data.records import read_handbook
 from ..engine.factors import hint
 from ..generate.conversation import MAX_NEW_TOKENS, without_passages
-from ..generate.quotes import longest_prompt, quoting_of
 from ..generate.streams import check_settings
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
@@ -67,28 +66,15 @@ def read_context(
 ) -> Handbook | None:
     """The passages of --context, if it is given. Otherwise, adapters that learned to read some are named in the log.
 
-    max_new_tokens: of an answer. They need no room where all adapters, or the whole model, answer with quotations.
+    max_new_tokens: of an answer, for which each prompt leaves room.
     context: tokens of a prompt and its answer, where these must be fewer than the model can see.
 
     Raises UsageError where no room is left for a question, and DataError as `read_handbook`.
     """
     limit = context or model.config.max_position_embeddings
-    handbook = None if source is None else _passages(source, model, tokenizer, max_new_tokens, limit)
+    if source is not None and limit <= max_new_tokens:
+        raise UsageError("--max-new-tokens leaves no room for a question and its passage: give fewer")
+    handbook = None if source is None else read_handbook(source, tokenizer, limit, max_new_tokens)
     for line in without_passages(model, handbook):
         log.info(line)
     return handbook
-
-
-def _passages(source: str, model: LanguageModel, tokenizer: Tokenizer, max_new_tokens: int, limit: int) -> Handbook:
-    """The passages of a source, each with a prompt that leaves room for an answer, if any adapter generates one."""
-    each = [quoting_of(model, name) for name in tuple(model.adapters) or (None,)]
-    quoting = [one for one in each if one is not None]
-    if len(quoting) == len(each):  # nothing is generated
-
-        def longest(text: str) -> str:
-            return max((longest_prompt(one, text) for one in quoting), key=len)
-
-        return read_handbook(source, tokenizer, limit, prompt=longest)
-    if limit <= max_new_tokens:
-        raise UsageError("--max-new-tokens leaves no room for a question and its passage: give fewer")
-    return read_handbook(source, tokenizer, limit, max_new_tokens)

@@ -11,15 +11,12 @@ from typing import Any
 from ..data.fields import stored_tasks
 from ..data.formats import listed, with_label
 from ..data.labels import LabelTask
-from ..data.passages import Handbook, Passage
-from ..data.quotes import Quoting
+from ..data.passages import Handbook
 from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
-from ..data.samples import encode_records
 from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
 from ..generate.conversation import without_passages
 from ..generate.fields import task_of_adapters
-from ..generate.quotes import quoting_of, refuse_without_passages
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
@@ -27,11 +24,10 @@ from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report, with_own_passages
 from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
-from ..measure.scores import LOSS, RECALL, AsTrained, Encode, MeasuredSet, Scores, measure, read_sets, summary
+from ..measure.scores import LOSS, RECALL, AsTrained, MeasuredSet, Scores, measure, read_sets, summary
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, named_folders
 from ..nn.language_model import LanguageModel
-from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.fields import field_lines
@@ -42,7 +38,7 @@ from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, padded, percent, plain, rule, shortened, wrapped
 from ..progress import log
 from ..terminal import printable
-from ..train.material import Material, refuse_strange, turned, with_passages
+from ..train.material import Material, refuse_strange, with_passages
 from ..train.options import LABEL, MAX_LENGTH, SCHEMA, Options
 from .shared import AS_JSON, Loading
 
@@ -168,18 +164,16 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
-    choices: list[Choice] = [None, *folders]
-    quoting = [choice for choice in choices if quoting_of(model, choice)]  # these cannot be asked without passages
     open_book = {}
-    if (options.context is not None or quoting) and not options.no_recall:
-        passages = _with_passages(options, model, tokenizer, sets, quoting, as_trained.keys())
+    if options.context is not None and not options.no_recall:
+        passages = _with_passages(options.context, model, tokenizer, sets, as_trained.keys())
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
             for name, (records, handbook) in passages.items()
         }
     if options.passages and not open_book:
         raise ValueError("--passages draws what --context FILE measures: give both")
-    closed_book = not (options.no_recall or open_book or quoting)  # the reports have these answers as well
+    closed_book = not (options.no_recall or open_book)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
     reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}, "preferences": {}}
     for each in sets if not options.no_recall else ():
@@ -210,36 +204,26 @@ def _as_trained(
     measured as it was trained.
     room: the most tokens of a prompt with a passage.
     """
-    ways: dict[str, set[tuple[Quoting | None, bool]]] = {}
+    ways: dict[str, set[bool]] = {}
     for name, source in own.items():
-        data = read_provenance(trained[name]).get("data", {})
-        ways.setdefault(str(source), set()).add((Quoting.stored(data), "context_template" in data))
-    found: dict[str, AsTrained] = {}
-    for source, ((quoting, reads), *others) in ways.items():
-        if not others and (quoting or reads):
-            found[source] = partial(_given_passages, options, quoting, source, tokenizer, room)
-    return found
+        ways.setdefault(str(source), set()).add("context_template" in read_provenance(trained[name]).get("data", {}))
+    return {
+        source: partial(_given_passages, options, source, tokenizer, room)
+        for source, reads in ways.items()
+        if reads == {True}
+    }
 
 
 def _given_passages(
-    options: EvalOptions, quoting: Quoting | None, source: str, tokenizer: Tokenizer, room: int, records: list[Record]
-) -> tuple[list[Record], Encode]:
-    """Records with their right passages in the prompts, and how `finetune` encodes them."""
-    encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=options.max_length)
+    options: EvalOptions, source: str, tokenizer: Tokenizer, room: int, records: list[Record]
+) -> list[Record]:
+    """Records with their right passages in the prompts."""
     if options.context is not None:
         records = with_passages(records, options.context, source, tokenizer, room)
     if without := sum(record.context is None for record in records):
-        asked = any(record.keywords for record in records) and not options.no_recall
-        if quoting is None or not asked:  # otherwise it is refused
-            share = f"the loss of {without:,} of {len(records):,} records is without a passage"
-            log.warning(f"{source}: {share}: if there was one in training, give it with --context FILE")
-    elif quoting is not None:
-
-        def encode(records: Sequence[Record]) -> Sequence[Sample]:
-            passages = {record.id: Passage(record.id, record.context or "") for record in records}
-            return turned(quoting, [record.closed_book() for record in records], passages, tokenizer, False)
-
-    return records, encode
+        share = f"the loss of {without:,} of {len(records):,} records is without a passage"
+        log.warning(f"{source}: {share}: if there was one in training, give it with --context FILE")
+    return records
 
 
 def _room(model: LanguageModel) -> int:
@@ -248,36 +232,26 @@ def _room(model: LanguageModel) -> int:
 
 
 def _with_passages(
-    options: EvalOptions,
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    sets: Sequence[MeasuredSet],
-    quoting: Sequence[Choice],
-    read: Set[str],
+    context: str, model: LanguageModel, tokenizer: Tokenizer, sets: Sequence[MeasuredSet], read: Set[str]
 ) -> dict[str, tuple[list[Record], Handbook]]:
-    """The records of each set that are asked with passages, and these: those of --context, and the records' own.
+    """The records of each set that are asked with passages, and these: those of the context, and the records' own.
 
-    quoting: the adapters, or None for a whole model, that answer with sentences of passages.
     read: the data whose loss is measured with passages.
 
-    Raises ValueError where these would have no passages, and for sets without keywords of which none is of `read`.
+    Raises ValueError for sets without keywords of which none is of `read`.
     """
     asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
-    handbook = None
-    if options.context is not None:
-        handbook = read_handbook(options.context, tokenizer, _room(model))
-        for line in without_passages(model, handbook):
-            log.info(line)
-        for data in dict.fromkeys(each.data for each in sets if each.name in asked):
-            if data not in read:  # or it was done
-                of_data = [record for each in sets if each.data == data for record in each.asked if not record.context]
-                refuse_strange(of_data, handbook, data)
-    elif any(record.context is None for records in asked.values() for record in records):
-        refuse_without_passages(model, quoting[0], None)
+    handbook = read_handbook(context, tokenizer, _room(model))
+    for line in without_passages(model, handbook):
+        log.info(line)
+    for data in dict.fromkeys(each.data for each in sets if each.name in asked):
+        if data not in read:  # or it was done
+            of_data = [record for each in sets if each.data == data for record in each.asked if not record.context]
+            refuse_strange(of_data, handbook, data)
     if not asked and read.isdisjoint(each.data for each in sets):
         what = "has keywords, by which answers with passages are measured (general questions are not asked)"
-        without = "" if quoting else "leave out --context, or "
-        raise ValueError(f"{', '.join(each.data for each in sets)}: no record {what}: {without}add a column keywords")
+        remedy = "leave out --context, or add a column keywords"
+        raise ValueError(f"{', '.join(each.data for each in sets)}: no record {what}: {remedy}")
     return {name: (records, with_own_passages(records, handbook)) for name, records in asked.items()}
 
 

@@ -22,7 +22,6 @@ from ..data.records import path_of, sha256_of_data
 from ..files.disk import locked, read_json, write_json
 from ..generate.fields import task_for
 from ..generate.predict import added_names, predict
-from ..generate.quotes import refuse_without_passages
 from ..lora.adapters import adapter_state, base_state, set_adapter
 from ..lora.provenance import read_provenance
 from ..nn.language_model import LanguageModel
@@ -110,8 +109,6 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
     set_adapter(model, choice)
-    if options.context is None and not all(prompt.passage or prompt.error for prompt in prompts):
-        refuse_without_passages(model, choice, None)
     handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     task = task_for(model, choice, schema)

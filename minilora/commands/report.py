@@ -77,8 +77,7 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     use = "To ask it about one text, or about every row of a file:" if labels else "To talk to it:"
     lines += ["", *wrapped(f"Saved in {options['out']}. {use}", width)]
-    passages = options.get("context") or ("FILE" if options.get("quote") else None)  # records may have their own
-    context = f" --context {quote(passages)}" if passages else ""
+    context = f" --context {quote(options['context'])}" if options.get("context") else ""
     whose = f"--{flag} {quote(options['out'])}{context}"
     return "\n".join([*lines, f"  minilora chat {whose}", *[f"  minilora predict FILE {whose}"] * bool(labels)])
 
@@ -178,8 +177,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
     before, after = losses.get("general", (0.0, 0.0))
     if not after <= max(before, GUESS):
         return f"On general text the model is worse than a guess (a loss of {plain(after, 1)}): try {lower}."
-    quotes = bool(options.get("quote"))
-    forgets = metrics.keys().isdisjoint(("labels", "fields")) and not quotes  # else no other text can be the answer
+    forgets = metrics.keys().isdisjoint(("labels", "fields"))  # else no other text can be the answer
     if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
         ways = [lower, f"fewer {length}"]
         if options["method"] == "full":
@@ -191,11 +189,7 @@ def _advice(metrics: Mapping[str, Any]) -> str:
         return f"Validation loss was lowest at the last step: try more {length}."
     _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
     per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
-    if (
-        not quotes
-        and recalled < RECALLED
-        and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0)
-    ):
+    if recalled < RECALLED and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0):
         return "The answers have few of the facts: given many phrasings of each question, try --config facts."
     return ""
 

@@ -45,7 +45,6 @@ def _run(folder: Path, metrics: dict[str, Any]) -> Run:
         **{name: options[name] for name in ("base", "data", "method")},
         "mix": list(options.get("mix") or ()),
         "objective": options.get("loss", "sft"),
-        "quote": options.get("quote"),
         "r": options.get("r") if options["method"] == "lora" else None,
         "steps": metrics["steps"],
         "loss": list(losses[of]) if of else None,
@@ -75,7 +74,7 @@ def listing(runs: Sequence[Run]) -> str:
         if run["result"]:
             losses[2] = f"{run['result'][0]} {percent(run['result'][1], 1)}"
         method = f"LoRA, r={run['r']}" if run["method"] == "lora" else run["method"]
-        method += ", DPO" * (run["objective"] == "dpo") + ", quotes" * bool(run["quote"])
+        method += ", DPO" * (run["objective"] == "dpo")
         data = " + ".join(Path(name).name for name in (run["data"], *run["mix"]))
         row = [run["folder"], Path(run["base"]).name, data, method, f"{run['steps']:,}"]
         rows.append([*row, *losses, megabytes(run["bytes"]), run["created"][:10]])

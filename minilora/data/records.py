@@ -274,19 +274,12 @@ def read_source(
     return reader.finish(source if is_dataset(source) else path_of(source), stored, warn)
 
 
-def read_handbook(
-    source: str | Path,
-    tokenizer: Tokenizer,
-    limit: int,
-    max_new_tokens: int = 0,
-    prompt: Callable[[str], str] | None = None,
-) -> Handbook:
+def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int, max_new_tokens: int = 0) -> Handbook:
     """The passages of a built-in handbook, of a .txt or .md file or a folder of them, a paragraph each with the heading
     before it, or of rows with a column text, which may have `questions`: those that the passage answers.
 
     limit: the most tokens of a prompt with a passage and of the answer after it.
     max_new_tokens: of these, those of the answer, which --max-new-tokens sets; 0 where none is generated.
-    prompt: gives the longest prompt that a passage is in (default: the one that asks "?").
 
     Raises DataError for a source that cannot be read, that has other rows, or has a passage that is too long.
     """
@@ -306,8 +299,7 @@ def read_handbook(
         ]
     longer, room = dict[str, int](), limit - max_new_tokens
     for passage in passages:
-        longest = fill(passage.text, "?") if prompt is None else prompt(passage.text)
-        asked: list[Message] = [{"role": "user", "content": longest}]
+        asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
         if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > room:
             longer[passage.id] = length
     if longer:

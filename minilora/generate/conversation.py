@@ -18,8 +18,7 @@ from ..nn.language_model import LanguageModel
 from ..progress import log
 from .fields import guide_of, task_for
 from .labels import ranked_labels
-from .prefix_cache import PrefixCache, ReadPassages
-from .quotes import Quotation, quote, quoting_of, refuse_without_passages
+from .prefix_cache import PrefixCache
 from .streams import Answer, Streams, check_settings
 
 MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
@@ -107,9 +106,8 @@ def without_passages(
     names: of the adapters that are looked at (default: all).
     """
     names = model.adapters if names is None else names
-    quoting = [name for name in names if quoting_of(model, name)]
-    readers = [name for name in names if stored_template(model.adapters[name].data) or name in quoting]
-    others = [name for name in names if template_of(model, name) is None and name not in quoting]
+    readers = [name for name in names if stored_template(model.adapters[name].data)]
+    others = [name for name in names if template_of(model, name) is None]
     if handbook is not None:
         return [f"{', '.join(others)}: trained without passages, and asked without them"] if others else []
     what = "learned to answer from passages: --context FILE gives some to look them up in"
@@ -144,8 +142,7 @@ class Talk:
         self.schema, self.repetition_penalty = schema, repetition_penalty
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.limit = model.config.max_position_embeddings
-        self.asked, self.known, self.read = 0, PrefixCache(), ReadPassages()
-        self.quoted: tuple[tuple[str, Choice, str | None], Quotation] | None = None  # what was asked last, the answer
+        self.asked, self.known = 0, PrefixCache()
         self.choose(None)
         self.clear()
 
@@ -155,7 +152,7 @@ class Talk:
             choice = {name: float(factor) for name, factor in choice.items()}
         set_adapter(self.model, choice)
         self.choice = choice
-        self.known.forget()  # what others computed; passages are kept by who read them
+        self.known.forget()  # what others computed
 
     def clear(self) -> None:
         """Forget everything that was said."""
@@ -202,16 +199,13 @@ class Talk:
         return system_of(self.model, choice) if self.system is None else self.system
 
     def passage(self, question: str, choice: Choice) -> Passage | None:
-        """The passage that a choice of adapters is given with a question, or that it quotes, if any."""
-        if (found := self._quotation(question, choice)) is not None:
-            return found.passage
+        """The passage that a choice of adapters is given with a question, if any."""
         return open_book(self.model, choice, self.handbook, [{"role": "user", "content": question}])[1]
 
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
 
-        Adapters that were trained on labels or fields, or to quote, answer the question alone, whatever was said
-        before it.
+        Adapters that were trained on labels or fields answer the question alone, whatever was said before it.
 
         An answer that an exception stops, such as Ctrl-C, is kept as far as it was shown. Raises ValueError for a
         question that the model cannot read, or that is too long even alone; nothing has changed then.
@@ -267,30 +261,15 @@ class Talk:
         return task_for(self.model, choice, self.schema)
 
     def _at_once(self, question: str, choice: Choice) -> tuple[str, str] | None:
-        """An answer that is not written token by token, and what is shown: a quotation, or a label with its probability
-        and the next two.
+        """An answer that is not written token by token, and what is shown: a label with its probability and the next
+        two.
         """
         if not isinstance(task := self._task(choice), LabelTask):
-            found = self._quotation(question, choice)
-            return None if found is None else (found.text, found.text)
+            return None
         messages = with_system([{"role": "user", "content": question}], self.system_for(choice))
         (label, p), *others = ranked_labels(self.model, self.tokenizer, task, messages, choice)
         rest = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
         return label, f"{label} ({100 * p:.0f} %; then {rest})"
-
-    def _quotation(self, question: str, choice: Choice) -> Quotation | None:
-        """What a choice of adapters that learned to quote answers from the handbook."""
-        refuse_without_passages(self.model, choice, self.handbook)
-        quoting = quoting_of(self.model, choice)
-        if self.handbook is None or quoting is None:
-            return None
-        asked, active = (question, choice, system := self.system_for(choice)), choice == self.choice
-        if self.quoted is None or self.quoted[0] != asked:
-            found = quote(
-                self.model, self.tokenizer, quoting, question, self.handbook, system, not active, choice, self.read
-            )
-            self.quoted = asked, found
-        return self.quoted[1]
 
     def save(self, path: Path) -> None:
         """Write what was said: as text, or as {"messages": ...} for `finetune --data` if the name ends in .jsonl.

@@ -30,7 +30,6 @@ from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
 from ..nn.parts import same_beginning
 from ..progress import Bar, progress
-from .prefix_cache import Read, ReadPassages
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 
@@ -48,10 +47,6 @@ def without_nan(logprobs: np.ndarray) -> np.ndarray:
     if np.isnan(logprobs).any():
         raise ValueError("the model predicts NaN or infinity instead of probabilities: look at its weights")
     return logprobs
-
-
-class TooLongError(ValueError):
-    """A conversation and a label after it have more tokens than the model can see."""
 
 
 def ranked_labels(
@@ -81,7 +76,6 @@ def label_logprobs(
     labels: Sequence[str],
     mixed: bool = False,
     choice: Choice = None,
-    known: ReadPassages | None = None,
 ) -> np.ndarray:
     """The log-likelihood of each label as the answer to each conversation: (N, L), in nats.
 
@@ -90,7 +84,6 @@ def label_logprobs(
 
     mixed: compute with `choice`, as in a mixed batch; False for the adapters that are active or merged on the model.
     choice: a name, a weighted combination, or None for the base alone.
-    known: keeps what was computed of the conversations, and gives it when they are asked again with other labels.
 
     Raises ValueError for a conversation that is too long for the model.
     """
@@ -99,8 +92,8 @@ def label_logprobs(
         asked = [_Asked.of(talk, labels, tokenizer) for talk in talks]
         room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
         if room > (limit := model.config.max_position_embeddings):
-            raise TooLongError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
-        return _logprobs(model, asked, room, mixed, choice, known, bar)
+            raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
+        return _logprobs(model, asked, room, mixed, choice, bar)
 
 
 def _logprobs(
@@ -109,7 +102,6 @@ def _logprobs(
     room: int,
     mixed: bool,
     choice: Choice,
-    known: ReadPassages | None,
     bar: Bar,
 ) -> np.ndarray:
     """`label_logprobs` of encoded conversations, of which the longest, with its label, has `room` tokens."""
@@ -118,51 +110,35 @@ def _logprobs(
     most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
     found = np.empty((len(asked), len(asked[0].answers)))
-    prompts = [one.prompt for one in asked]
-    read = None if known is None else known.get(choice, prompts)
     with no_grad(), _computing(model, mixed, choice) as compute:
-        prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
-        if prefix is not None and not prefix.length:
-            compute([prompts[0][:shared]], prefix, True)
-        rows = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
+        prefix = model.new_cache(1, shared) if shared else None
+        if prefix is not None:
+            compute([asked[0].prompt[:shared]], prefix, True)
 
         def of_batch(batch: list[int]) -> Tensor:
-            own, answers = [prompts[i] for i in batch], max(len(a) for i in batch for a in asked[i].answers)
-            cache, first = _begun(model, own, prefix, answers, compute, [rows[i] for i in batch] if read else [])
-            if known is not None and not read:
-                rows.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
-            logprobs = _answered(cache, first, [asked[i] for i in batch], compute, min(LABELS, most))
+            own = [asked[i] for i in batch]
+            logprobs = _answered(*_begun(model, own, prefix, compute), own, compute, min(LABELS, most))
             bar.update(len(batch))
             return Tensor(logprobs)
 
         size = min(RECORDS, most, -(-len(asked) // threads))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         each = values([partial(of_batch, batch) for batch in batches], min(threads, len(batches)))
-    if known is not None and not read:
-        known.keep(choice, prompts, Read(prefix, [rows[i] for i in range(len(asked))]))
     for batch, logprobs in zip(batches, each, strict=True):
         found[batch] = logprobs
     return found
 
 
 def _begun(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    prefix: KVCache | None,
-    room: int,
-    compute: Compute,
-    known: Sequence[tuple[KVCache, np.ndarray]],
+    model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute
 ) -> tuple[KVCache, np.ndarray]:
-    """A KV cache of prompts, computed or known, with room for more tokens, and the log-probabilities of the token after
-    each prompt, (B, V).
+    """A KV cache of prompts with room for their answers, and the log-probabilities of the token after each prompt,
+    (B, V).
     """
-    rests = [list(prompt[prefix.length if prefix else 0 :]) for prompt in prompts]
-    longest = max(map(len, rests))
+    rests = [one.prompt[prefix.length if prefix else 0 :] for one in asked]
+    longest, room = max(map(len, rests)), max(len(answer) for one in asked for answer in one.answers)
     padding = np.array([longest - len(rest) for rest in rests])
     cache = model.new_cache(len(rests), longest + room, padding, prefix)
-    if known:
-        cache.begin(longest, [row for row, _ in known])
-        return cache, np.stack([first for _, first in known])
     rows = [[0] * int(n) + rest for n, rest in zip(padding, rests, strict=True)]
     return cache, compute(rows, cache, True)[:, -1]
 

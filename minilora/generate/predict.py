@@ -9,17 +9,14 @@ from typing import Any
 
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Handbook, Passage, fill
+from ..data.passages import Handbook, fill
 from ..lora.adapters import active_factors
 from ..models.tokenizer import Message, Tokenizer, check_messages
 from ..nn.language_model import LanguageModel
-from ..progress import progress
 from .answers import generate_batch
 from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
 from .fields import guide_of, task_for
 from .labels import label_logprobs, label_probabilities, ranked, without_nan
-from .prefix_cache import ReadPassages
-from .quotes import quote, quoting_of, refuse_without_passages
 from .streams import check_able
 
 
@@ -75,8 +72,6 @@ def predict(
     keys = added_names(task, top_k)
     system = system_of(model, active) if system is None else system
     own_passages = list(passages) or [None] * len(texts)
-    if None in own_passages:
-        refuse_without_passages(model, active, handbook)
     template = template_of(model, active)
     prompts, named, last = [], [], []
     for i, (text, own) in enumerate(zip(texts, own_passages, strict=True)):
@@ -98,17 +93,6 @@ def predict(
         named.append({} if passage is None else {"passage": passage.id})
     if not prompts:
         return []
-    if (quoting := quoting_of(model, active)) is not None:
-        found, known = [], ReadPassages()
-        with progress("answers", len(last), "answer") as bar:
-            for question, own in zip(last, own_passages, strict=True):
-                source = handbook if own is None else [Passage("", own)]
-                assert source is not None  # or it was refused
-                again = known if own is None else None  # a row's own passage is rarely that of another row
-                quotation = quote(model, tokenizer, quoting, question, source, system, known=again)
-                found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if own is None else {}))
-                bar.update()
-        return found
     if isinstance(task, LabelTask):
         p = label_probabilities(without_nan(label_logprobs(model, tokenizer, prompts, task.labels)))  # (N, L)
         return [dict(zip(keys, chain.from_iterable(ranked(task, row)), strict=False)) for row in p]

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,7 @@ from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
 
 LOSS, RECALL = "loss", "keyword_recall"
 
-Encode = Callable[[Sequence[Record]], Sequence[Sample]]
-AsTrained = Callable[[list[Record]], tuple[list[Record], Encode]]  # see `read_sets`
+AsTrained = Callable[[list[Record]], list[Record]]  # see `read_sets`
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def read_sets(
     split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
     stored: the tasks that the adapters were trained on.
     schema: the file with the JSON Schema of data with fields. Built-in sets next to other data have their own, or none.
-    as_trained: by data set, a function that gives its records passages, and returns how such records are encoded.
+    as_trained: by data set, a function that gives its records passages.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
@@ -113,9 +111,8 @@ def read_sets(
                 log.info(f"{source}: {line}")
         if task is not None and task not in stored and (wrong := _unlike(task, stored)):
             log.warning(f"{source}: {wrong}: its prompts differ from those of training")
-        encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
         if as_trained and source in as_trained:
-            records, encode = as_trained[source](records)
+            records = as_trained[source](records)
         chosen: list[tuple[str, list[Sample], list[Record]]]
         divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}
         if divided and (split or (source in trained and divided["test"])):
@@ -124,7 +121,10 @@ def read_sets(
         else:
             parts = _chosen(records, source, limit, paraphrases, source in trained, split)
             text = [*chain(*divided.values())]  # as it is trained: without an end token
-            chosen = [(kind, evenly(text if divided else encode(part), limit), part) for kind, part in parts]
+            chosen = [
+                (kind, evenly(text if divided else encode_records(part, tokenizer, max_length=max_length), limit), part)
+                for kind, part in parts
+            ]
         if not chosen:
             raise ValueError(f"{source}: no record of the split {split!r}: leave out --split to measure all")
         for kind, whole, own in chosen:

@@ -51,7 +51,6 @@ FOLDER_KINDS = ("F32", "F16")
 _ASKED = {  # what decides how a model is asked, by the key of "data"
     "labels": "the labels",
     "schema": "the fields",
-    "quote": "how to quote",
     "context_template": "the template with a passage",
     "system": "the system prompt",
 }
@@ -189,10 +188,9 @@ def _asked_there(data: Mapping[str, Any], told: str, reads: str) -> list[str]:
     """
     if not (known := [what for key, what in _ASKED.items() if key in data]):
         return []
-    there = f"write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it"
     return [
         f"prompt  {told} minilora {', '.join(known)}; {reads} not read that:",
-        f"        {'quoting needs minilora' if 'quote' in data else there}",
+        f"        write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it",
     ]
 
 

@@ -18,26 +18,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Handbook, Passage
-from ..data.quotes import Quoting
+from ..data.passages import Handbook
 from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of, without_passages
 from ..generate.fields import guide_of, task_of_adapters
 from ..generate.labels import ranked_labels
-from ..generate.prefix_cache import PrefixCache, ReadPassages
-from ..generate.quotes import read
+from ..generate.prefix_cache import PrefixCache
 from ..generate.schema import check_room
-from ..generate.streams import UNFINISHED, Answer, LogProb, Streams
+from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..models.with_adapters import BASE_NAME, OTHER_TEMPLATE, other_rounding, own_templates
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
-from ..progress import hide_progress, log
+from ..progress import log
 from .protocol import ApiError, Piece, Request, Version, refuse_for_task, unknown_model
 
 Result = TypeVar("Result")
@@ -71,7 +67,6 @@ class Engine:
         limit = model.config.max_position_embeddings
         self.context = min(context or limit, limit)
         self.streams = Streams(model, tokenizer, slots, known=PrefixCache())
-        self.passages = ReadPassages()
         self.jobs: dict[Request, Job] = {}
         self.leaving: set[str] = set()  # adapters that are removed when their last answer has ended
         self.seconds = 1.0  # that an answer takes, about
@@ -147,9 +142,6 @@ class Engine:
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
         task, messages = self.task(request), request.messages
-        if request.answer is not None:
-            tell(self._quotation(request.answer, request.limit))
-            return self.count(request)
         refuse_for_task(request, task)
         if isinstance(task, LabelTask):
             return self._label(request, task, tell)
@@ -168,26 +160,6 @@ class Engine:
         )  # fmt: skip
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
-
-    def read(self, request: Request, quoting: Quoting, passage: Passage) -> np.ndarray:
-        """How likely the request's question is after each run of sentences of a passage, see `quotes.read`.
-
-        Raises ApiError for an adapter that has been removed.
-        """
-        self._refuse_unknown(request.choice)
-        assert not isinstance(request.messages, str)  # a text to continue is no question
-        question, system = request.messages[-1]["content"], system_of(self.model, request.choice)
-        with hide_progress():
-            return read(
-                self.model, self.tokenizer, quoting, question, passage, system, True, request.choice, self.passages
-            )
-
-    def _quotation(self, text: str, limit: int | None) -> Piece:
-        """A quotation as the only piece of its answer, cut after `limit` tokens."""
-        ids = self.tokenizer.encode(text)
-        if limit is None or len(ids) <= limit:
-            return Piece(text, len(ids), "stop")
-        return Piece(self.tokenizer.decode(ids[:limit]).rstrip(UNFINISHED), limit, "length")
 
     def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:
         """Answer with a label at once; the answers that are running wait for it as for a prompt."""
@@ -307,7 +279,6 @@ class Engine:
         for name in self.leaving - needed:
             remove_adapter(self.model, name)
             self.streams.known.forget(name)
-            self.passages.forget(name)
             self.leaving.remove(name)
 
     def _version(self, name: str) -> Version:

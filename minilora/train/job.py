@@ -301,8 +301,8 @@ def _entry_of_data(options: Options, material: Material) -> dict[str, Any]:
         "system": material.system,
         "split": material.split,
     }
-    for part in (material.task, material.quoting):
-        entry |= {} if part is None else part.entry()
+    if material.task is not None:
+        entry |= material.task.entry()
     entry |= {"context_template": material.template, "context": options.context}
     for key, source in (("path", options.data), ("context_path", options.context)):
         if source is not None and source not in BUILT_IN and not is_dataset(source):
@@ -335,7 +335,6 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         field=options.columns,
         context=options.context,
         mix=options.mix,
-        quote=options.quote,
         max_length=options.max_length,
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,
@@ -345,7 +344,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if options.adapter is not None:
         for line in _warnings_of_adapter(Path(options.adapter), options.data, material, tokenizer):
             log.warning(line)
-    if material.task is not None or material.quoting is not None:
+    if material.task is not None:
         options = options.for_task()
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")

@@ -126,15 +126,6 @@ class Subject:
         path=True,
         follows=("data",),
     )
-    quote: int | None = option(
-        None,
-        "answer with this many sentences of a passage, word for word: learn to find them (try 3); passages are those "
-        "of --context, or of a column context",
-        metavar="SENTENCES",
-        least=1,
-        only={"loss": "sft"},
-        follows=("data",),
-    )
     mix: Mapping[str, float] | None = option(
         None,
         "other data to train on as well: SHARE of the records of each epoch, such as 0.2, comes from DATA",
@@ -206,7 +197,7 @@ class Subject:
     strength: float | None = option(
         None,
         "adapter scale: after training, the update is multiplied by it; a lower one forgets less and recalls less "
-        "(default: 0.65; for labels, fields and quotations, with --adapter, DPO, DoRA or PiSSA 1)",
+        "(default: 0.65; for labels and fields, with --adapter, DPO, DoRA or PiSSA 1)",
         above=0,
         follows=("method", "adapter", "loss", "use_dora", "init_lora_weights"),
         **_LORA,
@@ -308,9 +299,7 @@ class Options(Training, Subject):
         return replace(self, lr=self.learning_rate, strength=self.adapter_scale if self.method == "lora" else None)
 
     def for_task(self) -> Options:
-        """The same for labels, fields and quotations, where the update is not scaled down: no other text can be an
-        answer.
-        """
+        """The same for labels and fields, where the update is not scaled down: no other text can be an answer."""
         return self if self.strength is not None or self.method == "full" else replace(self, strength=1.0)
 
     def decisive(self) -> dict[str, Any]:

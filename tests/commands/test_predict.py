@@ -25,7 +25,6 @@ from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.data.prompts import TABLES, Prompt, Rows, read_prompts
-from minilora.data.quotes import Quoting
 from minilora.data.rows import DataError, read_rows
 from minilora.generate import labels
 from minilora.generate.answers import generate
@@ -516,20 +515,7 @@ def test_a_passage_in_a_row_is_read_as_in_training(folder, tmp_path, capsys, mod
         assert found == row | {"predicted_answer": generate(model, tokenizer, asked, 12)}
 
 
-@pytest.mark.parametrize("more", [[], ["--context", "prices.md"]])
-def test_a_passage_in_a_row_is_quoted(folder, tmp_path, capsys, more):
-    rows = [{"question": "How much?", "passage": "It costs 3."}, {"question": "How much?", "passage": None}]
-    flags = folder(Quoting(1).entry())
-    (tmp_path / "prices.md").write_text("It costs 4.")
-    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows[: 1 + len(more) // 2]), *flags, *more]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    added = {"predicted_answer": "It costs 3."}, {"predicted_answer": "It costs 4.", "predicted_passage": "paragraph 1"}
-    assert found == [row | new for row, new in zip(rows[: len(found)], added, strict=False)]
-    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows), *flags]) == 1
-    assert "answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("data", [{"context_template": TEMPLATE}, Quoting(1).entry(), {"name": "x"}], ids=str)
+@pytest.mark.parametrize("data", [{"context_template": TEMPLATE}, {"name": "x"}], ids=str)
 def test_questions_that_share_no_word_with_any_passage_are_counted(folder, tmp_path, capsys, data):
     """Also where an earlier turn does; not those with their own passage, and none where no passage is read."""
     turns = zip(("user", "assistant", "user"), ("It costs?", "It costs 3.", "Zebra?"), strict=True)
@@ -582,14 +568,6 @@ def test_a_schema_gives_the_columns(folder, tmp_path, capsys):
     (tmp_path / "own.json").write_text(json.dumps(FIELDS.schema()))
     assert main(["predict", str(tmp_path / "in.csv"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "text,predicted_label,predicted_name"
-
-
-def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_written(folder, tmp_path, capsys):
-    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "How much?"}]), folder(Quoting(1).entry())
-    assert main(["predict", path, *flags, "--out", "out.csv"]) == 1
-    err = capsys.readouterr().err
-    assert "legal answers with sentences of passages: give some with --context FILE" in err and err.count("\n") == 1
-    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_runs_passes_over_a_file_with_values_of_another_kind(runs, capsys, other
 ROWS = [{"name": "base"}, {"name": "LoRA", "accuracy": {"value": 0.25}, "fields_right": {"value": 0.75}}]
 KINDS = [  # options, other metrics, what the list says of data and method, and of the result
     ({}, {"loss": {"unseen": [2, 1]}}, "own.jsonl LoRA, r=8", "2.000 1.000 recall 6.2 %"),
-    ({"mix": {"a/b.csv": 0.1, "legal": 0.2}, "quote": 3}, {}, "own.jsonl + b.csv + legal LoRA, r=8, quotes", "recall"),
+    ({"mix": {"a/b.csv": 0.1, "legal": 0.2}}, {}, "own.jsonl + b.csv + legal LoRA, r=8", "recall"),
     ({}, {"labels": {"subject": "LoRA", "rows": ROWS}}, "own.jsonl LoRA, r=8", "accuracy 25.0 %"),
     ({}, {"fields": {"subject": "LoRA", "rows": ROWS}, "loss": {}}, "own.jsonl LoRA, r=8", "- - fields right 75.0 %"),
     ({"loss": "dpo"}, {"preferences": {"unseen": {"chosen": [0.5, 0.875]}}, "loss": {"unseen": [0.7, 0.6]}},

@@ -8,7 +8,6 @@ import pytest
 from modelfiles import write_jsonl
 
 from minilora.data.passages import K1, B, Handbook, Passage, fill, stored_template, terms
-from minilora.data.quotes import Quoting
 from minilora.data.records import read_handbook, read_records
 from minilora.data.rows import DataError
 from minilora.data.samples import encode_record
@@ -199,8 +198,6 @@ def test_what_no_reader_sees_is_no_passage_and_code_is_one(tmp_path, tokenizer, 
     (tmp_path / "b.md").write_text("<!-- nothing -->")
     passages = read_handbook(tmp_path, tokenizer, 200).passages
     assert [each.text for each in passages] == ["# Owls\nOne. Two.", code, *parts[3:]]
-    assert Quoting(1).parts(f"# Owls\n{passages[1].text}") == Quoting(1).parts(code)
-    assert "# Run it." in " ".join(Quoting(1).parts(code))
 
 
 def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):

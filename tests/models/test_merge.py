@@ -267,7 +267,7 @@ def test_only_what_the_modelfile_holds_is_said_of_it(tmp_path):
         assert ("the Modelfile gives ollama the system prompt" in str(report)) == held
 
 
-ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context_template": "x", "system": "Be kind."}
+ASKED = {"labels": ["a", "b"], "schema": {}, "context_template": "x", "system": "Be kind."}
 
 
 @pytest.mark.parametrize(
@@ -296,10 +296,9 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
         told = [i for i, line in enumerate(lines) if f"; {other} not read that:" in line]
         assert bool(told) == (not data.keys().isdisjoint(ASKED))
         if told:
-            words = {"labels": "labels", "schema": "fields", "quote": "quote", "context_template": "passage"}
+            words = {"labels": "labels", "schema": "fields", "context_template": "passage"}
             words["system"] = "system prompt"
             assert {key for key, word in words.items() if word in lines[told[0]]} == data.keys() & ASKED.keys()
-            assert ("quoting needs minilora" in lines[told[0] + 1]) == ("quote" in data)
             with_file = write is merge and out.suffix == ".gguf" and "system" in data
             held = "the system prompt and the question" if "template" in data else "the system prompt"
             assert (f"        (the Modelfile gives ollama {held})" in lines) == with_file
