@@ -146,13 +146,42 @@ def check_value(options: type, name: str, value: Any, called: str | None = None)
     called: the name of the option in the message. Of an option with several values, each one is checked.
     """
     item, hint = options.__dataclass_fields__[name], _hints(options)[name]  # type: ignore[attr-defined]
-    metadata, kinds = item.metadata, kinds_of(hint)
     if value is None and (item.default is None or or_none(hint)):
         return
-    for one in value if "several" in metadata and isinstance(value, list) else [value]:
-        if reason := _misfit(one, kinds, metadata) or _refusal(one, metadata):
+    hint = item.metadata.get("several", hint)
+    for one in value if "several" in item.metadata and isinstance(value, list) else [value]:
+        try:
+            reason = _refusal(fitted(one, hint), item.metadata)
+        except TypeError as error:
+            reason = str(error)
+        if reason:
             shown = repr(one) if isinstance(one, str) or len(repr(one)) < 80 else f"a {type(one).__name__}"
             raise ValueError(f"{called or name} {reason}, got {shown}")
+
+
+def fitted(value: Any, hint: Any) -> Any:
+    """A value as a field of this type has it. Raises TypeError for one of another type."""
+    kinds = kinds_of(hint)
+    if kinds == [Any] or (value is None and or_none(hint)):
+        return value
+    for kind in kinds:
+        origin = get_origin(kind)
+        if origin is None:
+            if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+                return float(value)
+            if isinstance(value, Integral if kind is int else kind) and isinstance(value, bool) == (kind is bool):
+                return value
+        elif issubclass(origin, Mapping):
+            if isinstance(value, Mapping):
+                return {key: fitted(inner, get_args(kind)[1]) for key, inner in value.items()}
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            return [fitted(inner, get_args(kind)[0]) for inner in value]
+    raise TypeError(f"must be {' or '.join(map(_name, kinds))}")
+
+
+def _name(kind: Any) -> str:
+    origin = get_origin(kind)
+    return KINDS[kind] if origin is None else "a table" if issubclass(origin, Mapping) else "a list"
 
 
 def check_whole(name: str, number: Any, least: int) -> None:
@@ -162,16 +191,6 @@ def check_whole(name: str, number: Any, least: int) -> None:
 
 
 _hints = cache(get_type_hints)  # fit checks its arguments one by one
-
-
-def _misfit(value: Any, kinds: Sequence[Any], metadata: Mapping[str, Any]) -> str | None:
-    """What a value of another type must be, where a number is expected, a text, or true or false; else None."""
-    wanted = {bool: bool, int: Integral, float: Real, str: str}.get(kinds[0]) if len(kinds) == 1 else None
-    if wanted is str and "choices" in metadata:  # which the refusal lists
-        return None
-    if wanted is None or (isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)):
-        return None
-    return "must be a path or a name" if metadata.get("path") else f"must be {KINDS[kinds[0]]}"
 
 
 def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:

@@ -14,9 +14,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from .options import KINDS, check_value, flag, flag_fields, has_meaning, kinds_of, meaningful, nearest, or_none
+from .options import check_value, fitted, flag, flag_fields, has_meaning, meaningful, nearest, or_none
 
 
 def write(options: Any, *comments: str) -> str:
@@ -40,7 +40,7 @@ def write(options: Any, *comments: str) -> str:
         if value is None:
             table.add(tomlkit.comment(f"{item.name} =  # {text}"))
         else:
-            table.add(item.name, _line(_fit(value, kinds[item.name])).comment(text))
+            table.add(item.name, _line(fitted(value, kinds[item.name])).comment(text))
     for title, table in tables.items():
         document.add(title, table)
     return tomlkit.dumps(document)
@@ -69,9 +69,9 @@ def read(options: type, path: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is given twice")
             several = items[name].metadata.get("several")
             try:
-                given[name] = _fit(value, kinds[name]) if several is None else _each(value, several)
+                given[name] = fitted(value, kinds[name]) if several is None else _each(value, several)
             except TypeError as error:
-                raise ValueError(f"{name} must be {error}, got {value!r}") from error
+                raise ValueError(f"{name} {error}, got {value!r}") from error
             check_value(options, name, given[name])
             if items[name].metadata.get("path", False):
                 given[name] = moved(given[name], path.parent, Path())
@@ -134,30 +134,7 @@ def _lines(record: Mapping[str, Any], names: Any, headings: set[str]) -> list[tu
 def _each(value: Any, hint: Any) -> list[Any]:
     """The values of an option that may have several: a list of them, or the only one. "none" is None."""
     values = value if isinstance(value, list) else [value]
-    return [None if one == "none" and or_none(hint) else _fit(one, hint) for one in values]
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    """A value as a field of this type has it. Raises TypeError with the expected type for another one."""
-    kinds = kinds_of(hint)
-    for kind in kinds:
-        origin = get_origin(kind)
-        if origin is None:
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                return float(value)
-            if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-                return value
-        elif issubclass(origin, Mapping):
-            if isinstance(value, Mapping):
-                return {key: _fit(inner, get_args(kind)[1]) for key, inner in value.items()}
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            return [_fit(inner, get_args(kind)[0]) for inner in value]
-    raise TypeError(" or ".join(_name(kind) for kind in kinds))
-
-
-def _name(kind: Any) -> str:
-    origin = get_origin(kind)
-    return KINDS[kind] if origin is None else "a table" if issubclass(origin, Mapping) else "a list"
+    return [None if one == "none" and or_none(hint) else fitted(one, hint) for one in values]
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
