@@ -17,18 +17,16 @@ from io import StringIO, TextIOWrapper
 from pathlib import Path
 
 from .commands import NAMES
-from .nn.ranks import ALONE, Ranks, Several, world
+from .nn.ranks import ALONE, Ranks, world
 from .options import Parser, UsageError, parse, suggestion
 from .progress import show_progress
 from .terminal import printable
 from .version import __version__
 
-SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
 ELSEWHERE = {  # what other programs call a command -> its name here
     "train": "finetune", "sft": "finetune", "lora": "finetune", "fuse": "merge", "generate": "chat", "evaluate": "eval",
     "convert": "export",
 }  # fmt: skip
-HANDED_OUT = ("sweep", "reproduce")  # and what the first of them can hand out to the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,12 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments = parse(build_parser(words[:1]), words)
                 flags = arguments.parser._option_string_actions
                 _refuse_an_archive()
-            if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
-                with ranks.hand_out() as first:
-                    if first:
-                        arguments.run(arguments)
-                return 0
-            if ranks.size > 1 and arguments.command not in SHARED:
+            if ranks.size > 1 and arguments.command != "finetune":
                 raise UsageError(f"{arguments.parser.prog} is for one process: leave out mpiexec")
             arguments.run(arguments)
         finally:

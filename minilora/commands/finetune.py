@@ -1,7 +1,6 @@
 """`minilora finetune`: fine-tune a model on a data file, and report what it learned and what it cost."""
 
 import argparse
-from typing import cast
 
 from ..nn.ranks import world
 from ..options import UsageError, add_flags
@@ -34,17 +33,14 @@ def run(arguments: argparse.Namespace) -> None:
     from ..train.job import finetune, rehearse
     from .report import page, rehearsal
 
-    ranks = world()
-    if arguments.dry_run and ranks.size > 1:
+    if arguments.dry_run and world().size > 1:
         raise UsageError("--dry-run is for one process: leave out mpiexec")
     if arguments.dry_run and "resume" in arguments:
         raise UsageError("--resume means nothing with --dry-run, which takes the first steps: leave out one of the two")
-    options: Options | None = None  # the first rank reads them
-    if not ranks.number:
-        options = read_options(Options, arguments).on_its_base()
-        if options.resume and (begun := options.begun()):  # the options that the run began with
-            options = read_options(Options, arguments, begun)
+    options = read_options(Options, arguments).on_its_base()
+    if options.resume and (begun := options.begun()):  # the options that the run began with
+        options = read_options(Options, arguments, begun)
     if arguments.dry_run:
-        print(printable(rehearsal(rehearse(cast(Options, options)), terminal_width())))
-    elif metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
+        print(printable(rehearsal(rehearse(options), terminal_width())))
+    elif metrics := finetune(options):  # of the first of several ranks
         print(printable(page(metrics, terminal_width())))

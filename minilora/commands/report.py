@@ -201,12 +201,10 @@ def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """What `rehearse` returned, as text."""
     options, steps, seconds = metrics["options"], metrics["planned_steps"], metrics["seconds_per_step"]
     predicted, free = metrics["peak_memory_bytes"]["predicted"], metrics["free_memory_bytes"]
-    count = options["processes"]
     rows = {
         "data": _records(metrics),
         "trainable parameters": _trainable(metrics),
         "memory of a step": f"{megabytes(predicted)} predicted" + (f", {megabytes(free)} free" if free else ""),
-        **({"processes": f"{count}; the memory is that of each"} if count > 1 else {}),
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
         f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),
@@ -248,10 +246,7 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     speed = f"{duration(seconds)} per step, {metrics['tokens_per_second']:,.0f} tokens/s"
     yield from row("time", f"{speed}; {duration(metrics['training_seconds'])} for {steps}")
     if (ranks := metrics.get("ranks", 1)) > 1:
-        sent = metrics["bytes_per_step"]
-        full = f"; full fine-tuning would send {megabytes(sent['full_sent'])}" if lora else ""
-        most = f", which hold {megabytes(memory['of_all_ranks'])} at most" if "of_all_ranks" in memory else ""
-        yield from row("processes", f"{ranks}{most}; each sends {megabytes(sent['sent'])} per step{full}")
+        yield from row("processes", f"{ranks}; the memory is that of the first")
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
     same, sign = before == after, "=" if before == after else "->"

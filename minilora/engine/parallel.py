@@ -57,17 +57,13 @@ def cores() -> int:
     if known := max((library["num_threads"] for library in libraries), default=0):
         return known
     given = [os.environ.get(name, "") for name in THREADS]
-    return min([processors(), *_kept, *(int(value) for value in given if value.isdigit() and int(value))])
+    return min([processors(), *(int(value) for value in given if value.isdigit() and int(value))])
 
 
 def keep_threads(most: int) -> None:
-    """From now on let matmuls use `most` threads, or fewer if OPENBLAS_NUM_THREADS and its like allow fewer."""
-    if _lent:  # NumPy's matmuls use one meanwhile
-        _lent[0] = min(most, _lent[0])
-        return
-    limited = any(name in os.environ for name in THREADS)
-    _controller().limit(limits=min(most, cores()) if limited else most, user_api="blas")
-    _kept[:] = [most]
+    """Let matmuls use `most` threads from now on, unless OPENBLAS_NUM_THREADS or its like say how many."""
+    if not any(name in os.environ for name in THREADS):
+        _controller().limit(limits=most, user_api="blas")
 
 
 def leave_cores(to_another: bool) -> None:
@@ -82,7 +78,6 @@ def leave_cores(to_another: bool) -> None:
         _controller().limit(limits=_lent.pop(), user_api="blas")
 
 
-_kept: list[int] = []  # by keep_threads, for a library that threadpoolctl does not know
 _lent: list[int] = []  # the number of cores lent to another library by leave_cores, if they are
 
 

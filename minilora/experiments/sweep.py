@@ -36,7 +36,7 @@ from ..train.rate import rate_of
 from ..train.run_folder import refuse_foreign, unwritable
 from ..version import __version__
 from .grid import FOUND, Sweep, SweepOptions, as_options, word
-from .trials import run_trials, usual_jobs
+from .trials import run_trials
 from .tuned import next_rate
 
 HALF_DECADE = 10**0.5
@@ -96,7 +96,7 @@ def sweep(options: Sweep) -> dict[str, Any]:
         ahead, lacking = [i for i in range(len(settings)) if i not in found], list[int]()
         if found and ahead:
             log.info("%s holds %d of %s; the others are run now", folder, len(found), counted(len(settings), "trial"))
-        jobs, start = min(options.jobs or usual_jobs(), max(1, len(ahead))), time.perf_counter()
+        jobs, start = min(options.jobs or processors(), max(1, len(ahead))), time.perf_counter()
         try:
             with progress("sweep", len(settings), "trial", initial=len(found)) as bar:
                 run_trials(trial, [{"setting": settings[i], "folder": str(work / str(i))} for i in ahead], jobs, done)

@@ -13,7 +13,6 @@ from ..data.words import KINDS, folded
 from ..generate.answers import generate_batch
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.ranks import ALONE, Ranks
 from ..progress import progress
 
 ANSWER_TOKENS = 64  # where a measured answer is cut off
@@ -24,20 +23,15 @@ def answer_all(
     tokenizer: Tokenizer,
     records: Sequence[Record],
     max_new_tokens: int = ANSWER_TOKENS,
-    ranks: Ranks = ALONE,
 ) -> list[str]:
     """The model's own answer to each record's question, by greedy decoding.
 
     max_new_tokens: where an answer is cut off.
-    ranks: the processes that share the work; all of them must call this.
     """
     check_records(records)
     prompts = [record.prompt for record in records]
-    mine = prompts[ranks.number :: ranks.size]
-    with progress("answers", len(prompts), "answer") as bar:
-        answers = ranks.join(generate_batch(model, tokenizer, mine, max_new_tokens))
-        bar.update(len(prompts) - len(mine))  # those of the other ranks
-    return answers
+    with progress("answers", len(prompts), "answer"):
+        return generate_batch(model, tokenizer, prompts, max_new_tokens)
 
 
 def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:

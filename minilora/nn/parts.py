@@ -341,36 +341,6 @@ def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
-def divided_among(samples: Sequence[Example], count: int) -> list[list[int]]:
-    """The samples of each of `count` processes, by index: as few tokens as possible for the one that has most.
-
-    Samples that begin alike stay together, and one process alone computes their beginning, unless it then has more to
-    do than the busiest one if they are divided.
-    """
-    groups, best, fewest = begin_alike(samples), list[list[int]](), math.inf
-    lengths = [_computed([samples[i] for i in group]) for group in groups]
-    for _ in range(count):
-        parts = balanced(lengths, count)
-        most = max(sum(lengths[j] for j in part) for part in parts)
-        if most < fewest:
-            best, fewest = [sorted(i for j in part for i in groups[j]) for part in parts], most
-        several = [j for j, group in enumerate(groups) if len(group) > 1]
-        if not several:
-            break
-        longest = max(several, key=lambda j: lengths[j])
-        group = groups.pop(longest)
-        halves = balanced(_own_lengths([samples[i] for i in group])[1], 2)
-        groups += [[group[i] for i in half] for half in halves]
-        lengths.pop(longest)
-        lengths += [_computed([samples[i] for i in half]) for half in groups[-2:]]
-    return best
-
-
-def _computed(samples: Sequence[Example]) -> int:
-    """How many tokens the micro-batches of one thread have."""
-    return sum(packed_length([samples[i] for i in part]) for part in divided_samples(samples, 1))
-
-
 def distinct_length(samples: Sequence[Example]) -> int:
     """How many tokens samples have, where those that begin alike have their beginning once."""
     groups = begin_alike(samples)

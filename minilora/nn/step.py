@@ -19,8 +19,7 @@ from ..engine.tensor import Tensor, is_recording, no_grad
 from .language_model import LanguageModel, check_language_model
 from .optim import Optimizer, clip_grad_norm
 from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
-
-Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
+from .ranks import ALONE, Ranks
 
 
 class NotFiniteError(ArithmeticError):
@@ -54,7 +53,7 @@ def training_step(
     batch: Batch | Sequence[Example],
     max_norm: float = math.inf,
     at_once: int | None = None,
-    mean: Mean | None = None,
+    ranks: Ranks = ALONE,
     before_update: Callable[[], object] | None = None,
 ) -> tuple[float, float]:
     """One step: zero_grad, forward and backward pass, clipping, optimizer step.
@@ -63,8 +62,7 @@ def training_step(
     max_norm: gradients are clipped to this common norm.
     at_once: accumulate gradients: samples computed at a time, also on a GPU. The result is that of the whole batch, the
         memory is that of `at_once` samples.
-    mean: if the samples are one process's part of a batch, perhaps none of it, mean(parameters, loss, weight)
-        turns loss and gradients into those of the whole batch (see ranks.py).
+    ranks: the processes that share the batch: each computes some of its samples, and all take the same step.
     before_update: called when loss and gradients are known to be finite, before any parameter changes.
 
     Returns the loss and the gradients' norm before clipping. Raises NotFiniteError if one of them is not finite, before
@@ -72,10 +70,9 @@ def training_step(
     """
     optimizer.zero_grad()
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are reported below
-        loss = add_gradients(model, batch, at_once) if batch or mean is None else 0.0
-        if mean is not None:
-            weight = batch.weight if isinstance(batch, Batch) else sum(sample.weight for sample in batch)
-            loss = mean(optimizer.parameters, loss, weight)
+        share = ranks.share(batch)
+        loss = 0.0 if ranks.size > 1 and not share else add_gradients(model, share, at_once)
+        loss = ranks.mean(optimizer.parameters, loss, share)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
     value, norm = to_floats(loss, norm)  # the only time in a step that the host waits for a GPU
     for what, number in (("loss", value), ("gradient", norm)):

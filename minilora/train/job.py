@@ -1,14 +1,14 @@
 """The main job: fine-tune a pretrained model on a file, and measure what it learned, what it forgot and what it cost.
 
-Every rank of a job runs this program. The first one alone has a `RunFolder`: it reads and writes files, and what it
-reads there it broadcasts. The others have None in its place.
+Under mpiexec every rank runs this program: the first one measures, and reads and writes the run's folder; the others
+train along.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -40,11 +40,11 @@ from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import own_templates
-from ..nn.forked import forked
 from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter, sha256_of
 from ..nn.optim import AdamW
-from ..nn.ranks import ALONE, Ranks
+from ..nn.parts import Example
+from ..nn.ranks import Ranks, world
 from ..nn.step import loss_without_grad
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
@@ -58,7 +58,7 @@ from .interrupts import noted_interrupts
 from .log import Log
 from .loop import Trainer, TrainingError, begin_together
 from .material import Material, Measured, evaluate, prepare
-from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, sizes_of
+from .metrics import base_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
 from .rate import usual_rate
 from .reporting import reporter_to
@@ -73,7 +73,7 @@ REHEARSED = 3  # steps whose median is taken: the first one is slower
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a run that diverges says so itself
-def finetune(options: Options, measure: bool = True, answers: bool = True, ranks: Ranks = ALONE) -> dict[str, Any]:
+def finetune(options: Options, measure: bool = True, answers: bool = True) -> dict[str, Any]:
     """Run the whole job and return its metrics, which are also in `<out>/metrics.json`.
 
     Results gather in `<out>.partial`: the adapter (or with method "full" the model) as soon as it is trained, then
@@ -85,65 +85,50 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
         recalls and answers from before and after.
     answers: False measures losses, and with labels the accuracy on the validation set, but asks no questions and makes
         no card and no picture.
-    ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this with the same options; the first one
-        alone writes, and the others get no metrics.
 
+    Where mpiexec has started several ranks, all call this with the same options, and only the first gets metrics.
     Raises ValueError for bad input, or for results that are there already, before anything is written; TrainingError
     when the loss is not finite; KeyboardInterrupt after writing a checkpoint.
     """
     if not isinstance(options, Options):
         raise TypeError(f"expected minilora.Options(data=..., ...), got a {type(options).__name__}")
     options = options.on_its_base()
-    if ranks.first:
-        with RunFolder(options.folder, options.overwrite, options.resume) as place:
-            return _run(options, measure, answers, ranks, place)
-    with hide_progress(), suppress(TrainingError, KeyboardInterrupt):  # the first rank has the same, and ends the job
-        _run(options, measure, answers, ranks, None)
-    return {}
+    if world().number:
+        with hide_progress(), suppress(TrainingError):  # as the first rank, which says so
+            _train_along(_set_up(options, False, False))
+        return {}
+    with RunFolder(options.folder, options.overwrite, options.resume) as place:
+        return _run(options, measure, answers, place)
 
 
-def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: RunFolder | None) -> dict[str, Any]:
-    """Set up, measure, train, measure, and on the first rank write what came out."""
-    state = None
-    if place is not None and options.resume:
-        state = checkpoint.read_state(place.partial)
-    job = _set_up(options, measure, answers, ranks)
+def _run(options: Options, measure: bool, answers: bool, place: RunFolder) -> dict[str, Any]:
+    """Set up, measure, train, measure, and write what came out."""
+    state = checkpoint.read_state(place.partial) if options.resume else None
+    job = _set_up(options, measure, answers)
     options = job.options
     if state is not None:
         checkpoint.refuse_other(state, options.folder, options=options.decisive())
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
-    ranks.ready(minilora=__version__, base=job.base, data=job.material.sha256)
-    with job.divided():
-        return _measure_and_train(job, state, place if job.ranks.first else None, answers)
-
-
-def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, answers: bool) -> dict[str, Any]:
-    """The work of each rank, when all is loaded. state: what a checkpoint holds. place: on the first rank."""
-    options, ranks = job.options, job.ranks
-    state = ranks.same(state)
+    _agree(job, world())
     job.material.refer_to(job.model)  # a new adapter changes nothing yet, and one that is trained further is in place
     if state is None:
-        before = evaluate(job.model, job.tokenizer, job.material, "before", ranks)
+        before = evaluate(job.model, job.tokenizer, job.material, "before")
         job.ended("measuring the base")
         state = State(options.decisive(), job.base, job.material.sha256, before)
     trainer = job.begin(state)
-    if not state.trained:
+    if not world().same(state.trained):
         _train(job, trainer, state, place)
         job.ended("training")
-    elif place is not None:
+    else:
         place.began = True
         checkpoint.read_weights(place.partial, job.model, ADAPTER)
-    trainer.level()
-    after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
+    after = evaluate(job.model, job.tokenizer, job.material, "after")
     job.ended("measuring the result")
-    together = job.of_all_ranks(peak_memory() or job.shared)
-    if place is None:
-        return {}
     weights = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
     metrics = {
         "options": _in_effect(job.model, options),
         **metrics_of(trainer, job.material, state, after, state.history.kept(options.keep)),
-        "peak_memory_bytes": _memory(job) | ({"of_all_ranks": together} if ranks.size > 1 else {}),  # audit and all
+        "peak_memory_bytes": _memory(job),  # audit and all
         "adapter_bytes": weights.stat().st_size,
     }
     write_json(place.partial / METRICS_FILE, metrics)
@@ -154,6 +139,25 @@ def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, a
             save(draw(), (place.partial / PICTURE_FILE).with_stem(f"picture-{name}"))
     place.finish()
     return metrics
+
+
+def _agree(job: Job, ranks: Ranks) -> None:
+    """Raise ValueError on a rank that would train something else than the first one."""
+    options, data = job.options.decisive(), job.material.sha256
+    own = {"minilora": __version__, "options": options, "base": job.base, "data": data}
+    first = ranks.same(own)
+    if other := [name for name, fact in own.items() if first[name] != fact]:
+        raise ValueError(f"another {other[0]} than rank 0 has: they must be the same everywhere")
+
+
+def _train_along(job: Job) -> None:
+    """The job of every rank but the first."""
+    _agree(job, world())
+    job.material.refer_to(job.model)
+    trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
+    if not world().same(False):  # whether the first rank has the trained weights already
+        begin_together(trainer)
+        trainer.run({}, lambda done: None, lambda: None)
 
 
 def rehearse(options: Options) -> dict[str, Any]:
@@ -168,25 +172,24 @@ def rehearse(options: Options) -> dict[str, Any]:
         RunFolder(options.folder, options.overwrite, options.resume).refuse()
     except ValueError as error:
         log.warning("%s", error)
-    job = _set_up(options, True, True, ALONE)
-    with job.divided():
-        job.material.refer_to(job.model)
-        trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
-        with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
-            while trainer.done < min(REHEARSED, trainer.steps):
-                trainer.step()
-                bar.update()
-        counts = count_parameters(job.model)
-        return {
-            "options": _in_effect(job.model, job.options),
-            "planned_steps": trainer.steps,
-            **sizes_of(job.material),
-            "trainable_parameters": counts.trainable,
-            "total_parameters": counts.total,
-            "seconds_per_step": trainer.history.seconds_per_step,
-            "free_memory_bytes": job.free,
-            "peak_memory_bytes": job.predicted,
-        }
+    job = _set_up(options, True, True)
+    job.material.refer_to(job.model)
+    trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
+    with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
+        while trainer.done < min(REHEARSED, trainer.steps):
+            trainer.step()
+            bar.update()
+    counts = count_parameters(job.model)
+    return {
+        "options": _in_effect(job.model, job.options),
+        "planned_steps": trainer.steps,
+        **sizes_of(job.material),
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        "seconds_per_step": trainer.history.seconds_per_step,
+        "free_memory_bytes": job.free,
+        "peak_memory_bytes": job.predicted,
+    }
 
 
 # -- set up ------------------------------------------------------------------------------------------------------------
@@ -194,11 +197,10 @@ def rehearse(options: Options) -> dict[str, Any]:
 
 @dataclass
 class Job:
-    """The parts of a job, the same on every rank.
+    """The parts of a job.
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
-    that the process held before training besides the base, where they are known. libraries: the bytes that it holds
-    besides since libraries have computed. peaks: its peak so far, by phase.
+    that the process held before training besides the base, where they are known. peaks: its peak so far, by phase.
     """
 
     options: Options
@@ -208,56 +210,22 @@ class Job:
     install: Callable[[], object]
     base: str
     program: int | None
-    ranks: Ranks
-    libraries: int = 0
     peaks: dict[str, int | None] = field(default_factory=dict)
 
     @cached_property
     def predicted(self) -> dict[str, Any]:
         """The predicted memory of a training step. The trainable parameters must be in place."""
-        options, program = self.options, self.program
-        if program is not None:
-            program += self.libraries
-        return memory_of(self.model, self.material, options.batch_size, options.seed, self.ranks, program)
+        size = -(-self.options.batch_size // world().size)
+        return memory_of(self.model, self.material, size, self.options.seed, self.program)
 
     @property
     def free(self) -> int | None:
         """The bytes that this process can have in all, where they are known."""
         return free_memory() if self.options.device == "cpu" else None
 
-    @property
-    def shared(self) -> int:
-        """The bytes that the ranks on a machine hold once, together: of frozen weights."""
-        frozen = self.ranks.share_memory and self.options.method == "lora"
-        return base_bytes(self.model) if frozen else mapped_bytes(self.model)
-
-    def of_all_ranks(self, held: int) -> int:
-        """The bytes of all ranks on this machine, each of which holds its `held`; what they share counts once."""
-        return self.ranks.sum_here(held - self.shared) + self.shared
-
     def ended(self, phase: str) -> None:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
         self.peaks[phase] = peak_memory()
-        release_memory()
-
-    @contextmanager
-    def divided(self) -> Iterator[None]:
-        """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
-        with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
-            if self.program is not None and base_bytes(self.model) > LARGE:  # for small models it is little
-                self.libraries = added_memory(self.use_libraries)
-            yield
-
-    def use_libraries(self) -> None:
-        """Compute as the job will: losses of a batch, and one token.
-
-        What the libraries of matmuls and of compiled loops hold from then on is a part of the program: some 60 MB. Not
-        before processes are forked, which the threads of these libraries do not survive.
-        """
-        examples = self.material.train[: self.options.batch_size]
-        loss_without_grad(self.model, [sequence for example in examples for sequence in example.sequences])
-        with no_grad():
-            self.model(np.array([[examples[0].sequences[0].ids[0]]]))
         release_memory()
 
     def begin(self, state: State) -> Trainer:
@@ -274,7 +242,7 @@ class Job:
         epoch = steps_per_epoch(material.train, options.records_per_step)
         settings = replace(options, eval_every=options.eval_every or min(epoch, OFTEN))
         optimizer = AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale)
-        return Trainer(self.model, material.train, settings, optimizer, state.history, self.ranks)
+        return Trainer(self.model, material.train, settings, optimizer, state.history)
 
     def scale(self) -> None:
         """Give the trained adapter the scale with which it is saved."""
@@ -310,13 +278,11 @@ def _entry_of_data(options: Options, material: Material) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value is not None}
 
 
-def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job:
+def _set_up(options: Options, measure: bool, answers: bool) -> Job:
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
     if options.report_to is not None and find_spec(options.report_to) is None:
         raise ValueError(f"report_to {options.report_to} needs its library: pip install {options.report_to}")
-    if ranks.size > 1 and options.processes > 1:
-        raise ValueError("mpiexec has started several processes already: leave out processes")
-    if ranks.size > 1 and options.device != "cpu":
+    if world().size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
@@ -356,11 +322,24 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if size > LARGE:
         compiles()  # loads the library of the compiled loops that will answer: it is a part of the program
     program = program_memory(size) if options.device == "cpu" else None
+    if program is not None and size > LARGE:  # for small models it is little
+        program += added_memory(lambda: _use_libraries(model, material.train[: options.batch_size]))
     install = _installer(model, options)
     if options.lr is None and known_as(options.base) is None:
         options = options.on_base(usual_rate(model))
         log.info(f"learning rate {options.lr:g}, which follows from the size of the base's weights (--lr: another)")
-    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, ranks)
+    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program)
+
+
+def _use_libraries(model: LanguageModel, examples: Sequence[Example]) -> None:
+    """Compute as the job will: losses of a batch, and one token.
+
+    What the libraries of matmuls and of compiled loops hold from then on is a part of the program: some 60 MB.
+    """
+    loss_without_grad(model, [sequence for example in examples for sequence in example.sequences])
+    with no_grad():
+        model(np.array([[examples[0].sequences[0].ids[0]]]))
+    release_memory()
 
 
 def _warnings_of_adapter(folder: Path, data: str, material: Material, tokenizer: Tokenizer) -> list[str]:
@@ -395,32 +374,29 @@ def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[st
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
-def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
+def _train(job: Job, trainer: Trainer, state: State, place: RunFolder) -> None:
     """Train, from the start or from the checkpoint, and save the result; also where training breaks off."""
-    options, rows, report = job.options, None, None
-    if place is not None:
-        rows, report = _files(job, trainer, state, place)
+    options, partial = job.options, place.partial
+    rows, report = _files(job, trainer, state, place)
     begin_together(trainer)
     # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
     usual = min(trainer.steps_per_epoch, OFTEN) if options.method == "lora" else math.inf
 
     def each_step(done: int) -> None:
         bar.update(text=f"loss={trainer.history.losses[-1]:.3f}, tokens/s={trainer.history.tokens_per_second:.0f}")
-        if rows is not None:
-            rows.row(peak_memory() if options.device == "cpu" else None)
+        rows.row(peak_memory() if options.device == "cpu" else None)
         if report is not None:
             report.log(values_of(trainer), step=done)
-        interrupted = job.ranks.same(bool(signals))
-        if place is not None and (interrupted or done % (options.save_every or usual) == 0):
+        interrupted = bool(signals)
+        if interrupted or done % (options.save_every or usual) == 0:
             with _named_errors(done):
-                checkpoint.save(place.partial, state, trainer, job.save, ADAPTER)
+                checkpoint.save(partial, state, trainer, job.save, ADAPTER)
         if interrupted:
             raise KeyboardInterrupt
 
     def save_best() -> None:
-        if place is not None:
-            with _named_errors(trainer.done):
-                checkpoint.save_best(place.partial, trainer)
+        with _named_errors(trainer.done):
+            checkpoint.save_best(partial, trainer)
 
     try:
         with noted_interrupts() as signals, progress("training", trainer.steps, "step", trainer.done) as bar:
@@ -429,13 +405,12 @@ def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) ->
         log.info(f"stopped after {trainer.done} of {trainer.steps} steps")
         raise
     except TrainingError:
-        if place is not None:
-            _save_good_weights(job, trainer, place.partial)
+        _save_good_weights(job, trainer, partial)
         raise
     finally:
         if report is not None:
             report.finish()
-    _save_result(job, trainer, state, place)
+    _save_result(job, trainer, state, partial)
 
 
 def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> tuple[Log, Any]:
@@ -477,26 +452,21 @@ def _named_errors(step: int) -> Iterator[None]:
         raise OSError(f"the weights of step {step} cannot be saved: {error}") from error
 
 
-def _save_result(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
+def _save_result(job: Job, trainer: Trainer, state: State, partial: Path) -> None:
     """Write the weights that are the result, and in another folder the last ones, where those are others.
 
-    On the first rank the model has the weights of the result then.
+    The model has the weights of the result then.
     """
-    kept = job.ranks.same(state.history.kept(job.options.keep))
+    kept = state.history.kept(job.options.keep)
     if kept["step"] != trainer.done:
         job.scale()
-        if place is not None:
-            job.save(place.partial / LAST)
-        trainer.level()
-        scored = job.material.scored.items()
-        state.last_loss = {name: mean_loss(job.model, samples, ranks=job.ranks) for name, samples in scored}
-        if place is not None:
-            checkpoint.read_best(place.partial, kept["step"], trainer.parameters)
-    if place is not None:
-        job.scale()
-        job.save(place.partial)
-        state.trained = True
-        checkpoint.save_trained(place.partial, state)
+        job.save(partial / LAST)
+        state.last_loss = {name: mean_loss(job.model, samples) for name, samples in job.material.scored.items()}
+        checkpoint.read_best(partial, kept["step"], trainer.parameters)
+    job.scale()
+    job.save(partial)
+    state.trained = True
+    checkpoint.save_trained(partial, state)
 
 
 def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:

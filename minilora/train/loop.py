@@ -16,12 +16,11 @@ import numpy as np
 from ..data.samples import epochs, steps_per_epoch
 from ..engine.backend import Array, release_memory
 from ..lora.adapters import activate, adapter_weights
-from ..lora.layer import LoraWeights
 from ..measure.loss import mean_loss
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Example, check_samples, distinct_length
-from ..nn.ranks import ALONE, Ranks
+from ..nn.ranks import world
 from ..nn.step import NotFiniteError, training_step
 from ..options import check_value, check_whole
 from .options import Training
@@ -89,7 +88,6 @@ def fit(
     optimizer: Optimizer | None = None,
     each_step: Callable[[int], object] | None = None,
     history: History | None = None,
-    ranks: Ranks = ALONE,
     validation: Sequence[Example] = (),
     **settings: Any,
 ) -> History:
@@ -106,7 +104,6 @@ def fit(
         options, such as LoRA+'s `lr_scale`, stay in effect. One of your own derives from `SGD`.
     each_step: called after every step with the number of steps taken. Training ends when it returns "stop".
     history: filled during training, so that it is there even when training raises an error.
-    ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this, on the same model and samples.
     validation: samples that are not trained on, whose mean loss is added to `history.validation`.
     settings: `warmup` and `schedule`, as above; `grad_accumulation`, the batches per step (1), which give the result of
         a larger batch in the memory of one; `weight_decay`, AdamW's, on all trainable parameters (0); `eval_every`, the
@@ -114,6 +111,7 @@ def fit(
         number of these without a lower loss that ends the training (none); `keep`, the weights that the model ends
         with: those of the lowest validation loss ("best"), or the "last".
 
+    In a program that mpiexec starts, all ranks call this, on the same model and samples: see nn/ranks.py.
     The model ends in eval mode, without dropout. The same seed gives the same result, bit for bit, on the same machine,
     unless other threads of the process compute meanwhile.
     Raises TrainingError when the loss or the gradient is not finite; an adapter then has the weights that gave the last
@@ -127,7 +125,7 @@ def fit(
     check_samples(validation)
     if not validation and (chosen.eval_every or chosen.patience):
         raise ValueError("eval_every and patience are about validation=..., samples that are not trained on: give some")
-    trainer = Trainer(model, samples, chosen, _optimizer(model, optimizer, chosen), history, ranks)
+    trainer = Trainer(model, samples, chosen, _optimizer(model, optimizer, chosen), history)
     best: dict[str, Array] = {}
 
     def remember() -> None:
@@ -159,7 +157,6 @@ class Trainer:
         settings: Training,
         optimizer: Optimizer,
         history: History | None = None,
-        ranks: Ranks = ALONE,
     ):
         check_samples(samples)
         if not samples:
@@ -167,7 +164,7 @@ class Trainer:
         scored = [sample.scored and all(other.scored for other in sample.others) for sample in samples]
         if (empty := next((i for i, is_scored in enumerate(scored) if not is_scored), None)) is not None:
             raise ValueError(f"sample {empty} has no token that is scored: every label is -100; leave it out")
-        self.model, self.samples, self.settings, self.ranks = model, samples, settings, ranks
+        self.model, self.samples, self.settings, self.ranks = model, samples, settings, world()
         self.steps_per_epoch = steps_per_epoch(samples, settings.records_per_step)
         self.steps = settings.steps or math.ceil(settings.epochs * self.steps_per_epoch)
         self.warmup = max(1, round(settings.warmup * self.steps)) if settings.warmup else 0
@@ -220,15 +217,6 @@ class Trainer:
                 asked = each_step(self.done) == "stop"
                 stop = self.ranks.same(asked or finished())
 
-    def level(self) -> None:
-        """Give every rank the weights of the first one, and PiSSA's initial A and B, which an SVD made."""
-        starts = [array for weights in self.adapters() for array in weights.initial or ()]
-        self.ranks.level([*(p.data for p in self.parameters.values()), *starts])
-
-    def adapters(self) -> list[LoraWeights]:
-        """The weights of every adapter in every module."""
-        return [weights for name in self.model.adapters for weights in adapter_weights(self.model, name).values()]
-
     def __enter__(self) -> Trainer:
         self.model.train()
         return self
@@ -247,10 +235,10 @@ class Trainer:
             loss, norm = training_step(
                 self.model,
                 self.optimizer,
-                self.ranks.share(batch),
+                batch,
                 self.settings.max_grad_norm,
-                at_once=self.ranks.at_once(size),
-                mean=self.ranks.mean,
+                at_once=-(-size // self.ranks.size),
+                ranks=self.ranks,
                 before_update=self._remember if self.few else None,
             )
         except NotFiniteError as error:
@@ -284,7 +272,7 @@ def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:
     learned, the loss on unseen records whether the model generalises.
     """
     history = trainer.history
-    losses = {name: mean_loss(trainer.model, samples, ranks=trainer.ranks) for name, samples in sets.items()}
+    losses = {name: mean_loss(trainer.model, samples) for name, samples in sets.items()}
     for name, loss in losses.items():
         history.validation_sets.setdefault(name, []).append((trainer.done, loss))
     if losses:
@@ -302,21 +290,19 @@ def out_of_patience(validation: Sequence[tuple[int, float]], patience: int | Non
 def begin_together(trainer: Trainer) -> None:
     """Give every rank the state of the first one, at the first step or at that of a checkpoint.
 
-    Dropout draws another mask on each rank. After a checkpoint, the masks of the other ranks are not those of an
-    uninterrupted run, since the number of ranks may have changed.
+    Dropout draws another mask on each rank.
     """
     ranks, optimizer = trainer.ranks, cast(AdamW, trainer.optimizer)
+    ranks.level([*(p.data for p in trainer.parameters.values()), *optimizer.m, *optimizer.v])
     done = ranks.same(trainer.done)
-    trainer.level()
-    if done:
-        ranks.level([*optimizer.m, *optimizer.v])
-    if not ranks.first:
+    if ranks.number:
         trainer.go_to(done)
         optimizer.steps = [done] * len(optimizer.parameters)
-        for weights in trainer.adapters():
-            if weights.dropout is not None:
-                own = np.random.default_rng([weights.dropout.seed, ranks.number, done])
-                weights.dropout.restore({"seed": int(own.integers(2**63)), "draws": {}})
+        for name in trainer.model.adapters:
+            for weights in adapter_weights(trainer.model, name).values():
+                if weights.dropout is not None:
+                    own = np.random.default_rng([weights.dropout.seed, ranks.number, done])
+                    weights.dropout.restore({"seed": int(own.integers(2**63)), "draws": {}})
 
 
 def _losses(validation: Sequence[tuple[int, float]]) -> list[float]:

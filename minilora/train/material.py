@@ -42,7 +42,6 @@ from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Example, Pair, Sample
-from ..nn.ranks import ALONE, Ranks
 from ..pages.text import counted
 from ..progress import log, progress
 
@@ -307,14 +306,11 @@ def common_system(records: Sequence[Record]) -> str | None:
     return prompt if role == "system" and not others else None
 
 
-def evaluate(
-    model: LanguageModel, tokenizer: Tokenizer, material: Material, when: str, ranks: Ranks = ALONE
-) -> Measured:
+def evaluate(model: LanguageModel, tokenizer: Tokenizer, material: Material, when: str) -> Measured:
     """Measure a model on all sets.
 
     material: the sets that are scored, and the questions that are asked.
     when: "before" or "after" training, for the progress bars.
-    ranks: the processes that share the work; all of them must call this.
     """
     result = Measured()
     sequences = [sequence for samples in material.scored.values() for each in samples for sequence in each.sequences]
@@ -324,11 +320,11 @@ def evaluate(
                 result.preferences[name] = preferences(model, pairs)
                 result.loss[name] = result.preferences[name].pop("loss")
             else:
-                result.loss[name] = mean_loss(model, samples, ranks=ranks)
+                result.loss[name] = mean_loss(model, samples)
     questions = material.asked | material.shown
     with progress(f"answers {when}", sum(map(len, questions.values())), "answer"):
         for name, records in questions.items():
-            result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
+            result.answers[name] = answer_all(model, tokenizer, records)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     if (held := material.checked) is not None:
@@ -337,7 +333,7 @@ def evaluate(
             who = "old adapter" if model.adapters else "base"
             shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
             asked = {f"{who}, {n or 'zero'}-shot": n for n in (0, shots)} if held.examples else {}  # not of a trial
-        result.checked = {name: list(held.ask(model, tokenizer, n, ranks)) for name, n in asked.items()}
+        result.checked = {name: list(held.ask(model, tokenizer, n)) for name, n in asked.items()}
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from ..measure.predict import Step, alive_at_once, kept_activations, predict_mem
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..nn.parts import Example
-from ..nn.ranks import Ranks
 from ..nn.step import divided
 from .checkpoint import State
 from .loop import Trainer
@@ -38,10 +38,6 @@ def metrics_of(
     kept: which weights are the result, as `History.kept` gives them.
     """
     model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
-    sizes = {  # of the gradients of a step, and of those of a step that trains the whole model
-        "sent": sum(p.size for p in trainer.parameters.values()),
-        "full_sent": sum(array.size for array in base_state(model).values()),
-    }
     return {
         "created": now(),
         "steps": len(history.losses),
@@ -62,7 +58,6 @@ def metrics_of(
         "base_bytes": base_bytes(model),
         "base_rounded_to": model.rounded_to,
         "ranks": trainer.ranks.size,
-        "bytes_per_step": {name: trainer.ranks.bytes_per_step(size) for name, size in sizes.items()},
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
 
@@ -80,22 +75,10 @@ def base_bytes(model: LanguageModel) -> int:
     return sum(array.nbytes for array in base_state(model).values())
 
 
-def mapped_bytes(model: LanguageModel) -> int:
-    """Those of these bytes that are mapped from files, and so exist once for all processes on a machine."""
-
-    def is_mapped(array: Any) -> bool:
-        array = getattr(array, "raw", array)
-        while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
-            array = array.base
-        return isinstance(array, np.memmap)
-
-    return sum(array.nbytes for array in base_state(model).values() if is_mapped(array))
-
-
 def memory_of(
-    model: LanguageModel, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
+    model: LanguageModel, material: Material, batch_size: int, seed: int, program: int | None
 ) -> dict[str, Any]:
-    """The memory of a training step, predicted for the largest of the `FIRST` batches, for the share of this rank.
+    """The memory of a training step, predicted for the largest of the `FIRST` batches.
 
     program: the bytes that the process held before training besides the base, None where they do not count.
     """
@@ -103,9 +86,8 @@ def memory_of(
     def size(samples: Sequence[Example]) -> int:
         return sum(each.input_ids.size for each in alive_at_once(divided(model, samples))[0])
 
-    batches = zip(epochs(material.train, batch_size, seed), range(FIRST), strict=False)
-    shares = [share for samples, _ in batches if (share := ranks.share(samples))] or [material.train[:1]]
-    step = Step.of(model, max(shares, key=size), program=program or 0)
+    batches = islice(epochs(material.train, batch_size, seed), FIRST)
+    step = Step.of(model, max(batches, key=size), program=program or 0)
     alone = replace(step, rank=None, modules=None, others=0, base_bytes=None, unpacks=False)
     mine = predict_memory(step)
     saved = recomputed_activations(step) if step.recompute else kept_activations(step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ LABEL = "to classify: the column with the label of each text (default: label, in
 SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data"
 MAX_LENGTH = "tokens per record; longer conversations are truncated, longer texts are divided"
 RATE = 2e-3  # LoRA's learning rate for SmolLM2 and for tiny; rate.py has that of another base
-ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to", "processes")  # these do not change what is learned
+ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
 _TRAINING: dict[str, Any] = {"group": "training"}
@@ -238,9 +237,6 @@ class Options(Training, Subject):
     dtype: str = option("auto", **FROZEN, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
-    processes: int = option(
-        1, "divide the work among processes, each on its cores (Linux): try as many as cores", least=1, **_MACHINE
-    )
 
     def __post_init__(self):
         if self.base is None and self.adapter is None:
@@ -255,10 +251,6 @@ class Options(Training, Subject):
                 raise ValueError(f"{name}: general measures forgetting and has no training records: choose other data")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
-        if self.processes > 1 and self.device != "cpu":
-            raise ValueError("processes are for device 'cpu': leave out one of the two")
-        if self.processes > 1 and sys.platform != "linux":
-            raise ValueError("processes are for Linux; elsewhere: mpiexec -n 2 minilora finetune, with minilora[mpi]")
         if self.adapter_scale != 1 and not can_be_scaled(vars(self)):
             raise ValueError(f"strength {self.adapter_scale:g} is for plain LoRA: with DoRA or PiSSA leave it out")
         self.lora_config()  # refuses what no adapter can have

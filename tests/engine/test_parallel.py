@@ -135,20 +135,17 @@ def controller(monkeypatch):
     fake = SimpleNamespace(limits=[], select=lambda user_api: SimpleNamespace(info=list))
     fake.limit = lambda limits, user_api: fake.limits.append(limits)
     monkeypatch.setattr(parallel, "_controller", lambda: fake)
-    monkeypatch.setattr(parallel, "_kept", [])
     for name in parallel.THREADS:
         monkeypatch.delenv(name, raising=False)
     return fake
 
 
 @pytest.mark.parametrize("name", parallel.THREADS)
-def test_threads_are_never_more_than_the_environment_allows(name, monkeypatch, controller):
-    monkeypatch.setattr(parallel, "cores", lambda: 2)
+def test_threads_are_as_many_as_the_environment_says(name, monkeypatch, controller):
     parallel.keep_threads(4)
     monkeypatch.setenv(name, "2")
-    for most in (1, 4):
-        parallel.keep_threads(most)
-    assert controller.limits == [4, 1, 2]
+    parallel.keep_threads(3)
+    assert controller.limits == [4]
 
 
 @pytest.mark.parametrize("name", parallel.THREADS)
@@ -158,11 +155,6 @@ def test_with_a_library_that_tells_nothing_the_threads_are_those_that_were_asked
     for value, cores in (("abc", 8), ("", 8), ("0", 8), ("99", 8), ("3", 3)):
         monkeypatch.setenv(name, value)
         assert parallel.cores() == cores
-    for most, cores in ((2, 2), (5, 3), (4, 3)):
-        parallel.keep_threads(most)
-        assert parallel.cores() == cores
-    monkeypatch.delenv(name)
-    assert parallel.cores() == 4
 
 
 def test_cores_are_left_to_another_library_once_and_taken_back_once(monkeypatch, controller):

@@ -17,12 +17,10 @@ from minilora.nn.parts import (
     Batch,
     Pair,
     Sample,
-    balanced,
     begin_alike,
     collate,
     common_prefix,
     distinct_length,
-    divided_among,
     divided_samples,
     micro_batches,
     pack,
@@ -170,53 +168,6 @@ def test_a_common_beginning_counts_where_a_micro_batch_must_not_be_too_small():
         found = [Sample((*[1] * length, *[2 + i] * (LEAST // 2)), (*[-100] * (length + 1), *[2 + i] * (LEAST // 2 - 1)))
                  for i in range(2)]  # fmt: skip
         assert [len(micro_batches(each, 2)) for each in (found, pack(found))] == [expected] * 2
-
-
-def begun(document, own, system=(7,) * 5):
-    """A sample with a document of 200 tokens, and as many of its own, after the same system prompt."""
-    return Sample((*system, *[document] * 200, *[99] * own), (*[-100] * (len(system) + 201), *[99] * (own - 1)))
-
-
-def most(samples, parts):
-    """The tokens of the process that computes most."""
-    return max(
-        sum(each.input_ids.size for each in micro_batches([samples[i] for i in part], 1)) for part in parts if part
-    )
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(2, 60)), max_size=9), st.integers(1, 5))
-@settings(max_examples=40)
-def test_samples_are_divided_among_processes_and_none_has_more_than_without_regard_to_documents(made, count):
-    found = [begun(*each) for each in made]
-    parts = divided_among(found, count)
-    assert len(parts) == count and sorted(i for part in parts for i in part) == list(range(len(found)))
-    assert all(part == sorted(part) for part in parts)
-    assert sum(not part for part in parts) == max(0, count - len(found))
-    if found:
-        assert most(found, parts) <= most(found, balanced([len(sample.ids) for sample in found], count)) + 60
-
-
-def test_one_process_computes_a_document_unless_it_then_has_much_more_to_do():
-    documents = [begun(i // 2, 20) for i in range(8)]
-    assert sorted(divided_among(documents, 2)) == [[0, 1, 4, 5], [2, 3, 6, 7]]  # two documents each
-    assert sorted(divided_among([begun(0, 10), begun(0, 10), begun(1, 300)], 3)) == [[], [0, 1], [2]]
-    halves = divided_among([begun(i % 2, 40) for i in range(8)], 4)
-    assert (
-        sorted(len({i % 2 for i in part}) * len(part) for part in halves) == [2] * 4
-    )  # half of a document's questions
-    several = [*(begun(0, 50 + i) for i in range(8)), begun(1, 10)]
-    parts = divided_among(several, 2)
-    assert most(several, parts) < 650 < most(several, [range(8), [8]]) and len({len(part) for part in parts}) == 2
-    alike = [begun(0, 40) for _ in range(8)]  # more processes than documents: all have something to do
-    for count in (2, 3, 4, 8):
-        assert most(alike, divided_among(alike, count)) == 205 + 40 * -(-8 // count)
-
-
-def test_samples_that_do_not_begin_alike_are_divided_by_their_lengths():
-    found = [Sample((i, *[9] * length), (-100, *[9] * length)) for i, length in enumerate((200, 30, 170, 90, 60, 10))]
-    for count in (1, 2, 3, 7):
-        assert divided_among(found, count) == balanced([len(sample.ids) for sample in found], count)
-    assert divided_among([], 2) == [[], []]
 
 
 @given(st.integers(1, 9), st.integers(2, 80), st.sampled_from([1, 2, 3, 16]), st.data())

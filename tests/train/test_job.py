@@ -3,12 +3,10 @@
 import json
 import os
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,15 +26,12 @@ from minilora.measure.loss import mean_loss
 from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.measure.recall import answer_all
 from minilora.models.load import load
-from minilora.models.merge import save_model
 from minilora.nn.language_model import LanguageModel
 from minilora.nn.module import sha256_of
-from minilora.nn.ranks import ALONE
 from minilora.train import job
 from minilora.train import metrics as measuring
 from minilora.train.job import finetune, rehearse
 from minilora.train.loop import Trainer, TrainingError
-from minilora.train.metrics import mapped_bytes
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +129,6 @@ def test_a_run_warns_once_before_its_first_step_if_memory_is_short(given, home, 
     assert warned == [0, 0, 1] and sum("memory of a step" in line for line in caplog.messages) == 1
 
 
-def test_mapped_weights_are_those_that_stay_in_their_file(home, tmp_path):
-    base = home / "base"
-    half = save_model(*load(base), tmp_path / "half", "F16")
-    sizes = [mapped_bytes(load(base, **how)[0]) for how in ({"dtype": "auto"}, {}, {"quantized": "q8_0"})]
-    assert sizes == [sum(p.data.nbytes for _, p in load(base)[0].named_parameters() if p.data.ndim == 2), 0, 0]
-    assert mapped_bytes(load(half, dtype="auto")[0]) == sizes[0] // 2
-
-
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
     metrics = trained(replace(finished[0], out=str(tmp_path / "trial")))
     assert (metrics["loss"], metrics["keyword_recall"], metrics["answers"]) == ({}, {}, [])
@@ -170,7 +157,7 @@ def test_full_fine_tuning_would_need_as_much_memory_whatever_the_base_is_packed_
         for i, each in enumerate(settings):
             ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, **each), name=str(i))
         material = material_of(options(home, "unused"), tokenizer)
-        found.append(measuring.memory_of(model, material, 4, 0, ALONE, None)["full_predicted"])
+        found.append(measuring.memory_of(model, material, 4, 0, None)["full_predicted"])
     assert len(found) == 4 and len(set(found)) == 1
 
 
@@ -179,9 +166,9 @@ def test_the_memory_of_a_long_batch_is_predicted_wherever_it_comes_in_the_traini
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4))
     short, long = (ml.Sample(range(length), range(length)) for length in (5, 60))
     material = replace(material_of(options(home, "unused"), tokenizer), train=[*[short] * 249, long])
-    of_the_long_one = measuring.memory_of(model, replace(material, train=[long]), 1, 0, ALONE, None)["activations"]
+    of_the_long_one = measuring.memory_of(model, replace(material, train=[long]), 1, 0, None)["activations"]
     for seed in range(3):
-        assert measuring.memory_of(model, material, 1, seed, ALONE, None)["activations"] == of_the_long_one
+        assert measuring.memory_of(model, material, 1, seed, None)["activations"] == of_the_long_one
 
 
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
@@ -292,26 +279,14 @@ def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
     monkeypatch.setattr(LanguageModel, "forward", lambda self, ids: done.append(ids.shape) or forward(self, ids))
     monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or 1000)
     monkeypatch.setattr(job, "added_memory", lambda use: use() or 50)
-    monkeypatch.setattr(job, "forked", lambda count: done.append(f"forked {count}") or nullcontext(ALONE))
-    monkeypatch.setattr("sys.platform", "linux")
     pairs = [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No.", "split": "train"} for i in range(4)]
     given = {"data": write_jsonl(tmp_path / "pairs.jsonl", pairs), "loss": "dpo"} if loss == "dpo" else {}
-    chosen = options(home, tmp_path / "run", processes=2, **given)
+    chosen = options(home, tmp_path / "run", **given)
     assert rehearse(chosen)["peak_memory_bytes"]["by_owner"]["program"] == 1000 + 50 * large
     first, last = (["compiles"], ["loss_without_grad", (1, 1)]) if large else ([], [])
-    assert done[done.index("prepare") :] == ["prepare", *first, "program", "forked 2", *last]
+    assert done[done.index("prepare") :] == ["prepare", *first, "program", *last]
     monkeypatch.setattr(job, "program_memory", lambda arrays: None)  # on Windows
-    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] == "forked 2"
-
-
-@pytest.mark.parametrize("program", [1000, None])
-def test_libraries_are_measured_where_the_program_counts(program, monkeypatch):
-    used, one = [], object.__new__(job.Job)
-    vars(one).update(options=SimpleNamespace(processes=1), ranks=ALONE, program=program, libraries=0, model=None)
-    monkeypatch.setattr(job, "base_bytes", lambda model: 2 * job.LARGE)
-    monkeypatch.setattr(job, "added_memory", used.append)
-    with one.divided():
-        assert len(used) == (program is not None)
+    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] in ("prepare", "compiles")
 
 
 @pytest.mark.usefixtures("unmeasured")
