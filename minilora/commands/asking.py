@@ -9,7 +9,8 @@ from pathlib import Path
 from ..data.passages import Handbook
 from ..data.records import read_handbook
 from ..engine.factors import hint
-from ..generate.conversation import MAX_NEW_TOKENS, without_passages
+from ..generate.as_trained import without_passages
+from ..generate.conversation import MAX_NEW_TOKENS
 from ..generate.streams import check_settings
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel

@@ -15,8 +15,7 @@ from ..data.passages import Handbook
 from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
 from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
-from ..generate.conversation import without_passages
-from ..generate.fields import task_of_adapters
+from ..generate.as_trained import task_of_adapters, without_passages
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now

@@ -20,7 +20,7 @@ from ..data.labels import LabelTask
 from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
 from ..data.records import path_of, sha256_of_data
 from ..files.disk import locked, read_json, write_json
-from ..generate.fields import task_for
+from ..generate.as_trained import task_for
 from ..generate.predict import added_names, predict
 from ..lora.adapters import adapter_state, base_state, set_adapter
 from ..lora.provenance import read_provenance

@@ -113,11 +113,6 @@ class Handbook:
         """The passage with the answer of a conversation: the best match of the last question and answer together."""
         return self.best(" ".join(message["content"] for message in messages[-2:]))
 
-    def ask(self, question: str, template: str = TEMPLATE) -> tuple[Passage, str]:
-        """The best match of a question, and the prompt with it."""
-        passage = self.best(question)
-        return passage, fill(passage.text, question, template)
-
 
 def paragraphs(text: str) -> list[str]:
     """The paragraphs of Markdown or another text, each with the headings before it, without comments and front matter.

@@ -1,22 +1,21 @@
 """A conversation with one base and its adapters: what was said, who answers, and how much of it the model sees."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from ..data.fields import FieldTask, Task
+from ..data.fields import FieldTask
 from ..data.labels import LabelTask
-from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
+from ..data.passages import Handbook, Passage
 from ..data.records import read_records
 from ..files.disk import write_bytes
-from ..lora.adapters import Choice, same_of_all, set_adapter
+from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .fields import guide_of, task_for
+from .as_trained import Asked, as_trained, system_of, task_for, with_system
 from .labels import ranked_labels
 from .prefix_cache import PrefixCache
 from .streams import Answer, Streams, check_settings
@@ -52,66 +51,6 @@ def name_of(choice: Choice) -> str:
     if isinstance(choice, Mapping):
         return " + ".join(f"{factor:g} {name}" for name, factor in choice.items())
     return "base" if choice is None else choice
-
-
-def system_of(model: LanguageModel, choice: Choice) -> str | None:
-    """The system prompt that all adapters of a choice, or a whole model, were trained with; None for several."""
-    return same_of_all(model, choice, lambda data: data.get("system"), model.data.get("system"))
-
-
-def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The messages after a system prompt; as they are if they begin with one, or there is none.
-
-    >>> with_system([{"role": "user", "content": "hello"}], "Be brief.")[0]
-    {'role': 'system', 'content': 'Be brief.'}
-    """
-    if system is None or (messages and messages[0]["role"] == "system"):
-        return list(messages)
-    return [{"role": "system", "content": system}, *messages]
-
-
-def template_of(model: LanguageModel, choice: Choice) -> str | None:
-    """The template of a question with its passage for a choice of adapters: the one that they were trained on.
-
-    That is None if they were trained without passages, or on labels. A base, and an adapter whose training nobody
-    wrote down, can be asked either way: theirs is TEMPLATE.
-    """
-
-    def read(data: Mapping[str, Any]) -> str | None:
-        return stored_template(data) if data else TEMPLATE
-
-    return same_of_all(model, choice, read, read(model.data))
-
-
-def open_book(
-    model: LanguageModel, choice: Choice, handbook: Handbook | None, messages: Sequence[Message]
-) -> tuple[list[Message], Passage | None]:
-    """The messages with the best passage for the last question in its prompt, and this passage.
-
-    They stay as they are, and there is no passage, without a handbook or where `template_of` the choice is None.
-    """
-    template = template_of(model, choice)
-    if handbook is None or template is None or messages[-1]["role"] != "user":
-        return list(messages), None
-    passage, prompt = handbook.ask(messages[-1]["content"], template)
-    return [*messages[:-1], {"role": "user", "content": prompt}], passage
-
-
-def without_passages(
-    model: LanguageModel, handbook: Handbook | None, names: Collection[str] | None = None
-) -> list[str]:
-    """One line that names the adapters that get no passages: without a handbook those that learned to read some, with
-    one those that were trained without any; none if there are no such adapters.
-
-    names: of the adapters that are looked at (default: all).
-    """
-    names = model.adapters if names is None else names
-    readers = [name for name in names if stored_template(model.adapters[name].data)]
-    others = [name for name in names if template_of(model, name) is None]
-    if handbook is not None:
-        return [f"{', '.join(others)}: trained without passages, and asked without them"] if others else []
-    what = "learned to answer from passages: --context FILE gives some to look them up in"
-    return [f"{', '.join(readers)} {what}"] if readers else []
 
 
 class Talk:
@@ -200,7 +139,7 @@ class Talk:
 
     def passage(self, question: str, choice: Choice) -> Passage | None:
         """The passage that a choice of adapters is given with a question, if any."""
-        return open_book(self.model, choice, self.handbook, [{"role": "user", "content": question}])[1]
+        return self._asked(question, choice, len(self.turns)).passage
 
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
@@ -215,9 +154,9 @@ class Talk:
             show(shown)
             self._keep(question, text)
             return True
-        start = self._start_that_fits(question, self.choice)
+        start, asked = self._that_fits(question, self.choice, self.seen_from)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False, known=self.known)
-        answer = self._add(streams, start, question, self.choice)
+        answer = self._add(streams, asked, None)
         if start > self.seen_from and not self.told:
             self.told = True
             log.info(f"the oldest turns are left out from here on: {self.limit} tokens are all that the model can see")
@@ -241,11 +180,10 @@ class Talk:
         """
         alone = len(self.turns)
         at_once = {name: self._at_once(question, choice) for name, choice in versions.items()}
-        written = {name: choice for name, choice in versions.items() if at_once[name] is None}
-        for choice in written.values():
-            self._start_that_fits(question, choice, alone)
+        written = [name for name, found in at_once.items() if found is None]
+        asked = {name: self._that_fits(question, versions[name], alone)[1] for name in written}
         streams = Streams(self.model, self.tokenizer, slots=len(versions))
-        answers = {name: self._add(streams, alone, question, choice) for name, choice in written.items()}
+        answers = {name: self._add(streams, each, versions[name]) for name, each in asked.items()}
         for name, found in at_once.items():
             if found is not None:
                 yield name, found[1]
@@ -256,18 +194,14 @@ class Talk:
                 streams.step()
                 yield name, answer.new_text()
 
-    def _task(self, choice: Choice) -> Task | None:
-        """What the adapters of a choice were trained to do, or to find the fields of the schema."""
-        return task_for(self.model, choice, self.schema)
-
     def _at_once(self, question: str, choice: Choice) -> tuple[str, str] | None:
         """An answer that is not written token by token, and what is shown: a label with its probability and the next
         two.
         """
-        if not isinstance(task := self._task(choice), LabelTask):
+        asked = self._asked(question, choice, len(self.turns))
+        if not isinstance(asked.task, LabelTask):
             return None
-        messages = with_system([{"role": "user", "content": question}], self.system_for(choice))
-        (label, p), *others = ranked_labels(self.model, self.tokenizer, task, messages, choice)
+        (label, p), *others = ranked_labels(self.model, self.tokenizer, asked.task, asked.messages, choice)
         rest = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
         return label, f"{label} ({100 * p:.0f} %; then {rest})"
 
@@ -294,32 +228,30 @@ class Talk:
             text = "\n".join(f"{who}: {said}\n" for each in lines for who, said in each if said)
         write_bytes(path, text.encode())
 
-    def _add(self, streams: Streams, start: int, question: str, choice: Choice) -> Answer:
+    def _add(self, streams: Streams, asked: Asked, choice: Choice) -> Answer:
         """Queue the next answer. Each question has its own seed, so that its answer can differ when repeated."""
-        task, seed = self._task(choice), self.seed + self.asked
-        guide = guide_of(task, self.tokenizer, question) if isinstance(task, FieldTask) else None
-        settings = (self.max_new_tokens, self.temperature, self.top_p, seed)
-        messages = self._messages(start, question, choice)
-        choice, penalty = choice if streams.mixed else None, self.repetition_penalty
-        return streams.add(messages, choice, *settings, guide=guide, repetition_penalty=penalty)
+        settings = (self.max_new_tokens, self.temperature, self.top_p, self.seed + self.asked)
+        guide, penalty = asked.guide(self.tokenizer), self.repetition_penalty
+        return streams.add(asked.messages, choice, *settings, guide=guide, repetition_penalty=penalty)
 
     def _keep(self, question: str, answer: str) -> None:
         """Add a turn to what was said."""
         self.turns.append(Turn(question, answer, name_of(self.choice), self.system_for(self.choice)))
 
-    def _messages(self, start: int, question: str, choice: Choice) -> list[Message]:
-        """What a choice of adapters is asked: the question, after what was said from a turn on; for fields it alone."""
+    def _asked(self, question: str, choice: Choice, start: int) -> Asked:
+        """What a choice of adapters is asked: the question, after what was said from a turn on."""
         said = [message for turn in self.turns[start:] for message in turn.messages()]
-        asked, _ = open_book(self.model, choice, self.handbook, [*said, {"role": "user", "content": question}])
-        messages = with_system(asked, self.system_for(choice))
-        return task.asked(messages) if isinstance(task := self._task(choice), FieldTask) else messages
+        task = task_for(self.model, choice, self.schema)
+        question_last: list[Message] = [*said, {"role": "user", "content": question}]
+        return as_trained(self.model, choice, question_last, task, self.system, self.handbook)
 
-    def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
-        """The first turn from which everything fits, with the question and its answer."""
-        for first in range(self.seen_from if start is None else start, len(self.turns) + 1):
-            length = len(self.tokenizer.encode_chat(self._messages(first, question, choice), answer_next=True))
+    def _that_fits(self, question: str, choice: Choice, start: int) -> tuple[int, Asked]:
+        """The first turn from which everything fits, with the question and its answer, and what is asked then."""
+        for first in range(start, len(self.turns) + 1):
+            asked = self._asked(question, choice, first)
+            length = len(self.tokenizer.encode_chat(asked.messages, answer_next=True))
             if length + self.max_new_tokens <= self.limit:
-                return first
+                return first, asked
         raise ValueError(
             f"a question of {length} tokens and an answer of {self.max_new_tokens} are more than the {self.limit} that "
             "the model can see: ask in fewer words, or give a smaller --max-new-tokens"

@@ -52,14 +52,14 @@ def without_nan(logprobs: np.ndarray) -> np.ndarray:
 def ranked_labels(
     model: LanguageModel, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
 ) -> list[tuple[str, float]]:
-    """The labels for the last message, each with its probability, the likeliest first.
+    """The labels, each with its probability as the answer, the likeliest first.
 
-    messages: a system prompt is taken into account, earlier questions and answers are not.
+    messages: the question for a label, see `as_trained`.
     choice: who decides, as in a mixed batch.
 
     Raises ValueError for a message that is too long for the model, and where that predicts NaN.
     """
-    found = label_logprobs(model, tokenizer, [task.asked(messages)], task.labels, True, choice)
+    found = label_logprobs(model, tokenizer, [messages], task.labels, True, choice)
     (p,) = label_probabilities(without_nan(found))
     return ranked(task, p)
 

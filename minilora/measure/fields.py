@@ -17,7 +17,7 @@ import numpy as np
 from ..data.fields import FieldTask, Task, as_json
 from ..data.records import Record
 from ..generate.answers import generate_batch
-from ..generate.fields import guide_of
+from ..generate.as_trained import guide_of
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from .labels import Checked, Labelled, with_examples

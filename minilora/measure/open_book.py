@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.passages import Handbook, Passage
 from ..data.records import Record
-from ..generate.conversation import template_of
+from ..generate.as_trained import template_of
 from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel

@@ -24,7 +24,8 @@ from starlette.types import Send
 from ..data.labels import LabelTask
 from ..data.passages import Handbook
 from ..files.disk import ModelFileError
-from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
+from ..generate.as_trained import as_trained
+from ..generate.conversation import MAX_NEW_TOKENS
 from .bounds import error_response, json_response
 from .engine import Engine
 from .protocol import (
@@ -141,12 +142,11 @@ class App:
         if request.n > (most := self.engine.slots + self.engine.waiting):
             raise ApiError(400, f"n is {request.n}: there is room for {most} answers at a time", "n")
         if not isinstance(request.messages, str):
-            model = self.engine.model
-            asked, passage = open_book(model, request.choice, self.handbook, request.messages)
-            messages = with_system(asked, system_of(model, request.choice))
-            strange = self.handbook is not None and not self.handbook.has_words_of(request.messages[-1:])
-            request = replace(request, messages=messages, passage=passage, strange=strange)
-            if (role := messages[-1]["role"]) != "user" and self.engine.task(request):
+            task, said = self.engine.task(request), request.messages
+            asked = as_trained(self.engine.model, request.choice, said, task, handbook=self.handbook)
+            strange = self.handbook is not None and not self.handbook.has_words_of(said[-1:])
+            request = replace(request, messages=asked.messages, task=task, passage=asked.passage, strange=strange)
+            if (role := said[-1]["role"]) != "user" and task is not None:
                 wrong = f"the last message must be the user's, which alone is answered here, got one of role {role}"
                 raise ApiError(400, wrong, "messages")
         request = replace(request, limit=await self._limit(request))
@@ -168,7 +168,7 @@ class App:
         except ValueError as error:
             raise ApiError(400, str(error), request.param) from error
         limit = max(min(self.default_limit, context - count), 1) if request.limit is None else request.limit
-        generated = 0 if isinstance(self.engine.task(request), LabelTask) else limit
+        generated = 0 if isinstance(request.task, LabelTask) else limit
         if count + generated > context:
             fits = count <= context
             what = f"the conversation has {count:,} tokens" if fits else "the conversation is too long"

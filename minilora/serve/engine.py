@@ -21,15 +21,15 @@ from typing import Any, TypeVar
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
 from ..data.passages import Handbook
-from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of, without_passages
-from ..generate.fields import guide_of, task_of_adapters
+from ..generate.as_trained import guide_of, system_of, task_of_adapters, without_passages
+from ..generate.conversation import MAX_NEW_TOKENS, TOY
 from ..generate.labels import ranked_labels
 from ..generate.prefix_cache import PrefixCache
 from ..generate.schema import check_room
 from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
-from ..models.tokenizer import Message, Tokenizer
+from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, OTHER_TEMPLATE, other_rounding, own_templates
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
@@ -55,7 +55,7 @@ class Engine:
         with Engine(model, tokenizer) as engine:
             engine.call(lambda: engine.ask(Request(messages, "legal"), tell=print)).result()
 
-    Every thread may use `call`, `asked`, `count`, `state` and `versions` (what can answer, by name); the other methods
+    Every thread may use `call`, `task`, `count`, `state` and `versions` (what can answer, by name); the other methods
     are for functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context:
     tokens of a conversation and its answer, where that must be fewer than the model can see.
     """
@@ -98,22 +98,17 @@ class Engine:
         return future
 
     def task(self, request: Request) -> Task | None:
-        """What the adapters of a request were trained to do, unless it continues a text or has another schema."""
-        task = None if isinstance(request.messages, str) else task_of_adapters(self.model, request.choice)
+        """What the adapters of a request were trained to do, unless it has another schema."""
+        task = task_of_adapters(self.model, request.choice)
         other = isinstance(task, FieldTask) and request.schema is not None and request.schema.fields != task.fields
         return None if other else task
-
-    def asked(self, request: Request) -> Sequence[Message] | str:
-        """What the model reads: for labels and fields the question about the last message, else all messages."""
-        task = self.task(request)
-        return request.messages if task is None or isinstance(request.messages, str) else task.asked(request.messages)
 
     def count(self, request: Request) -> int:
         """The tokens of its prompt; for one that is far too long, some number that is too large as well.
 
         Raises ValueError for a conversation that the model's template cannot render.
         """
-        messages = self.asked(request)
+        messages = request.messages
         if isinstance(messages, str):
             text = self.tokenizer.plain(messages)
         else:
@@ -141,11 +136,12 @@ class Engine:
             seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
-        task, messages = self.task(request), request.messages
-        refuse_for_task(request, task)
+        task, messages = request.task, request.messages
+        refuse_for_task(request)
         if isinstance(task, LabelTask):
             return self._label(request, task, tell)
-        text = "" if isinstance(messages, str) else messages[-1]["content"]
+        said = "" if isinstance(messages, str) else messages[-1]["content"]
+        text = said if task is None else task.text(said)
         schema, limit = task or request.schema, request.limit or MAX_NEW_TOKENS
         if schema is not None:
             try:
@@ -154,7 +150,7 @@ class Engine:
                 raise ApiError(400, str(error), "max_tokens") from error
         guide = None if schema is None else guide_of(schema, self.tokenizer, text)
         answer = self.streams.add(
-            self.asked(request), request.choice, limit, request.temperature, request.top_p,
+            messages, request.choice, limit, request.temperature, request.top_p,
             request.seed, request.stop, raw=isinstance(messages, str), guide=guide, top_logprobs=request.top_logprobs,
             repetition_penalty=request.repetition_penalty,
         )  # fmt: skip

@@ -89,8 +89,8 @@ class Request:
     """A request that was read and checked. No two are equal.
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
-    if the request says. passage: that was put into the messages. strange: whether the question shares no word with any
-    passage.
+    if the request says. task: the labels or fields that the messages ask for, if any. passage: that was put into the
+    messages. strange: whether the question shares no word with any passage.
     top_logprobs: how many log-probabilities are told besides that of each token, or of the label, if any. as_json: for
     adapters with labels or fields, whether the answer is a JSON object. schema: what the answer must be, as JSON, if
     the request says. n: how many answers, each with its own seed.
@@ -111,6 +111,7 @@ class Request:
     usage_always: bool = False
     top_logprobs: int | None = None
     as_json: bool = False
+    task: Task | None = None
     passage: Passage | None = None
     strange: bool = False
     schema: FieldTask | None = None
@@ -227,11 +228,11 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
     )
 
 
-def refuse_for_task(request: Request, task: Task | None) -> None:
+def refuse_for_task(request: Request) -> None:
     """Raise ApiError for fields that mean nothing where the answer is no label, or has no schema."""
-    if request.as_json and task is None:
+    if request.as_json and request.task is None:
         wrong = '"json_object" is for adapters that were trained on labels or fields; any other takes "json_schema"'
-    elif request.schema and isinstance(task, LabelTask):
+    elif request.schema and isinstance(request.task, LabelTask):
         wrong = '"json_schema" is not for adapters that were trained on labels'
     else:
         return

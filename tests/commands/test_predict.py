@@ -87,7 +87,9 @@ def test_each_text_gets_what_it_gets_alone(model, tokenizer, trained):
     trained(TRAINED["labels"])
     found = predict(model, tokenizer, TEXTS)
     for text, one in zip(TEXTS, found, strict=True):
-        label, p = ranked_labels(model, tokenizer, LABELS, [{"role": "user", "content": text}], "legal")[0]
+        label, p = ranked_labels(model, tokenizer, LABELS, LABELS.asked([{"role": "user", "content": text}]), "legal")[
+            0
+        ]
         assert one == {"label": label, "probability": pytest.approx(p, abs=1e-5)}
     trained(TRAINED["fields"])
     found = predict(model, tokenizer, TEXTS, 60)
@@ -101,7 +103,9 @@ def test_more_labels_follow_the_likeliest_one_with_their_probabilities(model, to
     for text, found in zip(TEXTS, predict(model, tokenizer, TEXTS, top_k=count), strict=True):
         names, values = [*found], [*found.values()]
         assert names == ["label", "probability", "label_2", "probability_2", "label_3", "probability_3"][: 2 * count]
-        expected = ranked_labels(model, tokenizer, LABELS, [{"role": "user", "content": text}], "legal")[:count]
+        expected = ranked_labels(model, tokenizer, LABELS, LABELS.asked([{"role": "user", "content": text}]), "legal")[
+            :count
+        ]
         assert values[::2] == [label for label, _ in expected]
         assert values[1::2] == pytest.approx([p for _, p in expected], abs=1e-5)
 

@@ -8,7 +8,8 @@ import minilora as ml
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_records
 from minilora.generate.answers import generate
-from minilora.generate.conversation import Talk, Turn, system_of
+from minilora.generate.as_trained import system_of
+from minilora.generate.conversation import Talk, Turn
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.generate.streams import Streams
 

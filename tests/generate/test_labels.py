@@ -11,7 +11,7 @@ import minilora as ml
 from minilora.data.labels import LabelTask
 from minilora.engine.fused import NOT_SCORED
 from minilora.generate import labels as scoring
-from minilora.generate.fields import task_of_adapters as label_task
+from minilora.generate.as_trained import task_of_adapters as label_task
 from minilora.generate.labels import label_logprobs, label_probabilities, ranked_labels
 from minilora.nn import cache
 
@@ -162,7 +162,8 @@ def test_labels_are_ranked_by_their_probability_after_the_prompt_of_the_task_and
     task, talk = LabelTask.of(LABELS), [*TALKS[3], *TALKS[2][1:]]
     asked = [TALKS[3][0], {"role": "user", "content": task.prompt("and this")}]
     (p,) = label_probabilities(label_logprobs(model, tokenizer, [asked], task.labels, True, "legal"))
-    labels, found = zip(*ranked_labels(model, tokenizer, task, talk, "legal"), strict=True)
+    assert task.asked(talk) == asked
+    labels, found = zip(*ranked_labels(model, tokenizer, task, asked, "legal"), strict=True)
     assert labels == tuple(task.labels[i] for i in np.argsort(-p))
     np.testing.assert_allclose(found, -np.sort(-p), rtol=1e-6)
 

@@ -19,8 +19,7 @@ from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import NO_WORD, TEMPLATE, Handbook, Passage
 from minilora.generate.answers import generate_batch
-from minilora.generate.conversation import without_passages
-from minilora.generate.fields import guide_of
+from minilora.generate.as_trained import guide_of, without_passages
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.models.folder import save_folder
 from minilora.models.with_adapters import OTHER_TEMPLATE, load_with_adapters, log_other_rounding

@@ -11,7 +11,7 @@ from modelfiles import TERMS, write_jsonl
 from minilora.commands import report
 from minilora.commands.eval import page
 from minilora.data.passages import TEMPLATE, fill
-from minilora.generate.conversation import template_of
+from minilora.generate.as_trained import template_of
 from minilora.measure.recall import answer_all
 from minilora.models.with_adapters import load_with_adapters
 from minilora.train.job import finetune
