@@ -15,15 +15,16 @@ import os
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import cache
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 
 from .backend import Array
-from .cgroups import processor_quota
 from .tensor import Node, Tensor, backward_pass
 
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # each draws its own dropout
@@ -39,11 +40,17 @@ def processors() -> int:
     """
     if sys.platform == "emscripten":
         return 1
-    return math.ceil(min(_bound_to(), processor_quota()))
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(bound, _quota()))
 
 
-def _bound_to() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@cache
+def _quota() -> float:
+    """The processors' time that a container may use, such as 1.5; infinity without a quota."""
+    with suppress(OSError, ValueError):  # no container, or "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        return quota / period
+    return math.inf
 
 
 def cores() -> int:
@@ -86,7 +93,7 @@ def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
     controller = ThreadpoolController()
-    if processor_quota() < _bound_to() and not any(name in os.environ for name in THREADS):  # BLAS libraries know none
+    if _quota() < math.inf and not any(name in os.environ for name in THREADS):  # BLAS libraries know none
         controller.limit(limits=processors(), user_api="blas")
     return controller
 

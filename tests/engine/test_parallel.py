@@ -1,5 +1,6 @@
 """Threads: gradients are added in a fixed order, one at a time, and every thread uses one core of BLAS."""
 
+import math
 import os
 import signal
 import subprocess
@@ -195,3 +196,41 @@ def test_with_one_thread_none_is_started(monkeypatch):
     assert parallel.values(functions, 1) == [2, 2]
     assert parallel.values_and_gradients(functions, [1.0, 1.0], 1) == [2, 2]
     np.testing.assert_array_equal(w.grad, [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("text", "quota", "expected"),
+    [("150000 100000", 1.5, 2), ("400000 200000", 2, 2), ("30000 100000", 0.3, 1), ("9900000 100000", 99, 8),
+     ("max 100000", math.inf, 8), (None, math.inf, 8)],
+)  # fmt: skip
+def test_a_container_has_as_many_processors_as_its_quota_rounded_up(text, quota, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    if text is not None:
+        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{text}\n")
+    parallel._quota.cache_clear()
+    try:
+        assert (parallel._quota(), parallel.processors()) == (quota, expected)
+    finally:
+        parallel._quota.cache_clear()
+
+
+SCRIPT = """
+import sys
+from minilora.engine import parallel
+from threadpoolctl import threadpool_info
+parallel._quota = lambda: float(sys.argv[1])
+parallel.cores()
+print([each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"])
+"""
+
+
+def test_matmuls_use_no_more_threads_than_the_quota_unless_their_number_is_given():
+    def threads(quota, **given):
+        environment = {k: v for k, v in os.environ.items() if k not in parallel.THREADS} | given
+        command = [sys.executable, "-c", SCRIPT, str(quota)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert threads(1) == "[1]"
+    assert threads(1, OPENBLAS_NUM_THREADS="2") == threads("inf", OPENBLAS_NUM_THREADS="2")
