@@ -77,8 +77,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a table, JSON rows, or a text file with a question on each line")
     add_flags(parser, PredictOptions)
     parser.epilog = (
-        "Cells of a table are written as the data and the model have them; next to semicolons, numbers have a decimal "
-        "comma, as in Excel, unless the table's have points. A spreadsheet takes one that begins with =, "
+        "Cells of a table are written as the data and the model have them. A spreadsheet takes one that begins with =, "
         "+, - or @ for a formula and may run it: import tables of untrusted texts as text."
     )
     parser.add_argument("--overwrite", **OVERWRITE)

@@ -74,15 +74,15 @@ class Rows:
     """Rows as the text of a file: CSV or TSV with a heading, or JSON lines.
 
     suffix: of the file. columns: of all rows, in their order; a table has no others. like: a table, of which one with
-    the same ending gets the delimiter, the encoding and the decimal mark, so that Excel opens both alike.
+    the same ending gets the delimiter and the encoding, so that Excel opens both alike.
     """
 
     def __init__(self, suffix: str, columns: Sequence[str], like: Path | None = None):
         if suffix not in (*TABLES, JSON_LINES):
             raise ValueError(f"rows are written as {listed([*TABLES, JSON_LINES])}, got {suffix or 'no ending'}")
-        self.comma, self.encoding, self.mark, self.columns = TABLES.get(suffix), "utf-8", ".", list(columns)
+        self.comma, self.encoding, self.columns = TABLES.get(suffix), "utf-8", list(columns)
         if self.comma is not None and like is not None and like.suffix.lower() == suffix:
-            self.comma, self.encoding, self.mark = dialect_of(like)
+            self.comma, self.encoding = dialect_of(like)
 
     def heading(self) -> str:
         """The heading of a table."""
@@ -92,8 +92,7 @@ class Rows:
         """A row. A table holds a list or an object as JSON, and nothing as an empty cell."""
         if self.comma is None:
             return _json(row) + "\n"
-        values = [row.get(name) for name in self.columns]
-        return self._line([_cell(x).replace(".", self.mark) if isinstance(x, float) else _cell(x) for x in values])
+        return self._line([_cell(row.get(name)) for name in self.columns])
 
     def done(self, path: Path, prompts: Sequence[Prompt]) -> int:
         """How many rows a file has that was written before. Half a row at its end, which a full disk or a killed

@@ -4,7 +4,6 @@ Of a conversation only the assistant's words are scored, with the token that end
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
@@ -18,7 +17,6 @@ from ..models.tokenizer import Tokenizer, check_tokenizer
 from ..nn.parts import Example, Pair, Sample, begin_alike, same_beginning
 from ..options import check_whole
 from ..progress import log, progress
-from .formats import listed
 from .records import Record, check_records
 
 One = TypeVar("One", bound=Example)
@@ -166,32 +164,6 @@ def _answer_start(
     begin = 0 if whole else marks[len(control) - 1]
     start = begin + len(heads[tail])
     return start if ids[begin:start] == heads[tail] else same_beginning([tokenizer.encode(before), ids])
-
-
-def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -> list[str]:
-    """One line that names the texts in which control tokens are spelled out, if any. They are trained as such, since a
-    text may be a rendered conversation. In the messages of a conversation they are ordinary text.
-    """
-    texts = {r.id: tokens[0][1] for r in records if r.text and (tokens := tokenizer.control_tokens(r.text))}
-    names = ", ".join(dict.fromkeys(texts.values()))
-    return (
-        [f"control tokens spelled out in a text are trained as control tokens: {names} in {listed([*texts], 5)}"]
-        if texts
-        else []
-    )
-
-
-def warning_of_systems(records: Sequence[Record]) -> list[str]:
-    """One line if conversations begin with different system prompts, or only some with one: none is stored with the
-    adapter then.
-    """
-    firsts = [record.messages[0] for record in records if record.messages]
-    prompts = Counter(first["content"] for first in firsts if first["role"] == "system")
-    if not prompts or prompts.most_common(1)[0][1] == len(firsts):
-        return []
-    different = f", {len(prompts):,} different ones" if len(prompts) > 1 else ""
-    share = f"{prompts.total():,} of {len(firsts):,} records begin with a system prompt{different}"
-    return [f"{share}: chat and serve use one that all records have, so here none (chat --system TEXT sets one)"]
 
 
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:

@@ -106,7 +106,7 @@ def read_sets(
         records, task = reading.records, reading.task
         if source not in BUILT_IN:
             classified = task is None and any(isinstance(each, LabelTask) for each in stored)
-            hint = ["to measure labels, name their column with --label"] * (classified and not reading.label_hint())
+            hint = ["to measure labels, name their column with --label"] * classified
             for line in [*reading.notes(), *hint]:
                 log.info(f"{source}: {line}")
         if task is not None and task not in stored and (wrong := _unlike(task, stored)):

@@ -21,8 +21,6 @@ from ..data.samples import (
     encode_records,
     mixed,
     truncate_and_log,
-    warning_of_control_tokens,
-    warning_of_systems,
 )
 from ..data.splits import (
     RULE,
@@ -184,8 +182,6 @@ def prepare(
         log.info(f"{data}: {line}")
     if context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)
-    for line in (*warning_of_control_tokens(records, tokenizer), *warning_of_systems(records)):
-        log.warning("%s", line)
     if beta is not None and (without := [record.id for record in records if record.rejected is None]):
         needed = "DPO needs the columns prompt, chosen and rejected, such as legal-pairs has"
         raise ValueError(f"{data}: record {without[0]} has no rejected answer: {needed}")
