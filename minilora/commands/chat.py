@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ..generate.conversation import TOY, Talk, name_of
 from ..generate.streams import check_settings
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
-from ..pages.text import breakable, counted, shortened, width_of
+from ..pages.text import counted, shortened
 from ..terminal import printable
 from .asking import Asking, read_context
 from .shared import Instead, adapters
@@ -400,46 +399,18 @@ class Output:
 
 
 class Screen(Output):
-    """A terminal. A word is shown when its end is known, on a new line if it does not fit on this one."""
-
-    def __init__(self) -> None:
-        self.word, self.space, self.column = "", "", 0
+    """A terminal: an empty line follows each answer, and what would steer it is replaced."""
 
     def piece(self, text: str) -> None:
-        """The next piece of an answer: its whole words, and the white space between them."""
-        for part in re.findall(r"\n|[^\S\n]+|\S+", printable(text)):
-            if not part.isspace():
-                *certain, last = breakable(self.word + part)
-                for self.word in certain:
-                    self._show_word()
-                self.word = last
-                continue
-            self._show_word()
-            if part == "\n":
-                self._write("\n")
-                self.space, self.column = "", 0
-            else:
-                self.space += part.replace("\t", "    ")
+        """The next piece of an answer."""
+        self._write(printable(text))
 
     def end(self) -> None:
-        """The answer has ended: its last word, and an empty line."""
-        self._show_word()
+        """The answer has ended."""
         self._write("\n\n")
-        self.space, self.column = "", 0
 
     def note(self, line: str) -> None:
         """A line that is not an answer, between the answers."""
         print(printable(line), flush=True)
 
     hint = note
-
-    def _show_word(self) -> None:
-        if not self.word:
-            return
-        width = width_of(self.word)
-        if self.column and self.column + len(self.space) + width >= shutil.get_terminal_size().columns:
-            self._write("\n")
-            self.space, self.column = "", 0
-        self.column += len(self.space) + width
-        shown, self.word, self.space = self.space + self.word, "", ""
-        self._write(shown)  # where Ctrl-C may come, after which `end` shows the word that is held

@@ -25,7 +25,7 @@ from ..measure.environment import here_and_now
 from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
 from ..options import BASE, add_flags, check, from_flags, option, refuse_other_settings
-from ..pages.text import counted, listed, plain
+from ..pages.text import counted, listed
 from ..progress import log
 from ..terminal import printable
 from ..train.job import finetune
@@ -231,7 +231,6 @@ class _Runs:
         self.done: list[tuple[Run, float]] = []
         rates = {method: len(options.rates(method)) for method in METHODS}
         self.total = len(METHODS) + sum(n for n in rates.values() if n > 1)
-        self.steps = {method: options.steps + options.tries * n * (n > 1) for method, n in rates.items()}  # ahead
 
     def found(self, method: str, lr: float, compared: bool) -> dict[str, Any]:
         """The metrics of a try or, if `compared`, of a run that is compared: read if they are kept, or made and kept.
@@ -241,7 +240,6 @@ class _Runs:
         run = Run(self.options.run(method, lr, compared), compared)
         record = remember(run.record, self._decides(run), lambda: self._made(run))
         self.done.append((run, record["seconds"]))
-        self.steps[method] -= run.options.steps or 0
         if compared and "failed" in record["result"]:
             raise RuntimeError(f"{run}: {record['result']['failed']}; choose with --{method}-lr")
         return record["result"]
@@ -270,7 +268,7 @@ class _Runs:
                 remove_folder(path.with_suffix(""))
 
     def _made(self, run: Run) -> dict[str, Any]:
-        log.info(f"run {len(self.done) + 1} of {self.total}: {run}{self._time_left()}")
+        log.info(f"run {len(self.done) + 1} of {self.total}: {run}")
         try:
             metrics = apart(train, asdict(run.options), run.compared, not self.done)
         except KeyboardInterrupt:
@@ -288,16 +286,6 @@ class _Runs:
         settings = asdict(run.options) | {"measure": run.compared, "minilora": __version__} | self.inputs
         del settings["out"]
         return as_json(settings)
-
-    def _time_left(self) -> str:
-        """In words, from the time per step of each method so far; nothing while that is unknown."""
-        left = 0.0
-        for method, ahead in self.steps.items():
-            known = [(run.options.steps or 1, seconds) for run, seconds in self.done if run.options.method == method]
-            if ahead > 0 and not known:
-                return ""
-            left += max(ahead, 0) * sum(seconds for _, seconds in known) / (sum(steps for steps, _ in known) or 1)
-        return f"; all runs take about {plain(math.ceil(left / 60))} min more"
 
 
 def _inputs(options: CompareOptions) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..data.rows import TEXT_SUFFIXES
 from ..files.disk import read_json
-from ..lora.config import can_be_scaled
 from ..options import UsageError, nearest
 from ..pages.fields import field_lines
 from ..pages.figures import smoothed, validation_losses
@@ -40,11 +39,6 @@ SETS = {
     "unseen": "unseen questions",
     "general": "general text (forgetting)",
 }
-RECALLED = 0.5  # the page advises if recall of reworded training questions is below this,
-OFTEN = 10  # and each record was seen less often
-BRIEF, USUAL_STEPS = 10, 60  # the page advises the latter if a run has fewer steps than the former
-FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
-GUESS = 12.5  # nats: a guess among the tokens of the largest vocabulary known here, 262,144
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -114,8 +108,6 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
         yield _row(f"keyword recall, {SETS[name]}", percent(before, 1), percent(after, 1), points)
     if metrics.get("train_loss"):
         yield from ("", *_course(metrics, width))
-    if advice := _advice(metrics):
-        yield from ("", *wrapped(advice, width))
 
 
 def _records(metrics: Mapping[str, Any]) -> str:
@@ -160,38 +152,6 @@ def _course(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
 def _kept_earlier(metrics: Mapping[str, Any]) -> bool:
     """Is what was kept that of an earlier step than the last?"""
     return "kept" in metrics and metrics["kept"]["step"] < len(metrics["train_loss"])
-
-
-def _advice(metrics: Mapping[str, Any]) -> str:
-    """What to try after a run that went wrong, or that forgot much; else nothing."""
-    options, losses = metrics["options"], metrics["loss"]
-    length = "--steps" if options.get("steps") else "--epochs"
-    lower = f"a lower --lr (it was {options['lr']:g})" if "lr" in options else "a lower --lr"
-    learned = [losses[name] for name in ("reworded", "paraphrase", "unseen") if name in losses]
-    if "audit_failed" in metrics:
-        return f"The audit failed (see below): try {lower}."
-    if (steps := metrics["planned_steps"]) < BRIEF:
-        return f"The run had only {counted(steps, 'step')}: try --steps {USUAL_STEPS}."
-    if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
-        return f"Loss did not fall: try {lower}."
-    before, after = losses.get("general", (0.0, 0.0))
-    if not after <= max(before, GUESS):
-        return f"On general text the model is worse than a guess (a loss of {plain(after, 1)}): try {lower}."
-    forgets = metrics.keys().isdisjoint(("labels", "fields"))  # else no other text can be the answer
-    if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
-        ways = [lower, f"fewer {length}"]
-        if options["method"] == "full":
-            ways.append("--method lora")
-        elif options.get("strength") and can_be_scaled(options):
-            ways[0] = f"a lower --strength (it was {options['strength']:g})"
-        return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
-    if not forgets and metrics.get("kept", {}).get("which") == "best" and not _kept_earlier(metrics):
-        return f"Validation loss was lowest at the last step: try more {length}."
-    _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
-    per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
-    if recalled < RECALLED and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0):
-        return "The answers have few of the facts: given many phrasings of each question, try --config facts."
-    return ""
 
 
 # -- what it cost ------------------------------------------------------------------------------------------------------

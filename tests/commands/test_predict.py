@@ -7,10 +7,9 @@ import re
 import shutil
 import sys
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -374,59 +373,6 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     whole = (tmp_path / f"part{suffix}").read_bytes()
     (tmp_path / f"part{suffix}").write_bytes(whole[:-3])  # as a full disk leaves it
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
-
-
-def test_every_flag_decides_a_prediction_or_is_known_not_to():
-    others = {"adapter", "device", "force", "out", "resume", "field"}  # of an adapter, the weights are compared
-    assert {*command.SETTINGS} == {item.name for item in fields(command.PredictOptions)} - others
-
-
-@pytest.mark.parametrize("begun", ["an adapter", "a base, with passages", "a base, with fields"])
-def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
-    begun, folder, shop, tiny_folder, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(command, "AT_ONCE", 2)
-    words = ["predict", write_jsonl(tmp_path / "in.jsonl", [{"text": x} for x in TEXTS]), "--out", "part.jsonl"]
-    adapter, base = folder({}), ["--base", str(shop / "base"), "--max-new-tokens", "60"]
-    for name, kinds in (("one", ["new", "old"]), ("two", ["new", "used"])):
-        (tmp_path / f"{name}.md").write_text(f"It costs {len(kinds[1])}.")
-        (tmp_path / f"{name}.json").write_text(json.dumps({"type": "object", "properties": {"kind": {"enum": kinds}}}))
-    same, others = {
-        "an adapter": (adapter, {
-            "--max-new-tokens": [*adapter[:-1], "3"],
-            "--temperature": [*adapter, "--temperature", "0.5"],
-            "--seed": [*adapter, "--seed", "1"],
-            "--system": [*adapter, "--system", "Be brief."],
-            "--dtype": [*adapter, "--dtype", "auto"],
-            "weights": [str(shop / "support") if word == "legal" else word for word in adapter],
-        }),
-        "a base, with passages": ([*base, "--context", "one.md"], {
-            "--context, passages": [*base, "--context", "two.md"],
-            "--base, weights": ["--base", str(tiny_folder / "base"), *base[2:], "--context", "one.md"],
-            "--quantized, weights": [*base, "--context", "one.md", "--quantized", "q8_0"],
-        }),
-        "a base, with fields": ([*base, "--schema", "one.json"], {"--schema, fields": [*base, "--schema", "two.json"]}),
-    }[begun]  # fmt: skip
-    for found, left in (([], 0), ([[{}] * 2], 2)):  # interrupted in the first batch, in the second
-        with monkeypatch.context() as patch:
-            patch.setattr(command, "predict", Mock(side_effect=[*found, KeyboardInterrupt]))
-            assert main([*words, *same]) == 130
-        assert len([*tmp_path.glob("part*")]) == left
-    there = {path: path.read_bytes() for path in tmp_path.glob("part*")}
-    others |= {what: same for what, suffix in (("passages", ".md"), ("fields", ".json")) if f"one{suffix}" in same}
-    for name, flags in others.items():
-        capsys.readouterr()
-        before = {path: path.read_text() for path in tmp_path.glob("one.*")}
-        for path in before if flags is same else ():  # edited since
-            path.write_text(before[path].replace("3", "4").replace("old", "odd"))
-        assert main([*words, *flags, "--resume"]) == 1
-        for path, text in before.items():
-            path.write_text(text)
-        line = f"minilora: part.jsonl: its rows were predicted with other values of {name}: give the same ones, or "
-        assert capsys.readouterr().err.splitlines()[-1] == f"{line}--overwrite replaces the file"
-        assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == there
-    assert main([*words, *same, "--resume"]) == 0
-    assert [path.name for path in tmp_path.glob("part*")] == ["part.jsonl"] and len(read(tmp_path / "part.jsonl")) == 5
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
