@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from operator import index
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -168,6 +168,15 @@ class Batch:
         """Its weight in a mean loss."""
         return self.scored
 
+    @property
+    def samples(self) -> Sequence[Example]:
+        """Those of a packed row, as `pack` takes them. Labels of the tokens that all begin with are the first one's."""
+        packing = cast(Packing, self.packing)
+        ids, labels, start = self.input_ids[0].tolist(), self.labels[0].tolist(), packing.prefix
+        begin = [labels[:start], *[[NOT_SCORED] * start] * len(packing.ends)]
+        spans = zip(packing.own_spans(), begin, strict=False)
+        return [Sample(ids[:start] + ids[i:j], first + labels[i:j]) for (i, j), first in spans]
+
     def loss(self, model: Any) -> Tensor:
         """The model's mean cross-entropy per scored token."""
         return model.loss(self.input_ids, self.labels, self.packing)
@@ -183,6 +192,11 @@ class PairBatch(Batch):
     def weight(self) -> int:
         """Its weight in a mean loss: the number of pairs."""
         return len(self.pairs)
+
+    @property
+    def samples(self) -> Sequence[Example]:
+        """The pairs."""
+        return self.pairs
 
     def loss(self, model: Any) -> Tensor:
         """DPO's loss, a mean over pairs."""
@@ -287,24 +301,16 @@ def _sequences(samples: Sequence[Example]) -> list[Sample]:
 def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]:
     """Divide a batch, or samples that are not packed yet, so that `threads` micro-batches can be computed at a time.
 
-    A micro-batch in which no token is scored is left out. If there is no other, the batch is returned whole.
+    A micro-batch in which no token is scored is left out, but for the first one if there is no other.
     """
-    if not isinstance(batch, Batch):
-        packed = [pack([batch[i] for i in part]) for part in divided_samples(batch, threads)]
-        return [part for part in packed if part.scored] or packed[:1]
-    if isinstance(batch, PairBatch):
-        return micro_batches(batch.pairs, threads)
-    ids, labels, packing = batch.input_ids, batch.labels, batch.packing
-    prefix = packing.prefix if packing else 0
-    count = _count(ids.size - prefix, prefix, len(packing.ends) if packing else len(ids), threads)
-    if count == 1:
-        return [batch]
-    if packing is None:
-        parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
+    if isinstance(batch, Batch) and batch.packing is None:
+        count = _count(batch.input_ids.size, 0, len(batch.input_ids), threads)
+        rows = (np.array_split(x, count) for x in (batch.input_ids, batch.labels))
+        parts = [Batch(*both) for both in zip(*rows, strict=True)]
     else:
-        found = balanced([end - start for start, end in packing.own_spans()], count)
-        parts = [_chosen(batch, packing, part, score_prefix=not i) for i, part in enumerate(found)]
-    return [part for part in parts if part.scored] or [batch]
+        samples = batch.samples if isinstance(batch, Batch) else batch
+        parts = [pack([samples[i] for i in part]) for part in divided_samples(samples, threads)]
+    return [part for part in parts if part.scored] or parts[:1]
 
 
 def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]:
@@ -363,14 +369,3 @@ def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         min(parts, key=lambda part: sum(lengths[j] for j in part)).append(i)
     return [sorted(part) for part in parts]
-
-
-def _chosen(batch: Batch, packing: Packing, chosen: list[int], score_prefix: bool) -> Batch:
-    """Some sequences of a packed row. The labels of the common prefix are scored in one micro-batch only."""
-    own = [np.arange(*packing.own_spans()[i]) for i in chosen]
-    columns = np.concatenate([np.arange(packing.prefix), *own])
-    labels = batch.labels[:, columns]
-    if not score_prefix:
-        labels[:, : packing.prefix] = NOT_SCORED
-    ends = packing.prefix + np.cumsum([len(x) for x in own])
-    return Batch(batch.input_ids[:, columns], labels, Packing(packing.prefix, tuple(ends.tolist())))

@@ -110,16 +110,15 @@ def losses_without_grad(model: LanguageModel, samples: Sequence[Sample]) -> list
 
 
 def divided(model: LanguageModel, batch: Batch | Sequence[Example], threads: int | None = None) -> list[Batch]:
-    """The micro-batches in which a model computes a batch, or samples. threads: None for all cores."""
+    """The micro-batches in which a model computes a batch, or samples: one alone on a GPU, and inside `mixed_batch`.
+
+    threads: None for all cores.
+    """
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
-    if not _may_divide(model, *arrays):
+    on_host = all(array_module(x) is np for x in arrays)
+    if not on_host or any(module.rows_differ for _, module in model.named_modules()):
         return [batch if isinstance(batch, Batch) else pack(batch)]
     return micro_batches(batch, threads or cores())
-
-
-def _may_divide(model: LanguageModel, *arrays: Array) -> bool:
-    on_host = all(array_module(x) is np for x in arrays)
-    return on_host and not any(module.rows_differ for _, module in model.named_modules())
 
 
 def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
