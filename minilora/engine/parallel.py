@@ -22,9 +22,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-import numpy as np
-
-from .backend import Array
+from .backend import Array, array_module
 from .tensor import Node, Tensor, backward_pass
 
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # each draws its own dropout
@@ -116,7 +114,7 @@ def values_and_gradients(
 
     def forward_and_backward(i: int, thread: int) -> Array:
         y = functions[i]()
-        for leaf, grad in backward_pass(y, np.full_like(y.data, weights[i])):
+        for leaf, grad in backward_pass(y, array_module(y.data).full_like(y.data, weights[i])):
             sums.receive(thread, leaf, grad)
         return y.data
 

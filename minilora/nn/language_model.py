@@ -19,7 +19,7 @@ import numpy as np
 
 from ..engine import fused, ops
 from ..engine.attention import Packing, attention
-from ..engine.backend import Array, array_module, to_device_of
+from ..engine.backend import Array, array_module
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from .cache import KVCache
@@ -99,8 +99,7 @@ class LanguageModel(Module):
     def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) of the last token only, if `last`."""
         input_ids = self.check_ids(input_ids, cache=cache)
-        if isinstance(input_ids, np.ndarray):
-            (input_ids,) = to_device_of(self.head_weight.data, input_ids)
+        input_ids = array_module(self.head_weight.data).asarray(input_ids)
         x = self.decoder(input_ids, cache)  # (B, T, C)
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
@@ -147,7 +146,8 @@ class LanguageModel(Module):
         scored = None
         if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
             scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # on the host, which would have to wait for a GPU
-            input_ids, shifted, scored = to_device_of(self.head_weight.data, input_ids, shifted, scored)
+            xp = array_module(self.head_weight.data)
+            input_ids, shifted, scored = (xp.asarray(x) for x in (input_ids, shifted, scored))
         x = self.decoder(input_ids, packing=packing) if self.computes_plainly else self._logits(input_ids, packing)
         return x, shifted, scored
 

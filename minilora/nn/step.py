@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from ..engine.attention import Packing
-from ..engine.backend import Array, array_module, to_floats, to_numpy
+from ..engine.backend import Array, array_module, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
 from ..engine.tensor import Tensor, is_recording, no_grad
 from .language_model import LanguageModel, check_language_model
@@ -74,7 +74,7 @@ def training_step(
         loss = 0.0 if ranks.size > 1 and not share else add_gradients(model, share, at_once)
         loss = ranks.mean(optimizer.parameters, loss, share)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
-    value, norm = to_floats(loss, norm)  # the only time in a step that the host waits for a GPU
+    value, norm = float(loss), float(norm)
     for what, number in (("loss", value), ("gradient", norm)):
         if not math.isfinite(number):
             raise NotFiniteError(what, number)
@@ -90,7 +90,7 @@ def loss_without_grad(model: LanguageModel, batch: Batch | Sequence[Example]) ->
     with no_grad():
         losses = [partial(each.loss, model) for each in batches]
         found = values(losses, min(cores(), len(batches)))
-    return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
+    return float(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))
 
 
 def losses_without_grad(model: LanguageModel, samples: Sequence[Sample]) -> list[float]:
@@ -146,12 +146,8 @@ def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weight
             raise RuntimeError(_why_nothing_trains(model))
         return loss
 
-    if len(batches) > 1 or array_module(model.head_weight.data) is np:
-        losses, threads = [partial(loss_of, each) for each in batches], min(cores(), len(batches))
-        return values_and_gradients(losses, weights, threads)
-    (loss,) = map(loss_of, batches)
-    loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
-    return [loss.data]
+    losses = [partial(loss_of, each) for each in batches]
+    return values_and_gradients(losses, weights, min(cores(), len(batches)))
 
 
 def _why_nothing_trains(model: LanguageModel) -> str:
