@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters
+from minilora.measure.scores import Source, read_sets
 from minilora.nn.optim import AdamW
 from minilora.train import loop, metrics
 from minilora.train.job import finetune
@@ -54,6 +55,11 @@ def measured(home, data, adapter=(), **change):
     """What `eval` finds out about adapters of the base in the folder `home`; data and adapter: one or several."""
     data, adapter = ([str(one) for one in (x if isinstance(x, (list, tuple)) else [x])] for x in (data, adapter))
     return evaluate_adapters(EvalOptions(**{"base": str(home / "base"), "data": data, "adapter": adapter} | change))
+
+
+def read_data(data, tokenizer, max_length, trained=(), field=None, **more):
+    """What `read_sets` makes of data. trained: those that an adapter learned. field: the columns of all."""
+    return read_sets([Source(name, field, name in trained) for name in data], tokenizer, max_length, **more)
 
 
 def options(home, out, **change):

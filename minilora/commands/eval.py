@@ -2,9 +2,10 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report, with_own_passages
 from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
-from ..measure.scores import LOSS, RECALL, AsTrained, MeasuredSet, Scores, measure, read_sets, summary
+from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, Source, measure, read_sets, summary
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, named_folders
 from ..nn.language_model import LanguageModel
@@ -128,23 +129,20 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
             for line in warning_of_change(place, folder):
                 log.warning(line)
     model, tokenizer = options.load(folders, base)
-    as_trained = _as_trained(options, own, trained, tokenizer, _room(model))
-    if options.context is not None and options.no_recall and as_trained.keys().isdisjoint(data):
+    sources = _sources(options, data, own, trained, partial(_given_passages, options, tokenizer, _room(model)))
+    read = {source.name for source in sources if source.passages is not None}
+    if options.context is not None and options.no_recall and not read:
         raise ValueError(
             "--context measures answers, and no adapter learned these data with passages: leave out --no-recall"
         )
     sets = read_sets(
-        data,
+        sources,
         tokenizer,
         options.max_length,
         options.limit,
         Options.eval_records,
-        _columns(options, data, {place: trained[name] for name, place in own.items()}),
-        trained=[source for source in data if source in own.values()],
-        split=options.split,
-        stored=stored_tasks([*folders.values(), Path(base)]),
-        schema=options.schema,
-        as_trained=as_trained,
+        options.split,
+        stored_tasks([*folders.values(), Path(base)]),
     )
     for i, each in enumerate(sets):
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
@@ -165,7 +163,7 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
     open_book = {}
     if options.context is not None and not options.no_recall:
-        passages = _with_passages(options.context, model, tokenizer, sets, as_trained.keys())
+        passages = _with_passages(options.context, model, tokenizer, sets, read)
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
             for name, (records, handbook) in passages.items()
@@ -190,33 +188,59 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     }
 
 
-def _as_trained(
+def _sources(
     options: EvalOptions,
+    data: Sequence[str],
     own: Mapping[str, str | None],
     trained: Mapping[str, Path],
-    tokenizer: Tokenizer,
-    room: int,
-) -> dict[str, AsTrained]:
-    """For `read_sets`: by data set, how records are read by the adapters that learned it from passages.
+    given_passages: Callable[[str, list[Record]], list[Record]],
+) -> list[Source]:
+    """How each data set is read: as by the adapters that were trained on it, unless the options say otherwise. Other
+    data have the columns of the adapters' training, if these are the same and are there; built-in data have their own.
 
-    own, trained: the data set and the folder of each adapter. If adapters learned the same data differently, none is
-    measured as it was trained.
-    room: the most tokens of a prompt with a passage.
+    own, trained: the data set and the folder of each adapter. Without --data, the columns that are given are those of
+        these data sets alone.
+    given_passages: gives the records of a data set their passages. If some adapters learned it without passages, it is
+        measured without.
+
+    Raises ValueError for data that two adapters learned with different columns.
     """
-    ways: dict[str, set[bool]] = {}
-    for name, source in own.items():
-        ways.setdefault(str(source), set()).add("context_template" in read_provenance(trained[name]).get("data", {}))
-    return {
-        source: partial(_given_passages, options, source, tokenizer, room)
-        for source, reads in ways.items()
-        if reads == {True}
+    learned = dict[str | None, list[dict[str, Any]]]()  # by data set, what the adapters that learned it store
+    for name, place in own.items():
+        learned.setdefault(place, []).append(read_provenance(trained[name]).get("data", {}))
+    columns = {
+        place: [{name: str(column) for name, column in (each.get("field") or {}).items()} for each in stored]
+        for place, stored in learned.items()
     }
+    given, (first, *others) = with_label(options.field, options.label), [*chain(*columns.values())] or [{}]
+    shared = first if all(field == first for field in others) else {}
+
+    def field(name: str) -> Mapping[str, str]:
+        if given and (options.data or name in columns):
+            return given
+        if name in columns:
+            first, *others = columns[name]
+            if any(other != first for other in others):
+                raise ValueError(f"{name}: adapters learned it with different columns: give --field, or evaluate each")
+            return first
+        if name in BUILT_IN or not shared or not columns_of(name).issuperset(shared.values()):
+            return {}
+        return shared
+
+    only_built_in = all(name in BUILT_IN for name in data)
+    sources = []
+    for name in data:
+        reads = [("context_template" in stored) for stored in learned.get(name, ())]
+        passages = partial(given_passages, name) if reads and all(reads) else None
+        schema = options.schema if only_built_in or name not in BUILT_IN else None
+        sources.append(Source(name, field(name), name in learned, schema, passages))
+    return sources
 
 
 def _given_passages(
-    options: EvalOptions, source: str, tokenizer: Tokenizer, room: int, records: list[Record]
+    options: EvalOptions, tokenizer: Tokenizer, room: int, source: str, records: list[Record]
 ) -> list[Record]:
-    """Records with their right passages in the prompts."""
+    """Records with their right passages in the prompts. room: the most tokens of a prompt with one."""
     if options.context is not None:
         records = with_passages(records, options.context, source, tokenizer, room)
     if without := sum(record.context is None for record in records):
@@ -298,30 +322,6 @@ def _report(
 
 
 # -- what an adapter was trained on ------------------------------------------------------------------------------------
-
-
-def _columns(
-    options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
-) -> dict[str, Mapping[str, str]]:
-    """The columns of each data set under other names: those given, or those of the adapter that was trained on it. Of
-    other data those of the adapters' training, if they all have these columns; built-in data have their own.
-
-    trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
-    """
-    stored = {source: read_provenance(folder).get("data", {}).get("field") or {} for source, folder in trained.items()}
-    stored = {source: {name: str(column) for name, column in field.items()} for source, field in stored.items()}
-    given = with_label(options.field, options.label)
-    first, *others = [*stored.values()] or [{}]
-    shared = first if all(field == first for field in others) else {}
-
-    def columns(source: str) -> Mapping[str, str]:
-        if given and (options.data or source in stored):
-            return given
-        if source in stored or source in BUILT_IN or not shared:
-            return stored.get(source, {})
-        return shared if columns_of(source).issuperset(shared.values()) else {}
-
-    return {source: columns(source) for source in data}
 
 
 def _warn_of_other_data(folder: Path) -> None:

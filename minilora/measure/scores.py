@@ -32,7 +32,21 @@ from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
 
 LOSS, RECALL = "loss", "keyword_recall"
 
-AsTrained = Callable[[list[Record]], list[Record]]  # see `read_sets`
+
+@dataclass(frozen=True)
+class Source:
+    """Data to measure on, and how they are read.
+
+    name: a data set, a file or a folder. field: as for `read_records`. trained: whether an adapter was trained on them:
+    if they name no split, they are divided as `finetune` divides them. schema: the file with the JSON Schema of data
+    with fields. passages: gives records their passages, where these were in the prompts of training.
+    """
+
+    name: str
+    field: Mapping[str, str] | None = None
+    trained: bool = False
+    schema: str | None = None
+    passages: Callable[[list[Record]], list[Record]] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,42 +81,32 @@ class Scores:
 
 
 def read_sets(
-    data: Sequence[str],
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     max_length: int,
     limit: int | None = None,
     paraphrases: int | None = None,
-    field: Mapping[str, Mapping[str, str]] | None = None,
-    trained: Sequence[str] = (),
     split: str | None = None,
     stored: Sequence[Task] = (),
-    schema: str | None = None,
-    as_trained: Mapping[str, AsTrained] | None = None,
 ) -> list[MeasuredSet]:
-    """The sets of each data set: what `finetune` holds out of it, or all of it.
+    """The sets of each source: what `finetune` holds out of it, or all of it.
 
     max_length: longer conversations are truncated, longer texts divided.
     limit: records of each set, evenly chosen.
     paraphrases: records of a set of paraphrased questions, where `limit` is None.
-    field: as for `read_records`, by data set.
-    trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
-        divides them.
     split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
     stored: the tasks that the adapters were trained on.
-    schema: the file with the JSON Schema of data with fields. Built-in sets next to other data have their own, or none.
-    as_trained: by data set, a function that gives its records passages.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
-    if twice := [name for name, times in Counter(data).items() if times > 1]:
+    if twice := [name for name, times in Counter(each.name for each in sources).items() if times > 1]:
         raise ValueError(f"{twice[0]} is given twice as data: once is enough")
-    stems = Counter(Path(name).stem for name in data)
+    stems = Counter(Path(each.name).stem for each in sources)
     sets: list[MeasuredSet] = []
-    of_schema = {source for source in data if source not in BUILT_IN} or {*data}
-    for source in data:
+    for given in sources:
+        source = given.name
         called = Path(source).stem if stems[Path(source).stem] == 1 else source
-        own_schema = schema if source in of_schema else None
-        reading = read_source(source, tokenizer, (field or {}).get(source), stored, own_schema)
+        reading = read_source(source, tokenizer, given.field, stored, given.schema)
         records, task = reading.records, reading.task
         if source not in BUILT_IN:
             classified = task is None and any(isinstance(each, LabelTask) for each in stored)
@@ -111,15 +115,15 @@ def read_sets(
                 log.info(f"{source}: {line}")
         if task is not None and task not in stored and (wrong := _unlike(task, stored)):
             log.warning(f"{source}: {wrong}: its prompts differ from those of training")
-        if as_trained and source in as_trained:
-            records = as_trained[source](records)
+        if given.passages is not None:
+            records = given.passages(records)
         chosen: list[tuple[str, list[Sample], list[Record]]]
         divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}
-        if divided and (split or (source in trained and divided["test"])):
+        if divided and (split or (given.trained and divided["test"])):
             sequences = divided[split or "test"]
             chosen = [(split or "unseen", evenly(sequences, limit), [])] if sequences else []
         else:
-            parts = _chosen(records, source, limit, paraphrases, source in trained, split)
+            parts = _chosen(records, source, limit, paraphrases, given.trained, split)
             text = [*chain(*divided.values())]  # as it is trained: without an end token
             chosen = [
                 (kind, evenly(text if divided else encode_records(part, tokenizer, max_length=max_length), limit), part)
