@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -17,6 +18,7 @@ from io import StringIO, TextIOWrapper
 from pathlib import Path
 
 from .commands import NAMES
+from .commands.shared import Outcome
 from .nn.ranks import ALONE, Ranks, world
 from .options import Parser, UsageError, parse, suggestion
 from .progress import show_progress
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _refuse_an_archive()
             if ranks.size > 1 and arguments.command != "finetune":
                 raise UsageError(f"{arguments.parser.prog} is for one process: leave out mpiexec")
-            arguments.run(arguments)
+            if (outcome := arguments.run(arguments)) is not None:
+                _show(outcome, as_json="json" in arguments and arguments.json)
         finally:
             show_progress(shown)
             _flush()
@@ -69,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = _line(error, [flag for flag in flags if flag not in words])
         return ranks.fail(f"minilora: {printable(line)}", 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+def _show(outcome: Outcome, as_json: bool) -> None:
+    """Draw the figures of what a command has found, and print it. Raises RuntimeError where it failed all the same."""
+    for path, draw in outcome.figures.items():
+        import_module(".pages.style", __package__).save_themes(draw, path)
+    print(json.dumps(outcome.result, indent=2) if as_json else printable(outcome.page(outcome.result)))
+    if outcome.failed:
+        raise RuntimeError(outcome.failed)
 
 
 def _flush() -> None:

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from ..models.load import load_tokenizer, sha256_of_base
 from ..options import BASE, add_flags, check, from_flags, option, refuse_other_settings
 from ..pages.text import counted, listed
 from ..progress import log
-from ..terminal import printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
 from ..train.options import FIELD, LABEL, MAX_LENGTH, RATE, Options
@@ -35,7 +35,7 @@ from ..train.rate import rate_of
 from ..train.run_folder import METRICS_FILE
 from ..version import __version__
 from .compare_table import METHODS, NAMES, page, rows
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 COMPARISON_FILE = "compare.json"
 VALIDATIONS = 6  # of a run that is compared: the points of its curve
@@ -308,13 +308,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Make the runs that are missing, draw the picture, print the table."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Make the runs that are missing; their picture and their table."""
     from ..pages.figures import compare_figure
-    from ..pages.style import save_themes
     from ..pages.text import terminal_width
 
     options = from_flags(CompareOptions, arguments)
     result = compare(options)
-    save_themes(lambda: compare_figure(result), options.folder / "picture.png")
-    print(json.dumps(result, indent=2) if arguments.json else printable(page(result, terminal_width())))
+    figures = {options.folder / "picture.png": lambda: compare_figure(result)}
+    return Outcome(result, partial(page, width=terminal_width()), figures)

@@ -1,7 +1,6 @@
 """`minilora eval`: what adapters and their base score on several data sets."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,10 +36,9 @@ from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, padded, percent, plain, rule, shortened, wrapped
 from ..progress import log
-from ..terminal import printable
 from ..train.material import Material, refuse_strange, with_passages
 from ..train.options import LABEL, MAX_LENGTH, SCHEMA, Options
-from .shared import AS_JSON, Loading
+from .shared import AS_JSON, Loading, Outcome
 
 KINDS = {  # of sets -> what the page calls their records
     **HELD_OUT,
@@ -400,8 +398,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print a table of adapters on data sets, or its numbers; with --matrix draw a heat map, too."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """A table of adapters on data sets, and the figures that are asked for."""
     from ..pages.figures import matrix_figure
     from ..pages.labels import labels_figure
     from ..pages.open_book import open_book_figure
@@ -414,4 +412,4 @@ def run(arguments: argparse.Namespace) -> None:
         save(labels_figure(next(iter(result["labels"].values()))), Path(options.confusion))
     if options.passages:
         save(open_book_figure(next(iter(result["open_book"].values()))), Path(options.passages))
-    print(json.dumps(result, indent=2) if arguments.json else printable(page(result)))
+    return Outcome(result, page)

@@ -1,11 +1,12 @@
 """`minilora finetune`: fine-tune a model on a data file, and report what it learned and what it cost."""
 
 import argparse
+from functools import partial
 
 from ..nn.ranks import world
 from ..options import UsageError, add_flags
 from ..train.options import Options
-from .shared import read_options
+from .shared import Outcome, read_options
 
 HELP = "fine-tune a model on a data file, and report what it learned and what it cost"
 
@@ -26,10 +27,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the job and print its page."""
+def run(arguments: argparse.Namespace) -> Outcome | None:
+    """Run the job, or the first steps of it; its page."""
     from ..pages.text import terminal_width
-    from ..terminal import printable
     from ..train.job import finetune, rehearse
     from .report import page, rehearsal
 
@@ -41,6 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     if options.resume and (begun := options.begun()):  # the options that the run began with
         options = read_options(Options, arguments, begun)
     if arguments.dry_run:
-        print(printable(rehearsal(rehearse(options), terminal_width())))
-    elif metrics := finetune(options):  # of the first of several ranks
-        print(printable(page(metrics, terminal_width())))
+        return Outcome(rehearse(options), partial(rehearsal, width=terminal_width()))
+    metrics = finetune(options)  # none on another than the first of several ranks
+    return Outcome(metrics, partial(page, width=terminal_width())) if metrics else None

@@ -1,9 +1,9 @@
 """`minilora report`: one page on what a fine-tuning run learned, forgot and cost, from its metrics."""
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from ..pages.text import (
     terminal_width,
     wrapped,
 )
-from ..terminal import printable, quote
+from ..terminal import quote
 from ..train.run_folder import METRICS_FILE
-from .shared import AS_JSON, Instead
+from .shared import AS_JSON, Instead, Outcome
 
 INDENT = " " * 22  # where the values of the last section begin
 KINDS = {"paraphrase": "training question, paraphrased", "train": "training question", "unseen": "not in training"}
@@ -252,16 +252,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", nargs=0, action=Instead, const="use minilora memory", help=argparse.SUPPRESS)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print the page or the metrics of a finished run, or draw its pictures. Of a folder of runs, list them."""
+def run(arguments: argparse.Namespace) -> Outcome | None:
+    """The page of a finished run, or the list of a folder of runs; with --picture only draw the run's figures."""
     from .runs import find_runs, listing
 
     folder = Path(arguments.run_folder)
     if arguments.picture and arguments.json:
         raise UsageError("--picture draws and --json prints: leave out one of the two")
     if not arguments.picture and not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
-        print(json.dumps(found, indent=2) if arguments.json else printable(listing(found)))
-        return
+        return Outcome(found, listing)
     if not folder.is_dir() and (
         near := nearest(folder.name, [Path(each["folder"]).name for each in find_runs(folder.parent)])
     ):
@@ -275,5 +274,5 @@ def run(arguments: argparse.Namespace) -> None:
         print(*save_themes(lambda: run_figure(metrics), path), sep="\n")
         for name, draw in task_figures(metrics).items():
             print(*save_themes(draw, path.with_stem(f"{path.stem}-{name}")), sep="\n")
-        return
-    print(json.dumps(metrics, indent=2) if arguments.json else printable(page(metrics, terminal_width())))
+        return None
+    return Outcome(metrics, partial(page, width=terminal_width()))

@@ -1,7 +1,6 @@
 """`minilora runs`: the finished fine-tuning runs of a folder, newest first."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json
 from ..pages.labels import subject_and_others
 from ..pages.text import NOTHING, columns, counted, megabytes, percent, plain
-from ..terminal import printable
 from ..train.run_folder import METRICS_FILE
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 HELP = "list the finished runs of a folder: data, method, loss, result, date"
 USUAL = "runs"
@@ -89,10 +87,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print a line for each run. Raises ValueError where there is none."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """A line for each run. Raises ValueError where there is none."""
     folder = Path(arguments.folder)
     runs = find_runs(folder)
     if not runs:
         raise ValueError(f"{folder}: no finished runs; minilora finetune makes one in {USUAL}")
-    print(json.dumps(runs, indent=2) if arguments.json else printable(listing(runs)))
+    return Outcome(runs, listing)

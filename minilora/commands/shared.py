@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import toml
 from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, suggestion, usage_errors
@@ -29,6 +29,17 @@ ADAPTER: dict[str, Any] = {
 }
 FORCE: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of another base of the same shape"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
+
+
+class Outcome(NamedTuple):
+    """What a command's `run` returns and cli.py shows. page: makes a text of the result. figures: what draws them, by
+    their files, for light and dark pages. failed: why the command fails, although it has a result.
+    """
+
+    result: Any
+    page: Callable[[Any], str]
+    figures: Mapping[Path, Callable[[], Any]] = {}
+    failed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
