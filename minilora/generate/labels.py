@@ -10,7 +10,7 @@ labels prefers short and common ones (Holtzman et al. 2021, arXiv 2104.08315).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +29,7 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
 from ..nn.parts import same_beginning
-from ..progress import Bar, progress
+from ..progress import progress
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 
@@ -88,67 +88,46 @@ def label_logprobs(
     Raises ValueError for a conversation that is too long for the model.
     """
     total = len(talks) if len(talks) > 1 else 0  # a single one has no bar
-    with progress("labels", total, "record") as bar:  # which is there while the labels of many are encoded
+    with progress("labels", total, "record") as bar, no_grad(), _computing(model, mixed, choice) as compute:
         asked = [_Asked.of(talk, labels, tokenizer) for talk in talks]
         room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
         if room > (limit := model.config.max_position_embeddings):
             raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
-        return _logprobs(model, asked, room, mixed, choice, bar)
-
-
-def _logprobs(
-    model: LanguageModel,
-    asked: Sequence[_Asked],
-    room: int,
-    mixed: bool,
-    choice: Choice,
-    bar: Bar,
-) -> np.ndarray:
-    """`label_logprobs` of encoded conversations, of which the longest, with its label, has `room` tokens."""
-    threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
-    shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
-    most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
-    found = np.empty((len(asked), len(asked[0].answers)))
-    with no_grad(), _computing(model, mixed, choice) as compute:
+        threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
+        shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
+        most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
         prefix = model.new_cache(1, shared) if shared else None
         if prefix is not None:
             compute([asked[0].prompt[:shared]], prefix, True)
 
         def of_batch(batch: list[int]) -> Tensor:
-            own = [asked[i] for i in batch]
-            logprobs = _answered(*_begun(model, own, prefix, compute), own, compute, min(LABELS, most))
+            logprobs = _of_batch(model, [asked[i] for i in batch], prefix, compute, min(LABELS, most))
             bar.update(len(batch))
             return Tensor(logprobs)
 
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
         size = min(RECORDS, most, -(-len(asked) // threads))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         each = values([partial(of_batch, batch) for batch in batches], min(threads, len(batches)))
+    found = np.empty((len(asked), len(labels)))
     for batch, logprobs in zip(batches, each, strict=True):
         found[batch] = logprobs
     return found
 
 
-def _begun(
-    model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute
-) -> tuple[KVCache, np.ndarray]:
-    """A KV cache of prompts with room for their answers, and the log-probabilities of the token after each prompt,
-    (B, V).
+def _of_batch(
+    model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
+) -> np.ndarray:
+    """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels.
+
+    prefix: what all of them begin with.
     """
     rests = [one.prompt[prefix.length if prefix else 0 :] for one in asked]
     longest, room = max(map(len, rests)), max(len(answer) for one in asked for answer in one.answers)
-    padding = np.array([longest - len(rest) for rest in rests])
-    cache = model.new_cache(len(rests), longest + room, padding, prefix)
-    rows = [[0] * int(n) + rest for n, rest in zip(padding, rests, strict=True)]
-    return cache, compute(rows, cache, True)[:, -1]
-
-
-def _answered(cache: KVCache, first: np.ndarray, asked: Sequence[_Asked], compute: Compute, at_once: int) -> np.ndarray:
-    """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels.
-
-    cache, first: see `_begun`; the cache is changed.
-    """
-    count, step, longest = len(asked[0].answers), len(asked), cache.length
+    padding = [longest - len(rest) for rest in rests]
+    cache = model.new_cache(len(rests), longest + room, np.array(padding), prefix)
+    first = compute([[0] * n + rest for n, rest in zip(padding, rests, strict=True)], cache, True)[:, -1]  # (B, V)
+    count, step = len(asked[0].answers), len(asked)
     if step == 1:  # a copy of the row for each label
         step = min(at_once, count)
         cache.reserve(step, cache.capacity, step)
@@ -196,20 +175,14 @@ def _computing(model: LanguageModel, mixed: bool, choice: Choice) -> Iterator[Co
     """A function in this block: tokens (B, T), a cache, and whether only the last token counts -> log-probabilities of
     the next token (B, T or 1, V).
     """
+    with mixed_batch(model, [choice]) if mixed else nullcontext() as rows:
 
-    def logprobs(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
-        logits = to_numpy(model(np.array(tokens), cache, last=last).data)
-        logits -= logits.max(axis=-1, keepdims=True)  # in place: there are as many as tokens times vocabulary
-        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        return logits
+        def logprobs(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
+            if rows is not None:
+                rows.choose([choice] * len(tokens))
+            logits = to_numpy(model(np.array(tokens), cache, last=last).data)
+            logits -= logits.max(axis=-1, keepdims=True)  # in place: there are as many as tokens times vocabulary
+            logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+            return logits
 
-    if not mixed:
         yield logprobs
-        return
-    with mixed_batch(model, [choice]) as rows:
-
-        def chosen(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
-            rows.choose([choice] * len(tokens))
-            return logprobs(tokens, cache, last)
-
-        yield chosen

@@ -181,7 +181,7 @@ def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, t
 def test_a_text_that_cannot_be_asked_is_refused_before_work(model, tokenizer, trained, monkeypatch, texts, said, task):
     trained(TRAINED[task])
     monkeypatch.setattr(Streams, "step", None)
-    monkeypatch.setattr(labels, "_computing", None)
+    monkeypatch.setattr(labels, "_of_batch", None)
     with pytest.raises(ValueError, match=said):
         predict(model, tokenizer, texts)
 
