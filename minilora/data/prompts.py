@@ -99,37 +99,28 @@ class Rows:
         process leaves, is removed. Raises DataError unless the other rows are the first of `prompts`, with the same
         columns.
         """
-        content = path.read_bytes()
-        half = content[self._end(content) :]
-        os.truncate(path, len(content) - len(half))
+        content, count = path.read_bytes(), 0
+        end = content.rfind(b"\n") + 1
+        while self.comma is not None and content.count(b'"', 0, end) % 2:  # a line break inside quotes
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        os.truncate(path, end)
         try:
-            return self._done(path, prompts)
+            for count, (line, row) in enumerate(read_rows(path)[1], 1):
+                own = prompts[count - 1].row if count <= len(prompts) else {}
+                if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
+                    where = f"{path}:{line}: not row {count} of the file to predict for"
+                    raise DataError(f"{where}: delete it and what follows, or --overwrite replaces the file")
+                missing = self.comma is not None and any(name not in row for name in self.columns)
+                if missing or any(name not in self.columns for name in row):
+                    there = f"has the columns {listed([*row])}, and now they are {listed(self.columns)}"
+                    raise DataError(f"{path} {there}: --overwrite replaces it")
         except EmptyFileError:
             return 0
         except DataError:  # another file: it stays as it was
             with path.open("ab") as file:
-                file.write(half)
+                file.write(content[end:])
             raise
-
-    def _done(self, path: Path, prompts: Sequence[Prompt]) -> int:
-        count = 0
-        for count, (line, row) in enumerate(read_rows(path)[1], 1):
-            own = prompts[count - 1].row if count <= len(prompts) else {}
-            if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
-                what = f"not row {count} of the file to predict for"
-                raise DataError(f"{path}:{line}: {what}: delete it and what follows, or --overwrite replaces the file")
-            missing = [name for name in self.columns if name not in row] if self.comma is not None else []
-            if missing or any(name not in self.columns for name in row):
-                there = f"has the columns {listed([*row])}, and now they are {listed(self.columns)}"
-                raise DataError(f"{path} {there}: --overwrite replaces it")
         return count
-
-    def _end(self, content: bytes) -> int:
-        """Where the last whole row ends: behind a line break, in a table one that is not inside quotes."""
-        end = content.rfind(b"\n") + 1
-        while self.comma is not None and content.count(b'"', 0, end) % 2:
-            end = content.rfind(b"\n", 0, end - 1) + 1
-        return end
 
     def _line(self, cells: Sequence[str]) -> str:
         line = io.StringIO()
