@@ -18,7 +18,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -351,9 +351,7 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._AppendAction) or action.nargs == 0:  # meant to be repeated, or a switch
                 continue
             if sum(map(given.count, action.option_strings)) > 1:
-                name, known = action.option_strings[0], self._option_string_actions
-                hint = " (for other data as well: --mix)" if name == "--data" and "--mix" in known else ""
-                self.error(f"{name} is given twice: give it once{hint}")
+                self.error(f"{action.option_strings[0]} is given twice: give it once")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -380,11 +378,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         own: Any = getattr(arguments, "parser", parser)
         path = Path(unknown[0])
         names = ["--adapter", "--data"] if any(path.glob("adapter_*")) else ["--data", "--adapter"]
-        known, before = own._option_string_actions, [*takewhile(unknown[0].__ne__, own.words)]
-        meant = [f"{name} {quote(unknown[0])}" for name in names if name in known] if path.exists() else []
-        if "--mix" in known and before[-2:-1] == ["--data"] and not unknown[0].startswith("-"):  # a second data set
-            meant = [f"--mix {quote(unknown[0])}=0.5"]
-        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        meant = [name for name in names if name in own._option_string_actions] if path.exists() else []
+        hint = f" (did you mean {meant[0]} {quote(unknown[0])}?)" if meant else ""
         own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 
@@ -405,67 +400,51 @@ def flag_fields(options: type) -> list[Field[Any]]:
 
 def settings_of(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How argparse reads a flag, from the type and the metadata of its field."""
-    settings = _kind_of_several(metadata["several"]) if "several" in metadata else _kind(hint, metadata)
-    if "type" in settings:
-        settings["type"] = _checked(settings["type"], metadata)
-    if "metavar" in metadata:
-        settings["metavar"] = metadata["metavar"]
-    elif "choices" in metadata:
-        settings["metavar"] = f"{{{','.join(map(_word, metadata['choices']))}}}"
-    if "alone" in metadata and "several" not in metadata:
-        settings |= {"nargs": "?", "const": metadata["alone"]}
-    return settings
+    several = "several" in metadata
+    kinds = kinds_of(metadata.get("several", hint))
+    if kinds == [bool] and not several:
+        return {"action": "store_true"}
+    inner = next((get_args(kind) for kind in kinds if get_origin(kind) is not None), ())  # of a list, or of a table
+    shown = metadata.get("metavar", "KEY=VALUE")
 
-
-def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A function that reads and checks a word, with messages that say what is expected."""
-
-    def checked(word: str) -> Any:
-        try:
-            value = read(word)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {KINDS.get(read, 'another value')}, got {word!r}") from error
+    def read(word: str) -> Any:
+        if several and or_none(metadata["several"]) and word.lower() == "none":
+            value = None
+        elif several and inner and ("," in word or str not in kinds):
+            value = [_read(part, inner) for part in word.split(",")]
+        elif len(inner) == 2:  # a key may be a pattern with a =, unless a value is any text
+            key, sign, rest = word.partition("=") if inner[1] is str else word.rpartition("=")
+            if not (key and sign and rest):
+                raise argparse.ArgumentTypeError(f"expected {shown}, got {word!r}")
+            return key, _read(rest, inner[1:], f" after {key}=")
+        else:
+            apart = "; values are separated by spaces" if several and "," in word else ""
+            value = _read(word, inner if inner and not several else kinds, apart=apart)
         if reason := _refusal(value, metadata):
             raise argparse.ArgumentTypeError(f"{reason}, got {word!r}")
         return value
 
-    return checked
+    settings: dict[str, Any] = {"type": read}
+    if several or inner:
+        settings |= {"nargs": "+", "action": "extend"}
+    elif "alone" in metadata:
+        settings |= {"nargs": "?", "const": metadata["alone"]}
+    if "metavar" in metadata or len(inner) == 2:
+        settings["metavar"] = shown
+    elif "choices" in metadata:
+        settings["metavar"] = f"{{{','.join(map(_word, metadata['choices']))}}}"
+    return settings
 
 
-def _kind(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """How argparse reads a field of this type; a union with None is read as the rest of it."""
-    kinds = kinds_of(hint)
-    if kinds == [bool]:
-        return {"action": "store_true"}
-    for kind in kinds:
-        if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
-            pair = _pair(get_args(kind)[1], metadata.get("metavar", "KEY=VALUE"))
-            return {"type": pair, "nargs": "+", "action": "extend", "metavar": "KEY=VALUE"}
-    sequences = [kind for kind in kinds if get_origin(kind) is not None]
-    if sequences:
-        return {"type": get_args(sequences[0])[0], "nargs": "+", "action": "extend"}
-    return {"type": _word_or_truth if bool in kinds else kinds[0]}
-
-
-def _kind_of_several(hint: Any) -> dict[str, Any]:
-    """How argparse reads several values, each of this type."""
-    kinds = kinds_of(hint)
-    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is not None]
-
-    def read(word: str) -> Any:
-        if or_none(hint) and word.lower() == "none":
-            return None
-        if kinds == [bool] and word.lower() not in ("true", "false"):
-            raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
-        if lists and ("," in word or str not in kinds):
-            return [lists[0](part) for part in word.split(",")]
-        try:
-            return _word_or_truth(word) if bool in kinds else kinds[0](word)
-        except ValueError as error:
-            apart = "; values are separated by spaces" if "," in word else ""
-            raise argparse.ArgumentTypeError(f"expected {KINDS[kinds[0]]}, got {word!r}{apart}") from error
-
-    return {"type": read, "nargs": "+", "action": "extend"}
+def _read(word: str, kinds: Sequence[Any], where: str = "", apart: str = "") -> Any:
+    """A word as a value of one of these types: true or false, or else the first other one."""
+    if bool in kinds and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    kind = next((kind for kind in kinds if kind is not bool and get_origin(kind) is None), bool)
+    if kind is not bool:
+        with suppress(ValueError):
+            return kind(word)
+    raise argparse.ArgumentTypeError(f"expected {KINDS[kind]}{where}, got {word!r}{apart}")
 
 
 def or_none(hint: Any) -> bool:
@@ -478,25 +457,6 @@ def kinds_of(hint: Any) -> list[Any]:
     if get_origin(hint) in (types.UnionType, Union):
         return [kind for kind in get_args(hint) if kind is not types.NoneType]
     return [hint]
-
-
-def _word_or_truth(word: str) -> bool | str:
-    return {"true": True, "false": False}.get(word.lower(), word)
-
-
-def _pair(kind: Callable[[str], Any], shown: str) -> Callable[[str], tuple[str, Any]]:
-    """How KEY=VALUE is read; messages call it `shown`. A key may be a pattern with a =, unless a value is any text."""
-
-    def read(word: str) -> tuple[str, Any]:
-        key, sign, value = word.partition("=") if kind is str else word.rpartition("=")
-        if not (key and sign and value):
-            raise argparse.ArgumentTypeError(f"expected {shown}, got {word!r}")
-        try:
-            return key, kind(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {KINDS[kind]} after {key}=, got {value!r}") from error
-
-    return read
 
 
 def _help(item: Field[Any]) -> str:

@@ -75,9 +75,8 @@ REFUSED = [  # words, how the one line begins
     ("fuse --adapter x", "there is no command 'fuse' (did you mean merge?); "),
     ("finetune --nonsense", "unknown arguments: --nonsense; minilora finetune --help lists all flags"),
     ("report a b", "unknown arguments: b; minilora report --help lists all flags"),
-    ("finetune --data legal more", "unknown arguments: more (did you mean --mix more=0.5?); "),
     ("finetune --data legal --rank 4", "unknown arguments: --rank 4 (did you mean --r?); "),
-    ("finetune --data a --data b", "--data is given twice: give it once (for other data as well: --mix); "),
+    ("finetune --data a --data b", "--data is given twice: give it once; "),
     ("chat --prompt a --adapter x --prompt=b", "--prompt is given twice: give it once; "),
     (
         "finetune --dry-run --resume",
