@@ -8,6 +8,7 @@ A file has one line per option. Its tables are the headings of --help; an option
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -24,26 +25,15 @@ def write(options: Any, *comments: str) -> str:
 
     An option that is None is a comment; one that means nothing with the others is left out.
     """
-    import tomlkit  # the standard library reads TOML, but does not write it
-
-    document = tomlkit.document()
-    for line in comments:
-        document.add(tomlkit.comment(line))
-    document.add(tomlkit.nl())
-    tables: dict[str, Any] = {}
+    sections: dict[str, list[str]] = {"": [f"# {line}" for line in comments] + [""]}
     kinds = get_type_hints(type(options))
     for item in _recorded(type(options)):
         if not has_meaning(item, vars(options)):
             continue
         title, value, text = _heading(item), getattr(options, item.name), item.metadata["help"]
-        table = tables.setdefault(title, tomlkit.table()) if title else document
-        if value is None:
-            table.add(tomlkit.comment(f"{item.name} =  # {text}"))
-        else:
-            table.add(item.name, _line(fitted(value, kinds[item.name])).comment(text))
-    for title, table in tables.items():
-        document.add(title, table)
-    return tomlkit.dumps(document)
+        shown = f"# {item.name} = " if value is None else f"{item.name} = {_shown(fitted(value, kinds[item.name]))}"
+        sections.setdefault(title, ["", f"[{title}]"]).append(f"{shown} # {text}")
+    return "\n".join(line for section in sections.values() for line in section) + "\n"
 
 
 def read(options: type, path: Path) -> dict[str, Any]:
@@ -109,15 +99,16 @@ def _heading(item: Field[Any]) -> str:
     return item.metadata.get("group", "").replace(" ", "-")
 
 
-def _line(value: Any) -> Any:
-    """A value that stays on its line, a table, too."""
-    import tomlkit
-
-    if not isinstance(value, dict):
-        return tomlkit.item(value)
-    table = tomlkit.inline_table()
-    table.update(value)
-    return table
+def _shown(value: Any) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, dict):
+        keys = (key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _shown(key) for key in value)
+        return f"{{{', '.join(f'{key} = {_shown(one)}' for key, one in zip(keys, value.values(), strict=True))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are those of JSON
 
 
 def _lines(record: Mapping[str, Any], names: Any, headings: set[str]) -> list[tuple[str, Any]]:
