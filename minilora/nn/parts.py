@@ -323,16 +323,11 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     together = sorted((group for group in groups if len(group) > 1), key=lambda group: samples[group[0]].ids)
     alone = [group[0] for group in groups if len(group) == 1]
     for alike, group in [*((True, group) for group in together), (False, alone)]:
-        shared, lengths = _own_lengths([samples[i] for i in group])
+        shared = common_prefix([samples[i] for i in group])
+        lengths = [len(samples[i].ids) - shared * len(samples[i].sequences) for i in group]
         count = _count(sum(lengths), shared, len(group), 1 if alike else threads)
         parts += [[group[i] for i in part] for part in balanced(lengths, count) if part]
     return parts
-
-
-def _own_lengths(samples: Sequence[Example]) -> tuple[int, list[int]]:
-    """How many tokens all samples begin with, and how many each has besides."""
-    shared = common_prefix(samples)
-    return shared, [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
 
 
 def begin_alike(samples: Sequence[Example]) -> list[list[int]]:

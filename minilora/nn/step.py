@@ -132,13 +132,6 @@ def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_onc
     divisions = [divided(model, each) for each in accumulated]
     weights = _weights([each for batches in divisions for each in batches])
     losses: list[Array] = []
-    for batches in divisions:
-        losses += _forward_and_backward(model, batches, weights[len(losses) : len(losses) + len(batches)])
-    return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
-
-
-def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
-    """The loss of each micro-batch; the gradients of their weighted sum are added to `.grad`."""
 
     def loss_of(each: Batch) -> Tensor:
         loss = each.loss(model)
@@ -146,8 +139,10 @@ def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weight
             raise RuntimeError(_why_nothing_trains(model))
         return loss
 
-    losses = [partial(loss_of, each) for each in batches]
-    return values_and_gradients(losses, weights, min(cores(), len(batches)))
+    for batches in divisions:
+        own = weights[len(losses) : len(losses) + len(batches)]
+        losses += values_and_gradients([partial(loss_of, each) for each in batches], own, min(cores(), len(batches)))
+    return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
 
 
 def _why_nothing_trains(model: LanguageModel) -> str:
