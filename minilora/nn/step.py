@@ -15,7 +15,7 @@ import numpy as np
 from ..engine.attention import Packing
 from ..engine.backend import Array, array_module, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
-from ..engine.tensor import Tensor, is_recording, no_grad
+from ..engine.tensor import Tensor, no_grad
 from .language_model import LanguageModel, check_language_model
 from .optim import Optimizer, clip_grad_norm
 from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
@@ -136,23 +136,16 @@ def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_onc
     def loss_of(each: Batch) -> Tensor:
         loss = each.loss(model)
         if not loss.requires_grad:
-            raise RuntimeError(_why_nothing_trains(model))
+            raise RuntimeError(
+                "nothing is trainable here: add an adapter, choose one with set_adapter, call unmerge_adapter if it is "
+                "merged, or unfreeze the model with requires_grad_(); and train outside of no_grad()"
+            )
         return loss
 
     for batches in divisions:
         own = weights[len(losses) : len(losses) + len(batches)]
         losses += values_and_gradients([partial(loss_of, each) for each in batches], own, min(cores(), len(batches)))
     return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
-
-
-def _why_nothing_trains(model: LanguageModel) -> str:
-    if not is_recording():
-        return "no gradients are computed inside no_grad(): train outside of it"
-    if any(module.merged for _, module in model.named_modules()):
-        return "an adapter is merged into the weights: call unmerge_adapter before training"
-    if model.adapters:
-        return "no active adapter is trainable: choose one with set_adapter"
-    return "nothing is trainable: add an adapter, or unfreeze the model with requires_grad_()"
 
 
 def _weights(batches: Sequence[Batch]) -> list[float]:

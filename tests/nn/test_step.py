@@ -178,7 +178,7 @@ def test_the_same_batch_gives_the_same_bits(tiny_config, threads, settings):
 
 
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
-def test_where_there_is_no_gradient_the_true_reason_is_given(tiny_config, threads):
+def test_where_there_is_no_gradient_the_ways_to_one_are_named(tiny_config, threads):
     ids, labels, _ = BATCHES["rows"]
 
     def frozen(model):
@@ -190,18 +190,16 @@ def test_where_there_is_no_gradient_the_true_reason_is_given(tiny_config, thread
     def merged(model):
         merge_adapter(adapted(model))
 
-    for prepare, reason in ((frozen, "add an adapter, or unfreeze the model with requires_grad_"),
-                            (inactive, "no active adapter is trainable: choose one with set_adapter"),
-                            (merged, "an adapter is merged into the weights: call unmerge_adapter")):  # fmt: skip
+    for prepare in (frozen, inactive, merged):
         model = Llama(tiny_config, 0)
         prepare(model)
-        with pytest.raises(RuntimeError, match=reason):
+        with pytest.raises(RuntimeError, match="nothing is trainable here"):
             loss_and_grad(model, ids, labels)
-    with no_grad(), pytest.raises(RuntimeError, match=r"inside no_grad\(\)"):
+    with no_grad(), pytest.raises(RuntimeError, match=r"outside of no_grad\(\)"):
         loss_and_grad(Llama(tiny_config, 0), ids, labels)
     model = adapted(Llama(tiny_config, 0))
     merge_adapter(model)
-    with pytest.raises(RuntimeError, match="call unmerge_adapter before training"):
+    with pytest.raises(RuntimeError, match="call unmerge_adapter if it is merged"):
         ml.fit(model, SAMPLES[:2], steps=1)
     with pytest.raises(ValueError, match="no token is scored"):  # also where micro-batches without labels are left out
         loss_and_grad(Llama(tiny_config, 0), ids, np.full_like(labels, -100))
