@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
-from ..files.disk import entries, put_back, remove_folder, swap_in
+from ..files.disk import entries, locked, put_back, remove_folder, swap_in
 from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from ..progress import log
 from ..terminal import quote
@@ -85,17 +85,12 @@ class RunFolder:
         return None
 
     def __enter__(self) -> RunFolder:
-        from filelock import FileLock, Timeout
-
         self.made = [path for path in self.partial.parents if not path.exists()]
-        self.lock = FileLock(self.partial.with_name(f".{self.target.name}.lock"))
+        running = f"{self.path}: another job is running there; choose another --out"
+        self.lock = locked(self.partial.with_name(f".{self.target.name}.lock"), running)
         try:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-        except Timeout as error:
-            if not Path(self.lock.lock_file).exists():  # it could not be made, in /proc for example
-                raise ValueError(f"{self.path}: results cannot be written there; choose another --out") from error
-            raise ValueError(f"{self.path}: another job is running there; choose another --out") from error
+            self.lock.__enter__()
         except OSError as error:
             raise unwritable(self.path, error) from error
         try:
@@ -138,9 +133,7 @@ class RunFolder:
         return (self.partial / CHECKPOINT / STATE_FILE).is_file()
 
     def _leave(self) -> None:
-        with suppress(OSError):  # Windows does that in the next line
-            Path(self.lock.lock_file).unlink()
-        self.lock.release()
+        self.lock.__exit__(None, None, None)
         with suppress(OSError):  # one of them holds something
             for path in self.made:
                 path.rmdir()
