@@ -117,15 +117,12 @@ class Talk:
             raise FileNotFoundError(f"{path}: no such file")
         messages = list(read_records(path)[-1].messages)
         system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
-        turns, question = list[Turn](), ""
-        for message in messages:
-            if message["role"] == "user" and not question:
-                question = message["content"]
-            elif message["role"] == "assistant" and (question or not turns):
-                turns.append(Turn(question, message["content"], "assistant", system))
-                question = ""
-            else:
-                raise ValueError(f"{path}: questions and answers alternate in a chat, and in its last record do not")
+        if messages and messages[0]["role"] == "assistant":  # a greeting answers no question
+            messages.insert(0, {"role": "user", "content": ""})
+        if any(message["role"] != ("user", "assistant")[i % 2] for i, message in enumerate(messages)):
+            raise ValueError(f"{path}: questions and answers alternate in a chat, and in its last record do not")
+        pairs = zip(messages[::2], messages[1::2], strict=False)  # a last question without an answer is left out
+        turns = [Turn(asked["content"], answer["content"], "assistant", system) for asked, answer in pairs]
         if not turns:
             raise ValueError(f"{path}: the last record is no conversation: /save talk.jsonl writes one")
         self.clear()
