@@ -11,7 +11,7 @@ from ..data.records import read_handbook
 from ..engine.factors import hint
 from ..generate.as_trained import without_passages
 from ..generate.conversation import MAX_NEW_TOKENS
-from ..generate.streams import check_settings
+from ..generate.streams import Sampling
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..options import BASE, UsageError, check, option
@@ -59,7 +59,7 @@ class Asking(Answering):
 
     def __post_init__(self):
         check(self)
-        check_settings(self.max_new_tokens, self.temperature, self.seed)
+        Sampling(self.max_new_tokens, self.temperature, seed=self.seed)
 
 
 def read_context(

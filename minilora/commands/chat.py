@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..data.fields import read_schema
 from ..data.passages import NO_WORD
 from ..generate.conversation import TOY, Talk, name_of
-from ..generate.streams import check_settings
+from ..generate.streams import Sampling
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
 from ..pages.text import counted, shortened
@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
     handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
-    drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
-    talk = Talk(model, tokenizer, *drawn, options.system, handbook, schema, options.repetition_penalty)
+    sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
+    talk = Talk(model, tokenizer, sampling, options.system, handbook, schema)
     to_terminal = sys.stdout.isatty()
     chat = Chat(talk, list(named), Screen() if to_terminal else Output())
     if named:
@@ -238,7 +238,7 @@ class Chat:
                 self.output.end()
         if not whole and not self.told:
             self.told = True
-            limit = self.talk.max_new_tokens
+            limit = self.talk.sampling.max_new_tokens
             self.output.hint(f"(answers are cut at {limit} tokens: --max-new-tokens allows for more)\n")
 
     def ask_all(self, question: str) -> None:
@@ -323,12 +323,10 @@ class Chat:
     def _temperature(self, rest: str) -> None:
         if rest:
             try:
-                value = float(rest)
-                check_settings(1, value, 0)
+                self.talk.sampling = replace(self.talk.sampling, temperature=float(rest))
             except ValueError as error:
                 raise ValueError(f"/temperature takes 0 or a positive number, such as 0.7, got {rest}") from error
-            self.talk.temperature = value
-        self.output.note(f"temperature: {self.talk.temperature:g}")
+        self.output.note(f"temperature: {self.talk.sampling.temperature:g}")
 
     def _retry(self, rest: str) -> None:
         turn = self.talk.undo()

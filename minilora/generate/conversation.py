@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..progress import log
 from .as_trained import Asked, as_trained, system_of, task_for, with_system
 from .labels import ranked_labels
 from .prefix_cache import PrefixCache
-from .streams import Answer, Streams, check_settings
+from .streams import Answer, Sampling, Streams
 
 MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
 TOY = "tiny is a toy model of 1 million parameters: it shows how things work, but it knows nothing"
@@ -56,9 +56,9 @@ def name_of(choice: Choice) -> str:
 class Talk:
     """A conversation under way.
 
-    temperature, top_p, seed, max_new_tokens, repetition_penalty: as for `Streams.add`. system: the system prompt; None
-    for the one that the adapters were trained with. handbook: passages, the best of which is put before each question.
-    schema: of the fields that each question asks for (default: that of the adapters, if they were trained on one).
+    sampling: of every answer; each question adds 1 to the seed. system: the system prompt; None for the one that the
+    adapters were trained with. handbook: passages, the best of which is put before each question. schema: of the fields
+    that each question asks for (default: that of the adapters, if they were trained on one).
     turns: all that was said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used:
     tokens of the last question, what came before it, and its answer.
     """
@@ -67,19 +67,13 @@ class Talk:
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling,
         system: str | None = None,
         handbook: Handbook | None = None,
         schema: FieldTask | None = None,
-        repetition_penalty: float = 1.0,
     ):
-        check_settings(max_new_tokens, temperature, seed, top_p, repetition_penalty)
-        self.model, self.tokenizer, self.system, self.handbook = model, tokenizer, system, handbook
-        self.schema, self.repetition_penalty = schema, repetition_penalty
-        self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.system, self.handbook, self.schema = system, handbook, schema
         self.limit = model.config.max_position_embeddings
         self.asked, self.known = 0, PrefixCache()
         self.choose(None)
@@ -227,9 +221,8 @@ class Talk:
 
     def _add(self, streams: Streams, asked: Asked, choice: Choice) -> Answer:
         """Queue the next answer. Each question has its own seed, so that its answer can differ when repeated."""
-        settings = (self.max_new_tokens, self.temperature, self.top_p, self.seed + self.asked)
-        guide, penalty = asked.guide(self.tokenizer), self.repetition_penalty
-        return streams.add(asked.messages, choice, *settings, guide=guide, repetition_penalty=penalty)
+        sampling = replace(self.sampling, seed=self.sampling.seed + self.asked)
+        return streams.add(asked.messages, choice, guide=asked.guide(self.tokenizer), **vars(sampling))
 
     def _keep(self, question: str, answer: str) -> None:
         """Add a turn to what was said."""
@@ -247,9 +240,9 @@ class Talk:
         for first in range(start, len(self.turns) + 1):
             asked = self._asked(question, choice, first)
             length = len(self.tokenizer.encode_chat(asked.messages, answer_next=True))
-            if length + self.max_new_tokens <= self.limit:
+            if length + self.sampling.max_new_tokens <= self.limit:
                 return first, asked
         raise ValueError(
-            f"a question of {length} tokens and an answer of {self.max_new_tokens} are more than the {self.limit} that "
-            "the model can see: ask in fewer words, or give a smaller --max-new-tokens"
+            f"a question of {length} tokens and an answer of {self.sampling.max_new_tokens} are more than the "
+            f"{self.limit} that the model can see: ask in fewer words, or give a smaller --max-new-tokens"
         )

@@ -12,6 +12,7 @@ from minilora.cli import main
 from minilora.commands.chat import Chat, ChatOptions, Output, Screen
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
+from minilora.generate.streams import Sampling
 from minilora.models import load, with_adapters
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -20,7 +21,7 @@ from minilora.models import load, with_adapters
 @pytest.fixture
 def chat(model, tokenizer):
     output = Output()
-    return Chat(Talk(model, tokenizer, 12), ["legal", "support"], output)
+    return Chat(Talk(model, tokenizer, Sampling(12)), ["legal", "support"], output)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(chat, line,
     with pytest.raises((ValueError, OSError), match=reason) as caught:
         chat.handle(line)
     assert "\n" not in str(caught.value)
-    assert chat.talk.choice == "support" and chat.talk.turns == [] and chat.talk.temperature == 0
+    assert chat.talk.choice == "support" and chat.talk.turns == [] and chat.talk.sampling.temperature == 0
 
 
 @pytest.mark.parametrize("line", ["exit", "quit", "Exit", " QUIT ", "/quit", "/exit"])
@@ -98,7 +99,7 @@ def test_compare_shows_the_last_question_or_another_answered_by_all(chat, capsys
 
 
 def test_compare_without_adapters_says_how_to_get_some(model, tokenizer):
-    chat = Chat(Talk(model, tokenizer), [], Output())
+    chat = Chat(Talk(model, tokenizer, Sampling()), [], Output())
     with pytest.raises(ValueError, match="only the base: start with --adapter"):
         chat.handle("/compare hello")
 
@@ -119,7 +120,7 @@ def test_an_answer_is_had_anew_or_forgotten_with_its_question(chat, capsys, mode
     asked = [generate(model, tokenizer, "hello", 12, temperature=1.5, seed=seed) for seed in (0, 1)]
     assert capsys.readouterr().out == "".join(f"{one}\n" for one in asked) and asked[0] != asked[1]
     assert [(turn.question, turn.answer) for turn in chat.talk.turns] == [("hello", asked[1])]
-    chat.talk.max_new_tokens = 5000
+    chat.talk.sampling = Sampling(5000)
     with pytest.raises(ValueError, match="more than the 1024"):
         chat.handle("/retry")
     assert [turn.answer for turn in chat.talk.turns] == [asked[1]]
@@ -131,7 +132,7 @@ def test_a_talk_that_was_saved_is_continued(chat, capsys, tmp_path):
     for line in ("/system Be brief.", "hello", "x", f"/save {tmp_path / 'talk.jsonl'}"):
         chat.handle(line)
     said = capsys.readouterr().out.splitlines()
-    chat = Chat(Talk(chat.talk.model, chat.talk.tokenizer, 12), chat.names, chat.output)
+    chat = Chat(Talk(chat.talk.model, chat.talk.tokenizer, Sampling(12)), chat.names, chat.output)
     chat.handle(f"/load {tmp_path / 'talk.jsonl'}")
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("continues after 2 answers: ") and told[1:] == ["system prompt: Be brief."]
@@ -141,7 +142,7 @@ def test_a_talk_that_was_saved_is_continued(chat, capsys, tmp_path):
 
 
 def test_that_answers_are_cut_is_told_once(chat, monkeypatch):
-    hints, chat.talk.max_new_tokens = [], 1
+    hints, chat.talk.sampling = [], Sampling(1)
     monkeypatch.setattr(chat.output, "hint", hints.append)
     assert chat.handle("hello") and chat.handle("more") and len(hints) == 1 and "cut at 1 tokens" in hints[0]
 

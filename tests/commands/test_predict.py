@@ -30,7 +30,7 @@ from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
 from minilora.generate.labels import ranked_labels
 from minilora.generate.predict import predict
-from minilora.generate.streams import Streams
+from minilora.generate.streams import Sampling, Streams
 
 LABELS = LabelTask.of(["bill", "crate", "other"])
 KINDS, NAME = {"enum": ["new", "old"]}, {"type": ["string", "null"]}
@@ -129,7 +129,7 @@ def test_answers_are_drawn_with_the_seed(model, tokenizer):
 
 def test_a_schema_goes_before_that_of_the_adapter_and_is_not_for_labels(model, tokenizer, trained):
     other = FieldTask.of({"type": "object", "properties": {"size": {"enum": ["S", "M"]}}, "required": ["size"]})
-    talk = Talk(model, tokenizer, 60, 0.0, 1.0, 0, None, None, other)
+    talk = Talk(model, tokenizer, Sampling(60), schema=other)
     talk.choice = "legal"
     for task in ("answer", "fields"):
         trained(TRAINED[task])

@@ -10,6 +10,7 @@ from minilora.data.passages import NO_WORD, TEMPLATE, Handbook, Passage, fill
 from minilora.generate.answers import generate
 from minilora.generate.as_trained import as_trained, template_of, without_passages
 from minilora.generate.conversation import Talk
+from minilora.generate.streams import Sampling
 
 BOOK = Handbook([Passage("birds/heron", "A heron eats fish."), Passage("birds/owl", "An owl eats mice.")], "birds")
 QUESTION = "What does the owl eat?"
@@ -27,7 +28,7 @@ def trained(model, monkeypatch):
 
 @pytest.fixture
 def talk(model, loaded):
-    return Talk(model, loaded[1], 12, handbook=BOOK)
+    return Talk(model, loaded[1], Sampling(12), handbook=BOOK)
 
 
 def answer(talk, question=QUESTION):

@@ -10,7 +10,7 @@ from minilora.generate import streams as streams_module
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
 from minilora.generate.prefix_cache import PrefixCache
-from minilora.generate.streams import Streams
+from minilora.generate.streams import Sampling, Streams
 from minilora.nn.llama import Llama
 
 CHOICES = [None, "legal", {"legal": 0.5, "support": 0.5}]
@@ -135,7 +135,7 @@ def test_what_an_adapter_computed_is_forgotten_alone(model, known):
 def test_a_talk_knows_what_it_said_until_another_answers(model, tokenizer, monkeypatch):
     sizes, compute = [], Streams._compute
     monkeypatch.setattr(Streams, "_compute", lambda *a: sizes.append(a[2].shape[1]) or compute(*a))
-    talk = Talk(model, tokenizer, max_new_tokens=6)
+    talk = Talk(model, tokenizer, Sampling(6))
 
     def ask(question):
         sizes.clear()

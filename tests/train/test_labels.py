@@ -22,6 +22,7 @@ from minilora.data.trained import warning_of_trained
 from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import trial
 from minilora.generate.conversation import Talk
+from minilora.generate.streams import Sampling
 from minilora.measure.labels import Labelled, calibration_error, majority, reliability
 from minilora.pages.labels import DRAWN, label_lines, labels_figure, verdict
 from minilora.pages.style import theme
@@ -91,7 +92,7 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     model, tokenizer = ml.load(tmp_path / "full")
     task = read_source(run[1]).task
     assert LabelTask.stored(model.data) == task
-    talk = Talk(model, tokenizer)
+    talk = Talk(model, tokenizer, Sampling())
     shown = []
     assert talk.ask("the courier lost it", shown.append) and talk.turns[0].answer in task.labels
     assert re.fullmatch(r"(bill|other|parcel) \(\d+ %; then .*\)", "".join(shown))
