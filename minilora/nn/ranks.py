@@ -98,7 +98,10 @@ ALONE = Ranks()
 def launched() -> bool:
     """Whether a launcher of MPI has started this process as one of several, by its environment variables."""
     names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH, Intel, Microsoft; MVAPICH
-    return any(os.environ.get(name, "1") != "1" for name in names)
+    sizes = [os.environ[name] for name in names if name in os.environ]
+    if not sizes and "PMIX_RANK" in os.environ:  # another launcher, such as Slurm's, which may not set the number
+        sizes = [os.environ.get("SLURM_NTASKS", "several")]
+    return any(size != "1" for size in sizes)
 
 
 @cache

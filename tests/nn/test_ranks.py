@@ -88,7 +88,8 @@ def test_without_a_launcher_nothing_of_mpi_is_imported():
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [({}, False), ({"OMPI_COMM_WORLD_SIZE": "4"}, True), ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
-     ({"PMI_SIZE": "2"}, True), ({"PMI_SIZE": "1"}, False), ({"SLURM_NTASKS": "8"}, False)],
+     ({"PMI_SIZE": "2"}, True), ({"PMI_SIZE": "1"}, False), ({"SLURM_NTASKS": "8"}, False),
+     ({"PMIX_RANK": "3"}, True), ({"PMIX_RANK": "0", "SLURM_NTASKS": "1"}, False)],
 )  # fmt: skip
 def test_the_launchers_variables_tell_whether_there_are_others(variables, expected, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("OMPI", "PMI", "SLURM", "MV2"))]:
