@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..data.passages import Handbook
 from ..data.records import read_handbook
-from ..engine.factors import hint
 from ..generate.as_trained import without_passages
 from ..generate.conversation import MAX_NEW_TOKENS
 from ..generate.streams import Sampling
@@ -32,12 +30,6 @@ class Answering(Loading):
         "answer from passages, the best match for each question: support-handbook, a .txt or .md file, rows of texts",
         metavar="FILE",
     )
-
-    def load(self, folders: Mapping[str, Path], base: str | Path | None) -> tuple[LanguageModel, Tokenizer]:
-        """As `Loading.load`; a line says what would make a packed base faster."""
-        if self.quantized and self.device == "cpu" and (line := hint()):
-            log.info(line)
-        return super().load(folders, base)
 
 
 @dataclass(frozen=True, kw_only=True)

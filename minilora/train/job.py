@@ -24,7 +24,6 @@ from ..data.samples import steps_per_epoch
 from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
 from ..engine import bfloat16
 from ..engine.backend import release_memory
-from ..engine.factors import compiles
 from ..engine.tensor import no_grad
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
@@ -65,7 +64,7 @@ from .reporting import reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
 ADAPTER = "default"
-LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested, and compiled loops loaded
+LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
 OFTEN = 500  # steps between validations, and between checkpoints, at most: of many records an epoch is long
@@ -319,8 +318,6 @@ def _set_up(options: Options, measure: bool, answers: bool) -> Job:
     elif not answers:
         material = replace(material, asked={}, shown={}, checked=material.validated)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
-    if size > LARGE:
-        compiles()  # loads the library of the compiled loops that will answer: it is a part of the program
     program = program_memory(size) if options.device == "cpu" else None
     if program is not None and size > LARGE:  # for small models it is little
         program += added_memory(lambda: _use_libraries(model, material.train[: options.batch_size]))
@@ -334,7 +331,7 @@ def _set_up(options: Options, measure: bool, answers: bool) -> Job:
 def _use_libraries(model: LanguageModel, examples: Sequence[Example]) -> None:
     """Compute as the job will: losses of a batch, and one token.
 
-    What the libraries of matmuls and of compiled loops hold from then on is a part of the program: some 60 MB.
+    What the libraries of matmuls hold from then on is a part of the program.
     """
     loss_without_grad(model, [sequence for example in examples for sequence in example.sequences])
     with no_grad():

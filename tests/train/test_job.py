@@ -264,10 +264,8 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
 
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
 @pytest.mark.parametrize("large", [False, True])
-def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
-    large, loss, home, tmp_path, monkeypatch
-):
-    done, usual = [], {name: getattr(job, name) for name in ("prepare", "compiles", "loss_without_grad")}
+def test_texts_and_libraries_belong_to_the_program_whose_size_is_measured(large, loss, home, tmp_path, monkeypatch):
+    done, usual = [], {name: getattr(job, name) for name in ("prepare", "loss_without_grad")}
 
     def noting(name):
         return lambda *args, **how: done.append(name) or usual[name](*args, **how)
@@ -283,10 +281,10 @@ def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
     given = {"data": write_jsonl(tmp_path / "pairs.jsonl", pairs), "loss": "dpo"} if loss == "dpo" else {}
     chosen = options(home, tmp_path / "run", **given)
     assert rehearse(chosen)["peak_memory_bytes"]["by_owner"]["program"] == 1000 + 50 * large
-    first, last = (["compiles"], ["loss_without_grad", (1, 1)]) if large else ([], [])
-    assert done[done.index("prepare") :] == ["prepare", *first, "program", *last]
+    last = ["loss_without_grad", (1, 1)] if large else []
+    assert done[done.index("prepare") :] == ["prepare", "program", *last]
     monkeypatch.setattr(job, "program_memory", lambda arrays: None)  # on Windows
-    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] in ("prepare", "compiles")
+    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] == "prepare"
 
 
 @pytest.mark.usefixtures("unmeasured")
