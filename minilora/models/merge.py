@@ -42,7 +42,6 @@ from ..terminal import quote
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
-from .modelfile import held_of, write_modelfile
 from .tokenizer import Tokenizer, check_tokenizer, template_in
 from .with_adapters import base_of, load_with_adapters
 
@@ -113,10 +112,9 @@ class MergeReport:
         if self.logit_error:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.largest_logit:.3g})"
         lines.append(f"check   read back: {found}")
-        if self.path.suffix == ".gguf":
-            lines += _for_ollama(self.path, self.data)
-        else:
-            lines += _asked_there(self.data, "the folder tells", "transformers does")
+        is_file = self.path.suffix == ".gguf"
+        told, reads = ("the file tells", "llama.cpp does") if is_file else ("the folder tells", "transformers does")
+        lines += _asked_there(self.data, told, reads)
         lines += _rounded_base(self.rounded_to)
         if (lost := self.requantised) is not None:
             case = "stored" if self.kind == lost.kind else "if stored"
@@ -140,7 +138,6 @@ class ExportReport:
     dtype: str = "float32"
     data: Mapping[str, Any] = field(default_factory=dict)  # what the adapter was trained on
     rounded_to: str | None = None  # the kind to which the base was quantised in training, such as "nf4"
-    modelfile: bool = False  # written next to the file, because the base is a GGUF file
     template: Path | None = None  # the chat template, if the base's files have another one, or none
 
     def __str__(self) -> str:
@@ -153,10 +150,7 @@ class ExportReport:
             asked = _asked_there(self.data, "the adapter's own folder tells", f"{what} does")
             return "\n".join([wrote, *asked, *base])
         lines = [wrote, f"check   read back: logits differ by at most {self.logit_error:.2g}"]
-        if self.modelfile:
-            lines += _for_ollama(self.path, self.data)
-        else:
-            lines += _asked_there(self.data, "the file tells", "llama.cpp does")
+        lines += _asked_there(self.data, "the file tells", "llama.cpp does")
         if self.template is not None:
             lines += [
                 "prompt  the base's file has another chat template than the adapter was trained with, or none; start",
@@ -169,16 +163,6 @@ def _rounded_base(kind: str | None) -> list[str]:
     """The line on a base that was quantised in training."""
     small = kind in (None, "bf16")  # the differences of bfloat16 are small
     return [] if small else [f"base    as in its file; the adapter was trained on it quantised to {kind}"]
-
-
-def _for_ollama(path: Path, data: Mapping[str, Any]) -> list[str]:
-    """The lines on the Modelfile next to a GGUF file."""
-    lines = [f"ollama  ollama create NAME -f {quote(str(path.with_suffix('.Modelfile')))}"]
-    lines += _asked_there(data, "the file tells", "llama.cpp and ollama do")
-    names = {"system": "the system prompt", "template": "the question"}
-    if held := [names[key] for key in held_of(data)]:
-        lines.append(f"        (the Modelfile gives ollama {' and '.join(held)})")
-    return lines
 
 
 def _asked_there(data: Mapping[str, Any], told: str, reads: str) -> list[str]:
@@ -318,7 +302,7 @@ def export(
     dtype: str = "float32",
 ) -> ExportReport:
     """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder. Next to
-    the file are a Modelfile for ollama, if the base is a GGUF file, and the chat template, if the base's is another.
+    the file is the chat template, if the base's is another.
 
     base, adapter, force: as for `merge`.
     out: a file that ends in .gguf; for mlx-lm, a new folder.
@@ -345,14 +329,12 @@ def export(
     expected = _logits(model)
     load_adapter(model, out, name="written", base_sha256=digest)  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
-    if modelfile := place.is_file():
-        write_modelfile(out, tokenizer, data, place)
-    own = GGUF(place).metadata.get("tokenizer.chat_template") if modelfile else template_in(place)
+    own = GGUF(place).metadata.get("tokenizer.chat_template") if place.is_file() else template_in(place)
     template = None if own == tokenizer.template else out.with_suffix(".jinja")
     if template is not None:
         write_bytes(template, tokenizer.template.encode())
     size, matrices = out.stat().st_size, len(lora_modules(model))
-    return ExportReport(out, size, matrices, apart, dtype, data, rounded_to, modelfile, template)
+    return ExportReport(out, size, matrices, apart, dtype, data, rounded_to, template)
 
 
 def requantised(
@@ -415,7 +397,7 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
 def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
     if format == "gguf" and out.is_dir():
         raise ValueError(f"{out} is a folder: choose another name")
-    beside = (out, out.with_suffix(".Modelfile"), out.with_suffix(".jinja"))  # which may have been edited since
+    beside = (out, out.with_suffix(".jinja"))  # which may have been edited since
     if format == "gguf" and not overwrite and (there := [path for path in beside if path.exists()]):
         raise ValueError(f"{there[0]} exists: choose another name, or --overwrite (overwrite=True)")
     whole = {*FILES, PROVENANCE_FILE}  # an adapter next to it would be applied again
@@ -452,7 +434,6 @@ def _write(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged, data)
-        write_modelfile(out, tokenizer, data)
 
 
 def _read(out: Path) -> LanguageModel:

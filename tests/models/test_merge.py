@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import weakref
 from functools import partial
 from pathlib import Path
@@ -85,8 +84,6 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
     assert np.abs(inside - beside).max() < 1e-3
     assert np.abs(inside - logits(zoo.load(path)[0], IDS)).max() > 0.1
     assert "bit for bit" in str(report) and (report.requantised is None) == (base != "Q4_1")
-    commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
-    assert [command[-1] for command in commands] == [str(path) for path in tmp_path.glob("*.Modelfile")]
     original = zoo.load(path)[1]
     for text in TEXTS if path.is_dir() else TEXTS[:1]:
         assert tokenizer.encode(text) == original.encode(text)
@@ -230,41 +227,20 @@ def test_llama_cpp_gets_the_chat_template_that_the_adapter_was_trained_with(kind
         assert beside.read_text() == template
 
 
-@pytest.mark.parametrize("beside", ["m.Modelfile", "m.jinja"])
 @pytest.mark.parametrize("write", [merge, export])
-def test_what_a_user_edited_next_to_a_file_is_written_over_only_when_asked(write, beside, folder, adapter, tmp_path):
-    (tmp_path / beside).write_text("mine")
-    with pytest.raises(ValueError, match=f"{beside} exists: choose another name, or --overwrite"):
+def test_what_a_user_edited_next_to_a_file_is_written_over_only_when_asked(write, folder, adapter, tmp_path):
+    (tmp_path / "m.jinja").write_text("mine")
+    with pytest.raises(ValueError, match="m.jinja exists: choose another name, or --overwrite"):
         write(folder, adapter, tmp_path / "m.gguf")
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("m.")] == [beside]
-    assert (tmp_path / beside).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("m.")] == ["m.jinja"]
+    assert (tmp_path / "m.jinja").read_text() == "mine"
     assert write(folder, adapter, tmp_path / "m.gguf", overwrite=True).path.exists()
 
 
-def test_an_exported_adapter_has_a_modelfile_if_the_base_is_a_file(folder, adapter, tmp_path):
-    base = write_gguf(tmp_path / "base.gguf", new_llama())
-    (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": {"system": "Be kind."}}))
-    for given in (folder, base):
-        report = export(given, adapter, tmp_path / "my lora.gguf", overwrite=True)
-        modelfile = tmp_path / "my lora.Modelfile"
-        commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
-        assert [command[-1] for command in commands] == [str(modelfile)] * modelfile.exists()
-        assert modelfile.exists() == (given == base)
-    text = modelfile.read_text()
-    assert text.startswith(f"FROM {base.resolve()}\nADAPTER ./my lora.gguf\n") and 'SYSTEM """Be kind."""' in text
-
-
 def test_a_file_of_any_name_is_merged_as_the_gguf_file_that_it_is(adapter, tmp_path):
-    """Ollama's files are called sha256-..."""
     bases = [write_gguf(tmp_path / name, new_llama(), "Q8_0") for name in ("base.gguf", "sha256-0a1b")]
     one, other = (merge(base, adapter, tmp_path / f"{base.name}-merged.gguf").path.read_bytes() for base in bases)
     assert one == other
-
-
-def test_only_what_the_modelfile_holds_is_said_of_it(tmp_path):
-    for system, held in (("Be kind.", True), ('Say "yes"', False)):
-        report = MergeReport(tmp_path / "m.gguf", "F16", 1, 1, 0.0, 1.0, None, data={"system": system})
-        assert ("the Modelfile gives ollama the system prompt" in str(report)) == held
 
 
 ASKED = {"labels": ["a", "b"], "schema": {}, "context_template": "x", "system": "Be kind."}
@@ -272,7 +248,7 @@ ASKED = {"labels": ["a", "b"], "schema": {}, "context_template": "x", "system": 
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED, ASKED | {"template": "Which? {text}"}],
+    [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED],
     ids=str,
 )
 def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_programs_do_not(
@@ -283,7 +259,7 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
     (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
     for write, name, other in (
         (merge, "merged", "transformers does"),
-        (merge, "merged.gguf", "llama.cpp and ollama do"),
+        (merge, "merged.gguf", "llama.cpp does"),
         (export, "adapter.gguf", "llama.cpp does"),
     ):
         out = tmp_path / "a" / name
@@ -299,13 +275,8 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
             words = {"labels": "labels", "schema": "fields", "context_template": "passage"}
             words["system"] = "system prompt"
             assert {key for key, word in words.items() if word in lines[told[0]]} == data.keys() & ASKED.keys()
-            with_file = write is merge and out.suffix == ".gguf" and "system" in data
-            held = "the system prompt and the question" if "template" in data else "the system prompt"
-            assert (f"        (the Modelfile gives ollama {held})" in lines) == with_file
-            modelfile = out.with_suffix(".Modelfile")
             for_mlx = export(folder, adapter, tmp_path / f"mlx {name}".replace(".", " "), format="mlx")
             assert "mlx-lm does not read that:" in str(for_mlx)
-            assert (modelfile.exists() and 'SYSTEM """Be kind."""' in modelfile.read_text()) == with_file
 
 
 @pytest.mark.parametrize("name", ["saved", "saved.gguf"])
