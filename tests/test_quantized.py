@@ -314,8 +314,7 @@ def test_an_adapter_trained_over_a_rounded_base_belongs_to_the_base_before_round
     with pytest.raises(ModelFileError, match="same shape"):
         load_adapter(dense, tmp_path / "rounded", name="other")
     report = merge(folder, tmp_path / "rounded", tmp_path / "whole")
-    assert report.rounded_to == "nf4" and report.requantised.kind == "NF4" and report.requantised.matrices == 14
-    assert "trained on it quantised to nf4" in str(report) and "if stored as NF4" in str(report)
+    assert report.rounded_to == "nf4" and "trained on it quantised to nf4" in str(report)
 
 
 # -- whole jobs --------------------------------------------------------------------------------------------------------

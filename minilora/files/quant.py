@@ -266,14 +266,6 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
     return out
 
 
-def codes_of(raw: np.ndarray, kind: str = "Q4_1") -> np.ndarray:
-    """The codes of packed rows: raw (m, bytes per row) uint8 -> (m, n), 0 to 15 in the 4-bit kinds of ROUNDED."""
-    packed = raw.reshape(-1, _UNITS[kind][1])
-    if kind not in levels.LEVELS:
-        return LAYOUTS[kind].codes(packed).reshape(raw.shape[0], -1)
-    return np.stack([packed[:, 4:] >> 4, packed[:, 4:] & 15], axis=-1).reshape(raw.shape[0], -1)
-
-
 def _pack_q8_0(w: np.ndarray, out: np.ndarray) -> None:
     d = np.abs(w).max(axis=-1, keepdims=True) / np.float32(127)
     x = w * _inverse(d)

@@ -1,7 +1,6 @@
 """Merge an adapter into its base and write the whole model, or export the adapter for llama.cpp.
 
-Both read the written file back and compare it. For 4-bit bases `merge` also measures how much of the update is lost.
-`save_model` writes a model that is in memory.
+Both read the written file back and compare it. `save_model` writes a model that is in memory.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, dense, release_memory
+from ..engine.backend import Array, release_memory
 from ..engine.tensor import no_grad
-from ..files.blocks import LAYOUTS
 from ..files.disk import ModelFileError, entries, replacing_folder, write_bytes, write_json
 from ..files.gguf_header import is_gguf
-from ..files.levels import LEVELS
-from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
 from ..lora.adapters import (
     active_factors,
@@ -35,7 +31,7 @@ from ..lora.mlx import FILES as MLX_FILES
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, moved_data, read_provenance
-from ..nn.families import FAMILIES, TABLES, as_llama_cpp_has_it
+from ..nn.families import as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.module import sha256_of
 from ..terminal import quote
@@ -56,34 +52,6 @@ _ASKED = {  # what decides how a model is asked, by the key of "data"
 
 
 @dataclass(frozen=True)
-class Requantised:
-    """The effect of storing merged matrices in 4 bits: see `requantised`.
-
-    matrices: how many were measured.
-    error: ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖, the rounding error relative to the update.
-    codes_kept: the share of codes that equal the base's.
-    update_kept: ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖², the change of the stored weights in the direction of the update.
-    kind: the 4-bit kind; that of the base, if the adapter was trained on a quantised one.
-
-    Of these, `update_kept` best predicts how much of the training survives. On SmolLM2's Q4_1 base, after 48 steps on
-    the legal data, 7 % of the update and 16.5 % of the loss reduction are kept, with an error of 123 %. On the tiny
-    base in float32, after 3 steps, they are 98 % and 69 %, with an error of 1,988 %.
-    """
-
-    matrices: int
-    error: float
-    codes_kept: float
-    update_kept: float
-    kind: str = "Q4_1"
-
-    def verdict(self) -> str:
-        """A summary. A large rounding error can keep the update, if it acts as noise, or remove it completely."""
-        if self.update_kept < 0.5:
-            return "most of what was learned is lost"
-        return "part of what was learned is lost" if self.update_kept < 0.9 else "what was learned is kept"
-
-
-@dataclass(frozen=True)
 class MergeReport:
     """What `merge` wrote, and how it compares with the merged model.
 
@@ -91,7 +59,6 @@ class MergeReport:
     matrices: how many have an update.
     logit_error: the largest difference between the logits of the merged model and those of the written one.
     largest_logit: for comparison.
-    requantised: for a base in 4 bits, or a model written in 4 bits.
     rounded_to: the kind to which the base was quantised in training, such as "nf4".
     data: what the adapter was trained on, which the model keeps.
     """
@@ -102,7 +69,6 @@ class MergeReport:
     matrices: int
     logit_error: float
     largest_logit: float
-    requantised: Requantised | None
     rounded_to: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,16 +81,7 @@ class MergeReport:
         is_file = self.path.suffix == ".gguf"
         told, reads = ("the file tells", "llama.cpp does") if is_file else ("the folder tells", "transformers does")
         lines += _asked_there(self.data, told, reads)
-        lines += _rounded_base(self.rounded_to)
-        if (lost := self.requantised) is not None:
-            case = "stored" if self.kind == lost.kind else "if stored"
-            lines += [
-                f"4 bits  {case} as {lost.kind}, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
-                f"        (rounding {lost.error:.0%} of the update's norm; {lost.codes_kept:.1%} of codes unchanged)",
-            ]
-            if self.kind == "Q4_1" and lost.update_kept < 0.9:
-                lines.append("        --type q8_0 or f16 loses less; minilora export keeps base and adapter separate")
-        return "\n".join(lines)
+        return "\n".join([*lines, *_rounded_base(self.rounded_to)])
 
 
 @dataclass(frozen=True)
@@ -229,11 +186,6 @@ def merge(
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" not in before:
         changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
-    lost = None
-    if kind == "Q4_1" or (source is not None and any(_is_in(source, name, "Q4_1") for name in changed)):
-        lost = requantised(before, state, changed, config, source)
-    elif rounded_to and rounded_to.upper() in LEVELS:
-        lost = requantised(before, state, changed, config, kind=rounded_to.upper())
     expected, unchanged = _logits(model), set(before) - changed
     del model, before  # the base, for which there may be no room next to the model that is written and read back
     release_memory()
@@ -246,7 +198,7 @@ def merge(
     _check_same(out, wanted, written.state_dict())
     got = _logits(written)
     apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
-    return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to, data)
+    return MergeReport(out, kind, size, len(changed), apart, largest, rounded_to, data)
 
 
 def save_model(
@@ -335,53 +287,6 @@ def export(
         write_bytes(template, tokenizer.template.encode())
     size, matrices = out.stat().st_size, len(lora_modules(model))
     return ExportReport(out, size, matrices, apart, dtype, data, rounded_to, template)
-
-
-def requantised(
-    before: dict[str, Array],
-    after: dict[str, Array],
-    changed: set[str],
-    config: Any,
-    source: GGUF | None = None,
-    kind: str = "Q4_1",
-) -> Requantised:
-    """Measure how much of an update is left if the merged matrices are quantised to 4 bits.
-
-    before, after: the base's and the merged arrays, by name. changed: the names of those that differ.
-    source: the base's file. Where it stores the same kind, its codes are the base's; otherwise the base is quantised
-        here.
-    kind: Q4_1, NF4, FP4 or INT4; embedding and head become Q8_0, as in `save_gguf`. Matrices whose rows are not a
-        multiple of the block size are left out.
-
-    Four bits distinguish 16 values in a block of weights. An update below half a step changes no code unless the weight
-    is near a boundary; then only the block's scale and minimum shift a little.
-    """
-    family, rounding, update, along = FAMILIES[config.model_type], 0.0, 0.0, 0.0
-    kept = codes = matrices = 0
-    for name in sorted(changed):
-        own_kind = "Q8_0" if name in TABLES else kind
-        if after[name].ndim != 2 or after[name].shape[1] % LAYOUTS[own_kind].values:
-            continue
-        w, merged = (family.to_llama_cpp(name, dense(state[name]), config) for state in (before, after))
-        packed = quantize(merged, own_kind)
-        own = source.tensors[name].raw() if source and _is_in(source, name, own_kind) else quantize(w, own_kind)
-        stored, delta = dequantize(packed, own_kind), merged - w
-        rounding += float(np.square(stored - merged).sum(dtype=np.float64))
-        update += float(np.square(delta).sum(dtype=np.float64))
-        along += float(((stored - dequantize(own, own_kind)) * delta).sum(dtype=np.float64))
-        kept += int((codes_of(packed, own_kind) == codes_of(own, own_kind)).sum())
-        codes, matrices = codes + merged.size, matrices + 1
-    return Requantised(
-        matrices,
-        error=(rounding / update) ** 0.5 if update else 0.0,
-        codes_kept=kept / codes if codes else 1.0,
-        update_kept=along / update if update else 1.0,
-        kind=kind,
-    )
-
-
-def _is_in(source: GGUF, name: str, kind: str) -> bool:
-    return name in source.tensors and source.tensors[name].kind == kind
 
 
 def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:

@@ -11,7 +11,7 @@ import strictarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from modelfiles import STEPS, random_blocks
+from modelfiles import STEPS, codes_of, random_blocks
 
 from minilora.engine import bfloat16, fused
 from minilora.engine.backend import array_module, dense
@@ -19,7 +19,7 @@ from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.files import levels
 from minilora.files.blocks import LAYOUTS, half_to_float32
-from minilora.files.quant import FEW, PIECE, ROUNDED, Packed, bytes_of_row, codes_of, dequantize, in_float32, quantize
+from minilora.files.quant import FEW, PIECE, ROUNDED, Packed, bytes_of_row, dequantize, in_float32, quantize
 
 WRITTEN, LEVELS = ("F32", "F16", "Q8_0", "Q4_1"), ("NF4", "FP4", "INT4")
 each_written = pytest.mark.parametrize("kind", WRITTEN)
@@ -109,7 +109,7 @@ def test_ties_are_rounded_as_in_llama_cpp():
     assert dequantize(quantize(w, "Q8_0"), "Q8_0")[0, :8].tolist() == [-3, -2, -1, 1, 2, 3, 4, 127]
     np.testing.assert_array_equal(quantize(w, "Q8_0"), in_library(w, "Q8_0"))
     w = np.concatenate([np.float32([0.5, 1.5, 2.5, 14.5]), np.zeros(27, np.float32), np.float32([15])])[None]
-    assert codes_of(quantize(w, "Q4_1"))[0, :4].tolist() == [1, 2, 3, 15]
+    assert codes_of(quantize(w, "Q4_1"), "Q4_1")[0, :4].tolist() == [1, 2, 3, 15]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])

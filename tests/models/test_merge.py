@@ -17,7 +17,6 @@ from minilora.cli import main
 from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf_header import read_header
-from minilora.files.quant import dequantize, quantize
 from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter, set_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
@@ -26,7 +25,7 @@ from minilora.models import load as zoo
 from minilora.models import merge as merging
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF
-from minilora.models.merge import MergeReport, Requantised, export, merge, requantised, save_model
+from minilora.models.merge import export, merge, save_model
 from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.gemma3 import Gemma3, Gemma3Config
 from minilora.nn.module import Module
@@ -83,7 +82,7 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
     assert logits(model, IDS).tobytes() == inside.tobytes() and report.logit_error == 0
     assert np.abs(inside - beside).max() < 1e-3
     assert np.abs(inside - logits(zoo.load(path)[0], IDS)).max() > 0.1
-    assert "bit for bit" in str(report) and (report.requantised is None) == (base != "Q4_1")
+    assert "bit for bit" in str(report)
     original = zoo.load(path)[1]
     for text in TEXTS if path.is_dir() else TEXTS[:1]:
         assert tokenizer.encode(text) == original.encode(text)
@@ -159,7 +158,6 @@ def test_other_types_stay_within_their_rounding_and_report_it(name, kind, limit,
         return
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(report.path).tensors}
     assert kinds["blk.0.ffn_up.weight"] == kind and kinds["blk.0.attn_norm.weight"] == "F32"
-    assert (report.requantised is None) == (kind != "Q4_1") and ("stored as Q4_1" in str(report)) == (kind == "Q4_1")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_an_adapter_on_a_tied_embedding_unties_it_and_only_adapted_matrices_are_
         report = merge(file, adapter, tmp_path / name, kind="F32")
         model, _ = zoo.load(report.path)
         assert not model.config.tie_word_embeddings and report.logit_error == 0
-        assert report.matrices == report.requantised.matrices == count
+        assert report.matrices == count
         np.testing.assert_allclose(logits(model, IDS), expected_logits(file, adapter)[0], atol=2e-4)
 
 
@@ -345,67 +343,6 @@ def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(stored, 
             zoo.load(file, quantized=True)
 
 
-# -- what four bits lose -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head", "q_proj"]], ids=str)
-def test_what_is_reported_as_kept_is_what_the_written_file_keeps(targets, tmp_path):
-    """The embedding and the head are stored in 8 bits, which keep more."""
-    model = new_llama(tie_word_embeddings=False)
-    save_model(model, new_tokenizer(), tmp_path / "base", "F32")
-    save_model(model, new_tokenizer(), tmp_path / "base.gguf", "Q4_1")
-    adapter = saved(adapted(model, 0.05, target_modules=targets), tmp_path / "adapter")
-    lost = merge(tmp_path / "base", adapter, tmp_path / "m.gguf", kind="Q4_1").requantised
-    merge(tmp_path / "base", adapter, tmp_path / "merged")
-    states = [zoo.load(tmp_path / name)[0].state_dict() for name in ("base", "merged", "base.gguf", "m.gguf")]
-    names = [name for name, w in states[0].items() if (states[1][name] != w).any()]
-    before, after, own, stored = (np.concatenate([state[name].ravel() for name in names]) for state in states)
-    delta = after - before
-    assert lost.matrices == len(names) and lost.codes_kept < 0.95
-    assert lost.update_kept == pytest.approx((stored - own) @ delta / (delta @ delta), rel=1e-3)
-    assert lost.error == pytest.approx(np.linalg.norm(stored - after) / np.linalg.norm(delta), rel=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["Q4_1", "NF4", "FP4", "INT4"])
-def test_an_update_that_changes_no_code_is_lost_whatever_the_rounding_of_the_base(kind):
-    """What is kept is measured from the base as it is stored: its own rounding error counts for nothing."""
-    state, name = new_llama().state_dict(), "model.layers.0.mlp.down_proj.weight"
-    grid = dequantize(quantize(state[name], kind), kind).reshape(-1, 32 if kind == "Q4_1" else 64)
-    largest = np.abs(grid).max(axis=1, keepdims=True)
-    outer = (grid == grid.min(axis=1, keepdims=True)) | (grid == grid.max(axis=1, keepdims=True))
-    inner = (np.abs(grid) < 0.5 * largest) & ~outer  # the others decide a block's scale and minimum
-    delta = np.where(inner, 1e-3 * largest, 0).astype(np.float32)
-    base, merged = (w.reshape(32, 64) for w in (grid + delta, grid + 2 * delta))
-    lost = requantised(state | {name: base}, state | {name: merged}, {name}, CONFIG, kind=kind)
-    assert inner.sum() > 300
-    assert (lost.matrices, lost.codes_kept) == (1, 1) and lost.update_kept == pytest.approx(0, abs=1e-4)
-    assert lost.error == pytest.approx(2, rel=0.01) and lost.verdict() == "most of what was learned is lost"
-
-
-def test_a_large_update_is_kept():
-    model = adapted(new_llama(), 0.5)
-    before = {name: p.data for name, p in model.named_parameters() if ".adapters." not in name}
-    merge_adapter(model)
-    after = {name: p.data for name, p in model.named_parameters() if ".adapters." not in name}
-    kept = requantised(before, after, {name for name in after if after[name] is not before[name]}, CONFIG)
-    assert kept.error < 1 and kept.codes_kept < 0.5 and kept.update_kept > 0.95
-    assert kept.verdict() == "what was learned is kept"
-
-
-def test_the_codes_of_a_base_are_those_of_its_file(tmp_path):
-    """Not those that its weights would get now: in this file all codes of a matrix are 5, which is no best choice."""
-    path, name = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1"), "model.layers.0.mlp.up_proj.weight"
-    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
-    content = bytearray(path.read_bytes())
-    for block in range(int(tensor.data_offset), int(tensor.data_offset + tensor.n_bytes), 20):
-        content[block + 4 : block + 20] = b"\x55" * 16
-    path.write_bytes(content)
-    source = GGUF(path)
-    state = source.load().state_dict()
-    assert requantised(state, state, {name}, CONFIG, source).codes_kept == 0
-    assert requantised(state, state, {name}, CONFIG).codes_kept == 1
-
-
 def test_what_the_base_was_quantised_to_in_training_is_reported_but_not_bfloat16(folder, adapter, tmp_path):
     reports = []
     for rounded in (None, "bf16", "nf4"):
@@ -415,25 +352,7 @@ def test_what_the_base_was_quantised_to_in_training_is_reported_but_not_bfloat16
             assert ("was trained on it quantised to nf4" in str(exported)) == (rounded == "nf4")
         reports.append(merge(folder, adapter, tmp_path / "merged", overwrite=True))
     plain, half, packed = map(str, reports)
-    assert half == plain and "was trained on it quantised to nf4" in packed and "if stored as NF4" in packed
-    assert reports[-1].requantised.matrices == 2  # those with rows of whole blocks
-
-
-def test_nothing_to_lose_is_no_division_by_zero():
-    state = new_llama().state_dict()
-    for changed in ({QUERY}, set()):
-        lost = requantised(state, state, changed, CONFIG)
-        assert (lost.matrices, lost.error, lost.codes_kept, lost.update_kept) == (len(changed), 0, 1, 1)
-
-
-@pytest.mark.parametrize(("kept", "verdict"), [(0.49, "most of"), (0.51, "part of"), (0.89, "part of"), (0.91, "")])
-def test_the_verdict_and_the_advice_depend_on_how_much_of_the_update_is_kept(tmp_path, kept, verdict):
-    lost = Requantised(matrices=14, error=7.05, codes_kept=0.9834, update_kept=kept)
-    for kind in ("Q4_1", "F16"):
-        page = str(MergeReport(tmp_path, kind, 98_400_000, 14, 0.0123, 15.25, lost))
-        assert f"{kept:.0%} of the update is kept: {verdict}" in page and "rounding 705%" in page
-        assert ("--type q8_0 or f16" in page) == (kind == "Q4_1" and kept < 0.9)
-        assert ("4 bits  if stored as Q4_1" in page) == (kind == "F16") != ("4 bits  stored as Q4_1" in page)
+    assert half == plain and "was trained on it quantised to nf4" in packed
 
 
 # -- export ------------------------------------------------------------------------------------------------------------
