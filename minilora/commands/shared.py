@@ -55,12 +55,10 @@ class Loading:
     def load(self, folders: Mapping[str, Path], base: str | Path | None) -> tuple[LanguageModel, Tokenizer]:
         """The base with these adapters, by name; without a base, the one that they name."""
         from ..models.load import dtype_of
-        from ..models.with_adapters import load_with_adapters, log_other_rounding
+        from ..models.with_adapters import load_with_adapters
 
         given = (self.quantized, self.device, self.force, dtype_of(self))
-        model, tokenizer = load_with_adapters(folders, base, *given)
-        log_other_rounding(model, folders)
-        return model, tokenizer
+        return load_with_adapters(folders, base, *given)
 
 
 class Instead(argparse.Action):

@@ -95,7 +95,7 @@ class ExportReport:
     dtype: str = "float32"
     data: Mapping[str, Any] = field(default_factory=dict)  # what the adapter was trained on
     rounded_to: str | None = None  # the kind to which the base was quantised in training, such as "nf4"
-    template: Path | None = None  # the chat template, if the base's files have another one, or none
+    template: Path | None = None  # the chat template, if the base's files have none
 
     def __str__(self) -> str:
         what = "mlx-lm" if self.logit_error is None else "llama.cpp"
@@ -110,7 +110,7 @@ class ExportReport:
         lines += _asked_there(self.data, "the file tells", "llama.cpp does")
         if self.template is not None:
             lines += [
-                "prompt  the base's file has another chat template than the adapter was trained with, or none; start",
+                "prompt  the base's file has no chat template: start",
                 f"        llama.cpp with --jinja --chat-template-file {quote(str(self.template))}",
             ]
         return "\n".join([*lines, *base])
@@ -254,7 +254,7 @@ def export(
     dtype: str = "float32",
 ) -> ExportReport:
     """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder. Next to
-    the file is the chat template, if the base's is another.
+    the file is the chat template, if the base's files have none.
 
     base, adapter, force: as for `merge`.
     out: a file that ends in .gguf; for mlx-lm, a new folder.
@@ -282,7 +282,7 @@ def export(
     load_adapter(model, out, name="written", base_sha256=digest)  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
     own = GGUF(place).metadata.get("tokenizer.chat_template") if place.is_file() else template_in(place)
-    template = None if own == tokenizer.template else out.with_suffix(".jinja")
+    template = out.with_suffix(".jinja") if own is None else None
     if template is not None:
         write_bytes(template, tokenizer.template.encode())
     size, matrices = out.stat().st_size, len(lora_modules(model))

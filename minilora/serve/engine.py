@@ -30,7 +30,7 @@ from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
 from ..models.tokenizer import Tokenizer
-from ..models.with_adapters import BASE_NAME, OTHER_TEMPLATE, other_rounding, own_templates
+from ..models.with_adapters import BASE_NAME
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..progress import log
@@ -189,8 +189,7 @@ class Engine:
             self.digest = sha256_of(base_state(self.model))
         load_adapter(self.model, folder, name, base_sha256=self.digest)  # active now, which no mixed batch asks
         try:
-            lines = [*other_rounding(self.model, {name: folder}), *without_passages(self.model, handbook, [name])]
-            lines += [f"{name} {OTHER_TEMPLATE}" for name in own_templates(self.tokenizer, {name: folder})]
+            lines = without_passages(self.model, handbook, [name])
             version = replace(self._version(name), note="; ".join(lines) or None)
         except Exception:  # its notes cannot be what they say
             remove_adapter(self.model, name)

@@ -38,7 +38,6 @@ from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
-from ..models.with_adapters import own_templates
 from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter, sha256_of
 from ..nn.optim import AdamW
@@ -286,8 +285,6 @@ def _set_up(options: Options, measure: bool, answers: bool) -> Job:
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
-    if options.adapter is not None and own_templates(tokenizer, {ADAPTER: Path(options.adapter)}):
-        log.warning(f"{options.adapter} was trained with its own chat template, and now with the base's")
     size = base_bytes(model)
     slow = options.method == "lora" and options.device == "cpu" and not options.bf16 and size > LARGE
     if slow and (faster := bfloat16.hint()):

@@ -326,11 +326,10 @@ def test_without_a_terminal_no_library_for_one_is_loaded(words):
     assert done.stdout and "\x1b" not in done.stdout + done.stderr
 
 
-def test_all_options_of_loading_reach_the_loader_and_another_rounding_is_told(monkeypatch):
-    told, folders = [], {"legal": Path("runs/legal")}
+def test_all_options_of_loading_reach_the_loader(monkeypatch):
+    folders = {"legal": Path("runs/legal")}
     monkeypatch.setattr(load, "dtype_of", lambda options: f"bf16: {options.bf16}")
     monkeypatch.setattr(with_adapters, "load_with_adapters", lambda *given: (given, "tokenizer"))
-    monkeypatch.setattr(with_adapters, "log_other_rounding", lambda *given: told.append(given))
     given = (folders, "tiny", "nf4", "cuda", True, "bf16: True")
     options = ChatOptions(quantized="nf4", device="cuda", force=True, bf16=True)
-    assert options.load(folders, "tiny") == (given, "tokenizer") and told == [(given, folders)]
+    assert options.load(folders, "tiny") == (given, "tokenizer")

@@ -194,32 +194,22 @@ def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
     assert new == old
 
 
-OWN = "{{ messages[-1]['content'] }}!"
-
-
-@pytest.mark.parametrize(
-    ("kind", "stored", "own"),
-    [("gguf", None, OWN), ("gguf", CHATML, None), ("gguf", OWN, OWN),
-     ("folder", None, None), ("folder", CHATML, OWN), ("folder", OWN, None)],
-)  # fmt: skip
-def test_llama_cpp_gets_the_chat_template_that_the_adapter_was_trained_with(kind, stored, own, adapter, tmp_path):
-    """In the merged file; next to an adapter's file, if the base's files do not have it."""
+@pytest.mark.parametrize("stored", [None, CHATML])
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_llama_cpp_gets_the_chat_template_that_minilora_asks_with(kind, stored, adapter, tmp_path):
+    """In the merged file; next to an adapter's file, if the base's files have none."""
     if kind == "gguf":
         base = write_gguf(tmp_path / "base.gguf", new_llama(), change={"tokenizer.chat_template": stored})
     else:
-        base = save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer(template=stored or OWN))
-        if stored is None:
-            settings = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": None}
-            (base / "tokenizer_config.json").write_text(json.dumps(settings))
-    if own:
-        (adapter / "chat_template.jinja").write_text(own)
-    template = load_with_adapters({"a": adapter}, base)[1].template
-    assert template == (own or stored or template)
+        base = save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer())
+        settings = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": stored}
+        (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = zoo.load(base)[1].template
     out = merge(base, adapter, tmp_path / "merged.gguf").path
     assert GGUF(out).metadata["tokenizer.chat_template"] == template
     report = export(base, adapter, tmp_path / "lora.gguf")
     beside = tmp_path / "lora.jinja"
-    assert report.template == (None if template == stored else beside) and beside.exists() == (template != stored)
+    assert report.template == (None if stored else beside) and beside.exists() == (stored is None)
     assert (f"--jinja --chat-template-file {beside}" in str(report)) == beside.exists()
     if beside.exists():
         assert beside.read_text() == template

@@ -22,7 +22,7 @@ from minilora.generate.answers import generate_batch
 from minilora.generate.as_trained import guide_of, without_passages
 from minilora.generate.labels import label_logprobs, label_probabilities
 from minilora.models.folder import save_folder
-from minilora.models.with_adapters import OTHER_TEMPLATE, load_with_adapters, log_other_rounding
+from minilora.models.with_adapters import load_with_adapters
 from minilora.serve import engine as engine_module
 from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
@@ -575,9 +575,6 @@ def test_an_adapter_is_added_asked_and_removed(place, expected):
         {},
         {"data": {"name": "x"}},
         {"data": {"name": "x", "context_template": TEMPLATE}},
-        {"base": {"rounded_to": "nf4"}},
-        {"base": {"rounded_to": "nf4"}, "data": {"name": "x"}},
-        {"base": {"rounded_to": "nf4"}, "data": {"name": "x", "context_template": TEMPLATE}},
     ],
     ids=str,
 )
@@ -587,24 +584,15 @@ def test_an_adapter_that_is_added_has_the_notices_of_the_command_line(place, han
     monkeypatch.setattr(place.engine.model.adapters["legal"], "data", others)
     file = place.folder / "runs" / "support" / "minilora.json"
     stored = json.loads(file.read_text())
-    file.write_text(json.dumps(stored | notes | {"base": stored["base"] | notes.get("base", {})}))
+    file.write_text(json.dumps(stored | notes))
     caplog.set_level("INFO", "minilora")
     status, entry = add(place, "shop", "runs/support")
     said = caplog.messages[:]
     model, _ = load_with_adapters({"shop": file.parent}, place.engine.model.source)
-    caplog.clear()
-    log_other_rounding(model, {"shop": file.parent})
-    expected = [*caplog.messages, *without_passages(model, handbook)]
+    expected = without_passages(model, handbook)
     assert status == 201 and said == expected and entry["note"] == ("; ".join(expected) or None)
     assert json.loads(place.send("GET", "/v1/models/shop")[2])["note"] == entry["note"]
-    assert bool(expected) == (
-        "base" in notes or ("data" in notes and (set(notes["data"]) == {"name"}) == bool(handbook))
-    )
-
-
-def test_the_note_of_an_adapter_with_a_chat_template_of_its_own_says_so(place):
-    (place.folder / "runs" / "support" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
-    assert add(place, "shop", "runs/support")[1]["note"] == f"shop {OTHER_TEMPLATE}"
+    assert bool(expected) == ("data" in notes and (set(notes["data"]) == {"name"}) == bool(handbook))
 
 
 def test_an_adapter_named_as_on_the_hub_is_described_and_removed(place):
@@ -652,7 +640,7 @@ def test_an_adapter_whose_notes_are_wrong_leaves_nothing_behind(place, data):
 
 
 def test_an_adapter_with_which_anything_goes_wrong_leaves_nothing_behind(place, monkeypatch):
-    monkeypatch.setattr(engine_module, "other_rounding", lambda *given: {}[0])
+    monkeypatch.setattr(engine_module, "without_passages", lambda *given: {}[0])
     with pytest.raises(KeyError):
         place.engine.call(lambda: place.engine.add_adapter("shop", place.folder / "runs" / "support")).result(10)
     assert list(place.engine.versions) == ["base", "legal"] and list(place.engine.model.adapters) == ["legal"]

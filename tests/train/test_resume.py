@@ -134,15 +134,6 @@ def test_training_begins_where_the_given_adapter_ended(home, tmp_path):
     assert all(np.allclose(states[0][name], states[1][name], atol=1e-9) for name in states[0])
 
 
-def test_it_is_said_that_an_adapter_had_another_chat_template(home, tmp_path, said):
-    run(options(home, tmp_path / "first", steps=1))
-    (tmp_path / "first" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")  # as TRL writes it
-    for number, adapter in enumerate((None, str(tmp_path / "first"))):
-        run(options(home, tmp_path / f"{number}", steps=1, adapter=adapter))
-        told = [line for line in said() if "its own chat template, and now with the base's" in line]
-        assert len(told) == number
-
-
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
