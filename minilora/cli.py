@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -17,18 +18,17 @@ from io import StringIO, TextIOWrapper
 from pathlib import Path
 
 from .commands import NAMES
-from .nn.ranks import ALONE, Ranks, Several, world
+from .commands.shared import Outcome
+from .nn.ranks import ALONE, Ranks, world
 from .options import Parser, UsageError, parse, suggestion
 from .progress import show_progress
 from .terminal import printable
 from .version import __version__
 
-SHARED = ("finetune",)  # what several processes can do together, started by mpiexec
 ELSEWHERE = {  # what other programs call a command -> its name here
     "train": "finetune", "sft": "finetune", "lora": "finetune", "fuse": "merge", "generate": "chat", "evaluate": "eval",
     "convert": "export",
 }  # fmt: skip
-HANDED_OUT = ("sweep", "reproduce")  # and what the first of them can hand out to the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,14 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments = parse(build_parser(words[:1]), words)
                 flags = arguments.parser._option_string_actions
                 _refuse_an_archive()
-            if isinstance(ranks, Several) and arguments.command in HANDED_OUT:
-                with ranks.hand_out() as first:
-                    if first:
-                        arguments.run(arguments)
-                return 0
-            if ranks.size > 1 and arguments.command not in SHARED:
+            if ranks.size > 1 and arguments.command != "finetune":
                 raise UsageError(f"{arguments.parser.prog} is for one process: leave out mpiexec")
-            arguments.run(arguments)
+            if (outcome := arguments.run(arguments)) is not None:
+                _show(outcome, as_json="json" in arguments and arguments.json)
         finally:
             show_progress(shown)
             _flush()
@@ -76,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = _line(error, [flag for flag in flags if flag not in words])
         return ranks.fail(f"minilora: {printable(line)}", 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+def _show(outcome: Outcome, as_json: bool) -> None:
+    """Draw the figures of what a command has found, and print it. Raises RuntimeError where it failed all the same."""
+    for path, draw in outcome.figures.items():
+        import_module(".pages.style", __package__).save_themes(draw, path)
+    print(json.dumps(outcome.result, indent=2) if as_json else printable(outcome.page(outcome.result)))
+    if outcome.failed:
+        raise RuntimeError(outcome.failed)
 
 
 def _flush() -> None:

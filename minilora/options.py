@@ -18,7 +18,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -52,34 +52,10 @@ FROZEN = DTYPE | {"only": DTYPE["only"] | {"method": "lora"}}  # the same for a 
 RECOMPUTE = "activation (gradient) checkpointing: less memory for activations, a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here
-    "--rank": "--r", "--lora-r": "--r", "--alpha": "--lora-alpha", "--targets": "--target-modules",
-    "--learning-rate": "--lr", "--batch": "--batch-size", "--num-epochs": "--epochs",
-    "--num-train-epochs": "--epochs", "--max-steps": "--steps", "--iters": "--steps", "--ask": "--prompt",
-    "--question": "--prompt", "--model": "--base", "--dataset": "--data", "--output": "--out",
-    "--output-dir": "--out", "--max-seq-length": "--max-length", "--max-tokens": "--max-new-tokens",
-    "--load-in-4bit": "--quantized", "--bfloat16": "--bf16", "--gradient-checkpointing": "--recompute",
-    "--gradient-accumulation-steps": "--grad-accumulation", "--dora": "--use-dora", "--rslora": "--use-rslora",
-    "--dropout": "--lora-dropout", "--init": "--init-lora-weights", "--loraplus-lr-ratio": "--lora-plus",
-    "--lr-scheduler-type": "--schedule", "--lr-schedule": "--schedule", "--warmup-ratio": "--warmup",
-    "--max-norm": "--max-grad-norm", "--grad-clip": "--max-grad-norm", "--dataset-name": "--data",
-    "--model-name-or-path": "--base", "--per-device-train-batch-size": "--batch-size", "--loss-type": "--loss",
-    "--warmup-steps": "--warmup", "--save-steps": "--save-every", "--steps-per-save": "--save-every",
-    "--eval-steps": "--eval-every", "--steps-per-eval": "--eval-every", "--early-stopping-patience": "--patience",
-    "--load-best-model-at-end": "--keep", "--resume-from-checkpoint": "--resume", "--resume-adapter-file": "--adapter",
-    "--adapter-name-or-path": "--adapter", "--lora-rank": "--r", "--lora-target": "--target-modules",
-    "--lora-target-modules": "--target-modules", "--lora-modules": "--target-modules", "--cutoff-len": "--max-length",
-    "--sequence-len": "--max-length", "--micro-batch-size": "--batch-size", "--qlora": "--quantized",
+    "--rank": "--r", "--alpha": "--lora-alpha", "--learning-rate": "--lr", "--num-train-epochs": "--epochs",
+    "--iters": "--steps", "--per-device-train-batch-size": "--batch-size", "--load-in-4bit": "--quantized",
+    "--model": "--base", "--model-name-or-path": "--base", "--output-dir": "--out",
 }  # fmt: skip
-
-
-ALWAYS = {  # what other programs have a flag for -> how it is here, without one
-    "--packing": "records are always packed",
-    "--logging-steps": "log.csv in the run's folder has a row for each step",
-    **dict.fromkeys(
-        ("--mask-prompt", "--assistant-only-loss", "--completion-only-loss", "--train-on-responses-only"),
-        "of a conversation only the answers are scored, always",
-    ),
-}
 
 
 class UsageError(Exception):
@@ -170,13 +146,42 @@ def check_value(options: type, name: str, value: Any, called: str | None = None)
     called: the name of the option in the message. Of an option with several values, each one is checked.
     """
     item, hint = options.__dataclass_fields__[name], _hints(options)[name]  # type: ignore[attr-defined]
-    metadata, kinds = item.metadata, kinds_of(hint)
     if value is None and (item.default is None or or_none(hint)):
         return
-    for one in value if "several" in metadata and isinstance(value, list) else [value]:
-        if reason := _misfit(one, kinds, metadata) or _refusal(one, metadata):
+    hint = item.metadata.get("several", hint)
+    for one in value if "several" in item.metadata and isinstance(value, list) else [value]:
+        try:
+            reason = _refusal(fitted(one, hint), item.metadata)
+        except TypeError as error:
+            reason = str(error)
+        if reason:
             shown = repr(one) if isinstance(one, str) or len(repr(one)) < 80 else f"a {type(one).__name__}"
             raise ValueError(f"{called or name} {reason}, got {shown}")
+
+
+def fitted(value: Any, hint: Any) -> Any:
+    """A value as a field of this type has it. Raises TypeError for one of another type."""
+    kinds = kinds_of(hint)
+    if kinds == [Any] or (value is None and or_none(hint)):
+        return value
+    for kind in kinds:
+        origin = get_origin(kind)
+        if origin is None:
+            if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+                return float(value)
+            if isinstance(value, Integral if kind is int else kind) and isinstance(value, bool) == (kind is bool):
+                return value
+        elif issubclass(origin, Mapping):
+            if isinstance(value, Mapping):
+                return {key: fitted(inner, get_args(kind)[1]) for key, inner in value.items()}
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            return [fitted(inner, get_args(kind)[0]) for inner in value]
+    raise TypeError(f"must be {' or '.join(map(_name, kinds))}")
+
+
+def _name(kind: Any) -> str:
+    origin = get_origin(kind)
+    return KINDS[kind] if origin is None else "a table" if issubclass(origin, Mapping) else "a list"
 
 
 def check_whole(name: str, number: Any, least: int) -> None:
@@ -186,16 +191,6 @@ def check_whole(name: str, number: Any, least: int) -> None:
 
 
 _hints = cache(get_type_hints)  # fit checks its arguments one by one
-
-
-def _misfit(value: Any, kinds: Sequence[Any], metadata: Mapping[str, Any]) -> str | None:
-    """What a value of another type must be, where a number is expected, a text, or true or false; else None."""
-    wanted = {bool: bool, int: Integral, float: Real, str: str}.get(kinds[0]) if len(kinds) == 1 else None
-    if wanted is str and "choices" in metadata:  # which the refusal lists
-        return None
-    if wanted is None or (isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)):
-        return None
-    return "must be a path or a name" if metadata.get("path") else f"must be {KINDS[kinds[0]]}"
 
 
 def _refusal(value: Any, metadata: Mapping[str, Any]) -> str | None:
@@ -356,9 +351,7 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._AppendAction) or action.nargs == 0:  # meant to be repeated, or a switch
                 continue
             if sum(map(given.count, action.option_strings)) > 1:
-                name, known = action.option_strings[0], self._option_string_actions
-                hint = " (for other data as well: --mix)" if name == "--data" and "--mix" in known else ""
-                self.error(f"{name} is given twice: give it once{hint}")
+                self.error(f"{action.option_strings[0]} is given twice: give it once")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -366,9 +359,6 @@ class Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         for word in self.words:
             name = word.partition("=")[0]
-            if (always := ALWAYS.get(name.replace("_", "-"))) and name not in known:
-                message += f" ({always}: leave out {name})"
-                break
             if name.startswith("--") and name not in known and (meant := nearest(name, known)):
                 message += f" (did you mean {meant}{'' if name in message else f' by {name}'}?)"
                 break
@@ -388,11 +378,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         own: Any = getattr(arguments, "parser", parser)
         path = Path(unknown[0])
         names = ["--adapter", "--data"] if any(path.glob("adapter_*")) else ["--data", "--adapter"]
-        known, before = own._option_string_actions, [*takewhile(unknown[0].__ne__, own.words)]
-        meant = [f"{name} {quote(unknown[0])}" for name in names if name in known] if path.exists() else []
-        if "--mix" in known and before[-2:-1] == ["--data"] and not unknown[0].startswith("-"):  # a second data set
-            meant = [f"--mix {quote(unknown[0])}=0.5"]
-        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        meant = [name for name in names if name in own._option_string_actions] if path.exists() else []
+        hint = f" (did you mean {meant[0]} {quote(unknown[0])}?)" if meant else ""
         own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 
@@ -413,67 +400,51 @@ def flag_fields(options: type) -> list[Field[Any]]:
 
 def settings_of(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How argparse reads a flag, from the type and the metadata of its field."""
-    settings = _kind_of_several(metadata["several"]) if "several" in metadata else _kind(hint, metadata)
-    if "type" in settings:
-        settings["type"] = _checked(settings["type"], metadata)
-    if "metavar" in metadata:
-        settings["metavar"] = metadata["metavar"]
-    elif "choices" in metadata:
-        settings["metavar"] = f"{{{','.join(map(_word, metadata['choices']))}}}"
-    if "alone" in metadata and "several" not in metadata:
-        settings |= {"nargs": "?", "const": metadata["alone"]}
-    return settings
+    several = "several" in metadata
+    kinds = kinds_of(metadata.get("several", hint))
+    if kinds == [bool] and not several:
+        return {"action": "store_true"}
+    inner = next((get_args(kind) for kind in kinds if get_origin(kind) is not None), ())  # of a list, or of a table
+    shown = metadata.get("metavar", "KEY=VALUE")
 
-
-def _checked(read: Callable[[str], Any], metadata: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A function that reads and checks a word, with messages that say what is expected."""
-
-    def checked(word: str) -> Any:
-        try:
-            value = read(word)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {KINDS.get(read, 'another value')}, got {word!r}") from error
+    def read(word: str) -> Any:
+        if several and or_none(metadata["several"]) and word.lower() == "none":
+            value = None
+        elif several and inner and ("," in word or str not in kinds):
+            value = [_read(part, inner) for part in word.split(",")]
+        elif len(inner) == 2:  # a key may be a pattern with a =, unless a value is any text
+            key, sign, rest = word.partition("=") if inner[1] is str else word.rpartition("=")
+            if not (key and sign and rest):
+                raise argparse.ArgumentTypeError(f"expected {shown}, got {word!r}")
+            return key, _read(rest, inner[1:], f" after {key}=")
+        else:
+            apart = "; values are separated by spaces" if several and "," in word else ""
+            value = _read(word, inner if inner and not several else kinds, apart=apart)
         if reason := _refusal(value, metadata):
             raise argparse.ArgumentTypeError(f"{reason}, got {word!r}")
         return value
 
-    return checked
+    settings: dict[str, Any] = {"type": read}
+    if several or inner:
+        settings |= {"nargs": "+", "action": "extend"}
+    elif "alone" in metadata:
+        settings |= {"nargs": "?", "const": metadata["alone"]}
+    if "metavar" in metadata or len(inner) == 2:
+        settings["metavar"] = shown
+    elif "choices" in metadata:
+        settings["metavar"] = f"{{{','.join(map(_word, metadata['choices']))}}}"
+    return settings
 
 
-def _kind(hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """How argparse reads a field of this type; a union with None is read as the rest of it."""
-    kinds = kinds_of(hint)
-    if kinds == [bool]:
-        return {"action": "store_true"}
-    for kind in kinds:
-        if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
-            pair = _pair(get_args(kind)[1], metadata.get("metavar", "KEY=VALUE"))
-            return {"type": pair, "nargs": "+", "action": "extend", "metavar": "KEY=VALUE"}
-    sequences = [kind for kind in kinds if get_origin(kind) is not None]
-    if sequences:
-        return {"type": get_args(sequences[0])[0], "nargs": "+", "action": "extend"}
-    return {"type": _word_or_truth if bool in kinds else kinds[0]}
-
-
-def _kind_of_several(hint: Any) -> dict[str, Any]:
-    """How argparse reads several values, each of this type."""
-    kinds = kinds_of(hint)
-    lists = [get_args(kind)[0] for kind in kinds if get_origin(kind) is not None]
-
-    def read(word: str) -> Any:
-        if or_none(hint) and word.lower() == "none":
-            return None
-        if kinds == [bool] and word.lower() not in ("true", "false"):
-            raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
-        if lists and ("," in word or str not in kinds):
-            return [lists[0](part) for part in word.split(",")]
-        try:
-            return _word_or_truth(word) if bool in kinds else kinds[0](word)
-        except ValueError as error:
-            apart = "; values are separated by spaces" if "," in word else ""
-            raise argparse.ArgumentTypeError(f"expected {KINDS[kinds[0]]}, got {word!r}{apart}") from error
-
-    return {"type": read, "nargs": "+", "action": "extend"}
+def _read(word: str, kinds: Sequence[Any], where: str = "", apart: str = "") -> Any:
+    """A word as a value of one of these types: true or false, or else the first other one."""
+    if bool in kinds and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    kind = next((kind for kind in kinds if kind is not bool and get_origin(kind) is None), bool)
+    if kind is not bool:
+        with suppress(ValueError):
+            return kind(word)
+    raise argparse.ArgumentTypeError(f"expected {KINDS[kind]}{where}, got {word!r}{apart}")
 
 
 def or_none(hint: Any) -> bool:
@@ -486,25 +457,6 @@ def kinds_of(hint: Any) -> list[Any]:
     if get_origin(hint) in (types.UnionType, Union):
         return [kind for kind in get_args(hint) if kind is not types.NoneType]
     return [hint]
-
-
-def _word_or_truth(word: str) -> bool | str:
-    return {"true": True, "false": False}.get(word.lower(), word)
-
-
-def _pair(kind: Callable[[str], Any], shown: str) -> Callable[[str], tuple[str, Any]]:
-    """How KEY=VALUE is read; messages call it `shown`. A key may be a pattern with a =, unless a value is any text."""
-
-    def read(word: str) -> tuple[str, Any]:
-        key, sign, value = word.partition("=") if kind is str else word.rpartition("=")
-        if not (key and sign and value):
-            raise argparse.ArgumentTypeError(f"expected {shown}, got {word!r}")
-        try:
-            return key, kind(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {KINDS[kind]} after {key}=, got {value!r}") from error
-
-    return read
 
 
 def _help(item: Field[Any]) -> str:

@@ -8,15 +8,16 @@ A file has one line per option. Its tables are the headings of --help; an option
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from .options import KINDS, check_value, flag, flag_fields, has_meaning, kinds_of, meaningful, nearest, or_none
+from .options import check_value, fitted, flag, flag_fields, has_meaning, meaningful, nearest, or_none
 
 
 def write(options: Any, *comments: str) -> str:
@@ -24,26 +25,15 @@ def write(options: Any, *comments: str) -> str:
 
     An option that is None is a comment; one that means nothing with the others is left out.
     """
-    import tomlkit  # the standard library reads TOML, but does not write it
-
-    document = tomlkit.document()
-    for line in comments:
-        document.add(tomlkit.comment(line))
-    document.add(tomlkit.nl())
-    tables: dict[str, Any] = {}
+    sections: dict[str, list[str]] = {"": [f"# {line}" for line in comments] + [""]}
     kinds = get_type_hints(type(options))
     for item in _recorded(type(options)):
         if not has_meaning(item, vars(options)):
             continue
         title, value, text = _heading(item), getattr(options, item.name), item.metadata["help"]
-        table = tables.setdefault(title, tomlkit.table()) if title else document
-        if value is None:
-            table.add(tomlkit.comment(f"{item.name} =  # {text}"))
-        else:
-            table.add(item.name, _line(_fit(value, kinds[item.name])).comment(text))
-    for title, table in tables.items():
-        document.add(title, table)
-    return tomlkit.dumps(document)
+        shown = f"# {item.name} = " if value is None else f"{item.name} = {_shown(fitted(value, kinds[item.name]))}"
+        sections.setdefault(title, ["", f"[{title}]"]).append(f"{shown} # {text}")
+    return "\n".join(line for section in sections.values() for line in section) + "\n"
 
 
 def read(options: type, path: Path) -> dict[str, Any]:
@@ -69,9 +59,9 @@ def read(options: type, path: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is given twice")
             several = items[name].metadata.get("several")
             try:
-                given[name] = _fit(value, kinds[name]) if several is None else _each(value, several)
+                given[name] = fitted(value, kinds[name]) if several is None else _each(value, several)
             except TypeError as error:
-                raise ValueError(f"{name} must be {error}, got {value!r}") from error
+                raise ValueError(f"{name} {error}, got {value!r}") from error
             check_value(options, name, given[name])
             if items[name].metadata.get("path", False):
                 given[name] = moved(given[name], path.parent, Path())
@@ -109,15 +99,16 @@ def _heading(item: Field[Any]) -> str:
     return item.metadata.get("group", "").replace(" ", "-")
 
 
-def _line(value: Any) -> Any:
-    """A value that stays on its line, a table, too."""
-    import tomlkit
-
-    if not isinstance(value, dict):
-        return tomlkit.item(value)
-    table = tomlkit.inline_table()
-    table.update(value)
-    return table
+def _shown(value: Any) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, dict):
+        keys = (key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _shown(key) for key in value)
+        return f"{{{', '.join(f'{key} = {_shown(one)}' for key, one in zip(keys, value.values(), strict=True))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are those of JSON
 
 
 def _lines(record: Mapping[str, Any], names: Any, headings: set[str]) -> list[tuple[str, Any]]:
@@ -134,30 +125,7 @@ def _lines(record: Mapping[str, Any], names: Any, headings: set[str]) -> list[tu
 def _each(value: Any, hint: Any) -> list[Any]:
     """The values of an option that may have several: a list of them, or the only one. "none" is None."""
     values = value if isinstance(value, list) else [value]
-    return [None if one == "none" and or_none(hint) else _fit(one, hint) for one in values]
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    """A value as a field of this type has it. Raises TypeError with the expected type for another one."""
-    kinds = kinds_of(hint)
-    for kind in kinds:
-        origin = get_origin(kind)
-        if origin is None:
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                return float(value)
-            if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-                return value
-        elif issubclass(origin, Mapping):
-            if isinstance(value, Mapping):
-                return {key: _fit(inner, get_args(kind)[1]) for key, inner in value.items()}
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            return [_fit(inner, get_args(kind)[0]) for inner in value]
-    raise TypeError(" or ".join(_name(kind) for kind in kinds))
-
-
-def _name(kind: Any) -> str:
-    origin = get_origin(kind)
-    return KINDS[kind] if origin is None else "a table" if issubclass(origin, Mapping) else "a list"
+    return [None if one == "none" and or_none(hint) else fitted(one, hint) for one in values]
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from minilora.commands.eval import EvalOptions, evaluate_adapters
+from minilora.measure.scores import Source, read_sets
 from minilora.nn.optim import AdamW
-from minilora.train import learn as learning
-from minilora.train import metrics
+from minilora.train import loop, metrics
 from minilora.train.job import finetune
 from minilora.train.loop import Trainer
 from minilora.train.material import prepare
-from minilora.train.options import Options
+from minilora.train.options import Options, Training
 
 
 def asked(question):
@@ -21,7 +21,7 @@ def asked(question):
 
 def trainer(model, samples, steps, lr=1e-3, batch_size=8):
     optimizer = AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
-    return Trainer(model, samples, steps, optimizer, batch_size=batch_size)
+    return Trainer(model, samples, Training(steps=steps, batch_size=batch_size), optimizer)
 
 
 def material_of(options, tokenizer):
@@ -41,7 +41,7 @@ def foresee(losses, monkeypatch):
     def validate(trainer, sets):
         trainer.history.validation.append((trainer.done, losses[trainer.done - 1]))
 
-    monkeypatch.setattr(learning, "validate", validate)
+    monkeypatch.setattr(loop, "validate", validate)
 
 
 def trained(chosen, **more):
@@ -55,6 +55,11 @@ def measured(home, data, adapter=(), **change):
     """What `eval` finds out about adapters of the base in the folder `home`; data and adapter: one or several."""
     data, adapter = ([str(one) for one in (x if isinstance(x, (list, tuple)) else [x])] for x in (data, adapter))
     return evaluate_adapters(EvalOptions(**{"base": str(home / "base"), "data": data, "adapter": adapter} | change))
+
+
+def read_data(data, tokenizer, max_length, trained=(), field=None, **more):
+    """What `read_sets` makes of data. trained: those that an adapter learned. field: the columns of all."""
+    return read_sets([Source(name, field, name in trained) for name in data], tokenizer, max_length, **more)
 
 
 def options(home, out, **change):

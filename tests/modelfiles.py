@@ -9,6 +9,8 @@ import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
+from minilora.files import levels
+from minilora.files.blocks import LAYOUTS
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Config, Llama
 
@@ -49,6 +51,14 @@ TALK = [
     {"role": "user", "content": "Why?"},
     {"role": "assistant", "content": "So."},
 ]
+
+
+def codes_of(raw, kind):
+    """The codes of packed rows: raw (m, bytes per row) uint8 -> (m, n), 0 to 15."""
+    if kind == "Q4_1":
+        return LAYOUTS[kind].codes(raw.reshape(-1, LAYOUTS[kind].nbytes)).reshape(raw.shape[0], -1)
+    codes = raw.reshape(-1, levels.BYTES)[:, 4:]
+    return np.stack([codes >> 4, codes & 15], axis=-1).reshape(raw.shape[0], -1)
 
 
 def write_jsonl(path, rows):

@@ -10,7 +10,6 @@ import pytest
 from commandline import complaint, job, status, written
 
 from minilora.cli import main
-from minilora.commands.domains import DomainsOptions
 from minilora.engine import examples
 from minilora.engine.tensor import OPS, Tensor
 from minilora.files.tensors import write_tensors
@@ -101,31 +100,6 @@ def test_another_base_is_refused_with_both_hashes_and_taken_by_force(command, ti
 
 
 # -- devices and gradients ---------------------------------------------------------------------------------------------
-
-
-def test_compare_domains_draws_and_prints_what_was_measured(tmp_path, capsys, monkeypatch):
-    told = []
-    found = {"sets": {"general": {"data": "general", "kind": "all"}}, "adapters": {}, "best_on_own": {}, "mixes": []}
-    found["scores"] = {"general": {"base": {"loss": {"value": 2.0, "low": 1.0, "high": 3.0}}}}
-    monkeypatch.setattr("minilora.commands.domains.compare_domains", lambda options: told.append(options) or found)
-    words = ["compare", "--domains", "--base", "tiny", "--steps", 3, "--limit", 4, "--out", tmp_path, "--json"]
-    (tmp_path / "domains").mkdir()
-    assert status(*words) == 0 and json.loads(capsys.readouterr().out) == found
-    assert told == [DomainsOptions(base="tiny", steps=3, limit=4, out=str(tmp_path))]
-    assert written(tmp_path / "domains") == ["domains-dark.png", "domains.png"]
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["--domains", "--lora-lr", "1e-3"], "--lora-lr means nothing with --domains"),
-        (["--domains", "--limit", "0"], "limit must be at least 1"),
-        (["--limit", "3"], "--limit means nothing without --domains"),
-    ],
-)
-def test_flags_of_the_other_comparison_are_refused(words, reason, capsys):
-    assert status("compare", *words) == 2
-    assert reason in complaint(capsys)
 
 
 def test_gradcheck_prints_one_line_for_every_registered_operation(capsys):

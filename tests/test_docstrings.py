@@ -9,7 +9,7 @@ import pytest
 
 import minilora
 
-EXTRAS = {"starlette": "serve", "uvicorn": "serve", "llvmlite": "fast"}  # packages, and what installs them
+EXTRAS = {"starlette": "serve", "uvicorn": "serve"}  # packages, and what installs them
 
 
 def modules_with_examples():

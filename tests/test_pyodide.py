@@ -101,5 +101,5 @@ def test_what_a_browser_installs_has_a_wheel_there():
     needed = map(Requirement, listed)
     browser = {each.name for each in needed if not each.marker or each.marker.evaluate({"sys_platform": "emscripten"})}
     compiled = {"numpy", "matplotlib"}  # Pyodide has them; the others are pure Python
-    pure = {"filelock", "jinja2", "platformdirs", "threadpoolctl", "tomlkit", "tqdm"}
+    pure = {"filelock", "jinja2", "platformdirs", "threadpoolctl", "tqdm"}
     assert browser == compiled | pure

@@ -262,8 +262,8 @@ show(
 # not fit a large model into a small machine: freezing, quantisation and activation checkpointing together do.
 #
 # *In minilora's own training*, `ml.fit` splits a batch into micro-batches and accumulates their gradients, so that
-# only one micro-batch has activations at a time. A single long text is not split like that: cores share its tokens
-# (context parallelism), which saves time, but all of them are computed at the same time.
+# only one micro-batch has activations at a time. A single long text is not split: all of its tokens have their
+# activations at the same time.
 #
 # ## 4. Is it faster?
 #

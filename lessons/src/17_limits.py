@@ -260,8 +260,7 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # So the retriever already fails for nearly half of the ordinary questions, and for three of four hard ones. A passage
 # helps only a model that can use it. Given the *right* passage, SmolLM2's answers to ordinary questions contain 7 % of
 # the expected keywords. With LoRA, after 480 examples of quotes from *other* passages, they contain 42 %: the model
-# quotes, but often the wrong sentence. Another adapter (`--quote 3`) learned to predict the question from a sentence.
-# The three sentences that it chooses contain 86 % (hard: 74.5 %), and the three that BM25 finds 58 %.
+# quotes, but often the wrong sentence. The three sentences of the passage that BM25 finds contain 58 %.
 #
 # And the weights? With `minilora finetune --data support --config facts`, SmolLM2 is trained on each of 96 questions
 # 20 times, in 13 wordings. Then its answers contain 85 % of the keywords for ordinary questions and 35 % for hard
@@ -274,8 +273,8 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 # 1. **Facts that change go into the prompt.** A new price is one line of the handbook. In the weights it is another
 #    training run, which also changes what was right before. Facts that stay the same can be learned, from a dozen
 #    wordings each, by an adapter that does nothing else.
-# 2. **Form and skill go into the weights**, and reading is a skill. A small model chooses sentences better by scoring
-#    each candidate than by writing one. Compare it with a search.
+# 2. **Form and skill go into the weights**, and reading is a skill. A small model learns the form of an answer
+#    sooner than which sentence to choose. Compare it with a search.
 # 3. **Improve the retriever first.** With the questions of the training data in its index, BM25 finds the right
 #    passage for 91 % of the ordinary questions and for 42 % of the hard ones.
 # 4. **Measure the two halves apart**: how often the right passage is found, and how many of its keywords the answers
@@ -303,7 +302,6 @@ claim("ordinary questions whose best match is right, in percent", first["ordinar
 #   2025](https://thinkingmachines.ai/blog/lora/).
 # - BM25: [Robertson and Zaragoza 2009](https://doi.org/10.1561/1500000019).
 # - SmolLM2 with the right passage, 48 questions: 7 % of the keywords untrained, 42 % after 120 steps of 4 questions
-#   (480); 86 and 74.5 % in the three sentences that `--quote 3` finds, 58 % in those of BM25. With 96 facts in its
-#   weights, each asked 20 times in 13 wordings: 85 % and 35 %, general text 3.3 and 6.4 nats. BM25's first passage: 69
-#   and 32 %, its first three: 87 and 54 %; with questions in its index: 91 % and 42 %. [How all of it was
-#   measured](../tests/benchmarks/README.md).
+#   (480); 58 % in the three sentences that BM25 finds. With 96 facts in its weights, each asked 20 times in 13
+#   wordings: 85 % and 35 %, general text 3.3 and 6.4 nats. BM25's first passage: 69 and 32 %, its first three: 87 and
+#   54 %; with questions in its index: 91 % and 42 %. [How all of it was measured](../tests/benchmarks/README.md).

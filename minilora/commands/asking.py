@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..data.passages import Handbook
 from ..data.records import read_handbook
-from ..engine.factors import hint
-from ..generate.conversation import MAX_NEW_TOKENS, without_passages
-from ..generate.quotes import longest_prompt, quoting_of
-from ..generate.streams import check_settings
+from ..generate.as_trained import without_passages
+from ..generate.conversation import MAX_NEW_TOKENS
+from ..generate.streams import Sampling
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..options import BASE, UsageError, check, option
@@ -33,12 +31,6 @@ class Answering(Loading):
         metavar="FILE",
     )
 
-    def load(self, folders: Mapping[str, Path], base: str | Path | None) -> tuple[LanguageModel, Tokenizer]:
-        """As `Loading.load`; a line says what would make a packed base faster."""
-        if self.quantized and self.device == "cpu" and (line := hint()):
-            log.info(line)
-        return super().load(folders, base)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Asking(Answering):
@@ -59,7 +51,7 @@ class Asking(Answering):
 
     def __post_init__(self):
         check(self)
-        check_settings(self.max_new_tokens, self.temperature, self.seed)
+        Sampling(self.max_new_tokens, self.temperature, seed=self.seed)
 
 
 def read_context(
@@ -67,28 +59,15 @@ def read_context(
 ) -> Handbook | None:
     """The passages of --context, if it is given. Otherwise, adapters that learned to read some are named in the log.
 
-    max_new_tokens: of an answer. They need no room where all adapters, or the whole model, answer with quotations.
+    max_new_tokens: of an answer, for which each prompt leaves room.
     context: tokens of a prompt and its answer, where these must be fewer than the model can see.
 
     Raises UsageError where no room is left for a question, and DataError as `read_handbook`.
     """
     limit = context or model.config.max_position_embeddings
-    handbook = None if source is None else _passages(source, model, tokenizer, max_new_tokens, limit)
+    if source is not None and limit <= max_new_tokens:
+        raise UsageError("--max-new-tokens leaves no room for a question and its passage: give fewer")
+    handbook = None if source is None else read_handbook(source, tokenizer, limit, max_new_tokens)
     for line in without_passages(model, handbook):
         log.info(line)
     return handbook
-
-
-def _passages(source: str, model: LanguageModel, tokenizer: Tokenizer, max_new_tokens: int, limit: int) -> Handbook:
-    """The passages of a source, each with a prompt that leaves room for an answer, if any adapter generates one."""
-    each = [quoting_of(model, name) for name in tuple(model.adapters) or (None,)]
-    quoting = [one for one in each if one is not None]
-    if len(quoting) == len(each):  # nothing is generated
-
-        def longest(text: str) -> str:
-            return max((longest_prompt(one, text) for one in quoting), key=len)
-
-        return read_handbook(source, tokenizer, limit, prompt=longest)
-    if limit <= max_new_tokens:
-        raise UsageError("--max-new-tokens leaves no room for a question and its passage: give fewer")
-    return read_handbook(source, tokenizer, limit, max_new_tokens)

@@ -41,11 +41,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print one line for each check, and one for each kind of module."""
     from ..lora.audit import audit
-    from ..models.with_adapters import load_with_adapters, log_other_rounding
+    from ..models.with_adapters import load_with_adapters
 
     if arguments.folder is not None and arguments.adapter != DEFAULT:
         raise UsageError(f"one adapter at a time: {arguments.adapter}, {arguments.folder} are 2")
     name, folder = one_adapter([arguments.folder or arguments.adapter])
     model, _ = load_with_adapters({name: folder}, arguments.base, arguments.quantized, force=arguments.force)
-    log_other_rounding(model, {name: folder})
     print(audit(model, name))

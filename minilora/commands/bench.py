@@ -1,7 +1,6 @@
 """`minilora bench`: time and memory of every way to run a model, measured in turns on this machine."""
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,7 +15,7 @@ from ..measure.turns import Timings, take_turns
 from ..options import UsageError, add_flags, from_flags, usage_errors
 from ..pages.text import columns, millions, plain, wrapped
 from ..progress import progress
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 HELP = "measure the time and memory of training steps, generation and loading on this machine"
 
@@ -34,8 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print a table of modes, measured in turns."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """A table of modes, measured in turns."""
     if arguments.random_weights and "base" in arguments:
         raise UsageError("--random-weights takes the shape of SmolLM2: leave out --base")
     settings, modes = from_flags(Settings, arguments), arguments.modes or list(MODES)
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         result["settings"]["base"] = "random weights"
     else:
         result = measure(settings, modes, arguments.rounds)
-    print(json.dumps(result, indent=2) if arguments.json else page(result))
+    return Outcome(result, page)
 
 
 def check(modes: Sequence[str], rounds: int) -> None:

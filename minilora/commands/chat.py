@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING
 from ..data.fields import read_schema
 from ..data.passages import NO_WORD
 from ..generate.conversation import TOY, Talk, name_of
-from ..generate.streams import check_settings
+from ..generate.streams import Sampling
 from ..lora.adapters import Choice
 from ..options import add_flags, from_flags, option
-from ..pages.text import breakable, counted, shortened, width_of
+from ..pages.text import counted, shortened
 from ..terminal import printable
 from .asking import Asking, read_context
 from .shared import Instead, adapters
@@ -74,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
     handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
-    drawn = (options.max_new_tokens, options.temperature, options.top_p, options.seed)
-    talk = Talk(model, tokenizer, *drawn, options.system, handbook, schema, options.repetition_penalty)
+    sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
+    talk = Talk(model, tokenizer, sampling, options.system, handbook, schema)
     to_terminal = sys.stdout.isatty()
     chat = Chat(talk, list(named), Screen() if to_terminal else Output())
     if named:
@@ -239,7 +238,7 @@ class Chat:
                 self.output.end()
         if not whole and not self.told:
             self.told = True
-            limit = self.talk.max_new_tokens
+            limit = self.talk.sampling.max_new_tokens
             self.output.hint(f"(answers are cut at {limit} tokens: --max-new-tokens allows for more)\n")
 
     def ask_all(self, question: str) -> None:
@@ -324,12 +323,10 @@ class Chat:
     def _temperature(self, rest: str) -> None:
         if rest:
             try:
-                value = float(rest)
-                check_settings(1, value, 0)
+                self.talk.sampling = replace(self.talk.sampling, temperature=float(rest))
             except ValueError as error:
                 raise ValueError(f"/temperature takes 0 or a positive number, such as 0.7, got {rest}") from error
-            self.talk.temperature = value
-        self.output.note(f"temperature: {self.talk.temperature:g}")
+        self.output.note(f"temperature: {self.talk.sampling.temperature:g}")
 
     def _retry(self, rest: str) -> None:
         turn = self.talk.undo()
@@ -400,46 +397,18 @@ class Output:
 
 
 class Screen(Output):
-    """A terminal. A word is shown when its end is known, on a new line if it does not fit on this one."""
-
-    def __init__(self) -> None:
-        self.word, self.space, self.column = "", "", 0
+    """A terminal: an empty line follows each answer, and what would steer it is replaced."""
 
     def piece(self, text: str) -> None:
-        """The next piece of an answer: its whole words, and the white space between them."""
-        for part in re.findall(r"\n|[^\S\n]+|\S+", printable(text)):
-            if not part.isspace():
-                *certain, last = breakable(self.word + part)
-                for self.word in certain:
-                    self._show_word()
-                self.word = last
-                continue
-            self._show_word()
-            if part == "\n":
-                self._write("\n")
-                self.space, self.column = "", 0
-            else:
-                self.space += part.replace("\t", "    ")
+        """The next piece of an answer."""
+        self._write(printable(text))
 
     def end(self) -> None:
-        """The answer has ended: its last word, and an empty line."""
-        self._show_word()
+        """The answer has ended."""
         self._write("\n\n")
-        self.space, self.column = "", 0
 
     def note(self, line: str) -> None:
         """A line that is not an answer, between the answers."""
         print(printable(line), flush=True)
 
     hint = note
-
-    def _show_word(self) -> None:
-        if not self.word:
-            return
-        width = width_of(self.word)
-        if self.column and self.column + len(self.space) + width >= shutil.get_terminal_size().columns:
-            self._write("\n")
-            self.space, self.column = "", 0
-        self.column += len(self.space) + width
-        shown, self.word, self.space = self.space + self.word, "", ""
-        self._write(shown)  # where Ctrl-C may come, after which `end` shows the word that is held

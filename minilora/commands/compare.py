@@ -9,8 +9,9 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from ..files.disk import read_json, remove_folder, write_json
 from ..measure.environment import here_and_now
 from ..measure.process import apart
 from ..models.load import load_tokenizer, sha256_of_base
-from ..options import BASE, UsageError, add_flags, check, flag, flag_fields, from_flags, option, refuse_other_settings
-from ..pages.text import counted, listed, plain
+from ..options import BASE, add_flags, check, from_flags, option, refuse_other_settings
+from ..pages.text import counted, listed
 from ..progress import log
-from ..terminal import printable
 from ..train.job import finetune
 from ..train.loop import TrainingError
 from ..train.options import FIELD, LABEL, MAX_LENGTH, RATE, Options
@@ -35,7 +35,7 @@ from ..train.rate import rate_of
 from ..train.run_folder import METRICS_FILE
 from ..version import __version__
 from .compare_table import METHODS, NAMES, page, rows
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 COMPARISON_FILE = "compare.json"
 VALIDATIONS = 6  # of a run that is compared: the points of its curve
@@ -231,7 +231,6 @@ class _Runs:
         self.done: list[tuple[Run, float]] = []
         rates = {method: len(options.rates(method)) for method in METHODS}
         self.total = len(METHODS) + sum(n for n in rates.values() if n > 1)
-        self.steps = {method: options.steps + options.tries * n * (n > 1) for method, n in rates.items()}  # ahead
 
     def found(self, method: str, lr: float, compared: bool) -> dict[str, Any]:
         """The metrics of a try or, if `compared`, of a run that is compared: read if they are kept, or made and kept.
@@ -241,7 +240,6 @@ class _Runs:
         run = Run(self.options.run(method, lr, compared), compared)
         record = remember(run.record, self._decides(run), lambda: self._made(run))
         self.done.append((run, record["seconds"]))
-        self.steps[method] -= run.options.steps or 0
         if compared and "failed" in record["result"]:
             raise RuntimeError(f"{run}: {record['result']['failed']}; choose with --{method}-lr")
         return record["result"]
@@ -270,7 +268,7 @@ class _Runs:
                 remove_folder(path.with_suffix(""))
 
     def _made(self, run: Run) -> dict[str, Any]:
-        log.info(f"run {len(self.done) + 1} of {self.total}: {run}{self._time_left()}")
+        log.info(f"run {len(self.done) + 1} of {self.total}: {run}")
         try:
             metrics = apart(train, asdict(run.options), run.compared, not self.done)
         except KeyboardInterrupt:
@@ -289,16 +287,6 @@ class _Runs:
         del settings["out"]
         return as_json(settings)
 
-    def _time_left(self) -> str:
-        """In words, from the time per step of each method so far; nothing while that is unknown."""
-        left = 0.0
-        for method, ahead in self.steps.items():
-            known = [(run.options.steps or 1, seconds) for run, seconds in self.done if run.options.method == method]
-            if ahead > 0 and not known:
-                return ""
-            left += max(ahead, 0) * sum(seconds for _, seconds in known) / (sum(steps for steps, _ in known) or 1)
-        return f"; all runs take about {plain(math.ceil(left / 60))} min more"
-
 
 def _inputs(options: CompareOptions) -> dict[str, str]:
     """The fingerprints of base and data. Raises ValueError for data without a validation set."""
@@ -315,39 +303,17 @@ HELP = "compare LoRA with full fine-tuning: parameters, memory, time, loss, forg
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The flags are the fields of CompareOptions; with --domains those of DomainsOptions."""
-    from .domains import DomainsOptions
-
+    """The flags are the fields of CompareOptions."""
     add_flags(parser, CompareOptions)
     parser.add_argument("--json", **AS_JSON)
-    four = parser.add_argument_group("four domains")
-    instead = "instead, train legal, medical, support and finance, and measure each adapter on all of them"
-    four.add_argument("--domains", action="store_true", help=instead)
-    least = f"records of each set that are measured (default: {DomainsOptions.limit})"
-    four.add_argument("--limit", type=int, default=argparse.SUPPRESS, help=least)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Make the runs that are missing, draw the picture, print the table."""
-    from ..pages.figures import compare_figure, matrix_figure
-    from ..pages.style import save_themes
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Make the runs that are missing; their picture and their table."""
+    from ..pages.figures import compare_figure
     from ..pages.text import terminal_width
-    from .domains import PICTURE_FILE, DomainsOptions, compare_domains, domains_page, drawn
 
-    result: dict[str, Any]
-    show: Callable[[dict[str, Any], int], str]
-    if arguments.domains:
-        own = {item.name for item in flag_fields(DomainsOptions)}
-        of_compare = [item.name for item in flag_fields(CompareOptions) if item.name not in own]
-        if other := [name for name in of_compare if name in arguments]:
-            raise UsageError(f"{flag(other[0])} means nothing with --domains: leave out one of the two")
-        four = from_flags(DomainsOptions, arguments)
-        result, show = compare_domains(four), domains_page
-        save_themes(lambda: matrix_figure(drawn(result)), four.folder / PICTURE_FILE)
-    else:
-        if "limit" in arguments:
-            raise UsageError("--limit means nothing without --domains: leave out one, or give both")
-        options = from_flags(CompareOptions, arguments)
-        result, show = compare(options), page
-        save_themes(lambda: compare_figure(result), options.folder / "picture.png")
-    print(json.dumps(result, indent=2) if arguments.json else printable(show(result, terminal_width())))
+    options = from_flags(CompareOptions, arguments)
+    result = compare(options)
+    figures = {options.folder / "picture.png": lambda: compare_figure(result)}
+    return Outcome(result, partial(page, width=terminal_width()), figures)

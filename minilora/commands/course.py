@@ -1,15 +1,15 @@
-"""`minilora course`: copy lessons and exercises out of the installed package, or make slides of them."""
+"""`minilora course`: copy lessons and exercises out of the installed package."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "copy the lessons and exercises into a folder of your own, or make slides of them"
+HELP = "copy the lessons and exercises into a folder of your own"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The folder, and what to write into it."""
+    """The folder, and the course in the browser."""
     parser.add_argument(
         "folder",
         metavar="DIR",
@@ -21,24 +21,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="",
         help="put links into the notebooks to the course in the browser, which `minilora site --course` wrote",
     )
-    parser.add_argument("--slides", action="store_true", help="write slides instead: questions, claims and figures")
-    parser.add_argument(
-        "--reveal", metavar="PLACE", help="with --slides: a folder or URL of reveal.js (default: a CDN)"
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Copy lessons and exercises out of the installed package."""
-    from ..course.copy import copy_course, notebooks
-    from ..course.slides import REVEAL, write_slides
+    from ..course.copy import copy_course
 
-    folder = Path(arguments.folder)
-    if arguments.reveal and not arguments.slides:
-        raise ValueError("--reveal belongs to --slides: add it, or leave --reveal out")
-    if not arguments.slides:
-        print(copy_course(folder, arguments.site))
-        return
-    if arguments.site:
-        raise ValueError("--site is for notebooks: leave --site or --slides out")
-    pages = write_slides(notebooks(), folder, arguments.reveal or REVEAL)
-    print(f"slides of {len(pages)} lessons written to {folder}\nopen {folder / 'index.html'} in a browser")
+    print(copy_course(Path(arguments.folder), arguments.site))

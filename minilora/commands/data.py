@@ -19,7 +19,7 @@ from ..data.labels import LISTED, LabelTask
 from ..data.leaks import NAMED, leaks, repeated
 from ..data.records import Reading, Record, read_source
 from ..data.rows import SPLITS
-from ..data.samples import encode_records, encode_text, truncate, warning_of_control_tokens, warning_of_systems
+from ..data.samples import encode_records, encode_text, truncate
 from ..data.splits import by_split, check_labels, describe_splits, follows_rule, is_one_text, split_text
 from ..engine.fused import NOT_SCORED
 from ..generate.streams import UNFINISHED
@@ -90,10 +90,7 @@ def look(source: str | Path, options: LookOptions | None = None) -> dict[str, An
         "left_out": dict(reading.left_out),
         "warnings": [
             *reading.warnings(),
-            *warning_of_control_tokens(records, tokenizer),
-            *warning_of_systems(records),
             *check_labels(splits, source),
-            *reading.label_hint(),
         ],
         **_of_task(reading.task, splits),
         "lengths": lengths,

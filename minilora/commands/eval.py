@@ -1,25 +1,21 @@
 """`minilora eval`: what adapters and their base score on several data sets."""
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..data.fields import stored_tasks
 from ..data.formats import listed, with_label
 from ..data.labels import LabelTask
-from ..data.passages import Handbook, Passage
-from ..data.quotes import Quoting
+from ..data.passages import Handbook
 from ..data.records import BUILT_IN, Record, columns_of, read_handbook, sha256_of_data
 from ..data.rows import SPLITS
-from ..data.samples import encode_records
 from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
-from ..generate.conversation import without_passages
-from ..generate.fields import task_of_adapters
-from ..generate.quotes import quoting_of, refuse_without_passages
+from ..generate.as_trained import task_of_adapters, without_passages
 from ..lora.adapters import Choice, set_adapter
 from ..lora.provenance import PROVENANCE_FILE, read_provenance
 from ..measure.environment import now
@@ -27,11 +23,10 @@ from ..measure.labels import Labelled
 from ..measure.open_book import open_book_report, with_own_passages
 from ..measure.preferences import Preferred
 from ..measure.recall import ANSWER_TOKENS
-from ..measure.scores import LOSS, RECALL, AsTrained, Encode, MeasuredSet, Scores, measure, read_sets, summary
+from ..measure.scores import LOSS, RECALL, MeasuredSet, Scores, Source, measure, read_sets, summary
 from ..models.tokenizer import Tokenizer
 from ..models.with_adapters import BASE_NAME, base_of, named_folders
 from ..nn.language_model import LanguageModel
-from ..nn.parts import Sample
 from ..options import BASE, add_flags, check, from_flags, option
 from ..pages.card import HELD_OUT
 from ..pages.fields import field_lines
@@ -41,10 +36,9 @@ from ..pages.preferences import preference_lines
 from ..pages.style import check_picture, save
 from ..pages.text import NARROWEST, NOTHING, counted, interval, padded, percent, plain, rule, shortened, wrapped
 from ..progress import log
-from ..terminal import printable
-from ..train.material import Material, refuse_strange, turned, with_passages
+from ..train.material import Material, refuse_strange, with_passages
 from ..train.options import LABEL, MAX_LENGTH, SCHEMA, Options
-from .shared import AS_JSON, Loading
+from .shared import AS_JSON, Loading, Outcome
 
 KINDS = {  # of sets -> what the page calls their records
     **HELD_OUT,
@@ -133,23 +127,20 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
             for line in warning_of_change(place, folder):
                 log.warning(line)
     model, tokenizer = options.load(folders, base)
-    as_trained = _as_trained(options, own, trained, tokenizer, _room(model))
-    if options.context is not None and options.no_recall and as_trained.keys().isdisjoint(data):
+    sources = _sources(options, data, own, trained, partial(_given_passages, options, tokenizer, _room(model)))
+    read = {source.name for source in sources if source.passages is not None}
+    if options.context is not None and options.no_recall and not read:
         raise ValueError(
             "--context measures answers, and no adapter learned these data with passages: leave out --no-recall"
         )
     sets = read_sets(
-        data,
+        sources,
         tokenizer,
         options.max_length,
         options.limit,
         Options.eval_records,
-        _columns(options, data, {place: trained[name] for name, place in own.items()}),
-        trained=[source for source in data if source in own.values()],
-        split=options.split,
-        stored=stored_tasks([*folders.values(), Path(base)]),
-        schema=options.schema,
-        as_trained=as_trained,
+        options.split,
+        stored_tasks([*folders.values(), Path(base)]),
     )
     for i, each in enumerate(sets):
         asked, checked = ({}, None) if options.no_recall else ({each.name: each.asked}, each.checked)
@@ -168,18 +159,16 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     if options.confusion and not any(isinstance(each.checked, Labelled) for each in sets):
         raise ValueError("--confusion needs labelled data: name the column of the labels with --label")
     adapters = {BASE_NAME: None, **{name: name for name in folders}}
-    choices: list[Choice] = [None, *folders]
-    quoting = [choice for choice in choices if quoting_of(model, choice)]  # these cannot be asked without passages
     open_book = {}
-    if (options.context is not None or quoting) and not options.no_recall:
-        passages = _with_passages(options, model, tokenizer, sets, quoting, as_trained.keys())
+    if options.context is not None and not options.no_recall:
+        passages = _with_passages(options.context, model, tokenizer, sets, read)
         open_book = {
             name: open_book_report(model, tokenizer, adapters, records, handbook, options.seed)
             for name, (records, handbook) in passages.items()
         }
     if options.passages and not open_book:
         raise ValueError("--passages draws what --context FILE measures: give both")
-    closed_book = not (options.no_recall or open_book or quoting)  # the reports have these answers as well
+    closed_book = not (options.no_recall or open_book)  # the reports have these answers as well
     scores = measure(model, tokenizer, adapters, sets, answers=closed_book)
     reports: dict[str, dict[str, Any]] = {"labels": {}, "fields": {}, "preferences": {}}
     for each in sets if not options.no_recall else ():
@@ -197,49 +186,65 @@ def evaluate_adapters(options: EvalOptions) -> dict[str, Any]:
     }
 
 
-def _as_trained(
+def _sources(
     options: EvalOptions,
+    data: Sequence[str],
     own: Mapping[str, str | None],
     trained: Mapping[str, Path],
-    tokenizer: Tokenizer,
-    room: int,
-) -> dict[str, AsTrained]:
-    """For `read_sets`: by data set, how records are read by the adapters that learned it from passages.
+    given_passages: Callable[[str, list[Record]], list[Record]],
+) -> list[Source]:
+    """How each data set is read: as by the adapters that were trained on it, unless the options say otherwise. Other
+    data have the columns of the adapters' training, if these are the same and are there; built-in data have their own.
 
-    own, trained: the data set and the folder of each adapter. If adapters learned the same data differently, none is
-    measured as it was trained.
-    room: the most tokens of a prompt with a passage.
+    own, trained: the data set and the folder of each adapter. Without --data, the columns that are given are those of
+        these data sets alone.
+    given_passages: gives the records of a data set their passages. If some adapters learned it without passages, it is
+        measured without.
+
+    Raises ValueError for data that two adapters learned with different columns.
     """
-    ways: dict[str, set[tuple[Quoting | None, bool]]] = {}
-    for name, source in own.items():
-        data = read_provenance(trained[name]).get("data", {})
-        ways.setdefault(str(source), set()).add((Quoting.stored(data), "context_template" in data))
-    found: dict[str, AsTrained] = {}
-    for source, ((quoting, reads), *others) in ways.items():
-        if not others and (quoting or reads):
-            found[source] = partial(_given_passages, options, quoting, source, tokenizer, room)
-    return found
+    learned = dict[str | None, list[dict[str, Any]]]()  # by data set, what the adapters that learned it store
+    for name, place in own.items():
+        learned.setdefault(place, []).append(read_provenance(trained[name]).get("data", {}))
+    columns = {
+        place: [{name: str(column) for name, column in (each.get("field") or {}).items()} for each in stored]
+        for place, stored in learned.items()
+    }
+    given, (first, *others) = with_label(options.field, options.label), [*chain(*columns.values())] or [{}]
+    shared = first if all(field == first for field in others) else {}
+
+    def field(name: str) -> Mapping[str, str]:
+        if given and (options.data or name in columns):
+            return given
+        if name in columns:
+            first, *others = columns[name]
+            if any(other != first for other in others):
+                raise ValueError(f"{name}: adapters learned it with different columns: give --field, or evaluate each")
+            return first
+        if name in BUILT_IN or not shared or not columns_of(name).issuperset(shared.values()):
+            return {}
+        return shared
+
+    only_built_in = all(name in BUILT_IN for name in data)
+    sources = []
+    for name in data:
+        reads = [("context_template" in stored) for stored in learned.get(name, ())]
+        passages = partial(given_passages, name) if reads and all(reads) else None
+        schema = options.schema if only_built_in or name not in BUILT_IN else None
+        sources.append(Source(name, field(name), name in learned, schema, passages))
+    return sources
 
 
 def _given_passages(
-    options: EvalOptions, quoting: Quoting | None, source: str, tokenizer: Tokenizer, room: int, records: list[Record]
-) -> tuple[list[Record], Encode]:
-    """Records with their right passages in the prompts, and how `finetune` encodes them."""
-    encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=options.max_length)
+    options: EvalOptions, tokenizer: Tokenizer, room: int, source: str, records: list[Record]
+) -> list[Record]:
+    """Records with their right passages in the prompts. room: the most tokens of a prompt with one."""
     if options.context is not None:
         records = with_passages(records, options.context, source, tokenizer, room)
     if without := sum(record.context is None for record in records):
-        asked = any(record.keywords for record in records) and not options.no_recall
-        if quoting is None or not asked:  # otherwise it is refused
-            share = f"the loss of {without:,} of {len(records):,} records is without a passage"
-            log.warning(f"{source}: {share}: if there was one in training, give it with --context FILE")
-    elif quoting is not None:
-
-        def encode(records: Sequence[Record]) -> Sequence[Sample]:
-            passages = {record.id: Passage(record.id, record.context or "") for record in records}
-            return turned(quoting, [record.closed_book() for record in records], passages, tokenizer, False)
-
-    return records, encode
+        share = f"the loss of {without:,} of {len(records):,} records is without a passage"
+        log.warning(f"{source}: {share}: if there was one in training, give it with --context FILE")
+    return records
 
 
 def _room(model: LanguageModel) -> int:
@@ -248,36 +253,26 @@ def _room(model: LanguageModel) -> int:
 
 
 def _with_passages(
-    options: EvalOptions,
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    sets: Sequence[MeasuredSet],
-    quoting: Sequence[Choice],
-    read: Set[str],
+    context: str, model: LanguageModel, tokenizer: Tokenizer, sets: Sequence[MeasuredSet], read: Set[str]
 ) -> dict[str, tuple[list[Record], Handbook]]:
-    """The records of each set that are asked with passages, and these: those of --context, and the records' own.
+    """The records of each set that are asked with passages, and these: those of the context, and the records' own.
 
-    quoting: the adapters, or None for a whole model, that answer with sentences of passages.
     read: the data whose loss is measured with passages.
 
-    Raises ValueError where these would have no passages, and for sets without keywords of which none is of `read`.
+    Raises ValueError for sets without keywords of which none is of `read`.
     """
     asked = {each.name: each.asked for each in sets if each.asked and each.data != "general"}  # of no handbook
-    handbook = None
-    if options.context is not None:
-        handbook = read_handbook(options.context, tokenizer, _room(model))
-        for line in without_passages(model, handbook):
-            log.info(line)
-        for data in dict.fromkeys(each.data for each in sets if each.name in asked):
-            if data not in read:  # or it was done
-                of_data = [record for each in sets if each.data == data for record in each.asked if not record.context]
-                refuse_strange(of_data, handbook, data)
-    elif any(record.context is None for records in asked.values() for record in records):
-        refuse_without_passages(model, quoting[0], None)
+    handbook = read_handbook(context, tokenizer, _room(model))
+    for line in without_passages(model, handbook):
+        log.info(line)
+    for data in dict.fromkeys(each.data for each in sets if each.name in asked):
+        if data not in read:  # or it was done
+            of_data = [record for each in sets if each.data == data for record in each.asked if not record.context]
+            refuse_strange(of_data, handbook, data)
     if not asked and read.isdisjoint(each.data for each in sets):
         what = "has keywords, by which answers with passages are measured (general questions are not asked)"
-        without = "" if quoting else "leave out --context, or "
-        raise ValueError(f"{', '.join(each.data for each in sets)}: no record {what}: {without}add a column keywords")
+        remedy = "leave out --context, or add a column keywords"
+        raise ValueError(f"{', '.join(each.data for each in sets)}: no record {what}: {remedy}")
     return {name: (records, with_own_passages(records, handbook)) for name, records in asked.items()}
 
 
@@ -327,30 +322,6 @@ def _report(
 # -- what an adapter was trained on ------------------------------------------------------------------------------------
 
 
-def _columns(
-    options: EvalOptions, data: Sequence[str], trained: Mapping[str | None, Path]
-) -> dict[str, Mapping[str, str]]:
-    """The columns of each data set under other names: those given, or those of the adapter that was trained on it. Of
-    other data those of the adapters' training, if they all have these columns; built-in data have their own.
-
-    trained: the folder of that adapter, by data set. Without --data, what is given is about these alone.
-    """
-    stored = {source: read_provenance(folder).get("data", {}).get("field") or {} for source, folder in trained.items()}
-    stored = {source: {name: str(column) for name, column in field.items()} for source, field in stored.items()}
-    given = with_label(options.field, options.label)
-    first, *others = [*stored.values()] or [{}]
-    shared = first if all(field == first for field in others) else {}
-
-    def columns(source: str) -> Mapping[str, str]:
-        if given and (options.data or source in stored):
-            return given
-        if source in stored or source in BUILT_IN or not shared:
-            return stored.get(source, {})
-        return shared if columns_of(source).issuperset(shared.values()) else {}
-
-    return {source: columns(source) for source in data}
-
-
 def _warn_of_other_data(folder: Path) -> None:
     data = read_provenance(folder).get("data", {})
     if "name" not in data:
@@ -388,15 +359,10 @@ def page(result: Mapping[str, Any]) -> str:
         which = listed([*dict.fromkeys(bare)])
         lines += wrapped(f"{NOTHING}: no record of {which} has keywords, which recall needs: add a column keywords.")
     if any(about["records"] > 1 for about in result["sets"].values()):  # one record has no interval
-        lines += wrapped(of_intervals(result))
+        draws = f"{percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the records"
+        paired = "; differences are paired. A difference is significant if its interval excludes 0."
+        lines += wrapped(f"[low, high]: {draws}{paired if any(result['differences'].values()) else '.'}")
     return "\n".join(lines).rstrip()
-
-
-def of_intervals(result: Mapping[str, Any]) -> str:
-    """What [low, high] means on a page."""
-    draws = f"{percent(result['confidence'])} interval, from {result['resamples']:,} bootstrap draws of the records"
-    paired = "; differences are paired. A difference is significant if its interval excludes 0."
-    return f"[low, high]: {draws}{paired if any(result['differences'].values()) else '.'}"
 
 
 def _values(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -415,12 +381,12 @@ def _changes(differences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{padded(label, 35)}{shown(one[LOSS], LOSS, sign=True):<27}{recall}"
 
 
-def shown(found: Mapping[str, float | None], measure: str, digits: int | None = None, sign: bool = False) -> str:
+def shown(found: Mapping[str, float | None], measure: str, sign: bool = False) -> str:
     """A number of `summary` with its interval: a loss in nats, recall in percent."""
-    factor, usual = (1, 3) if measure == LOSS else (100, 1)
+    factor, digits = (1, 3) if measure == LOSS else (100, 1)
     bounds = (found["value"], found["low"], found["high"])
     value, low, high = (None if x is None else factor * x for x in bounds)
-    return interval(value, low, high, usual if digits is None else digits, sign)
+    return interval(value, low, high, digits, sign)
 
 
 HELP = "measure adapters and their base on data sets: loss, recall, labels, fields, preferences"
@@ -432,8 +398,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print a table of adapters on data sets, or its numbers; with --matrix draw a heat map, too."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """A table of adapters on data sets, and the figures that are asked for."""
     from ..pages.figures import matrix_figure
     from ..pages.labels import labels_figure
     from ..pages.open_book import open_book_figure
@@ -446,4 +412,4 @@ def run(arguments: argparse.Namespace) -> None:
         save(labels_figure(next(iter(result["labels"].values()))), Path(options.confusion))
     if options.passages:
         save(open_book_figure(next(iter(result["open_book"].values()))), Path(options.passages))
-    print(json.dumps(result, indent=2) if arguments.json else printable(page(result)))
+    return Outcome(result, page)

@@ -1,12 +1,12 @@
 """`minilora finetune`: fine-tune a model on a data file, and report what it learned and what it cost."""
 
 import argparse
-from typing import cast
+from functools import partial
 
 from ..nn.ranks import world
 from ..options import UsageError, add_flags
 from ..train.options import Options
-from .shared import read_options
+from .shared import Outcome, read_options
 
 HELP = "fine-tune a model on a data file, and report what it learned and what it cost"
 
@@ -27,24 +27,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the job and print its page."""
+def run(arguments: argparse.Namespace) -> Outcome | None:
+    """Run the job, or the first steps of it; its page."""
     from ..pages.text import terminal_width
-    from ..terminal import printable
     from ..train.job import finetune, rehearse
     from .report import page, rehearsal
 
-    ranks = world()
-    if arguments.dry_run and ranks.size > 1:
+    if arguments.dry_run and world().size > 1:
         raise UsageError("--dry-run is for one process: leave out mpiexec")
     if arguments.dry_run and "resume" in arguments:
         raise UsageError("--resume means nothing with --dry-run, which takes the first steps: leave out one of the two")
-    options: Options | None = None  # the first rank reads them
-    if not ranks.number:
-        options = read_options(Options, arguments).on_its_base()
-        if options.resume and (begun := options.begun()):  # the options that the run began with
-            options = read_options(Options, arguments, begun)
+    options = read_options(Options, arguments).on_its_base()
+    if options.resume and (begun := options.begun()):  # the options that the run began with
+        options = read_options(Options, arguments, begun)
     if arguments.dry_run:
-        print(printable(rehearsal(rehearse(cast(Options, options)), terminal_width())))
-    elif metrics := finetune(cast(Options, ranks.same(options)), ranks=ranks):
-        print(printable(page(metrics, terminal_width())))
+        return Outcome(rehearse(options), partial(rehearsal, width=terminal_width()))
+    metrics = finetune(options)  # none on another than the first of several ranks
+    return Outcome(metrics, partial(page, width=terminal_width())) if metrics else None

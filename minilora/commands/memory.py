@@ -1,14 +1,13 @@
 """`minilora memory`: the memory of a training step by owner, predicted and measured."""
 
 import argparse
-import json
 from typing import Any
 
 from ..measure.memory import Job, report
 from ..measure.predict import Memory
 from ..options import add_flags, from_flags
 from ..pages.text import NOTHING, columns, counted, millions, percent, wrapped
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 HELP = "run a training step, and compare its memory (weights, activations and so on) with the prediction"
 
@@ -29,10 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print where a step's bytes go, predicted and measured."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Where a step's bytes go, predicted and measured."""
     result = report(from_flags(Job, arguments))
-    print(json.dumps(result, indent=2) if arguments.json else page(result))
+    return Outcome(result, page)
 
 
 def page(result: dict[str, Any]) -> str:

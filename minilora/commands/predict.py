@@ -18,15 +18,12 @@ from ..data.formats import CONTEXT as PASSAGES
 from ..data.formats import PROMPTS, listed
 from ..data.labels import LabelTask
 from ..data.prompts import JSON_LINES, TABLES, Prompt, Rows, read_prompts
-from ..data.records import path_of, sha256_of_data
-from ..files.disk import locked, read_json, write_json
-from ..generate.fields import task_for
+from ..data.records import path_of
+from ..files.disk import locked
+from ..generate.as_trained import task_for
 from ..generate.predict import added_names, predict
-from ..generate.quotes import refuse_without_passages
-from ..lora.adapters import adapter_state, base_state, set_adapter
+from ..lora.adapters import set_adapter
 from ..lora.provenance import read_provenance
-from ..nn.language_model import LanguageModel
-from ..nn.module import sha256_of
 from ..options import add_flags, from_flags, option
 from ..pages.text import counted
 from ..progress import hide_progress, log, progress
@@ -39,10 +36,6 @@ AT_ONCE = 192  # rows whose predictions are written together
 SHOWN = 3  # rows without a prediction that are named
 ESCAPED = "backslashreplace"  # half of a surrogate pair, which JSON can hold, as JSON writes it
 PREFIX = "predicted_"  # of the columns that are added
-SETTINGS = (  # that decide a prediction
-    "base", "quantized", "bf16", "dtype", "max_new_tokens", "temperature", "seed", "system", "context", "schema",
-    "top_k",
-)  # fmt: skip
 ASKED = (*PROMPTS, "input", "system", *PASSAGES)  # columns that make the prompt
 
 
@@ -78,8 +71,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a table, JSON rows, or a text file with a question on each line")
     add_flags(parser, PredictOptions)
     parser.epilog = (
-        "Cells of a table are written as the data and the model have them; next to semicolons, numbers have a decimal "
-        "comma, as in Excel, unless the table's have points. A spreadsheet takes one that begins with =, "
+        "Cells of a table are written as the data and the model have them. A spreadsheet takes one that begins with =, "
         "+, - or @ for a formula and may run it: import tables of untrusted texts as text."
     )
     parser.add_argument("--overwrite", **OVERWRITE)
@@ -110,8 +102,6 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
     schema = None if options.schema is None else read_schema(options.schema)
     model, tokenizer = options.load(named, options.base)
     set_adapter(model, choice)
-    if options.context is None and not all(prompt.passage or prompt.error for prompt in prompts):
-        refuse_without_passages(model, choice, None)
     handbook = read_context(options.context, model, tokenizer, options.max_new_tokens)
     own = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     task = task_for(model, choice, schema)
@@ -122,8 +112,6 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
     suffix = (path if out is None else out).suffix.lower()
     rows = Rows(suffix if out or suffix in TABLES else JSON_LINES, [*own, *added], path)
     done = rows.done(out, prompts) if out is not None and options.resume and out.exists() else 0
-    if out is not None:
-        _settle(_settings_file(out), _settings(options, model, choice), done > 0)
     unit = "record" if isinstance(task, LabelTask) else "answer"
 
     def each(part: Sequence[Prompt]) -> list[dict[str, Any] | str]:
@@ -165,11 +153,7 @@ def _predict(options: PredictOptions, path: Path, out: Path | None) -> None:
     except BaseException:
         if out is not None and done:
             log.info(f"{done:,} of {len(prompts):,} rows are in {out}: the same command with --resume continues")
-        elif out is not None:
-            _settings_file(out).unlink(missing_ok=True)
         raise
-    if out is not None:
-        _settings_file(out).unlink(missing_ok=True)
     log.info(f"{counted(done - first, 'row')} in {time.monotonic() - began:.0f} s")
     if strange:
         share = (
@@ -196,37 +180,6 @@ def _refuse_unwritable(out: Path, source: Path, replaced: bool) -> None:
     out.open("a").close()
     if not there:
         out.unlink()
-
-
-def _settings_file(out: Path) -> Path:
-    """The file, next to an unfinished one, with what predicted its rows."""
-    return out.with_name(f"{out.name}.unfinished.json")
-
-
-def _settings(options: PredictOptions, model: LanguageModel, choice: str | None) -> dict[str, Any]:
-    """What decides a prediction: the settings by their flags, the content of their files, and the weights of the
-    adapter, or of a base alone.
-    """
-    found = {f"--{name.replace('_', '-')}": getattr(options, name) for name in SETTINGS}
-    for what, source in (("passages", options.context), ("fields", options.schema)):
-        found |= {} if source is None else {what: sha256_of_data(source)}
-    return found | {"weights": sha256_of(base_state(model) if choice is None else adapter_state(model, choice))}
-
-
-def _settle(file: Path, settings: Mapping[str, Any], goes_on: bool) -> None:
-    """Write the settings down. goes_on: compare them instead with those of the rows that are there, if known.
-
-    Raises ValueError where these rows were predicted with others.
-    """
-    if not goes_on:
-        write_json(file, settings)
-    elif file.exists():
-        before = read_json(file)
-        if other := [name for name, value in settings.items() if before.get(name) != value]:
-            raise ValueError(
-                f"{file.name.removesuffix('.unfinished.json')}: its rows were predicted with other values of "
-                f"{listed(other)}: give the same ones, or --overwrite replaces the file"
-            )
 
 
 def _columns(options: PredictOptions, named: Mapping[str, Path]) -> dict[str, str]:

@@ -1,15 +1,14 @@
 """`minilora report`: one page on what a fine-tuning run learned, forgot and cost, from its metrics."""
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..data.rows import TEXT_SUFFIXES
 from ..files.disk import read_json
-from ..lora.config import can_be_scaled
 from ..options import UsageError, nearest
 from ..pages.fields import field_lines
 from ..pages.figures import smoothed, validation_losses
@@ -21,7 +20,6 @@ from ..pages.text import (
     duration,
     listed,
     megabytes,
-    memory_needed,
     percent,
     plain,
     rule,
@@ -29,9 +27,9 @@ from ..pages.text import (
     terminal_width,
     wrapped,
 )
-from ..terminal import printable, quote
+from ..terminal import quote
 from ..train.run_folder import METRICS_FILE
-from .shared import AS_JSON, Instead
+from .shared import AS_JSON, Instead, Outcome
 
 INDENT = " " * 22  # where the values of the last section begin
 KINDS = {"paraphrase": "training question, paraphrased", "train": "training question", "unseen": "not in training"}
@@ -41,11 +39,6 @@ SETS = {
     "unseen": "unseen questions",
     "general": "general text (forgetting)",
 }
-RECALLED = 0.5  # the page advises if recall of reworded training questions is below this,
-OFTEN = 10  # and each record was seen less often
-BRIEF, USUAL_STEPS = 10, 60  # the page advises the latter if a run has fewer steps than the former
-FORGOTTEN = 0.1  # the page advises if loss on general text rises by more than this share
-GUESS = 12.5  # nats: a guess among the tokens of the largest vocabulary known here, 262,144
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -78,8 +71,7 @@ def page(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     flag = "adapter" if options["method"] == "lora" else "base"  # an adapter names its base
     use = "To ask it about one text, or about every row of a file:" if labels else "To talk to it:"
     lines += ["", *wrapped(f"Saved in {options['out']}. {use}", width)]
-    passages = options.get("context") or ("FILE" if options.get("quote") else None)  # records may have their own
-    context = f" --context {quote(passages)}" if passages else ""
+    context = f" --context {quote(options['context'])}" if options.get("context") else ""
     whose = f"--{flag} {quote(options['out'])}{context}"
     return "\n".join([*lines, f"  minilora chat {whose}", *[f"  minilora predict FILE {whose}"] * bool(labels)])
 
@@ -116,8 +108,6 @@ def _learned(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
         yield _row(f"keyword recall, {SETS[name]}", percent(before, 1), percent(after, 1), points)
     if metrics.get("train_loss"):
         yield from ("", *_course(metrics, width))
-    if advice := _advice(metrics):
-        yield from ("", *wrapped(advice, width))
 
 
 def _records(metrics: Mapping[str, Any]) -> str:
@@ -164,55 +154,17 @@ def _kept_earlier(metrics: Mapping[str, Any]) -> bool:
     return "kept" in metrics and metrics["kept"]["step"] < len(metrics["train_loss"])
 
 
-def _advice(metrics: Mapping[str, Any]) -> str:
-    """What to try after a run that went wrong, or that forgot much; else nothing."""
-    options, losses = metrics["options"], metrics["loss"]
-    length = "--steps" if options.get("steps") else "--epochs"
-    lower = f"a lower --lr (it was {options['lr']:g})" if "lr" in options else "a lower --lr"
-    learned = [losses[name] for name in ("reworded", "paraphrase", "unseen") if name in losses]
-    if "audit_failed" in metrics:
-        return f"The audit failed (see below): try {lower}."
-    if (steps := metrics["planned_steps"]) < BRIEF:
-        return f"The run had only {counted(steps, 'step')}: try --steps {USUAL_STEPS}."
-    if learned and not learned[0][1] < learned[0][0]:  # nor if it is not a number
-        return f"Loss did not fall: try {lower}."
-    before, after = losses.get("general", (0.0, 0.0))
-    if not after <= max(before, GUESS):
-        return f"On general text the model is worse than a guess (a loss of {plain(after, 1)}): try {lower}."
-    quotes = bool(options.get("quote"))
-    forgets = metrics.keys().isdisjoint(("labels", "fields")) and not quotes  # else no other text can be the answer
-    if forgets and "general" in losses and not losses["general"][1] <= (1 + FORGOTTEN) * losses["general"][0]:
-        ways = [lower, f"fewer {length}"]
-        if options["method"] == "full":
-            ways.append("--method lora")
-        elif options.get("strength") and can_be_scaled(options):
-            ways[0] = f"a lower --strength (it was {options['strength']:g})"
-        return f"Loss on general text rose by {change(*losses['general'])[1:]}: try {listed(ways, 'or')}."
-    if not forgets and metrics.get("kept", {}).get("which") == "best" and not _kept_earlier(metrics):
-        return f"Validation loss was lowest at the last step: try more {length}."
-    _, recalled = metrics["keyword_recall"].get("reworded", (0.0, 1.0))
-    per_step = options.get("batch_size", 1) * options.get("grad_accumulation", 1)
-    if (
-        not quotes
-        and recalled < RECALLED
-        and metrics["steps"] * per_step < OFTEN * metrics.get("records", {}).get("train", 0)
-    ):
-        return "The answers have few of the facts: given many phrasings of each question, try --config facts."
-    return ""
-
-
 # -- what it cost ------------------------------------------------------------------------------------------------------
 
 
 def rehearsal(metrics: Mapping[str, Any], width: int = WIDTH) -> str:
     """What `rehearse` returned, as text."""
     options, steps, seconds = metrics["options"], metrics["planned_steps"], metrics["seconds_per_step"]
-    count = options["processes"]
+    predicted, free = metrics["peak_memory_bytes"]["predicted"], metrics["free_memory_bytes"]
     rows = {
         "data": _records(metrics),
         "trainable parameters": _trainable(metrics),
-        "memory of a step": memory_needed(metrics),
-        **({"processes": f"{count}; the memory is that of all together"} if count > 1 else {}),
+        "memory of a step": f"{megabytes(predicted)} predicted" + (f", {megabytes(free)} free" if free else ""),
         "time": f"{duration(seconds)} per step; {duration(steps * seconds)} for {counted(steps, 'step')} of "
         f"{counted(options['batch_size'] * options['grad_accumulation'], 'record')}, plus evaluation",
         "results": str(options["out"]),
@@ -254,10 +206,7 @@ def _cost(metrics: Mapping[str, Any], width: int) -> Iterator[str]:
     speed = f"{duration(seconds)} per step, {metrics['tokens_per_second']:,.0f} tokens/s"
     yield from row("time", f"{speed}; {duration(metrics['training_seconds'])} for {steps}")
     if (ranks := metrics.get("ranks", 1)) > 1:
-        sent = metrics["bytes_per_step"]
-        full = f"; full fine-tuning would send {megabytes(sent['full_sent'])}" if lora else ""
-        most = f", which hold {megabytes(memory['of_all_ranks'])} at most" if "of_all_ranks" in memory else ""
-        yield from row("processes", f"{ranks}{most}; each sends {megabytes(sent['sent'])} per step{full}")
+        yield from row("processes", f"{ranks}; the memory is that of the first")
     saved, base = metrics["adapter_bytes"], metrics["base_bytes"]
     before, after = metrics["base_sha256"]
     same, sign = before == after, "=" if before == after else "->"
@@ -303,16 +252,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", nargs=0, action=Instead, const="use minilora memory", help=argparse.SUPPRESS)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print the page or the metrics of a finished run, or draw its pictures. Of a folder of runs, list them."""
+def run(arguments: argparse.Namespace) -> Outcome | None:
+    """The page of a finished run, or the list of a folder of runs; with --picture only draw the run's figures."""
     from .runs import find_runs, listing
 
     folder = Path(arguments.run_folder)
     if arguments.picture and arguments.json:
         raise UsageError("--picture draws and --json prints: leave out one of the two")
     if not arguments.picture and not (folder / METRICS_FILE).is_file() and (found := find_runs(folder)):
-        print(json.dumps(found, indent=2) if arguments.json else printable(listing(found)))
-        return
+        return Outcome(found, listing)
     if not folder.is_dir() and (
         near := nearest(folder.name, [Path(each["folder"]).name for each in find_runs(folder.parent)])
     ):
@@ -326,5 +274,5 @@ def run(arguments: argparse.Namespace) -> None:
         print(*save_themes(lambda: run_figure(metrics), path), sep="\n")
         for name, draw in task_figures(metrics).items():
             print(*save_themes(draw, path.with_stem(f"{path.stem}-{name}")), sep="\n")
-        return
-    print(json.dumps(metrics, indent=2) if arguments.json else printable(page(metrics, terminal_width())))
+        return None
+    return Outcome(metrics, partial(page, width=terminal_width()))

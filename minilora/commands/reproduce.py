@@ -8,7 +8,6 @@ The form of a claim on SmolLM2 is run and kept like a claim, and told next to th
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from ..pages.template import TEMPLATES, template
 from ..pages.text import counted, duration, shortened, terminal_width
 from ..progress import log, progress
 from ..train.run_folder import unwritable
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 HELP = "test claims of papers about LoRA in experiments, and write a page with the verdicts"
 
@@ -94,13 +93,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> Outcome | None:
     """Run the claims that have changed, write the page, print the verdicts."""
     if arguments.new:
         with usage_errors():
             path = write_new(arguments.new)
         print(f"Written to {path}\nFill in each TODO, then: minilora reproduce {arguments.new} --small")
-        return
+        return None
     options = from_flags(ReproduceOptions, arguments)
     with usage_errors():
         asked = chosen(arguments.names)
@@ -112,17 +111,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError("--into takes claims in their whole form, without --small and --switched")
     if arguments.list:
         print(listing(asked, terminal_width()))
-        return
+        return None
     result = reproduce(arguments.names, options)
     pages = [write_page(result, options.folder)]
     if arguments.into:
         claims = {name: found for name, found in result["claims"].items() if name in asked}
         pages.append(write_page(result | {"claims": claims}, Path(arguments.into), replace_page=False))
     written = " and ".join(map(str, pages))
-    print(json.dumps(result, indent=2) if arguments.json else f"{summary(result)}\n\nWritten to {written}")
-    if failed := failures(result):
-        count = f"{len(failed)} of {counted(len(result['claims']), 'claim')}"
-        raise RuntimeError(f"{count} could not be run: {', '.join(failed)}")
+    failed = failures(result)
+    count = f"{len(failed)} of {counted(len(result['claims']), 'claim')}"
+    why = f"{count} could not be run: {', '.join(failed)}" if failed else ""
+    return Outcome(result, lambda found: f"{summary(found)}\n\nWritten to {written}", failed=why)
 
 
 def chosen(names: Sequence[str]) -> list[str]:

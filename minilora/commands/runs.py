@@ -1,7 +1,6 @@
 """`minilora runs`: the finished fine-tuning runs of a folder, newest first."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 from ..files.disk import ModelFileError, read_json
 from ..pages.labels import subject_and_others
 from ..pages.text import NOTHING, columns, counted, megabytes, percent, plain
-from ..terminal import printable
 from ..train.run_folder import METRICS_FILE
-from .shared import AS_JSON
+from .shared import AS_JSON, Outcome
 
 HELP = "list the finished runs of a folder: data, method, loss, result, date"
 USUAL = "runs"
@@ -45,7 +43,6 @@ def _run(folder: Path, metrics: dict[str, Any]) -> Run:
         **{name: options[name] for name in ("base", "data", "method")},
         "mix": list(options.get("mix") or ()),
         "objective": options.get("loss", "sft"),
-        "quote": options.get("quote"),
         "r": options.get("r") if options["method"] == "lora" else None,
         "steps": metrics["steps"],
         "loss": list(losses[of]) if of else None,
@@ -75,7 +72,7 @@ def listing(runs: Sequence[Run]) -> str:
         if run["result"]:
             losses[2] = f"{run['result'][0]} {percent(run['result'][1], 1)}"
         method = f"LoRA, r={run['r']}" if run["method"] == "lora" else run["method"]
-        method += ", DPO" * (run["objective"] == "dpo") + ", quotes" * bool(run["quote"])
+        method += ", DPO" * (run["objective"] == "dpo")
         data = " + ".join(Path(name).name for name in (run["data"], *run["mix"]))
         row = [run["folder"], Path(run["base"]).name, data, method, f"{run['steps']:,}"]
         rows.append([*row, *losses, megabytes(run["bytes"]), run["created"][:10]])
@@ -90,10 +87,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print a line for each run. Raises ValueError where there is none."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """A line for each run. Raises ValueError where there is none."""
     folder = Path(arguments.folder)
     runs = find_runs(folder)
     if not runs:
         raise ValueError(f"{folder}: no finished runs; minilora finetune makes one in {USUAL}")
-    print(json.dumps(runs, indent=2) if arguments.json else printable(listing(runs)))
+    return Outcome(runs, listing)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generate.conversation import MAX_NEW_TOKENS
-from ..options import add_flags, check, from_flags, option, usage_errors
+from ..options import add_flags, check, from_flags, option
 from ..progress import log
 from .asking import Answering, read_context
 from .shared import adapters
@@ -72,10 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises ValueError or OSError for what cannot be served, KeyboardInterrupt when a second Ctrl-C stopped answers.
     """
     options = from_flags(ServeOptions, arguments)
-    from ..models.with_adapters import mixable
-
-    with usage_errors():
-        named = mixable(adapters(options.adapter))
+    named = adapters(options.adapter)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise RuntimeError(f"minilora serve needs {' and '.join(missing)}: pip install 'minilora[serve]'")
     from ..serve.app import App

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import toml
 from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, suggestion, usage_errors
@@ -31,6 +31,17 @@ FORCE: dict[str, Any] = {"action": "store_true", "help": "accept an adapter of a
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace a model or file that is there already"}
 
 
+class Outcome(NamedTuple):
+    """What a command's `run` returns and cli.py shows. page: makes a text of the result. figures: what draws them, by
+    their files, for light and dark pages. failed: why the command fails, although it has a result.
+    """
+
+    result: Any
+    page: Callable[[Any], str]
+    figures: Mapping[Path, Callable[[], Any]] = {}
+    failed: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How a base and its adapters are loaded: options that several commands have."""
@@ -44,12 +55,10 @@ class Loading:
     def load(self, folders: Mapping[str, Path], base: str | Path | None) -> tuple[LanguageModel, Tokenizer]:
         """The base with these adapters, by name; without a base, the one that they name."""
         from ..models.load import dtype_of
-        from ..models.with_adapters import load_with_adapters, log_other_rounding
+        from ..models.with_adapters import load_with_adapters
 
         given = (self.quantized, self.device, self.force, dtype_of(self))
-        model, tokenizer = load_with_adapters(folders, base, *given)
-        log_other_rounding(model, folders)
-        return model, tokenizer
+        return load_with_adapters(folders, base, *given)
 
 
 class Instead(argparse.Action):

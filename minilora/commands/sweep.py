@@ -1,16 +1,15 @@
 """`minilora sweep`: its flags, and the page that it prints."""
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..experiments.grid import Sweep, SweepOptions
 from ..options import add_flags, usage_errors
 from ..pages.text import columns, counted, duration, interval, rule, terminal_width, wrapped
-from ..terminal import printable
 from .compare_table import NAMES
-from .shared import AS_JSON, read_options
+from .shared import AS_JSON, Outcome, read_options
 
 HELP = "try options of finetune with several values, in many short runs, and tabulate the results"
 
@@ -32,21 +31,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", **AS_JSON)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Make the trials that are not there yet, draw the picture, print the table."""
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Make the trials that are not there yet; their picture and their table."""
     from ..experiments.sweep import PICTURE_FILE, sweep
-    from ..pages.style import save_themes
     from ..pages.sweep import sweep_figure
 
     options: Sweep = read_options(SweepOptions, arguments)
     with usage_errors():
         options.settings()
     result = sweep(options)
-    if sweep_figure(result) is not None:
-        save_themes(lambda: sweep_figure(result), options.folder / PICTURE_FILE)
-    print(json.dumps(result, indent=2) if arguments.json else printable(page(result, terminal_width())))
-    if len(result["failed"]) == result["trials"]:
-        raise ValueError("no trial finished: the reasons are listed above")
+    drawn = sweep_figure(result) is not None
+    figures = {options.folder / PICTURE_FILE: lambda: sweep_figure(result)} if drawn else {}
+    none = len(result["failed"]) == result["trials"]
+    failed = "no trial finished: the reasons are listed above" if none else ""
+    return Outcome(result, partial(page, width=terminal_width()), figures, failed)
 
 
 def page(result: Mapping[str, Any], width: int) -> str:

@@ -13,8 +13,8 @@ from ..pages.template import template
 from ..terminal import quote
 from . import mine
 from .pages import course_map
-from .slides import TEMPLATES
 
+TEMPLATES = Path(__file__).parent / "templates"
 IN_BROWSER = re.compile(r"^(\w+ = )(.+?)(  # )in the browser: (.+)$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)[^)\s]*\)")  # to a file
 

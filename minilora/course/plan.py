@@ -1,7 +1,7 @@
 """The plan of the course, plan.toml: the lessons in order, with what each needs, builds and teaches.
 
-The map in lessons/README.md, the tables in INSTRUCTORS.md, the head of each lesson, its slides and `minilora progress`
-are made from it.
+The map in lessons/README.md, the tables in INSTRUCTORS.md, the head of each lesson and `minilora progress` are made
+from it.
 """
 
 import tomllib

@@ -113,11 +113,6 @@ class Handbook:
         """The passage with the answer of a conversation: the best match of the last question and answer together."""
         return self.best(" ".join(message["content"] for message in messages[-2:]))
 
-    def ask(self, question: str, template: str = TEMPLATE) -> tuple[Passage, str]:
-        """The best match of a question, and the prompt with it."""
-        passage = self.best(question)
-        return passage, fill(passage.text, question, template)
-
 
 def paragraphs(text: str) -> list[str]:
     """The paragraphs of Markdown or another text, each with the headings before it, without comments and front matter.
@@ -130,15 +125,6 @@ def paragraphs(text: str) -> list[str]:
     return [*filter(None, re.split(r"\n\s*\n", _HEADING.sub(r"\g<code>\g<heading>", text.strip())))]
 
 
-def without_headings(text: str) -> str:
-    """A passage without the headings of Markdown. A comment in its code is none.
-
-    >>> without_headings("# Owls\\nOne.\\n```\\n# Count them.\\n```")
-    'One.\\n```\\n# Count them.\\n```'
-    """
-    return _HEADING.sub(r"\g<code>", text)
-
-
 def terms(text: str) -> list[str]:
     """The words of a text that are compared: in lower case, without everyday ones, by their first letters; those with
     digits whole.
@@ -149,14 +135,14 @@ def terms(text: str) -> list[str]:
     return [word if _DIGIT.search(word) else word[:LETTERS] for word in words(text) if word not in EVERYDAY]
 
 
-def fill(passage: str, question: str, template: str = TEMPLATE, place: str = QUESTION) -> str:
-    """The prompt of a question with its passage. Braces in the two texts are only text. place: where the question goes.
+def fill(passage: str, question: str, template: str = TEMPLATE) -> str:
+    """The prompt of a question with its passage. Braces in the two texts are only text.
 
     >>> fill("Open {question}s.", "When?", "{passage} {question}")
     'Open {question}s. When?'
     """
     before, _, rest = template.partition(PASSAGE)
-    between, _, after = rest.partition(place)
+    between, _, after = rest.partition(QUESTION)
     return f"{before}{passage}{between}{question}{after}"
 
 

@@ -74,15 +74,15 @@ class Rows:
     """Rows as the text of a file: CSV or TSV with a heading, or JSON lines.
 
     suffix: of the file. columns: of all rows, in their order; a table has no others. like: a table, of which one with
-    the same ending gets the delimiter, the encoding and the decimal mark, so that Excel opens both alike.
+    the same ending gets the delimiter and the encoding, so that Excel opens both alike.
     """
 
     def __init__(self, suffix: str, columns: Sequence[str], like: Path | None = None):
         if suffix not in (*TABLES, JSON_LINES):
             raise ValueError(f"rows are written as {listed([*TABLES, JSON_LINES])}, got {suffix or 'no ending'}")
-        self.comma, self.encoding, self.mark, self.columns = TABLES.get(suffix), "utf-8", ".", list(columns)
+        self.comma, self.encoding, self.columns = TABLES.get(suffix), "utf-8", list(columns)
         if self.comma is not None and like is not None and like.suffix.lower() == suffix:
-            self.comma, self.encoding, self.mark = dialect_of(like)
+            self.comma, self.encoding = dialect_of(like)
 
     def heading(self) -> str:
         """The heading of a table."""
@@ -92,45 +92,35 @@ class Rows:
         """A row. A table holds a list or an object as JSON, and nothing as an empty cell."""
         if self.comma is None:
             return _json(row) + "\n"
-        values = [row.get(name) for name in self.columns]
-        return self._line([_cell(x).replace(".", self.mark) if isinstance(x, float) else _cell(x) for x in values])
+        return self._line([_cell(row.get(name)) for name in self.columns])
 
     def done(self, path: Path, prompts: Sequence[Prompt]) -> int:
         """How many rows a file has that was written before. Half a row at its end, which a full disk or a killed
         process leaves, is removed. Raises DataError unless the other rows are the first of `prompts`, with the same
         columns.
         """
-        content = path.read_bytes()
-        half = content[self._end(content) :]
-        os.truncate(path, len(content) - len(half))
+        content, count = path.read_bytes(), 0
+        end = content.rfind(b"\n") + 1
+        while self.comma is not None and content.count(b'"', 0, end) % 2:  # a line break inside quotes
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        os.truncate(path, end)
         try:
-            return self._done(path, prompts)
+            for count, (line, row) in enumerate(read_rows(path)[1], 1):
+                own = prompts[count - 1].row if count <= len(prompts) else {}
+                if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
+                    where = f"{path}:{line}: not row {count} of the file to predict for"
+                    raise DataError(f"{where}: delete it and what follows, or --overwrite replaces the file")
+                missing = self.comma is not None and any(name not in row for name in self.columns)
+                if missing or any(name not in self.columns for name in row):
+                    there = f"has the columns {listed([*row])}, and now they are {listed(self.columns)}"
+                    raise DataError(f"{path} {there}: --overwrite replaces it")
         except EmptyFileError:
             return 0
         except DataError:  # another file: it stays as it was
             with path.open("ab") as file:
-                file.write(half)
+                file.write(content[end:])
             raise
-
-    def _done(self, path: Path, prompts: Sequence[Prompt]) -> int:
-        count = 0
-        for count, (line, row) in enumerate(read_rows(path)[1], 1):
-            own = prompts[count - 1].row if count <= len(prompts) else {}
-            if isinstance(row, ValueError) or not own or any(_cell(row.get(x)) != _cell(own[x]) for x in own):
-                what = f"not row {count} of the file to predict for"
-                raise DataError(f"{path}:{line}: {what}: delete it and what follows, or --overwrite replaces the file")
-            missing = [name for name in self.columns if name not in row] if self.comma is not None else []
-            if missing or any(name not in self.columns for name in row):
-                there = f"has the columns {listed([*row])}, and now they are {listed(self.columns)}"
-                raise DataError(f"{path} {there}: --overwrite replaces it")
         return count
-
-    def _end(self, content: bytes) -> int:
-        """Where the last whole row ends: behind a line break, in a table one that is not inside quotes."""
-        end = content.rfind(b"\n") + 1
-        while self.comma is not None and content.count(b'"', 0, end) % 2:
-            end = content.rfind(b"\n", 0, end - 1) + 1
-        return end
 
     def _line(self, cells: Sequence[str]) -> str:
         line = io.StringIO()

@@ -17,11 +17,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..files.disk import entries, sha256_of_file
+from ..files.disk import sha256_of_file
 from ..models.tokenizer import Message, Tokenizer
 from ..options import short_repr, suggestion
 from ..progress import log
-from ..terminal import quote
 from .fields import FieldTask, Task, field_task_of, read_schema, schema_beside
 from .formats import (
     CONTEXT,
@@ -41,19 +40,17 @@ from .formats import (
     text_of,
     with_lists,
 )
-from .labels import LISTED, task_of
+from .labels import task_of
 from .passages import TEMPLATE, Handbook, Passage, fill, paragraphs
 from .repository import fetched, is_dataset
 from .rows import (
     JSON_LIST,
-    OF_ROWS,
     PARQUET,
     SPLIT_NAMES,
     SPLITS,
     TEXT_FILE,
     DataError,
     EmptyFileError,
-    ShortRow,
     files_of,
     read_rows,
 )
@@ -65,14 +62,8 @@ BUILT_IN = (
     *(f"{domain}-{kind}" for kind in ("labels", "fields", "pairs", "handbook") for domain in DOMAINS),
 )
 MEASURED = ("reworded", "paraphrase", "validation_paraphrase")  # other questions of a record, for measuring only
-_LABEL = 40  # characters of a value that looks like a label, at most
 _SHOWN = 20  # kinds of mistakes that are listed
 _NUMBERS = 5  # numbers of rows that are listed for each
-NOTHING = {  # what programs write into a cell that has no value
-    *("N/A", "n/a", "NA", "#N/A", "-", "--", "–", "—", "?", "null", "NULL", "None", "nan", "NaN", "\\N", "(blank)"),
-    *("#REF!", "#NAME?", "#VALUE!", "#DIV/0!"),
-}
-_GARBLED = re.compile("\ufffd|[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€")  # UTF-8 that was read as Windows-1252
 _VARYING = re.compile(r"got .*|such as .*|'.*?'|\d+")  # what differs between messages about the same kind of mistake
 
 
@@ -159,36 +150,23 @@ def check_records(records: Sequence[Record]) -> None:
 @dataclass
 class Reading:
     """What was read of a source: its records, the kind of each file, the number of rows in each format, the columns
-    that minilora does not read, with the number of rows that have them and the first `values` of each, and for data
-    with labels or fields the task; by needed column, the names of the rows that are left out, since it is empty
-    there, and the values that mean nothing, as it seems, with the number of rows that have them; the ids of records
-    with letters that a program has read in a wrong encoding.
+    that minilora does not read, with the number of rows that have them, and for data with labels or fields the task;
+    by needed column, the names of the rows that are left out, since it is empty there.
     """
 
     records: list[Record] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
-    values: dict[str, set[str | int | None]] = field(default_factory=lambda: defaultdict(set))
     task: Task | None = None
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    nothing: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    garbled: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
-        """Lines about rows that are left out, cells that mean nothing, garbled letters, fields that no row fills."""
+        """Lines about rows that are left out, and fields that no row fills."""
         count = sum(map(len, self.left_out.values()))
         what = f"{count:,} of {count + len(self.records):,} rows {'is' if count == 1 else 'are'} left out"
         where = "; ".join(f"{column} in {listed(names, _NUMBERS)}" for column, names in self.left_out.items())
         lines = [f"{what}, since a needed cell is empty: {where}"] if count else []
-        for column, values in self.nothing.items():
-            count = sum(values.values())
-            found = f"{column} is {listed([*map(repr, values)], _NUMBERS)} in {count:,} record{'s' * (count != 1)}"
-            lines.append(f"{found}: if that means nothing, empty these cells, and their rows are left out")
-        if self.garbled:
-            what = f"in {len(self.garbled):,} of {len(self.records):,} records, letters were read"
-            how = "in a wrong encoding, such as Ã¼ for ü, or �: export them again as UTF-8"
-            lines.append(f"{what} {how} ({listed(self.garbled, _NUMBERS)})")
         if isinstance(self.task, FieldTask):
             rows = [record.fields or {} for record in self.records]
             names = [each.name for each in self.task.fields]
@@ -199,16 +177,7 @@ class Reading:
     def notes(self) -> list[str]:
         """Lines about columns that are not read, if there are any."""
         unread = [f"{name} in {count:,} record{'s' * (count != 1)}" for name, count in self.unread.items()]
-        return [f"not read: {listed(unread)}", *self.label_hint()] if unread else []
-
-    def label_hint(self) -> list[str]:
-        """A line about a column that is not read though it looks like the labels of texts, if there is one."""
-        for name, values in self.values.items():
-            few = 1 < len(values) <= min(LISTED, len(self.records) // 2) and self.unread[name] == len(self.records)
-            short = all(value is not None and len(str(value)) <= _LABEL for value in values)
-            if few and short and all(record.text for record in self.records):
-                return [f"{name} has {len(values)} values: to classify the texts by it, --label {quote(name)}"]
-        return []
+        return [f"not read: {listed(unread)}"] if unread else []
 
 
 def read_records(
@@ -256,13 +225,6 @@ def read_source(
     found = schema_beside(next(iter(places))) if schema is None else schema
     reader = _Reader(tokenizer, field or {}, None if found is None else read_schema(found), stored)
     splits = Counter(places.values())
-    if not is_dataset(source) and (folder := path_of(source)).is_dir():
-        inside = [each for each in entries(folder) if not each.name.startswith(".")]
-        if {*places.values()} == {None} and (below := [each.name for each in inside if each.is_dir()]):
-            log.warning(f"{folder}: the files in its folders are not read: {listed(below)}")
-        others = [each.name for each in inside if each.suffix.lower() in OF_ROWS and each not in places]
-        if others:
-            log.warning(f"{folder}: not read, since they are not called train, valid or test: {listed(others)}")
     for file, split in places.items():
         alone = splits[split] == 1
         try:
@@ -274,19 +236,12 @@ def read_source(
     return reader.finish(source if is_dataset(source) else path_of(source), stored, warn)
 
 
-def read_handbook(
-    source: str | Path,
-    tokenizer: Tokenizer,
-    limit: int,
-    max_new_tokens: int = 0,
-    prompt: Callable[[str], str] | None = None,
-) -> Handbook:
+def read_handbook(source: str | Path, tokenizer: Tokenizer, limit: int, max_new_tokens: int = 0) -> Handbook:
     """The passages of a built-in handbook, of a .txt or .md file or a folder of them, a paragraph each with the heading
     before it, or of rows with a column text, which may have `questions`: those that the passage answers.
 
     limit: the most tokens of a prompt with a passage and of the answer after it.
     max_new_tokens: of these, those of the answer, which --max-new-tokens sets; 0 where none is generated.
-    prompt: gives the longest prompt that a passage is in (default: the one that asks "?").
 
     Raises DataError for a source that cannot be read, that has other rows, or has a passage that is too long.
     """
@@ -306,8 +261,7 @@ def read_handbook(
         ]
     longer, room = dict[str, int](), limit - max_new_tokens
     for passage in passages:
-        longest = fill(passage.text, "?") if prompt is None else prompt(passage.text)
-        asked: list[Message] = [{"role": "user", "content": longest}]
+        asked: list[Message] = [{"role": "user", "content": fill(passage.text, "?")}]
         if (length := len(tokenizer.encode_chat(asked, answer_next=True))) > room:
             longer[passage.id] = length
     if longer:
@@ -400,7 +354,6 @@ class _Reader:
         for position, (line, raw) in enumerate(rows, 1):
             number = position if unit == "record" else line
             name = path.stem if is_text else f"{before}{unit}-{number}"
-            short = isinstance(raw, ShortRow)
             try:
                 if isinstance(raw, ValueError):
                     raise raw
@@ -422,9 +375,7 @@ class _Reader:
                     raise ValueError(f"{again}: give each another id, or none, or name its column with --field id=...")
             except ValueError as error:
                 found = self.problems
-                if isinstance(error, EmptyCellError) and short:
-                    error = ValueError(f"{error}; the row has fewer cells than the heading: is it half a row?")
-                elif isinstance(error, EmptyCellError):
+                if isinstance(error, EmptyCellError):
                     reading.left_out[field.get(error.column, error.column)].append(name)
                     found = self.empty
                 at = {"line": f":{line}", "row": f": row {line}", "record": f":{line}: record {position}"}[unit]
@@ -436,20 +387,10 @@ class _Reader:
             if record.id in self.ids:  # of another file: passages and answers are found by the id
                 record = replace(record, id=f"{path.name}/{record.id}")
             self.ids.add(record.id)
-            if any(not text.isascii() and _GARBLED.search(text) for text in said):
-                reading.garbled.append(record.id)
             self.mapped.update(field.keys() & row.keys())
             reading.formats[kind.name] += 1
             read = {*kind.needs, *kind.also}
-            for column in kind.needs:
-                if isinstance(value := row[column], str) and value.strip() in NOTHING:
-                    reading.nothing[field.get(column, column)][value.strip()] += 1
-            for column, value in row.items():
-                if value is not None and column not in read:
-                    reading.unread[column] += 1
-                    if len(reading.values[column]) <= LISTED:
-                        value = value.strip() if isinstance(value, str) else value  # as a label is read
-                        reading.values[column].add(value if isinstance(value, str | int) else None)
+            reading.unread.update(column for column, value in row.items() if value is not None and column not in read)
             reading.unread.update(keys_not_read(with_lists(row, kind), kind))
             reading.records.append(record)
 

@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 from ..files.disk import entries
 from ..progress import log
-from ..terminal import quote
 from .formats import NAMES, listed
 
 SPLITS = ("train", "validation", "test")
@@ -36,7 +35,6 @@ _NO_TEXT = {  # the first bytes of a file that is not text -> what it is, and wh
 }
 TEXT_SUFFIXES = (".txt", ".md")
 TABLES = {".csv": ",", ".tsv": "\t"}  # endings of tables, each with its usual delimiter
-OF_ROWS = (*TABLES, ".jsonl", ".ndjson", ".parquet", ".xlsx", ".xls")  # endings of files that hold rows as a rule
 _JIS = re.compile(r"\x1b\$[@B]")  # to Japanese letters, in an encoding of ASCII alone
 _WHITE = re.compile(r"\s*")
 _KEY = re.compile(r'"([^"\\]*)"\s*:')
@@ -45,7 +43,6 @@ _WRAPPED = re.compile(  # {"version": 1, "data": before a list of records
 )
 _QUOTED = re.compile(r"""(?<![^,;\t\r\n])"(?:[^"]|"")*\"""")  # a cell in quotes
 _JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # as in a DataFrame
-_POINT = re.compile(r"""(?<![^;"\r\n])-?\d+\.\d+(?![^;"\r\n])""")  # a cell that is a number with a decimal point
 _LARGEST = 1 << 30  # characters of a cell: Python's limit for the whole program is 131,072 until it is raised
 _LINES = 10  # lines of a text, at most, that show whether it is a table
 _FIRST = 1 << 16  # characters of a file's first line that decide its kind
@@ -57,10 +54,6 @@ class DataError(ValueError):
 
 class EmptyFileError(DataError):
     """A data file has no text."""
-
-
-class ShortRow(dict[str, Any]):
-    """A row of a table with fewer cells than its heading; those that it lacks are None."""
 
 
 def files_of(path: Path) -> dict[Path, str | None]:
@@ -106,7 +99,7 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         file.seek(0)
         start = _WRAPPED.match(beginning := file.read(_FIRST))
     if _JIS.search(beginning):
-        raise DataError(f"{path}: in ISO-2022-JP, as Japanese mail is: convert it first: {_iconv(path, 'ISO-2022-JP')}")
+        raise DataError(f"{path}: in ISO-2022-JP, as Japanese mail is: save it as UTF-8")
     if not first:
         raise EmptyFileError(f"{path}: the file is empty")
 
@@ -136,17 +129,13 @@ def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     return "JSONL", reading(_lines)
 
 
-def dialect_of(path: Path) -> tuple[str, str, str]:
-    """The delimiter of a table, and an encoding and a decimal mark with which Excel reads another file as it reads this
-    one. Excel writes semicolons where numbers have a decimal comma.
-    """
+def dialect_of(path: Path) -> tuple[str, str]:
+    """The delimiter of a table, and an encoding with which Excel reads another file as it reads this one."""
     encoding = _encoding(path, head := _head(path))
     with _opened(path, encoding) as file:
         beginning = file.read(_FIRST)
     marked = encoding == "utf-16" or head.startswith(codecs.BOM_UTF8)
-    comma = _comma(path.suffix.lower(), beginning)
-    mark = "," if comma == ";" and not _POINT.search(beginning) else "."
-    return comma, "utf-8-sig" if marked else "utf-8", mark
+    return _comma(path.suffix.lower(), beginning), "utf-8-sig" if marked else "utf-8"
 
 
 def _comma(suffix: str, beginning: str) -> str:
@@ -191,20 +180,7 @@ def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:
         kind = encoding.removesuffix("-sig").upper()
-        text = path.read_bytes().decode(encoding, "replace")
-        if sum(letter > "\x7f" for letter in text) > 2 * text.count("\ufffd"):  # conversion would garble the others
-            line = 1 + text.partition("\ufffd")[0].count("\n")
-            wrong = f"line {line} has bytes that are not {kind} text, as its other letters are"
-            raise DataError(f"{path}: {wrong}: write that line again, or export the file again as UTF-8") from error
-        others = "Latin-1 here; Japanese is CP932 as a rule, Arabic WINDOWS-1256"
-        advice = (
-            f"save it as CSV UTF-8 in Excel, or convert it from its encoding ({others}): {_iconv(path, 'WINDOWS-1252')}"
-        )
-        raise DataError(f"{path}: cannot be read as {kind} text ({error}); {advice}") from error
-
-
-def _iconv(path: Path, encoding: str) -> str:
-    return f"iconv -f {encoding} -t UTF-8 {quote(str(path))} > utf-8{path.suffix}"
+        raise DataError(f"{path}: cannot be read as {kind} text ({error}): save it as UTF-8") from error
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, Any]]:
@@ -280,7 +256,7 @@ def _table(file: TextIO, comma: str) -> Iterator[tuple[int, Any]]:
         else:
             whole = zip(heading, [*cells, *[""] * len(heading)], strict=False)
             row = {name: cell or None for name, cell in whole if cell or name in named}
-            yield number, row if len(cells) >= len(heading) else ShortRow(row)
+            yield number, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

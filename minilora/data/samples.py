@@ -4,11 +4,9 @@ Of a conversation only the assistant's words are scored, with the token that end
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
-from numbers import Real
 from typing import TypeVar, cast
 
 import numpy as np
@@ -19,7 +17,6 @@ from ..models.tokenizer import Tokenizer, check_tokenizer
 from ..nn.parts import Example, Pair, Sample, begin_alike, same_beginning
 from ..options import check_whole
 from ..progress import log, progress
-from .formats import listed
 from .records import Record, check_records
 
 One = TypeVar("One", bound=Example)
@@ -169,32 +166,6 @@ def _answer_start(
     return start if ids[begin:start] == heads[tail] else same_beginning([tokenizer.encode(before), ids])
 
 
-def warning_of_control_tokens(records: Sequence[Record], tokenizer: Tokenizer) -> list[str]:
-    """One line that names the texts in which control tokens are spelled out, if any. They are trained as such, since a
-    text may be a rendered conversation. In the messages of a conversation they are ordinary text.
-    """
-    texts = {r.id: tokens[0][1] for r in records if r.text and (tokens := tokenizer.control_tokens(r.text))}
-    names = ", ".join(dict.fromkeys(texts.values()))
-    return (
-        [f"control tokens spelled out in a text are trained as control tokens: {names} in {listed([*texts], 5)}"]
-        if texts
-        else []
-    )
-
-
-def warning_of_systems(records: Sequence[Record]) -> list[str]:
-    """One line if conversations begin with different system prompts, or only some with one: none is stored with the
-    adapter then.
-    """
-    firsts = [record.messages[0] for record in records if record.messages]
-    prompts = Counter(first["content"] for first in firsts if first["role"] == "system")
-    if not prompts or prompts.most_common(1)[0][1] == len(firsts):
-        return []
-    different = f", {len(prompts):,} different ones" if len(prompts) > 1 else ""
-    share = f"{prompts.total():,} of {len(firsts):,} records begin with a system prompt{different}"
-    return [f"{share}: chat and serve use one that all records have, so here none (chat --system TEXT sets one)"]
-
-
 def encode_text(text: str, tokenizer: Tokenizer, max_length: int) -> list[Sample]:
     """A text as consecutive sequences of at most `max_length` tokens; every token but each first one is scored.
 
@@ -231,11 +202,9 @@ def encode_pairs(records: Sequence[Record], tokenizer: Tokenizer, beta: float = 
 
 
 def check_mix(mix: Mapping[str, float]) -> None:
-    """Raise ValueError unless `mix` is a dict with a share for each source, above 0 and together below 1."""
-    if not isinstance(mix, Mapping):
-        raise ValueError(f'mix must be a dict such as {{"chats.jsonl": 0.2}}, got {mix!r}')
+    """Raise ValueError unless each source has a share above 0, and all together less than 1."""
     for source, share in mix.items():
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
+        if not 0 < share < 1:
             raise ValueError(f"mix {source}={share}: a share of the records is above 0 and below 1, such as 0.2")
     if (whole := sum(mix.values())) >= 1:
         raise ValueError(f"mix: the shares add up to {whole:g}, which leaves nothing for the data themselves")

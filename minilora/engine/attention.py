@@ -50,13 +50,6 @@ class Packing:
         starts = [(min(start, self.prefix), end - start) for start, end in self.spans()]
         return [range(first, first + length) for first, length in starts]
 
-    def layout(self) -> list[tuple[int, range, int]]:
-        """For each of the spans: its start, its tokens' positions, and the origin: a key that is not of the prefix is
-        at the index origin + position.
-        """
-        spans = zip(self.spans(), self.ranges(), strict=True)
-        return [(start, positions, start - positions.start) for (start, _), positions in spans]
-
     def positions(self) -> list[int]:
         """Each token's position in its own sequence."""
         return [n for positions in self.ranges() for n in positions]
@@ -83,7 +76,8 @@ def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Array | None = Non
 class Window(NamedTuple):
     """Queries start..stop of a row, and the keys that any of them sees: those at the positions low..high.
 
-    position: of the first query in its sequence. origin: as in `Packing.layout`.
+    position: of the first query in its sequence. origin: a key that is not of the prefix is at the index
+    origin + position.
     """
 
     start: int
@@ -137,13 +131,16 @@ def attention(
     k0, v0 = (x[0].transpose(1, 0, 2) for x in beginning or (k[:1, :0], v[:1, :0]))  # (K, P, D)
     P = k0.shape[1]
     prefix = packing.prefix if packing else 0
-    layout = packing.layout() if packing else [(0, range(S - T, S), 0)]
+    spans = [(0, range(S - T, S), 0)]  # of each: its start in the row, its tokens' positions, and their origin
+    if packing:
+        found = zip(packing.spans(), packing.ranges(), strict=True)
+        spans = [(start, at, start - at.start) for (start, _), at in found]
 
     def window_of(start: int, at: range, origin: int, i: int, j: int) -> Window:  # queries i..j of a span
         low = 0 if window is None else max(0, at.start + i - window + 1)
         return Window(start + i, start + j, at.start + i, low, at.start + j, origin)
 
-    windows = [window_of(*span, i, j) for span in layout for i, j in blocks(len(span[1]), block)]
+    windows = [window_of(*span, i, j) for span in spans for i, j in blocks(len(span[1]), block)]
 
     def grouped(x: Array, at: Window) -> Array:  # the window's queries of (B, T, H, D) -> (B, K, G t, D)
         t = at.stop - at.start

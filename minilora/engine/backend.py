@@ -71,27 +71,6 @@ def owned(x: Array) -> Array:
     return x if getattr(x.flags, "writeable", True) else x.copy()
 
 
-def to_floats(*numbers: Array) -> list[float]:
-    """Scalars as Python floats: zero-dimensional arrays of a GPU are copied to the host all at once.
-
-    Each copy makes the host wait until the GPU has finished all earlier work.
-
-    >>> to_floats(np.float32(0.5), np.array(2.0))
-    [0.5, 2.0]
-    """
-    return to_numpy(array_module(numbers[0]).stack(numbers)).tolist()
-
-
-def to_device_of(like: Array, *arrays: np.ndarray) -> list[Array]:
-    """Integer arrays of the host, copied to the device of `like`: all of them in one copy."""
-    xp = array_module(like)
-    if xp is np:
-        return list(arrays)
-    sent = xp.asarray(np.concatenate([x.reshape(-1) for x in arrays]))
-    ends = np.cumsum([x.size for x in arrays]).tolist()
-    return [sent[end - x.size : end].reshape(x.shape) for x, end in zip(arrays, ends, strict=True)]
-
-
 def release_memory() -> None:
     """Give freed memory back to the system, where the C library keeps it for later: glibc's does, in each thread."""
     if sys.platform == "linux":

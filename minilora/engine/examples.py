@@ -10,7 +10,6 @@ import numpy as np
 
 from . import fused
 from .backend import Array, array_module
-from .context_parallel import Shard
 from .gradcheck import GradcheckReport, GradientError, gradcheck
 from .tensor import OPS
 
@@ -83,7 +82,6 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "swiglu": _normal((2, 3, 4), (2, 3, 4)),
     "geglu": _normal((2, 3, 4), (2, 3, 4)),
     "attention": _normal((2, 4, 4, 6), (2, 5, 2, 6), (2, 5, 2, 6), block=3, window=3),
-    "gathered": _normal((1, 5, 2, 3), shard=Shard(0, (5,))),
     "cross_entropy": _normal((2, 3, 6), labels=_LABELS),
     "preference_loss": _normal((), (), (), (), reference=np.array([0.3, -1.0]), beta=np.array([0.5, 2.0])),
     "linear_cross_entropy": _normal((2, 3, 4), (6, 4), labels=_LABELS, block=2),

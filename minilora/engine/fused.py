@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from .backend import Array, array_module, is_packed
-from .factors import adds_products, factor, fast_factor, product_of_few
+from .factors import adds_products, factor, fast_factor
 from .tensor import is_recording, op, shared_backward
 
 Recompute = Callable[[], Array] | None
@@ -64,8 +64,8 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
     """x wᵀ, plus s t if thin = (s, t)      x (N, n)  w (m, n), maybe packed  s (N, r)  t (r, m)  ->  (N, m)
 
     A packed w is unpacked `VOCAB_BLOCK` rows at a time, so that a whole head never exists; for a few rows of x, as in
-    generation, it is not unpacked at all. With a few rows of x, a dense w is multiplied by a compiled loop, or else as
-    (w xᵀ)ᵀ: BLAS then copies x into the order it needs instead of the far larger w.
+    generation, it is not unpacked at all. With a few rows of x, a dense w is multiplied as (w xᵀ)ᵀ: BLAS then copies x
+    into the order it needs instead of the far larger w.
     """
     if thin is not None:
         if adds_products(w):
@@ -76,8 +76,6 @@ def product(x: Array, w: Array, thin: Thin = None) -> Array:
             return y
         parts = [product(x, factor(w, a, b)) for a, b in blocks(len(w), VOCAB_BLOCK)]
         return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts, axis=1)
-    if not is_recording() and (y := product_of_few(x, w)) is not None:
-        return y
     if 1 < len(x) <= 32 and len(x) * w.size > 1 << 17 and not adds_products(w):
         return array_module(x).ascontiguousarray((w @ x.T).T)
     return x @ fast_factor(w).T

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, owned
-from .tensor import Operation, Tensor, Vjp, is_recording, op, refuse_numpy
+from .tensor import Operation, Tensor, Vjp, is_recording, op
 
 
 def sum_to(x: Any) -> Vjp:
@@ -306,23 +306,3 @@ _class.exp, _class.log, _class.sqrt, _class.tanh = exp, log, sqrt, tanh
 _class.relu, _class.sigmoid, _class.softmax, _class.log_softmax = relu, sigmoid, softmax, log_softmax
 _class.sum, _class.mean, _class.max = sum, mean, max
 _class.reshape, _class.transpose, _class.T = _reshape, transpose, property(lambda self: transpose(self))
-
-
-class _ArrayUfunc:
-    """`Tensor.__array_ufunc__`: array + tensor and the like are operations; NumPy's other functions are refused.
-
-    NumPy reads it from the class. CuPy reads it from a tensor: None leaves array + tensor to Tensor.__radd__.
-    """
-
-    def __get__(self, tensor: Tensor | None, kind: type) -> Callable | None:
-        return self.call if tensor is None else None
-
-    @staticmethod
-    def call(tensor: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **settings: Any) -> Tensor:
-        operations = {np.add: add, np.subtract: sub, np.multiply: mul, np.divide: div, np.matmul: matmul}
-        if method != "__call__" or settings or ufunc not in operations:
-            refuse_numpy(ufunc.__name__)
-        return operations[ufunc](*inputs)
-
-
-Tensor.__array_ufunc__ = _ArrayUfunc()

@@ -15,22 +15,18 @@ import os
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import cache
-from threading import BrokenBarrierError, Event, Lock
+from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
-import numpy as np
-
-from .backend import Array
-from .cgroups import processor_quota
+from .backend import Array, array_module
 from .tensor import Node, Tensor, backward_pass
 
 current_micro_batch: ContextVar[int] = ContextVar("current_micro_batch", default=0)  # each draws its own dropout
 has_one_core: ContextVar[bool] = ContextVar("has_one_core", default=False)  # True in each of several threads
-
-
-Release = Callable[[], object] | None
 
 # Environment variables that limit the threads of a BLAS library when it is loaded.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -42,11 +38,17 @@ def processors() -> int:
     """
     if sys.platform == "emscripten":
         return 1
-    return math.ceil(min(_bound_to(), processor_quota()))
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(bound, _quota()))
 
 
-def _bound_to() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@cache
+def _quota() -> float:
+    """The processors' time that a container may use, such as 1.5; infinity without a quota."""
+    with suppress(OSError, ValueError):  # no container, or "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        return quota / period
+    return math.inf
 
 
 def cores() -> int:
@@ -60,17 +62,13 @@ def cores() -> int:
     if known := max((library["num_threads"] for library in libraries), default=0):
         return known
     given = [os.environ.get(name, "") for name in THREADS]
-    return min([processors(), *_kept, *(int(value) for value in given if value.isdigit() and int(value))])
+    return min([processors(), *(int(value) for value in given if value.isdigit() and int(value))])
 
 
 def keep_threads(most: int) -> None:
-    """From now on let matmuls use `most` threads, or fewer if OPENBLAS_NUM_THREADS and its like allow fewer."""
-    if _lent:  # NumPy's matmuls use one meanwhile
-        _lent[0] = min(most, _lent[0])
-        return
-    limited = any(name in os.environ for name in THREADS)
-    _controller().limit(limits=min(most, cores()) if limited else most, user_api="blas")
-    _kept[:] = [most]
+    """Let matmuls use `most` threads from now on, unless OPENBLAS_NUM_THREADS or its like say how many."""
+    if not any(name in os.environ for name in THREADS):
+        _controller().limit(limits=most, user_api="blas")
 
 
 def leave_cores(to_another: bool) -> None:
@@ -85,7 +83,6 @@ def leave_cores(to_another: bool) -> None:
         _controller().limit(limits=_lent.pop(), user_api="blas")
 
 
-_kept: list[int] = []  # by keep_threads, for a library that threadpoolctl does not know
 _lent: list[int] = []  # the number of cores lent to another library by leave_cores, if they are
 
 
@@ -94,40 +91,35 @@ def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
     controller = ThreadpoolController()
-    if processor_quota() < _bound_to() and not any(name in os.environ for name in THREADS):  # BLAS libraries know none
+    if _quota() < math.inf and not any(name in os.environ for name in THREADS):  # BLAS libraries know none
         controller.limit(limits=processors(), user_api="blas")
     return controller
 
 
-def values(functions: Sequence[Callable[[], Tensor]], threads: int, release: Release = None) -> list[Array]:
-    """The value of each function(), computed in `threads` threads. For a loss without gradients.
-
-    release: called when one of them fails, so that no other waits for it.
-    """
-    return _in_threads(lambda i, thread: functions[i]().data, len(functions), threads, release)
+def values(functions: Sequence[Callable[[], Tensor]], threads: int) -> list[Array]:
+    """The value of each function(), computed in `threads` threads. For a loss without gradients."""
+    return _in_threads(lambda i, thread: functions[i]().data, len(functions), threads)
 
 
 def values_and_gradients(
-    functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int, release: Release = None
+    functions: Sequence[Callable[[], Tensor]], weights: Sequence[float], threads: int
 ) -> list[Array]:
     """The value of each function(), a scalar; the gradients of Σ weight · function() are added to every `.grad`.
 
     Each function runs its forward and backward pass in one of `threads` threads, so that its saved activations exist
     only while it runs, never those of all functions. The result is the same in every run, to the last bit. Raises
     RuntimeError if a function depends on nothing trainable.
-
-    release: as for `values`.
     """
     sums = Accumulator(threads)
 
     def forward_and_backward(i: int, thread: int) -> Array:
         y = functions[i]()
-        for leaf, grad in backward_pass(y, np.full_like(y.data, weights[i])):
+        for leaf, grad in backward_pass(y, array_module(y.data).full_like(y.data, weights[i])):
             sums.receive(thread, leaf, grad)
         return y.data
 
     try:
-        found = _in_threads(forward_and_backward, len(functions), threads, release)
+        found = _in_threads(forward_and_backward, len(functions), threads)
     except BaseException:
         sums.abandon()
         raise
@@ -135,7 +127,7 @@ def values_and_gradients(
     return found
 
 
-def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, release: Release) -> list[Array]:
+def _in_threads(task: Callable[[int, int], Array], count: int, threads: int) -> list[Array]:
     """task(i, thread) for every i < count. Task i runs in thread i % threads; the tasks of a thread run in order.
 
     When the caller is interrupted (Ctrl-C), no further task begins.
@@ -147,16 +139,11 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
 
     def work(thread: int) -> None:
         has_one_core.set(alone)
-        try:
-            for i in range(thread, count, threads):
-                if interrupted.is_set():
-                    return
-                current_micro_batch.set(i)
-                found[i] = task(i, thread)
-        except BaseException:
-            if release is not None:
-                release()
-            raise
+        for i in range(thread, count, threads):
+            if interrupted.is_set():
+                return
+            current_micro_batch.set(i)
+            found[i] = task(i, thread)
 
     contexts = [copy_context() for _ in range(threads)]  # so that no_grad() and the like apply in every thread
     if threads == 1:  # a matmul may use all cores
@@ -164,15 +151,11 @@ def _in_threads(task: Callable[[int, int], Array], count: int, threads: int, rel
         return found
     with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         try:
-            futures = [pool.submit(contexts[t].run, work, t) for t in range(threads)]
-            errors = [error for future in futures if (error := future.exception())]
+            for future in [pool.submit(contexts[t].run, work, t) for t in range(threads)]:
+                future.result()
         except BaseException:
             interrupted.set()
-            if release is not None:
-                release()
             raise
-    if errors:  # not that of a thread which waited for one that failed
-        raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
     return found
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast, overload
 
 import numpy as np
 
@@ -80,7 +80,8 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "frozen", "node")  # frozen: the node of a leaf that requires no gradient now
-    __array_priority__ = 1000.0  # higher than that of CuPy's arrays, 100: array + tensor is Tensor.__radd__
+    __array_ufunc__ = None  # array + tensor is Tensor.__radd__, and NumPy refuses a tensor in np.exp and the like
+    __array_priority__ = 1000.0  # for CuPy: higher than that of its arrays, 100
 
     def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None):
         if not isinstance(data, np.ndarray):  # the usual case takes the short way
@@ -142,15 +143,8 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """For `np.asarray(tensor)`. Raises TypeError if the tensor requires a gradient, which would be lost."""
         if self.requires_grad:
-            refuse_numpy("array")
+            raise TypeError("a tensor that requires a gradient is no array: use tensor.numpy() to leave the graph")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
-
-    def __array_function__(self, function: Any, types: Any, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        """For NumPy's other functions, such as np.mean(tensor): as for `np.asarray(tensor)`."""
-        has_method = hasattr(Tensor, function.__name__)  # NumPy would call it, with other arguments
-        if self.requires_grad or has_method:
-            refuse_numpy(function.__name__)
-        return function._implementation(*inputs, **settings)
 
     def detach(self) -> Tensor:
         """The same array, detached from the graph."""
@@ -210,7 +204,6 @@ class Tensor:
             leaf.receive(leaf_grad, fresh=True)
 
     # -- operators and methods: set in ops.py, next to their operations ----------------------------------------------
-    __array_ufunc__: ClassVar[Any]
     changes_in_place: ClassVar[bool] = False  # by x -= y and the like: True for a module's parameters
 
     if TYPE_CHECKING:  # what editors and type checkers show of them
@@ -240,15 +233,6 @@ class Tensor:
         log = sqrt = tanh = relu = sigmoid = exp
         log_softmax = softmax
         mean = sum
-
-
-def refuse_numpy(name: str) -> NoReturn:
-    """Raise TypeError: this function of NumPy does not take a tensor. The message names what to use instead."""
-    there = name in OPS and OPS[name].__module__ == "minilora.engine.ops"  # not an operation of the user's
-    own = f"minilora.engine.ops.{name}" if there else "the tensor's own methods and operators"
-    if hasattr(Tensor, name):
-        own = f"tensor.{name}" + ("" if isinstance(getattr(Tensor, name), property) else "()")
-    raise TypeError(f"np.{name} cannot follow the gradient of a Tensor: use {own}, or pass tensor.numpy() without one")
 
 
 # -- the backward pass -------------------------------------------------------------------------------------------------
@@ -282,7 +266,8 @@ def backward_pass(y: Tensor, grad: Array | None = None) -> Iterator[tuple[Node, 
             parent, vjp, shape = edges.pop()
             part = vjp(g)
             if isinstance(part, Tensor) or getattr(part, "shape", None) != shape:
-                raise TypeError(_misfit(node.name, vjp, part, shape))
+                found = f"shape {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
+                raise TypeError(f"{node.name}: a VJP returned {found} for an input of shape {shape}")
             fresh = part is not g and part.base is None  # a VJP may return g, a view, or a fresh array;
             fresh &= str(getattr(vjp, "__module__", "")).startswith("minilora.")  # a user's may keep what it returns
             if parent.edges:
@@ -322,15 +307,6 @@ def _reachable(start: Node, end: Node | None = None) -> set[Node]:
                 found.add(parent)
                 stack.append(parent)
     return found
-
-
-def _misfit(name: str, vjp: Vjp, part: Any, shape: tuple[int, ...]) -> str:
-    is_array = hasattr(part, "shape") and not isinstance(part, Tensor)
-    found = f"shape {part.shape}" if is_array else f"a {type(part).__name__}"
-    own = getattr(vjp, "__name__", "").strip("<>")
-    return (
-        f"{name}: a VJP ({own}) returned {found} for an input of shape {shape}; it must return an array of that shape"
-    )
 
 
 # -- operations --------------------------------------------------------------------------------------------------------
@@ -393,7 +369,6 @@ def op(function: Callable | None = None, *, recomputable: bool = False, wants_re
 def _as_array(data: Any, requires_grad: bool) -> Array:
     if isinstance(data, Tensor):
         return data.data
-    data = _without_index(data)
     if not isinstance(getattr(data, "dtype", None), np.dtype):
         plain, data = not hasattr(data, "dtype"), np.asarray(data)
         if plain and (data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu")):
@@ -404,13 +379,7 @@ def _as_array(data: Any, requires_grad: bool) -> Array:
 def _array(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.data
-    x = _without_index(x)
     return x.item() if isinstance(x, np.generic) else x  # a NumPy scalar must not promote float32 to float64
-
-
-def _without_index(x: Any) -> Any:
-    """The values of a column of pandas, which would be matched with another one's by their index."""
-    return x.to_numpy() if hasattr(x, "to_numpy") else x
 
 
 def shared_backward(backward: Callable[[Array], tuple[Array, ...]], n: int) -> list[Vjp]:

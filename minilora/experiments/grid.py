@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from itertools import product
@@ -19,7 +18,7 @@ TARGETS = {  # what papers call these modules -> their names
 }
 USUAL = {"base": "tiny", "strength": 1.0}  # defaults other than finetune's: an update is compared unscaled
 FOUND = {item.name: item for item in flag_fields(Options) if item.name not in ANYHOW}
-MOST = 1000  # trials that are made without being asked for by number
+MOST = 10_000  # combinations of values: more are a slip of the hand
 
 _SWEEP: dict[str, Any] = {"group": "sweep"}
 
@@ -30,29 +29,12 @@ class Sweep:
 
     out: str | None = option(None, "folder for table and pictures (default: runs/sweep-<data>[-<base>])", **_SWEEP)
     overwrite: bool = option(False, "delete the sweep in that folder first", recorded=False, **_SWEEP)
-    search: str = option(
-        "grid",
-        "grid: every combination of the values; random: --trials of them, or, if --lr has two values, that many with "
-        "learning rates between the two, drawn on a log scale",
-        choices=("grid", "random"),
-        **_SWEEP,
-    )
-    trials: int | None = option(
-        None,
-        "for random, the number of combinations that are drawn, each run with every --seed; a grid of more than "
-        f"{MOST} trials runs only if their number is given here",
-        least=1,
-        **_SWEEP,
-    )
     jobs: int | None = option(
         None, "trials at a time, each with its share of the cores (default: one per core)", least=1, **_SWEEP
     )
 
     def __post_init__(self):
-        for name in ("search", "trials", "jobs"):
-            check_value(Sweep, name, getattr(self, name))
-        if self.search == "random" and self.trials is None:
-            raise ValueError("how many at random? give --trials N with --search random")
+        check_value(Sweep, "jobs", self.jobs)
         for name in FOUND:
             if (values := getattr(self, name)) is not None and not len(values):
                 raise ValueError(f"{name} has no values: give it one or more, or leave it out")
@@ -77,13 +59,12 @@ class Sweep:
         return [name for name in FOUND if len(self.values(name)) > 1]
 
     def given(self) -> dict[str, Any]:
-        """What decides the trials, as JSON stores it: the options that were given, and the search."""
+        """The options that were given, which decide the trials, as JSON stores them."""
         named = {name: getattr(self, name) for name in FOUND if getattr(self, name) is not None}
-        return json.loads(json.dumps(named | {"search": self.search, "trials": self.trials}))  # an inf stays one
+        return json.loads(json.dumps(named))  # an inf stays one
 
     def settings(self) -> list[dict[str, Any]]:
-        """Every trial: the options that mean something in it, by name. Two that would be the same are one. A random
-        search runs each combination that it draws with every seed, so that all are compared by the same seeds.
+        """Every trial: the options that mean something in it, by name. Two that would be the same are one.
 
         Raises ValueError for too many, for an option that means nothing in all of them, and for values that finetune
         does not accept.
@@ -93,12 +74,7 @@ class Sweep:
             raise ValueError("loss: those of sft and of dpo cannot be compared: make a sweep for each")
         if len(values["beta"]) > 1:
             raise ValueError("beta: it is a factor in DPO's loss, so that trials cannot be compared: give one value")
-        seeds, between = values["seed"], None
-        if self.search == "random":
-            values["seed"] = seeds[:1]
-            if len(values["lr"]) == 2:
-                between, values["lr"] = values["lr"], values["lr"][:1]
-        if (count := math.prod(map(len, values.values()))) > 100 * MOST:
+        if (count := math.prod(map(len, values.values()))) > MOST:
             raise ValueError(f"{count:,} combinations of these values are too many: give fewer values")
         combinations = [dict(zip(values, one, strict=True)) for one in product(*values.values())]
         meant = ({name: one[name] for name in one if has_meaning(FOUND[name], one)} for one in combinations)
@@ -106,28 +82,9 @@ class Sweep:
         for name in FOUND:
             if getattr(self, name) is not None and not any(name in one for one in found):
                 raise ValueError(f"{flag(name)} means nothing in any of these trials: leave it out")
-        changes = [*({"seed": seed} for seed in seeds), *({"lr": lr} for lr in between or ())]
-        for one in [*found, *(found[0] | change for change in changes)]:
+        for one in found:
             as_options(one)
-        if self.search == "grid":
-            if (self.trials or len(found)) < len(found):
-                advice = "leave out --trials, or draw some with --search random"
-                raise ValueError(f"a grid makes all {len(found):,} trials, not {self.trials}: {advice}")
-            return found
-        return [one | {"seed": seed} for one in self._drawn(found, between) for seed in seeds]
-
-    def _drawn(self, combinations: list[dict[str, Any]], between: list[float] | None) -> list[dict[str, Any]]:
-        """As many combinations as a random search draws, with learning rates between two, where these are given.
-
-        With more trials, the first ones stay the same.
-        """
-        draw = random.Random(0)
-        if between is None:
-            draw.shuffle(order := list(range(len(combinations))))
-            return [combinations[i] for i in sorted(order[: self.trials])]
-        low, high = map(math.log, between)
-        drawn = ((draw.choice(combinations), math.exp(draw.uniform(low, high))) for _ in range(self.trials or 1))
-        return [one | {"lr": float(f"{lr:.3g}")} for one, lr in drawn]
+        return found
 
 
 def word(value: Any) -> str:
@@ -170,4 +127,4 @@ _HINTS = get_type_hints(Options)
 SweepOptions = make_dataclass(
     "SweepOptions", [_several(name, _HINTS[name]) for name in FOUND], bases=(Sweep,), frozen=True, kw_only=True
 )
-SweepOptions.__doc__ = "Options of finetune, each with several values, and how they are searched."
+SweepOptions.__doc__ = "Options of finetune, each with several values."

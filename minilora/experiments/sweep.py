@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data.formats import with_label
-from ..data.records import Record, read_source, sha256_of_data
-from ..data.splits import has_validation, split_records
+from ..data.records import read_source, sha256_of_data
+from ..data.splits import has_validation
 from ..engine.parallel import processors
 from ..files.disk import locked, read_json, remove_folder, write_bytes, write_json
 from ..measure.statistics import Interval
-from ..models.load import load_tokenizer, locate, sha256_of_base
+from ..models.load import load_tokenizer, sha256_of_base
 from ..options import flag, refuse_other_settings
-from ..pages.text import counted, duration
+from ..pages.text import counted
 from ..progress import hide_progress, log, progress
 from ..terminal import quote
 from ..train.job import finetune
@@ -35,8 +35,8 @@ from ..train.options import Options
 from ..train.rate import rate_of
 from ..train.run_folder import refuse_foreign, unwritable
 from ..version import __version__
-from .grid import FOUND, MOST, Sweep, SweepOptions, as_options, word
-from .trials import run_trials, usual_jobs
+from .grid import FOUND, Sweep, SweepOptions, as_options, word
+from .trials import run_trials
 from .tuned import next_rate
 
 HALF_DECADE = 10**0.5
@@ -56,7 +56,6 @@ MEASURED = {  # column -> what it is
     "seconds": "of training",
 }
 AVERAGED = tuple(name for name in MEASURED if name.endswith(("_loss", "_accuracy")))
-PER_RECORD, PER_BYTE = 0.02, 1.3e-9  # core seconds of a record: for any base, and for each byte of it; a rough guess
 
 
 # -- the trials --------------------------------------------------------------------------------------------------------
@@ -65,12 +64,11 @@ PER_RECORD, PER_BYTE = 0.02, 1.3e-9  # core seconds of a record: for any base, a
 def sweep(options: Sweep) -> dict[str, Any]:
     """Make the trials that are not there yet, and return the summary, which is written to `<out>/sweep.json` as well.
 
-    Raises ValueError before anything runs for bad input, for more than MOST trials that nobody asked for, and for a
-    folder that holds a sweep with other trials, or something else.
+    Raises ValueError before anything runs for bad input, and for a folder that holds a sweep with other trials, or
+    something else.
     """
     settings = options.settings()
     about = {"options": options.given(), "minilora": __version__} | _inputs(settings)
-    _refuse_too_many(options, settings)
     folder, work = options.folder, options.folder / WORK
     columns = ["trial", *(name for name in FOUND if name in {*ALWAYS, *options.varied}), *MEASURED, "failed"]
 
@@ -98,7 +96,7 @@ def sweep(options: Sweep) -> dict[str, Any]:
         ahead, lacking = [i for i in range(len(settings)) if i not in found], list[int]()
         if found and ahead:
             log.info("%s holds %d of %s; the others are run now", folder, len(found), counted(len(settings), "trial"))
-        jobs, start = min(options.jobs or usual_jobs(), max(1, len(ahead))), time.perf_counter()
+        jobs, start = min(options.jobs or processors(), max(1, len(ahead))), time.perf_counter()
         try:
             with progress("sweep", len(settings), "trial", initial=len(found)) as bar:
                 run_trials(trial, [{"setting": settings[i], "folder": str(work / str(i))} for i in ahead], jobs, done)
@@ -147,7 +145,9 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     bases = dict.fromkeys(one["base"] for one in settings)
     data = {one["data"]: one for one in settings}
     for name, one in data.items():
-        if not has_validation(_records(one), partial(load_tokenizer, one["base"]), one["max_length"]):
+        field = with_label(one["field"], one["label"])
+        records = read_source(name, field=field, schema=one["schema"]).records
+        if not has_validation(records, partial(load_tokenizer, one["base"]), one["max_length"]):
             advice = 'use 10 records or more, or name some with "split": "validation"'
             raise ValueError(f"{name} has nothing for validation, by which trials are compared: {advice}")
     sources = dict.fromkeys([*data, *(name for one in settings for name in one.get("mix") or ())])
@@ -155,34 +155,6 @@ def _inputs(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
         "base_sha256": {name: sha256_of_base(name) for name in bases},
         "data_sha256": {name: sha256_of_data(name) for name in sources},
     }
-
-
-def _records(setting: Mapping[str, Any]) -> list[Record]:
-    """The records of a setting's data."""
-    field = with_label(setting["field"], setting["label"])
-    return read_source(setting["data"], field=field, schema=setting["schema"]).records
-
-
-def _refuse_too_many(options: Sweep, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError for a grid of more than MOST trials whose number was not given. A random search gives it."""
-    count = len(settings)
-    if options.search == "random" or count <= max(MOST, options.trials or 0):
-        return
-    seconds = sum(map(_guess, settings)) / min(options.jobs or processors(), processors())
-    advice = f"draw some with --search random --trials 60, or run all of them with --trials {count}"
-    raise ValueError(f"{count:,} trials take about {duration(seconds)} here: {advice}")
-
-
-def _guess(setting: Mapping[str, Any]) -> float:
-    """About how many core seconds a trial takes, by the size of its base and the records it sees."""
-    path = locate(setting["base"])
-    files = [path] if path.is_file() else path.glob("*.safetensors")
-    size = sum(file.stat().st_size for file in files)
-    if (steps := setting.get("steps")) is not None:
-        seen = steps * setting["batch_size"] * setting["grad_accumulation"]
-    else:
-        seen = setting["epochs"] * len(split_records(_records(setting))["train"])
-    return seen * (PER_RECORD + PER_BYTE * size)
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------

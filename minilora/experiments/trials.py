@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.parallel import THREADS, processors
-from ..nn.ranks import world
 from .memo import as_json, code_sha256, keep, path_of, recall
 
 Trial = Mapping[str, Any]
@@ -65,7 +64,7 @@ def run_trials(
         if (record := recall(place, decides[i])) is not None:
             del left[i]
             finish(i, record["result"], found=True)
-    jobs = min(jobs or usual_jobs(), len(left))
+    jobs = min(jobs or processors(), len(left))
     if jobs <= 1:
         for i, trial in left.items():
             finish(i, _attempt(function, trial))
@@ -80,11 +79,6 @@ def run_trials(
 def has_failed(result: Any) -> bool:
     """Whether this is the reason why a trial has no result."""
     return isinstance(result, Mapping) and "failed" in result
-
-
-def usual_jobs() -> int:
-    """Trials at a time unless `jobs` says more: one per core; under mpiexec one per rank but the first."""
-    return world().size - 1 or processors()
 
 
 def reason(error: Exception) -> str:
@@ -125,7 +119,7 @@ def _together(function: Callable[..., Any], left: dict[int, Trial], jobs: int, f
     waiting = iter(list(left))
     flying: dict[Future[Any], int] = {}
     spawn = multiprocessing.get_context("spawn")
-    executor = world().pool or ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin)  # other ranks, or here
+    executor = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin)
     with _threads(max(1, processors() // jobs)), _ended(executor) as pool:
         try:
             for i in islice(waiting, jobs):

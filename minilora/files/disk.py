@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -144,7 +143,7 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
             yield partial
             _flush(partial)
             partial.chmod(stat.S_IMODE(mode))
-            _rename(partial, path)
+            os.replace(partial, path)
             _flush_entries(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -181,24 +180,18 @@ def _errors_about(path: Path, partial: Path, size: int | None = None) -> Iterato
     try:
         yield
     except Exception as error:
-        if why := _lack_of_space(error):
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        if full or re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy says no more
             free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
             needed = "" if size is None else f"{size:,} bytes are needed, "
-            raise OSError(f"{path}: {why}: {needed}{free:,} bytes are free; nothing unfinished is left") from error
+            raise OSError(
+                f"{path}: the disk is full: {needed}{free:,} bytes are free; nothing unfinished is left"
+            ) from error
         if isinstance(error, OSError) and error.filename:
             named = str(error.filename).replace(str(partial), str(path))
             raise OSError(error.errno, error.strerror, named) from error
         error.args = tuple(x.replace(str(partial), str(path)) if isinstance(x, str) else x for x in error.args)
         raise
-
-
-def _lack_of_space(error: Exception) -> str | None:
-    """Why a file was not written, if space was lacking: as Python and NumPy report it."""
-    if re.search(r"\d+ requested and \d+ written", str(error)):  # NumPy says no more
-        return "the disk is full, or files may not be that large (ulimit -f)"
-    code: Any = getattr(error, "errno", None)
-    return {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "files may not be that large (ulimit -f)"}.get(code)  # fmt: skip
 
 
 def swap_in(folder: Path, path: Path) -> None:
@@ -209,24 +202,11 @@ def swap_in(folder: Path, path: Path) -> None:
         _flush_entries(Path(inner))
     try:
         if path.exists():
-            _rename(path, _aside(path, "old"))
-        _rename(folder, path)
+            os.replace(path, _aside(path, "old"))
+        os.replace(folder, path)
         _flush_entries(path.parent)
     finally:
         put_back(path)
-
-
-def _rename(old: Path, new: Path) -> None:
-    """Rename a file or a folder, replacing a file.
-
-    On Windows that fails while a virus scanner or an indexer has a file open: it is tried again for two seconds.
-    """
-    for _ in range(20 if sys.platform == "win32" else 0):
-        with suppress(PermissionError):
-            os.replace(old, new)
-            return
-        time.sleep(0.1)
-    os.replace(old, new)
 
 
 def _aside(path: Path, ending: str) -> Path:
@@ -250,7 +230,7 @@ def put_back(path: Path) -> None:
         if path.exists():
             remove_folder(old)
         else:
-            _rename(old, path)
+            os.replace(old, path)
 
 
 def scratch_folder(path: Path) -> Path:

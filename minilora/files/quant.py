@@ -18,13 +18,12 @@ import numpy as np
 
 from ..engine import bfloat16
 from ..engine.backend import Array, array_module, to_device
-from ..engine.factors import is_compiled
 from . import levels
 from .blocks import LAYOUTS, half_to_float32, unpack
 
 BLOCK = 32
 PIECE = 4096  # blocks dequantised at a time on the host: half a megabyte, which fits the processor's cache
-FEW = 8  # rows: with more, dequantising once is faster than NumPy on codes
+FEW = 8  # rows: with more, dequantising once is faster
 _PLAIN = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}  # kind: (values per block, bytes per block)
 _UNITS = _PLAIN | {kind: (layout.values, layout.nbytes) for kind, layout in LAYOUTS.items()}
 PACKED = tuple(kind for kind in _UNITS if kind != "F32")  # the kinds that a matrix can keep in memory
@@ -169,16 +168,11 @@ class Packed:
     def product_of_few(self, x: Array) -> Array | None:
         """x wᵀ without the whole w in float32, x (N, n) -> (N, m); None where dequantising is faster.
 
-        A compiled loop computes it (packed_rows.py), or where there is none NumPy, some rows of w at a time, in the
-        processor's cache, on one core: these calls are so short that a second thread waits for the GIL longer than it
-        computes.
+        NumPy computes it on the codes, some rows of w at a time, in the processor's cache, on one core: these calls are
+        so short that a second thread waits for the GIL longer than it computes.
         """
         on_host = isinstance(x, np.ndarray) and x.dtype == np.float32
-        if not on_host or self.multiplied_as_stored:
-            return None
-        if is_compiled(len(x), self.shape) and (y := self._by_compiled_loop(x)) is not None:
-            return y
-        if len(x) > FEW:
+        if not on_host or self.multiplied_as_stored or len(x) > FEW:
             return None
         (m, n), N, layout = self.shape, len(x), LAYOUTS.get(self.kind)
         out = np.empty((N, m), x.dtype)
@@ -206,14 +200,6 @@ class Packed:
         if offset is not None:
             out += sums @ offset.reshape(m, groups).T
         return out
-
-    def _by_compiled_loop(self, x: np.ndarray) -> np.ndarray | None:
-        from ..engine import few_rows
-        from . import packed_rows
-
-        if self.kind in packed_rows.KINDS:
-            return packed_rows.product(x, self.raw, self.kind)
-        return few_rows.product(x, self.raw.view(np.uint16), self.kind)
 
     def is_finite(self) -> bool:
         """True if every value is finite. Codes always are, so scales and offsets decide."""
@@ -278,14 +264,6 @@ def quantize(w: np.ndarray, kind: str) -> np.ndarray:
     for i in range(0, m, rows):
         pack(np.asarray(w[i : i + rows], np.float32).reshape(-1, block), out[i : i + rows].reshape(-1, size))
     return out
-
-
-def codes_of(raw: np.ndarray, kind: str = "Q4_1") -> np.ndarray:
-    """The codes of packed rows: raw (m, bytes per row) uint8 -> (m, n), 0 to 15 in the 4-bit kinds of ROUNDED."""
-    packed = raw.reshape(-1, _UNITS[kind][1])
-    if kind not in levels.LEVELS:
-        return LAYOUTS[kind].codes(packed).reshape(raw.shape[0], -1)
-    return np.stack([packed[:, 4:] >> 4, packed[:, 4:] & 15], axis=-1).reshape(raw.shape[0], -1)
 
 
 def _pack_q8_0(w: np.ndarray, out: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from ..nn.language_model import LanguageModel
 from ..nn.parts import same_beginning
 from ..progress import progress
 from .schema import Guide
-from .streams import Answer, Streams, check_able, check_settings
+from .streams import Answer, Sampling, Streams, check_able
 
 SHARED = 16
 
@@ -93,7 +93,7 @@ def generate_batch(
     Raises ValueError as `generate` does.
     """
     check_able(model, tokenizer)
-    check_settings(max_new_tokens, temperature, seed)
+    Sampling(max_new_tokens, temperature, seed=seed)  # refused before prompts are encoded
     prompts = [tokenizer.encode_chat(talk, answer_next=True)[:-1] for talk in conversations]
     same = same_beginning(prompts) if len(prompts) > 1 else 0
     prefix = prompts[0][:same] if same >= SHARED else ()

@@ -1,26 +1,24 @@
 """A conversation with one base and its adapters: what was said, who answers, and how much of it the model sees."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from ..data.fields import FieldTask, Task
+from ..data.fields import FieldTask
 from ..data.labels import LabelTask
-from ..data.passages import TEMPLATE, Handbook, Passage, stored_template
+from ..data.passages import Handbook, Passage
 from ..data.records import read_records
 from ..files.disk import write_bytes
-from ..lora.adapters import Choice, same_of_all, set_adapter
+from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .fields import guide_of, task_for
+from .as_trained import Asked, as_trained, system_of, task_for, with_system
 from .labels import ranked_labels
-from .prefix_cache import PrefixCache, ReadPassages
-from .quotes import Quotation, quote, quoting_of, refuse_without_passages
-from .streams import Answer, Streams, check_settings
+from .prefix_cache import PrefixCache
+from .streams import Answer, Sampling, Streams
 
 MAX_NEW_TOKENS = 256  # of an answer, in a chat, on the page and for a request that does not say
 TOY = "tiny is a toy model of 1 million parameters: it shows how things work, but it knows nothing"
@@ -55,73 +53,12 @@ def name_of(choice: Choice) -> str:
     return "base" if choice is None else choice
 
 
-def system_of(model: LanguageModel, choice: Choice) -> str | None:
-    """The system prompt that all adapters of a choice, or a whole model, were trained with; None for several."""
-    return same_of_all(model, choice, lambda data: data.get("system"), model.data.get("system"))
-
-
-def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The messages after a system prompt; as they are if they begin with one, or there is none.
-
-    >>> with_system([{"role": "user", "content": "hello"}], "Be brief.")[0]
-    {'role': 'system', 'content': 'Be brief.'}
-    """
-    if system is None or (messages and messages[0]["role"] == "system"):
-        return list(messages)
-    return [{"role": "system", "content": system}, *messages]
-
-
-def template_of(model: LanguageModel, choice: Choice) -> str | None:
-    """The template of a question with its passage for a choice of adapters: the one that they were trained on.
-
-    That is None if they were trained without passages, or on labels. A base, and an adapter whose training nobody
-    wrote down, can be asked either way: theirs is TEMPLATE.
-    """
-
-    def read(data: Mapping[str, Any]) -> str | None:
-        return stored_template(data) if data else TEMPLATE
-
-    return same_of_all(model, choice, read, read(model.data))
-
-
-def open_book(
-    model: LanguageModel, choice: Choice, handbook: Handbook | None, messages: Sequence[Message]
-) -> tuple[list[Message], Passage | None]:
-    """The messages with the best passage for the last question in its prompt, and this passage.
-
-    They stay as they are, and there is no passage, without a handbook or where `template_of` the choice is None.
-    """
-    template = template_of(model, choice)
-    if handbook is None or template is None or messages[-1]["role"] != "user":
-        return list(messages), None
-    passage, prompt = handbook.ask(messages[-1]["content"], template)
-    return [*messages[:-1], {"role": "user", "content": prompt}], passage
-
-
-def without_passages(
-    model: LanguageModel, handbook: Handbook | None, names: Collection[str] | None = None
-) -> list[str]:
-    """One line that names the adapters that get no passages: without a handbook those that learned to read some, with
-    one those that were trained without any; none if there are no such adapters.
-
-    names: of the adapters that are looked at (default: all).
-    """
-    names = model.adapters if names is None else names
-    quoting = [name for name in names if quoting_of(model, name)]
-    readers = [name for name in names if stored_template(model.adapters[name].data) or name in quoting]
-    others = [name for name in names if template_of(model, name) is None and name not in quoting]
-    if handbook is not None:
-        return [f"{', '.join(others)}: trained without passages, and asked without them"] if others else []
-    what = "learned to answer from passages: --context FILE gives some to look them up in"
-    return [f"{', '.join(readers)} {what}"] if readers else []
-
-
 class Talk:
     """A conversation under way.
 
-    temperature, top_p, seed, max_new_tokens, repetition_penalty: as for `Streams.add`. system: the system prompt; None
-    for the one that the adapters were trained with. handbook: passages, the best of which is put before each question.
-    schema: of the fields that each question asks for (default: that of the adapters, if they were trained on one).
+    sampling: of every answer; each question adds 1 to the seed. system: the system prompt; None for the one that the
+    adapters were trained with. handbook: passages, the best of which is put before each question. schema: of the fields
+    that each question asks for (default: that of the adapters, if they were trained on one).
     turns: all that was said. seen_from: the first turn that the model still sees; earlier ones no longer fit. used:
     tokens of the last question, what came before it, and its answer.
     """
@@ -130,22 +67,15 @@ class Talk:
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling,
         system: str | None = None,
         handbook: Handbook | None = None,
         schema: FieldTask | None = None,
-        repetition_penalty: float = 1.0,
     ):
-        check_settings(max_new_tokens, temperature, seed, top_p, repetition_penalty)
-        self.model, self.tokenizer, self.system, self.handbook = model, tokenizer, system, handbook
-        self.schema, self.repetition_penalty = schema, repetition_penalty
-        self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.system, self.handbook, self.schema = system, handbook, schema
         self.limit = model.config.max_position_embeddings
-        self.asked, self.known, self.read = 0, PrefixCache(), ReadPassages()
-        self.quoted: tuple[tuple[str, Choice, str | None], Quotation] | None = None  # what was asked last, the answer
+        self.asked, self.known = 0, PrefixCache()
         self.choose(None)
         self.clear()
 
@@ -155,7 +85,7 @@ class Talk:
             choice = {name: float(factor) for name, factor in choice.items()}
         set_adapter(self.model, choice)
         self.choice = choice
-        self.known.forget()  # what others computed; passages are kept by who read them
+        self.known.forget()  # what others computed
 
     def clear(self) -> None:
         """Forget everything that was said."""
@@ -181,15 +111,12 @@ class Talk:
             raise FileNotFoundError(f"{path}: no such file")
         messages = list(read_records(path)[-1].messages)
         system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
-        turns, question = list[Turn](), ""
-        for message in messages:
-            if message["role"] == "user" and not question:
-                question = message["content"]
-            elif message["role"] == "assistant" and (question or not turns):
-                turns.append(Turn(question, message["content"], "assistant", system))
-                question = ""
-            else:
-                raise ValueError(f"{path}: questions and answers alternate in a chat, and in its last record do not")
+        if messages and messages[0]["role"] == "assistant":  # a greeting answers no question
+            messages.insert(0, {"role": "user", "content": ""})
+        if any(message["role"] != ("user", "assistant")[i % 2] for i, message in enumerate(messages)):
+            raise ValueError(f"{path}: questions and answers alternate in a chat, and in its last record do not")
+        pairs = zip(messages[::2], messages[1::2], strict=False)  # a last question without an answer is left out
+        turns = [Turn(asked["content"], answer["content"], "assistant", system) for asked, answer in pairs]
         if not turns:
             raise ValueError(f"{path}: the last record is no conversation: /save talk.jsonl writes one")
         self.clear()
@@ -202,16 +129,13 @@ class Talk:
         return system_of(self.model, choice) if self.system is None else self.system
 
     def passage(self, question: str, choice: Choice) -> Passage | None:
-        """The passage that a choice of adapters is given with a question, or that it quotes, if any."""
-        if (found := self._quotation(question, choice)) is not None:
-            return found.passage
-        return open_book(self.model, choice, self.handbook, [{"role": "user", "content": question}])[1]
+        """The passage that a choice of adapters is given with a question, if any."""
+        return self._asked(question, choice, len(self.turns)).passage
 
     def ask(self, question: str, show: Callable[[str], None]) -> bool:
         """Answer the next question: `show` gets the answer piece by piece. False for an answer that was cut.
 
-        Adapters that were trained on labels or fields, or to quote, answer the question alone, whatever was said
-        before it.
+        Adapters that were trained on labels or fields answer the question alone, whatever was said before it.
 
         An answer that an exception stops, such as Ctrl-C, is kept as far as it was shown. Raises ValueError for a
         question that the model cannot read, or that is too long even alone; nothing has changed then.
@@ -221,9 +145,9 @@ class Talk:
             show(shown)
             self._keep(question, text)
             return True
-        start = self._start_that_fits(question, self.choice)
+        start, asked = self._that_fits(question, self.choice, self.seen_from)
         streams = Streams(self.model, self.tokenizer, slots=1, mixed=False, known=self.known)
-        answer = self._add(streams, start, question, self.choice)
+        answer = self._add(streams, asked, None)
         if start > self.seen_from and not self.told:
             self.told = True
             log.info(f"the oldest turns are left out from here on: {self.limit} tokens are all that the model can see")
@@ -247,11 +171,10 @@ class Talk:
         """
         alone = len(self.turns)
         at_once = {name: self._at_once(question, choice) for name, choice in versions.items()}
-        written = {name: choice for name, choice in versions.items() if at_once[name] is None}
-        for choice in written.values():
-            self._start_that_fits(question, choice, alone)
+        written = [name for name, found in at_once.items() if found is None]
+        asked = {name: self._that_fits(question, versions[name], alone)[1] for name in written}
         streams = Streams(self.model, self.tokenizer, slots=len(versions))
-        answers = {name: self._add(streams, alone, question, choice) for name, choice in written.items()}
+        answers = {name: self._add(streams, each, versions[name]) for name, each in asked.items()}
         for name, found in at_once.items():
             if found is not None:
                 yield name, found[1]
@@ -262,35 +185,16 @@ class Talk:
                 streams.step()
                 yield name, answer.new_text()
 
-    def _task(self, choice: Choice) -> Task | None:
-        """What the adapters of a choice were trained to do, or to find the fields of the schema."""
-        return task_for(self.model, choice, self.schema)
-
     def _at_once(self, question: str, choice: Choice) -> tuple[str, str] | None:
-        """An answer that is not written token by token, and what is shown: a quotation, or a label with its probability
-        and the next two.
+        """An answer that is not written token by token, and what is shown: a label with its probability and the next
+        two.
         """
-        if not isinstance(task := self._task(choice), LabelTask):
-            found = self._quotation(question, choice)
-            return None if found is None else (found.text, found.text)
-        messages = with_system([{"role": "user", "content": question}], self.system_for(choice))
-        (label, p), *others = ranked_labels(self.model, self.tokenizer, task, messages, choice)
+        asked = self._asked(question, choice, len(self.turns))
+        if not isinstance(asked.task, LabelTask):
+            return None
+        (label, p), *others = ranked_labels(self.model, self.tokenizer, asked.task, asked.messages, choice)
         rest = ", ".join(f"{name} {100 * q:.0f} %" for name, q in others[:2])
         return label, f"{label} ({100 * p:.0f} %; then {rest})"
-
-    def _quotation(self, question: str, choice: Choice) -> Quotation | None:
-        """What a choice of adapters that learned to quote answers from the handbook."""
-        refuse_without_passages(self.model, choice, self.handbook)
-        quoting = quoting_of(self.model, choice)
-        if self.handbook is None or quoting is None:
-            return None
-        asked, active = (question, choice, system := self.system_for(choice)), choice == self.choice
-        if self.quoted is None or self.quoted[0] != asked:
-            found = quote(
-                self.model, self.tokenizer, quoting, question, self.handbook, system, not active, choice, self.read
-            )
-            self.quoted = asked, found
-        return self.quoted[1]
 
     def save(self, path: Path) -> None:
         """Write what was said: as text, or as {"messages": ...} for `finetune --data` if the name ends in .jsonl.
@@ -315,33 +219,30 @@ class Talk:
             text = "\n".join(f"{who}: {said}\n" for each in lines for who, said in each if said)
         write_bytes(path, text.encode())
 
-    def _add(self, streams: Streams, start: int, question: str, choice: Choice) -> Answer:
+    def _add(self, streams: Streams, asked: Asked, choice: Choice) -> Answer:
         """Queue the next answer. Each question has its own seed, so that its answer can differ when repeated."""
-        task, seed = self._task(choice), self.seed + self.asked
-        guide = guide_of(task, self.tokenizer, question) if isinstance(task, FieldTask) else None
-        settings = (self.max_new_tokens, self.temperature, self.top_p, seed)
-        messages = self._messages(start, question, choice)
-        choice, penalty = choice if streams.mixed else None, self.repetition_penalty
-        return streams.add(messages, choice, *settings, guide=guide, repetition_penalty=penalty)
+        sampling = replace(self.sampling, seed=self.sampling.seed + self.asked)
+        return streams.add(asked.messages, choice, guide=asked.guide(self.tokenizer), **vars(sampling))
 
     def _keep(self, question: str, answer: str) -> None:
         """Add a turn to what was said."""
         self.turns.append(Turn(question, answer, name_of(self.choice), self.system_for(self.choice)))
 
-    def _messages(self, start: int, question: str, choice: Choice) -> list[Message]:
-        """What a choice of adapters is asked: the question, after what was said from a turn on; for fields it alone."""
+    def _asked(self, question: str, choice: Choice, start: int) -> Asked:
+        """What a choice of adapters is asked: the question, after what was said from a turn on."""
         said = [message for turn in self.turns[start:] for message in turn.messages()]
-        asked, _ = open_book(self.model, choice, self.handbook, [*said, {"role": "user", "content": question}])
-        messages = with_system(asked, self.system_for(choice))
-        return task.asked(messages) if isinstance(task := self._task(choice), FieldTask) else messages
+        task = task_for(self.model, choice, self.schema)
+        question_last: list[Message] = [*said, {"role": "user", "content": question}]
+        return as_trained(self.model, choice, question_last, task, self.system, self.handbook)
 
-    def _start_that_fits(self, question: str, choice: Choice, start: int | None = None) -> int:
-        """The first turn from which everything fits, with the question and its answer."""
-        for first in range(self.seen_from if start is None else start, len(self.turns) + 1):
-            length = len(self.tokenizer.encode_chat(self._messages(first, question, choice), answer_next=True))
-            if length + self.max_new_tokens <= self.limit:
-                return first
+    def _that_fits(self, question: str, choice: Choice, start: int) -> tuple[int, Asked]:
+        """The first turn from which everything fits, with the question and its answer, and what is asked then."""
+        for first in range(start, len(self.turns) + 1):
+            asked = self._asked(question, choice, first)
+            length = len(self.tokenizer.encode_chat(asked.messages, answer_next=True))
+            if length + self.sampling.max_new_tokens <= self.limit:
+                return first, asked
         raise ValueError(
-            f"a question of {length} tokens and an answer of {self.max_new_tokens} are more than the {self.limit} that "
-            "the model can see: ask in fewer words, or give a smaller --max-new-tokens"
+            f"a question of {length} tokens and an answer of {self.sampling.max_new_tokens} are more than the "
+            f"{self.limit} that the model can see: ask in fewer words, or give a smaller --max-new-tokens"
         )

@@ -10,7 +10,7 @@ labels prefers short and common ones (Holtzman et al. 2021, arXiv 2104.08315).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,8 +29,7 @@ from ..models.tokenizer import Message, Tokenizer
 from ..nn.cache import KVCache, rows_at_once
 from ..nn.language_model import LanguageModel
 from ..nn.parts import same_beginning
-from ..progress import Bar, progress
-from .prefix_cache import Read, ReadPassages
+from ..progress import progress
 
 RECORDS, LABELS = 32, 16  # computed together, at most: a label of several records, or several labels of one
 
@@ -50,21 +49,17 @@ def without_nan(logprobs: np.ndarray) -> np.ndarray:
     return logprobs
 
 
-class TooLongError(ValueError):
-    """A conversation and a label after it have more tokens than the model can see."""
-
-
 def ranked_labels(
     model: LanguageModel, tokenizer: Tokenizer, task: LabelTask, messages: Sequence[Message], choice: Choice
 ) -> list[tuple[str, float]]:
-    """The labels for the last message, each with its probability, the likeliest first.
+    """The labels, each with its probability as the answer, the likeliest first.
 
-    messages: a system prompt is taken into account, earlier questions and answers are not.
+    messages: the question for a label, see `as_trained`.
     choice: who decides, as in a mixed batch.
 
     Raises ValueError for a message that is too long for the model, and where that predicts NaN.
     """
-    found = label_logprobs(model, tokenizer, [task.asked(messages)], task.labels, True, choice)
+    found = label_logprobs(model, tokenizer, [messages], task.labels, True, choice)
     (p,) = label_probabilities(without_nan(found))
     return ranked(task, p)
 
@@ -81,7 +76,6 @@ def label_logprobs(
     labels: Sequence[str],
     mixed: bool = False,
     choice: Choice = None,
-    known: ReadPassages | None = None,
 ) -> np.ndarray:
     """The log-likelihood of each label as the answer to each conversation: (N, L), in nats.
 
@@ -90,89 +84,50 @@ def label_logprobs(
 
     mixed: compute with `choice`, as in a mixed batch; False for the adapters that are active or merged on the model.
     choice: a name, a weighted combination, or None for the base alone.
-    known: keeps what was computed of the conversations, and gives it when they are asked again with other labels.
 
     Raises ValueError for a conversation that is too long for the model.
     """
     total = len(talks) if len(talks) > 1 else 0  # a single one has no bar
-    with progress("labels", total, "record") as bar:  # which is there while the labels of many are encoded
+    with progress("labels", total, "record") as bar, no_grad(), _computing(model, mixed, choice) as compute:
         asked = [_Asked.of(talk, labels, tokenizer) for talk in talks]
         room = max(len(one.prompt) + max(map(len, one.answers)) for one in asked)
         if room > (limit := model.config.max_position_embeddings):
-            raise TooLongError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
-        return _logprobs(model, asked, room, mixed, choice, known, bar)
-
-
-def _logprobs(
-    model: LanguageModel,
-    asked: Sequence[_Asked],
-    room: int,
-    mixed: bool,
-    choice: Choice,
-    known: ReadPassages | None,
-    bar: Bar,
-) -> np.ndarray:
-    """`label_logprobs` of encoded conversations, of which the longest, with its label, has `room` tokens."""
-    threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
-    shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
-    most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
-    found = np.empty((len(asked), len(asked[0].answers)))
-    prompts = [one.prompt for one in asked]
-    read = None if known is None else known.get(choice, prompts)
-    with no_grad(), _computing(model, mixed, choice) as compute:
-        prefix = read.prefix if read else model.new_cache(1, shared) if shared else None
-        if prefix is not None and not prefix.length:
-            compute([prompts[0][:shared]], prefix, True)
-        rows = dict(enumerate(read.rows)) if read else {}  # of the conversations that were computed before
+            raise ValueError(f"a message with its label has {room} tokens, the model can see {limit}: shorten it")
+        threads = cores() if not mixed and array_module(model.head_weight.data) is np else 1
+        shared = same_beginning([one.prompt[:-1] for one in asked]) if len(asked) > 1 else 0
+        most = max(1, rows_at_once(model.new_cache(1, room - shared)) // threads)
+        prefix = model.new_cache(1, shared) if shared else None
+        if prefix is not None:
+            compute([asked[0].prompt[:shared]], prefix, True)
 
         def of_batch(batch: list[int]) -> Tensor:
-            own, answers = [prompts[i] for i in batch], max(len(a) for i in batch for a in asked[i].answers)
-            cache, first = _begun(model, own, prefix, answers, compute, [rows[i] for i in batch] if read else [])
-            if known is not None and not read:
-                rows.update({i: (cache.row(row), first[row]) for row, i in enumerate(batch)})
-            logprobs = _answered(cache, first, [asked[i] for i in batch], compute, min(LABELS, most))
+            logprobs = _of_batch(model, [asked[i] for i in batch], prefix, compute, min(LABELS, most))
             bar.update(len(batch))
             return Tensor(logprobs)
 
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))  # little padding
         size = min(RECORDS, most, -(-len(asked) // threads))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         each = values([partial(of_batch, batch) for batch in batches], min(threads, len(batches)))
-    if known is not None and not read:
-        known.keep(choice, prompts, Read(prefix, [rows[i] for i in range(len(asked))]))
+    found = np.empty((len(asked), len(labels)))
     for batch, logprobs in zip(batches, each, strict=True):
         found[batch] = logprobs
     return found
 
 
-def _begun(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    prefix: KVCache | None,
-    room: int,
-    compute: Compute,
-    known: Sequence[tuple[KVCache, np.ndarray]],
-) -> tuple[KVCache, np.ndarray]:
-    """A KV cache of prompts, computed or known, with room for more tokens, and the log-probabilities of the token after
-    each prompt, (B, V).
-    """
-    rests = [list(prompt[prefix.length if prefix else 0 :]) for prompt in prompts]
-    longest = max(map(len, rests))
-    padding = np.array([longest - len(rest) for rest in rests])
-    cache = model.new_cache(len(rests), longest + room, padding, prefix)
-    if known:
-        cache.begin(longest, [row for row, _ in known])
-        return cache, np.stack([first for _, first in known])
-    rows = [[0] * int(n) + rest for n, rest in zip(padding, rests, strict=True)]
-    return cache, compute(rows, cache, True)[:, -1]
-
-
-def _answered(cache: KVCache, first: np.ndarray, asked: Sequence[_Asked], compute: Compute, at_once: int) -> np.ndarray:
+def _of_batch(
+    model: LanguageModel, asked: Sequence[_Asked], prefix: KVCache | None, compute: Compute, at_once: int
+) -> np.ndarray:
     """`label_logprobs` of some conversations: one label at a time for all, or of a single one `at_once` labels.
 
-    cache, first: see `_begun`; the cache is changed.
+    prefix: what all of them begin with.
     """
-    count, step, longest = len(asked[0].answers), len(asked), cache.length
+    rests = [one.prompt[prefix.length if prefix else 0 :] for one in asked]
+    longest, room = max(map(len, rests)), max(len(answer) for one in asked for answer in one.answers)
+    padding = [longest - len(rest) for rest in rests]
+    cache = model.new_cache(len(rests), longest + room, np.array(padding), prefix)
+    first = compute([[0] * n + rest for n, rest in zip(padding, rests, strict=True)], cache, True)[:, -1]  # (B, V)
+    count, step = len(asked[0].answers), len(asked)
     if step == 1:  # a copy of the row for each label
         step = min(at_once, count)
         cache.reserve(step, cache.capacity, step)
@@ -220,20 +175,14 @@ def _computing(model: LanguageModel, mixed: bool, choice: Choice) -> Iterator[Co
     """A function in this block: tokens (B, T), a cache, and whether only the last token counts -> log-probabilities of
     the next token (B, T or 1, V).
     """
+    with mixed_batch(model, [choice]) if mixed else nullcontext() as rows:
 
-    def logprobs(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
-        logits = to_numpy(model(np.array(tokens), cache, last=last).data)
-        logits -= logits.max(axis=-1, keepdims=True)  # in place: there are as many as tokens times vocabulary
-        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        return logits
+        def logprobs(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
+            if rows is not None:
+                rows.choose([choice] * len(tokens))
+            logits = to_numpy(model(np.array(tokens), cache, last=last).data)
+            logits -= logits.max(axis=-1, keepdims=True)  # in place: there are as many as tokens times vocabulary
+            logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+            return logits
 
-    if not mixed:
         yield logprobs
-        return
-    with mixed_batch(model, [choice]) as rows:
-
-        def chosen(tokens: Sequence[Sequence[int]], cache: KVCache, last: bool) -> np.ndarray:
-            rows.choose([choice] * len(tokens))
-            return logprobs(tokens, cache, last)
-
-        yield chosen

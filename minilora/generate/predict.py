@@ -9,17 +9,14 @@ from typing import Any
 
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Handbook, Passage, fill
+from ..data.passages import Handbook
 from ..lora.adapters import active_factors
 from ..models.tokenizer import Message, Tokenizer, check_messages
 from ..nn.language_model import LanguageModel
-from ..progress import progress
 from .answers import generate_batch
-from .conversation import MAX_NEW_TOKENS, open_book, system_of, template_of, with_system
-from .fields import guide_of, task_for
+from .as_trained import as_trained, task_for
+from .conversation import MAX_NEW_TOKENS
 from .labels import label_logprobs, label_probabilities, ranked, without_nan
-from .prefix_cache import ReadPassages
-from .quotes import quote, quoting_of, refuse_without_passages
 from .streams import check_able
 
 
@@ -73,13 +70,8 @@ def predict(
     active = dict.fromkeys(active_factors(model), 1.0)
     task = task_for(model, active, schema)
     keys = added_names(task, top_k)
-    system = system_of(model, active) if system is None else system
-    own_passages = list(passages) or [None] * len(texts)
-    if None in own_passages:
-        refuse_without_passages(model, active, handbook)
-    template = template_of(model, active)
-    prompts, named, last = [], [], []
-    for i, (text, own) in enumerate(zip(texts, own_passages, strict=True)):
+    asked = []
+    for i, (text, own) in enumerate(zip(texts, list(passages) or [None] * len(texts), strict=True)):
         if not isinstance(text, str):
             check_messages(text, f"text {i}: ")
         said: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
@@ -87,35 +79,18 @@ def predict(
             raise ValueError(f"text {i} is empty")
         if (role := said[-1]["role"]) != "user":
             raise ValueError(f"text {i} must end with the user's message, got one of role {role}")
-        last.append(said[-1]["content"])
-        passage = None
-        if own is None:
-            said, passage = open_book(model, active, handbook, said)
-        elif template is not None:
-            said[-1] = {**said[-1], "content": fill(own, last[i], template)}
-        talk = with_system(said, system)
-        prompts.append(talk if task is None else task.asked(talk))
-        named.append({} if passage is None else {"passage": passage.id})
-    if not prompts:
+        asked.append(as_trained(model, active, said, task, system, handbook, own))
+    if not asked:
         return []
-    if (quoting := quoting_of(model, active)) is not None:
-        found, known = [], ReadPassages()
-        with progress("answers", len(last), "answer") as bar:
-            for question, own in zip(last, own_passages, strict=True):
-                source = handbook if own is None else [Passage("", own)]
-                assert source is not None  # or it was refused
-                again = known if own is None else None  # a row's own passage is rarely that of another row
-                quotation = quote(model, tokenizer, quoting, question, source, system, known=again)
-                found.append({"answer": quotation.text} | ({"passage": quotation.passage.id} if own is None else {}))
-                bar.update()
-        return found
+    prompts = [each.messages for each in asked]
     if isinstance(task, LabelTask):
         p = label_probabilities(without_nan(label_logprobs(model, tokenizer, prompts, task.labels)))  # (N, L)
         return [dict(zip(keys, chain.from_iterable(ranked(task, row)), strict=False)) for row in p]
-    guides = None if task is None else [guide_of(task, tokenizer, text) for text in last]
+    guides = [each.guide(tokenizer) for each in asked]
     answers = generate_batch(model, tokenizer, prompts, max_new_tokens, temperature, seed, guides=guides)
     if isinstance(task, FieldTask):
         return [json.loads(answer) for answer in answers]
+    named = [{} if each.passage is None else {"passage": each.passage.id} for each in asked]
     return [{"answer": answer} | passage for answer, passage in zip(answers, named, strict=True)]
 
 

@@ -38,18 +38,28 @@ JOINING = 2048  # tokens of prompts that join together, at most, those included 
 _TURN: WeakKeyDictionary[LanguageModel, Lock] = WeakKeyDictionary()  # held by the thread that computes with a model
 
 
-def check_settings(
-    max_new_tokens: int, temperature: float, seed: int, top_p: float = 1.0, repetition_penalty: float = 1.0
-) -> None:
-    """Raise ValueError for impossible settings of sampling."""
-    check_whole("max_new_tokens", max_new_tokens, 1)
-    check_whole("seed", seed, 0)
-    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or a positive number, got {temperature!r}")
-    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie above 0 and be at most 1, got {top_p!r}")
-    if not isinstance(repetition_penalty, Real) or not 0 < repetition_penalty < math.inf:
-        raise ValueError(f"repetition_penalty must be a positive number, got {repetition_penalty!r}")
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of an answer are chosen, and how many they are at most: see `Streams.add`.
+
+    Raises ValueError for what is impossible.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
+        check_whole("seed", self.seed, 0)
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 or a positive number, got {self.temperature!r}")
+        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie above 0 and be at most 1, got {self.top_p!r}")
+        if not isinstance(self.repetition_penalty, Real) or not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be a positive number, got {self.repetition_penalty!r}")
 
 
 def check_able(model: Any, tokenizer: Any) -> None:
@@ -71,9 +81,7 @@ class Answer:
     tokenizer: Tokenizer = field(repr=False)
     prompt: list[int] = field(repr=False)
     adapter: Choice
-    max_new_tokens: int
-    temperature: float
-    top_p: float
+    sampling: Sampling
     rng: np.random.Generator = field(repr=False)
     stop: tuple[str, ...] = ()
     raw: bool = False
@@ -85,7 +93,6 @@ class Answer:
     cached: int = 0
     top_logprobs: int | None = None
     logprobs: list[tuple[LogProb, list[LogProb]]] = field(default_factory=list, repr=False)
-    repetition_penalty: float = 1.0
     read: int = field(default=0, repr=False)  # characters that `new_text` has returned
     settled: tuple[int, str] = field(default=(0, ""), repr=False)  # tokens whose text no later one changes, and it
 
@@ -102,7 +109,7 @@ class Answer:
     @property
     def room(self) -> int:
         """The most tokens that conversation and answer have together."""
-        return len(self.prompt) + self.max_new_tokens
+        return len(self.prompt) + self.sampling.max_new_tokens
 
     def new_text(self) -> str:
         """The text since the last call; joined, all pieces are the answer. Raises the error that ended the answer."""
@@ -127,7 +134,7 @@ class Answer:
         if self.stop and (ends := [at for stop in self.stop if (at := text.find(stop)) >= 0]):
             text = text[: min(ends)]
             self.text, self.finished = text if self.raw else text.rstrip(), "stop"
-        elif self.tokens == self.max_new_tokens:
+        elif self.tokens == self.sampling.max_new_tokens:
             self.finish("length")
         else:
             known = text.rstrip(UNFINISHED)
@@ -248,7 +255,7 @@ class Streams:
         Raises ValueError for impossible settings, an unknown adapter, messages that are not a conversation, do not
         begin with the prefix or are too long for the model, and fewer new tokens than the guide's shortest answer.
         """
-        check_settings(max_new_tokens, temperature, seed, top_p, repetition_penalty)
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
         if top_logprobs is not None:
             check_whole("top_logprobs", top_logprobs, 0)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -276,10 +283,9 @@ class Streams:
             raise ValueError(f"{both} are more than the {limit} the model can see")
         if guide is not None:
             check_room(guide.least, max_new_tokens)
-        rng = np.random.default_rng(seed)
         answer = Answer(
-            self.tokenizer, prompt, adapter, max_new_tokens, temperature, top_p, rng, stop, raw, guide=guide,
-            top_logprobs=top_logprobs, repetition_penalty=repetition_penalty,
+            self.tokenizer, prompt, adapter, sampling, np.random.default_rng(seed), stop, raw, guide=guide,
+            top_logprobs=top_logprobs,
         )  # fmt: skip
         self.waiting.append(answer)
         return answer
@@ -369,17 +375,17 @@ class Streams:
             if answer.finished:  # cancelled in prefill
                 continue
             try:
-                own, allowed = logits[row], None
+                own, allowed, sampling = logits[row], None, answer.sampling
                 scores = own
                 if not math.isfinite(scores[likeliest[row]]):  # the largest, or NaN
                     raise ValueError("the model predicts NaN or infinity instead of a next token: look at its weights")
-                if answer.repetition_penalty != 1:
-                    scores = penalised(scores, answer.prompt + answer.ids, answer.repetition_penalty)
+                if sampling.repetition_penalty != 1:
+                    scores = penalised(scores, answer.prompt + answer.ids, sampling.repetition_penalty)
                 if answer.guide is not None:
-                    allowed = answer.guide.allowed(answer.max_new_tokens - answer.tokens)
+                    allowed = answer.guide.allowed(sampling.max_new_tokens - answer.tokens)
                     scores = scores[allowed]
-                if answer.temperature > 0:
-                    chosen = draw(scores, answer.temperature, answer.top_p, answer.rng)
+                if sampling.temperature > 0:
+                    chosen = draw(scores, sampling.temperature, sampling.top_p, answer.rng)
                 else:
                     chosen = int(likeliest[row] if scores is own else scores.argmax())
                 token = chosen if allowed is None else int(allowed[chosen])

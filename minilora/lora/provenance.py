@@ -14,7 +14,6 @@ well: `KEYS`.
               "system": "You are ...",                                          the system prompt of all its records
               "context": "support-handbook", "context_path": ...,               where the passages of its prompts are
               "context_template": "... {passage} ... {question}",               such a prompt, if there were passages
-              "quote": {"sentences": 3, "template": ...},                       how it quotes, if it learned to
               "labels": ["billing", ...], "template": "... {text}",             the task, if the data have labels
               "schema": {...}, "copied": [...], "template": ...,                the task, if the data have fields
               "split": "of every ten, ..."},                                    the rule that divided it, if one did
@@ -47,7 +46,7 @@ FORMAT = 1
 _CONTEXT = ("context", "context_path", "context_template")
 _ENTRIES: dict[str, dict[str, Any]] = {  # those whose type is checked
     "base": {"shape": dict} | dict.fromkeys(("name", "path", "sha256", "rounded_to", "unrounded_sha256"), str),
-    "data": {"field": dict, "labels": list, "schema": dict, "copied": list, "quote": dict}
+    "data": {"field": dict, "labels": list, "schema": dict, "copied": list}
     | dict.fromkeys(("name", "path", "sha256", "revision", "system", "split", "template", *_CONTEXT), str),
     "config": OURS,
     "dropout": {},

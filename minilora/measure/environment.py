@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of minilora, Python, NumPy, the BLAS that NumPy was built with, and of llvmlite where it is installed."""
+    """Of minilora, Python, NumPy, and the BLAS that NumPy was built with."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "minilora": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": f"{blas['name']} {blas['version']}" if "version" in blas else "none",
-    } | ({"llvmlite": version("llvmlite")} if find_spec("llvmlite") else {})
+    }
 
 
 def now() -> str:

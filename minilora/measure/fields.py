@@ -17,10 +17,9 @@ import numpy as np
 from ..data.fields import FieldTask, Task, as_json
 from ..data.records import Record
 from ..generate.answers import generate_batch
-from ..generate.fields import guide_of
+from ..generate.as_trained import guide_of
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.ranks import ALONE, Ranks
 from .labels import Checked, Labelled, with_examples
 from .loss import evenly
 from .preferences import Preferred
@@ -47,11 +46,11 @@ class WithFields(Checked):
         """The texts without the question for their fields."""
         return [self.task.text(record.question) for record in self.records]
 
-    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> list[str]:
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0) -> list[str]:
         """The answer to each record, as JSON."""
-        talks = with_examples(self.records, evenly(self.examples, shots)[:shots])[ranks.number :: ranks.size]
-        guides = [guide_of(self.task, tokenizer, text) for text in self.texts()[ranks.number :: ranks.size]]
-        return ranks.join(generate_batch(model, tokenizer, talks, self.tokens, guides=guides) if talks else [])
+        talks = with_examples(self.records, evenly(self.examples, shots)[:shots])
+        guides = [guide_of(self.task, tokenizer, text) for text in self.texts()]
+        return generate_batch(model, tokenizer, talks, self.tokens, guides=guides)
 
     def lengths(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens of each prompt, and of the longest answer that is allowed."""

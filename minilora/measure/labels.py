@@ -21,7 +21,6 @@ from ..data.words import words
 from ..generate.labels import label_logprobs, label_probabilities, without_nan
 from ..models.tokenizer import Message, Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.ranks import ALONE, Ranks
 from ..progress import log
 from .statistics import Interval, Resampled, bootstrap, interval_as_json, middle, wilson
 
@@ -47,7 +46,7 @@ class Checked:
     examples: Sequence[Record] = ()
     key: ClassVar[str]  # of the report, in metrics and in what `minilora eval --json` prints
 
-    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> Sequence[Any]:
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0) -> Sequence[Any]:
         """The answer to each record, as JSON stores it, by the adapters that are active.
 
         shots: training records that are put before the question, as earlier turns of the conversation.
@@ -89,13 +88,10 @@ class Labelled(Checked):
         """The number of each record's label: (N,)."""
         return numbers(self.records, self.task)
 
-    def ask(
-        self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE
-    ) -> list[list[float]]:
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0) -> list[list[float]]:
         """The log-likelihood of each label for each record, (N, L)."""
-        mine = with_examples(self.records, few_shot(self.examples, shots))[ranks.number :: ranks.size]
-        found = label_logprobs(model, tokenizer, mine, self.task.labels).tolist() if mine else []
-        return without_nan(np.array(ranks.join(found))).tolist()
+        records = with_examples(self.records, few_shot(self.examples, shots))
+        return without_nan(label_logprobs(model, tokenizer, records, self.task.labels)).tolist()
 
     def with_labels_of(self, tasks: Iterable[LabelTask]) -> Labelled:
         """The same records, to which an answer may also be a label that only these tasks have."""

@@ -11,7 +11,6 @@ import numpy as np
 from ..data.records import Record
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Example, Sample, check_samples
-from ..nn.ranks import ALONE, Ranks
 from ..nn.step import loss_without_grad, losses_without_grad
 from ..options import check_whole
 from ..progress import progress
@@ -41,11 +40,10 @@ def evenly(items: Sequence[Item], most: int | None) -> list[Item]:
     return list(items[:: math.ceil(len(items) / (most or len(items) or 1)) or 1])
 
 
-def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int = 16, ranks: Ranks = ALONE) -> float:
+def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int = 16) -> float:
     """The mean cross-entropy per scored token over all samples, in nats; of pairs DPO's loss per pair.
 
     batch_size: samples computed at a time; it does not change the result, up to rounding.
-    ranks: the processes that share the work; all of them must call this.
 
     Raises ValueError for no samples and for a batch_size below 1, TypeError for a module that is not a language model.
     """
@@ -61,13 +59,11 @@ def mean_loss(model: LanguageModel, samples: Sequence[Example], batch_size: int 
     with progress("loss", len(ordered), "record") as bar:
         for i in range(0, len(ordered), batch_size):
             batch = ordered[i : i + batch_size]
-            if mine := ranks.share(batch):
-                weight = sum(sample.weight for sample in mine)
-                total += loss_without_grad(model, mine) * weight
-                count += weight
+            weight = sum(sample.weight for sample in batch)
+            total += loss_without_grad(model, batch) * weight
+            count += weight
             bar.update(len(batch))
-    whole, weights = ranks.sum(total, count)
-    return whole / weights
+    return total / count
 
 
 def sample_losses(model: LanguageModel, samples: Sequence[Sample]) -> np.ndarray:

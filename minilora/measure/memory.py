@@ -132,12 +132,6 @@ def shape_of(base: str, quantized: bool | str = False, dtype: str = "float32") -
     return config, FLOAT * size + sum(tensor.nbytes for tensor in packed)  # what does not stay packed is float32
 
 
-def base_size(base: str, quantized: bool | str = False, dtype: str = "float32") -> int:
-    """The bytes of a base's weights as `load` keeps them, from its file's header."""
-    config, size = shape_of(base, quantized, dtype)
-    return FLOAT * base_parameters(config) if size is None else size
-
-
 def measure_step(given: dict[str, Any]) -> dict[str, Any]:
     """Take the step of a Job, and return the process's peak and the ledger: for a process that does nothing else.
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from ..data.passages import Handbook, Passage
 from ..data.records import Record
-from ..generate.conversation import template_of
-from ..generate.quotes import quoting_of
+from ..generate.as_trained import template_of
 from ..lora.adapters import Choice, set_adapter
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..progress import log
-from .recall import answer_all, quote_all, recalls
+from .recall import answer_all, recalls
 from .statistics import Resampled, interval_as_json
 
 CLOSED, RIGHT, FOUND = "closed", "right", "found"  # no passage; the one with the answer; the best match of the question
@@ -24,17 +23,16 @@ ALONE = "the passage alone"  # without a model: the whole passage is the answer
 AT = (1, 3)  # passages in which the right one may be
 
 
-def with_own_passages(records: Sequence[Record], handbook: Handbook | None) -> Handbook:
-    """A handbook of the passages of another, if there is one, and of those that records have themselves, each once:
-    these as they are in a handbook, without white space around them.
+def with_own_passages(records: Sequence[Record], handbook: Handbook) -> Handbook:
+    """A handbook of the passages of another and of those that records have themselves, each once: these as they are in
+    a handbook, without white space around them.
     """
-    passages = {} if handbook is None else {passage.text: passage for passage in handbook.passages}
+    passages = {passage.text: passage for passage in handbook.passages}
     for record in records:
         if record.context is not None:
             text = record.context.strip()
             passages.setdefault(text, Passage("", text))  # the record's id may say what it asks
-    source = "the records' own passages" if handbook is None else handbook.source
-    return Handbook(list(passages.values()), source)
+    return Handbook(list(passages.values()), handbook.source)
 
 
 def open_book_report(
@@ -65,24 +63,17 @@ def open_book_report(
     rows: list[dict[str, Any]] = []
     shares: list[list[float]] = []
     for name, choice in adapters.items():
-        template, quoting = template_of(model, choice), quoting_of(model, choice)
+        template = template_of(model, choice)
         set_adapter(model, choice)
-        # Without a passage there is nothing to quote; without a template a passage has no place in the prompt.
-        kinds = [*passages] if quoting is not None else [CLOSED] if template is None else [CLOSED, *passages]
-        for kind in kinds:
-            asked, tokens = records, None
-            if quoting is None:
-                if kind != CLOSED and template is not None:
-                    asked = [r.open_book(p.text, template) for r, p in zip(records, passages[kind], strict=True)]
-                tokens = float(np.mean([len(tokenizer.encode_chat(r.prompt, answer_next=True)) for r in asked]))
-            log.info(f"{name}, {kind}: {len(asked)} {'answers' if quoting is None else 'quotations'}")
+        asked_by_kind = {CLOSED: records}
+        if template is not None:  # otherwise a passage has no place in the prompt
+            for kind, chosen in passages.items():
+                asked_by_kind[kind] = [r.open_book(p.text, template) for r, p in zip(records, chosen, strict=True)]
+        for kind, asked in asked_by_kind.items():
+            tokens = float(np.mean([len(tokenizer.encode_chat(r.prompt, answer_next=True)) for r in asked]))
+            log.info(f"{name}, {kind}: {len(asked)} answers")
             began = time.perf_counter()
-            if quoting is None:
-                answers = answer_all(model, tokenizer, asked)
-            else:
-                given = handbook if kind == FOUND else dict(zip([r.id for r in records], right, strict=True))
-                answers = quote_all(model, tokenizer, quoting, asked, given)
-            shares.append(recalls(answers, asked))
+            shares.append(recalls(answer_all(model, tokenizer, asked), asked))
             seconds = (time.perf_counter() - began) / len(asked)
             rows.append({"name": name, "kind": kind, "prompt_tokens": tokens, "seconds": seconds})
     set_adapter(model, None)

@@ -11,7 +11,6 @@ from ..generate.labels import without_nan
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Pair, Sample, references
-from ..nn.ranks import ALONE, Ranks
 from .labels import Checked
 from .loss import sample_losses
 from .statistics import Resampled, interval_as_json, wilson
@@ -68,10 +67,9 @@ class Preferred(Checked):
         """The tokens of each prompt with the longer one of its answers."""
         return [max(len(each.ids) for each in pair.sequences) for pair in encode_pairs(self.records, tokenizer)]
 
-    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0, ranks: Ranks = ALONE) -> list[float]:
+    def ask(self, model: LanguageModel, tokenizer: Tokenizer, shots: int = 0) -> list[float]:
         """log π(chosen) - log π(rejected) of each record, (N,)."""
-        mine = encode_pairs(self.records[ranks.number :: ranks.size], tokenizer)
-        return without_nan(np.array(ranks.join(log_ratios(model, mine).tolist() if mine else []))).tolist()
+        return without_nan(log_ratios(model, encode_pairs(self.records, tokenizer))).tolist()
 
     def ask_rejected(
         self, model: LanguageModel, tokenizer: Tokenizer, samples: list[Sample], nats: np.ndarray

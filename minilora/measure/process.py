@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from ..engine.cgroups import left_memory
 from ..progress import show_progress
 
 INTERRUPTED = 130  # exit status
@@ -122,23 +122,20 @@ def peak_memory() -> int | None:
 
 def free_memory() -> int | None:
     """The bytes that this process can have in all without swapping: those that it holds, and those that are free on
-    this machine, within the limits of its cgroups, which containers have, and within its own (`ulimit -v`, `-d`). None
-    where the system is not Linux.
+    this machine, within the limit of its container. None where the system is not Linux.
     """
     about = Path("/proc/meminfo")
     line = re.search(r"^MemAvailable:\s*(\d+) kB$", about.read_text(), re.MULTILINE) if about.is_file() else None
     if line is None:
         return None
-    return (program_memory(0) or 0) + int(min(int(line[1]) * 1024, left_memory(), *_left_to_process()))
+    return (program_memory(0) or 0) + int(min(int(line[1]) * 1024, _left_memory()))
 
 
-def _left_to_process() -> list[int]:
-    """What the process's own limits leave. That of addresses counts more than memory, such as the code of libraries."""
-    import resource
-
-    left = []
-    for limit, counted in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            held = re.search(rf"^{counted}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-            left += [] if held is None else [max(0, most - int(held[1]) * 1024)]
-    return left
+def _left_memory() -> float:
+    """The bytes that a container's limit leaves; infinity without one. Cached files can be dropped: they are free."""
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no container, or "max"
+        most, held = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, most - held + int(stat["active_file"]) + int(stat["inactive_file"]))
+    return math.inf

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.passages import Handbook, Passage
-from ..data.quotes import Quoting
 from ..data.records import Record, check_records
 from ..data.words import KINDS, folded
 from ..generate.answers import generate_batch
-from ..generate.prefix_cache import ReadPassages
-from ..generate.quotes import quote
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.ranks import ALONE, Ranks
 from ..progress import progress
 
 ANSWER_TOKENS = 64  # where a measured answer is cut off
@@ -28,45 +23,15 @@ def answer_all(
     tokenizer: Tokenizer,
     records: Sequence[Record],
     max_new_tokens: int = ANSWER_TOKENS,
-    ranks: Ranks = ALONE,
 ) -> list[str]:
     """The model's own answer to each record's question, by greedy decoding.
 
     max_new_tokens: where an answer is cut off.
-    ranks: the processes that share the work; all of them must call this.
     """
     check_records(records)
     prompts = [record.prompt for record in records]
-    mine = prompts[ranks.number :: ranks.size]
-    with progress("answers", len(prompts), "answer") as bar:
-        answers = ranks.join(generate_batch(model, tokenizer, mine, max_new_tokens))
-        bar.update(len(prompts) - len(mine))  # those of the other ranks
-    return answers
-
-
-def quote_all(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    quoting: Quoting,
-    records: Sequence[Record],
-    passages: Mapping[str, Passage] | Handbook,
-    ranks: Ranks = ALONE,
-) -> list[str]:
-    """The sentences that answer each record's question, found by the adapters that are active.
-
-    passages: the right passage of each record, by its id, or a handbook to find it in.
-    ranks: the processes that share the work; all of them must call this.
-    """
-    found, known = list[str](), ReadPassages()
-    with progress("answers", len(records), "answer") as bar:
-        for record in records[ranks.number :: ranks.size]:
-            places = passages if isinstance(passages, Handbook) else [passages[record.id]]
-            system = next((each["content"] for each in record.messages[:1] if each["role"] == "system"), None)
-            found.append(quote(model, tokenizer, quoting, record.question, places, system, known=known).text)
-            bar.update()
-        answers = ranks.join(found)
-        bar.update(len(records) - len(found))  # those of the other ranks
-    return answers
+    with progress("answers", len(prompts), "answer"):
+        return generate_batch(model, tokenizer, prompts, max_new_tokens)
 
 
 def keyword_recall(answers: Sequence[str], records: Sequence[Record]) -> float:

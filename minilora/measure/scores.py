@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,21 @@ from .statistics import CONFIDENCE, RESAMPLES, Resampled, interval_as_json
 
 LOSS, RECALL = "loss", "keyword_recall"
 
-Remember = Callable[[tuple[str, str, str], Callable[[], np.ndarray]], np.ndarray]
-Encode = Callable[[Sequence[Record]], Sequence[Sample]]
-AsTrained = Callable[[list[Record]], tuple[list[Record], Encode]]  # see `read_sets`
+
+@dataclass(frozen=True)
+class Source:
+    """Data to measure on, and how they are read.
+
+    name: a data set, a file or a folder. field: as for `read_records`. trained: whether an adapter was trained on them:
+    if they name no split, they are divided as `finetune` divides them. schema: the file with the JSON Schema of data
+    with fields. passages: gives records their passages, where these were in the prompts of training.
+    """
+
+    name: str
+    field: Mapping[str, str] | None = None
+    trained: bool = False
+    schema: str | None = None
+    passages: Callable[[list[Record]], list[Record]] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,62 +81,54 @@ class Scores:
 
 
 def read_sets(
-    data: Sequence[str],
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     max_length: int,
     limit: int | None = None,
     paraphrases: int | None = None,
-    field: Mapping[str, Mapping[str, str]] | None = None,
-    trained: Sequence[str] = (),
     split: str | None = None,
     stored: Sequence[Task] = (),
-    schema: str | None = None,
-    as_trained: Mapping[str, AsTrained] | None = None,
 ) -> list[MeasuredSet]:
-    """The sets of each data set: what `finetune` holds out of it, or all of it.
+    """The sets of each source: what `finetune` holds out of it, or all of it.
 
     max_length: longer conversations are truncated, longer texts divided.
     limit: records of each set, evenly chosen.
     paraphrases: records of a set of paraphrased questions, where `limit` is None.
-    field: as for `read_records`, by data set.
-    trained: those of `data` that an adapter was trained on; if they name no split, they are divided as `finetune`
-        divides them.
     split: measure this split alone, "train", "validation" or "test", instead of the validation and test sets.
     stored: the tasks that the adapters were trained on.
-    schema: the file with the JSON Schema of data with fields. Built-in sets next to other data have their own, or none.
-    as_trained: by data set, a function that gives its records passages, and returns how such records are encoded.
 
     Raises DataError for bad data, ValueError for the same data twice, and for a split without records.
     """
-    if twice := [name for name, times in Counter(data).items() if times > 1]:
+    if twice := [name for name, times in Counter(each.name for each in sources).items() if times > 1]:
         raise ValueError(f"{twice[0]} is given twice as data: once is enough")
-    stems = Counter(Path(name).stem for name in data)
+    stems = Counter(Path(each.name).stem for each in sources)
     sets: list[MeasuredSet] = []
-    of_schema = {source for source in data if source not in BUILT_IN} or {*data}
-    for source in data:
+    for given in sources:
+        source = given.name
         called = Path(source).stem if stems[Path(source).stem] == 1 else source
-        own_schema = schema if source in of_schema else None
-        reading = read_source(source, tokenizer, (field or {}).get(source), stored, own_schema)
+        reading = read_source(source, tokenizer, given.field, stored, given.schema)
         records, task = reading.records, reading.task
         if source not in BUILT_IN:
             classified = task is None and any(isinstance(each, LabelTask) for each in stored)
-            hint = ["to measure labels, name their column with --label"] * (classified and not reading.label_hint())
+            hint = ["to measure labels, name their column with --label"] * classified
             for line in [*reading.notes(), *hint]:
                 log.info(f"{source}: {line}")
         if task is not None and task not in stored and (wrong := _unlike(task, stored)):
             log.warning(f"{source}: {wrong}: its prompts differ from those of training")
-        encode: Encode = partial(encode_records, tokenizer=tokenizer, max_length=max_length)
-        if as_trained and source in as_trained:
-            records, encode = as_trained[source](records)
+        if given.passages is not None:
+            records = given.passages(records)
         chosen: list[tuple[str, list[Sample], list[Record]]]
         divided = split_text(records[0].text, tokenizer, max_length) if is_one_text(records) else {}
-        if divided and (split or (source in trained and divided["test"])):
+        if divided and (split or (given.trained and divided["test"])):
             sequences = divided[split or "test"]
             chosen = [(split or "unseen", evenly(sequences, limit), [])] if sequences else []
         else:
-            parts = _chosen(records, source, limit, paraphrases, source in trained, split)
+            parts = _chosen(records, source, limit, paraphrases, given.trained, split)
             text = [*chain(*divided.values())]  # as it is trained: without an end token
-            chosen = [(kind, evenly(text if divided else encode(part), limit), part) for kind, part in parts]
+            chosen = [
+                (kind, evenly(text if divided else encode_records(part, tokenizer, max_length=max_length), limit), part)
+                for kind, part in parts
+            ]
         if not chosen:
             raise ValueError(f"{source}: no record of the split {split!r}: leave out --split to measure all")
         for kind, whole, own in chosen:
@@ -178,46 +181,40 @@ def measure(
     adapters: Mapping[str, Choice],
     sets: Sequence[MeasuredSet],
     answers: bool = True,
-    wanted: Callable[[str, MeasuredSet], bool] = lambda name, each: True,
-    remember: Remember = lambda key, make: make(),
 ) -> dict[str, dict[str, Scores]]:
     """Scores by set and adapter.
 
     adapters: by name, what `set_adapter` takes.
     answers: False to leave out recall, whose array is then empty.
-    wanted: whether an adapter is measured on a set.
-    remember: returns the numbers of (measure, adapter, set), from an earlier run or from the function it is given.
 
     The model ends as its base alone.
     """
-    pairs = [(name, each) for name in adapters for each in sets if wanted(name, each)]
-    computed: set[tuple[str, str, str]] = set()
 
-    def compute(kind: str, name: str, each: MeasuredSet) -> np.ndarray:
-        computed.add((kind, name, each.name))
-        set_adapter(model, adapters[name])
-        if kind == LOSS:
-            return sample_losses(model, each.samples)
-        return np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
-
-    def measured(kind: str, title: str, unit: str, size: Callable[[MeasuredSet], int]) -> dict[Any, np.ndarray]:
+    def measured(
+        title: str, unit: str, size: Callable[[MeasuredSet], int], values: Callable[[MeasuredSet], np.ndarray]
+    ) -> dict[tuple[str, str], np.ndarray]:
         found = {}
-        with progress(title, sum(size(each) for _, each in pairs), unit) as bar:
-            for name, each in pairs:
-                bar.update(0, text=f"{name}, {each.name}")
-                key = kind, name, each.name
-                found[name, each.name] = remember(key, partial(compute, kind, name, each))
-                bar.update(0 if key in computed else size(each))
+        with progress(title, len(adapters) * sum(map(size, sets)), unit) as bar:
+            for name, choice in adapters.items():
+                for each in sets:
+                    bar.update(0, text=f"{name}, {each.name}")
+                    set_adapter(model, choice)
+                    found[name, each.name] = values(each)
         return found
 
-    nats = measured(LOSS, "losses", "record", lambda each: len(each.samples))
-    shares = measured(RECALL, "answers", "answer", lambda each: len(each.asked)) if answers else {}
+    def shares(each: MeasuredSet) -> np.ndarray:
+        return np.array(recalls(answer_all(model, tokenizer, each.asked), each.asked))
+
+    nats = measured("losses", "record", lambda each: len(each.samples), lambda each: sample_losses(model, each.samples))
+    recall = measured("answers", "answer", lambda each: len(each.asked), shares) if answers else {}
     set_adapter(model, None)
-    scores: dict[str, dict[str, Scores]] = {each.name: {} for each in sets}
-    for name, each in pairs:
-        key = name, each.name
-        scores[each.name][name] = Scores(nats[key], scored_tokens(each.samples), shares.get(key, np.empty(0)))
-    return scores
+    return {
+        each.name: {
+            name: Scores(nats[name, each.name], scored_tokens(each.samples), recall.get((name, each.name), np.empty(0)))
+            for name in adapters
+        }
+        for each in sets
+    }
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -228,7 +225,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
 
     A number that is not finite, and the interval of a single record, are None.
     """
-    measures = {name: resampled(found, seed) for name, found in scores.items()}
+    measures = {name: _resampled(found, seed) for name, found in scores.items()}
     return {
         "resamples": RESAMPLES,
         "confidence": CONFIDENCE,
@@ -248,7 +245,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]], sets: Sequence[MeasuredS
     }
 
 
-def resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
+def _resampled(scores: Mapping[str, Scores], seed: int) -> dict[str, Resampled]:
     """Scores by adapter on one set, resampled, by measure; without recall where nothing was asked."""
     each = list(scores.values())
     measures = {LOSS: Resampled(np.array([one.nats for one in each]), each[0].tokens, seed)}

@@ -1,7 +1,6 @@
 """Merge an adapter into its base and write the whole model, or export the adapter for llama.cpp.
 
-Both read the written file back and compare it. For 4-bit bases `merge` also measures how much of the update is lost.
-`save_model` writes a model that is in memory.
+Both read the written file back and compare it. `save_model` writes a model that is in memory.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backend import Array, dense, release_memory
+from ..engine.backend import Array, release_memory
 from ..engine.tensor import no_grad
-from ..files.blocks import LAYOUTS
 from ..files.disk import ModelFileError, entries, replacing_folder, write_bytes, write_json
 from ..files.gguf_header import is_gguf
-from ..files.levels import LEVELS
-from ..files.quant import codes_of, dequantize, quantize
 from ..files.tensors import in_dtype
 from ..lora.adapters import (
     active_factors,
@@ -35,14 +31,13 @@ from ..lora.mlx import FILES as MLX_FILES
 from ..lora.mlx import save_mlx_adapter
 from ..lora.peft import load_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, moved_data, read_provenance
-from ..nn.families import FAMILIES, TABLES, as_llama_cpp_has_it
+from ..nn.families import as_llama_cpp_has_it
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.module import sha256_of
 from ..terminal import quote
 from .folder import FILES, load_folder, save_folder
 from .gguf import GGUF, GGUF_KINDS, save_gguf
 from .load import locate
-from .modelfile import held_of, write_modelfile
 from .tokenizer import Tokenizer, check_tokenizer, template_in
 from .with_adapters import base_of, load_with_adapters
 
@@ -51,38 +46,9 @@ FOLDER_KINDS = ("F32", "F16")
 _ASKED = {  # what decides how a model is asked, by the key of "data"
     "labels": "the labels",
     "schema": "the fields",
-    "quote": "how to quote",
     "context_template": "the template with a passage",
     "system": "the system prompt",
 }
-
-
-@dataclass(frozen=True)
-class Requantised:
-    """The effect of storing merged matrices in 4 bits: see `requantised`.
-
-    matrices: how many were measured.
-    error: ‖Q(W + ΔW) - (W + ΔW)‖ / ‖ΔW‖, the rounding error relative to the update.
-    codes_kept: the share of codes that equal the base's.
-    update_kept: ⟨Q(W + ΔW) - Q(W), ΔW⟩ / ‖ΔW‖², the change of the stored weights in the direction of the update.
-    kind: the 4-bit kind; that of the base, if the adapter was trained on a quantised one.
-
-    Of these, `update_kept` best predicts how much of the training survives. On SmolLM2's Q4_1 base, after 48 steps on
-    the legal data, 7 % of the update and 16.5 % of the loss reduction are kept, with an error of 123 %. On the tiny
-    base in float32, after 3 steps, they are 98 % and 69 %, with an error of 1,988 %.
-    """
-
-    matrices: int
-    error: float
-    codes_kept: float
-    update_kept: float
-    kind: str = "Q4_1"
-
-    def verdict(self) -> str:
-        """A summary. A large rounding error can keep the update, if it acts as noise, or remove it completely."""
-        if self.update_kept < 0.5:
-            return "most of what was learned is lost"
-        return "part of what was learned is lost" if self.update_kept < 0.9 else "what was learned is kept"
 
 
 @dataclass(frozen=True)
@@ -93,7 +59,6 @@ class MergeReport:
     matrices: how many have an update.
     logit_error: the largest difference between the logits of the merged model and those of the written one.
     largest_logit: for comparison.
-    requantised: for a base in 4 bits, or a model written in 4 bits.
     rounded_to: the kind to which the base was quantised in training, such as "nf4".
     data: what the adapter was trained on, which the model keeps.
     """
@@ -104,7 +69,6 @@ class MergeReport:
     matrices: int
     logit_error: float
     largest_logit: float
-    requantised: Requantised | None
     rounded_to: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -114,20 +78,10 @@ class MergeReport:
         if self.logit_error:
             found = f"logits differ by at most {self.logit_error:.2g} (largest logit {self.largest_logit:.3g})"
         lines.append(f"check   read back: {found}")
-        if self.path.suffix == ".gguf":
-            lines += _for_ollama(self.path, self.data)
-        else:
-            lines += _asked_there(self.data, "the folder tells", "transformers does")
-        lines += _rounded_base(self.rounded_to)
-        if (lost := self.requantised) is not None:
-            case = "stored" if self.kind == lost.kind else "if stored"
-            lines += [
-                f"4 bits  {case} as {lost.kind}, {lost.update_kept:.0%} of the update is kept: {lost.verdict()}",
-                f"        (rounding {lost.error:.0%} of the update's norm; {lost.codes_kept:.1%} of codes unchanged)",
-            ]
-            if self.kind == "Q4_1" and lost.update_kept < 0.9:
-                lines.append("        --type q8_0 or f16 loses less; minilora export keeps base and adapter separate")
-        return "\n".join(lines)
+        is_file = self.path.suffix == ".gguf"
+        told, reads = ("the file tells", "llama.cpp does") if is_file else ("the folder tells", "transformers does")
+        lines += _asked_there(self.data, told, reads)
+        return "\n".join([*lines, *_rounded_base(self.rounded_to)])
 
 
 @dataclass(frozen=True)
@@ -141,8 +95,7 @@ class ExportReport:
     dtype: str = "float32"
     data: Mapping[str, Any] = field(default_factory=dict)  # what the adapter was trained on
     rounded_to: str | None = None  # the kind to which the base was quantised in training, such as "nf4"
-    modelfile: bool = False  # written next to the file, because the base is a GGUF file
-    template: Path | None = None  # the chat template, if the base's files have another one, or none
+    template: Path | None = None  # the chat template, if the base's files have none
 
     def __str__(self) -> str:
         what = "mlx-lm" if self.logit_error is None else "llama.cpp"
@@ -154,13 +107,10 @@ class ExportReport:
             asked = _asked_there(self.data, "the adapter's own folder tells", f"{what} does")
             return "\n".join([wrote, *asked, *base])
         lines = [wrote, f"check   read back: logits differ by at most {self.logit_error:.2g}"]
-        if self.modelfile:
-            lines += _for_ollama(self.path, self.data)
-        else:
-            lines += _asked_there(self.data, "the file tells", "llama.cpp does")
+        lines += _asked_there(self.data, "the file tells", "llama.cpp does")
         if self.template is not None:
             lines += [
-                "prompt  the base's file has another chat template than the adapter was trained with, or none; start",
+                "prompt  the base's file has no chat template: start",
                 f"        llama.cpp with --jinja --chat-template-file {quote(str(self.template))}",
             ]
         return "\n".join([*lines, *base])
@@ -172,16 +122,6 @@ def _rounded_base(kind: str | None) -> list[str]:
     return [] if small else [f"base    as in its file; the adapter was trained on it quantised to {kind}"]
 
 
-def _for_ollama(path: Path, data: Mapping[str, Any]) -> list[str]:
-    """The lines on the Modelfile next to a GGUF file."""
-    lines = [f"ollama  ollama create NAME -f {quote(str(path.with_suffix('.Modelfile')))}"]
-    lines += _asked_there(data, "the file tells", "llama.cpp and ollama do")
-    names = {"system": "the system prompt", "template": "the question"}
-    if held := [names[key] for key in held_of(data)]:
-        lines.append(f"        (the Modelfile gives ollama {' and '.join(held)})")
-    return lines
-
-
 def _asked_there(data: Mapping[str, Any], told: str, reads: str) -> list[str]:
     """The lines on what decides how a model is asked, where another program does not know it.
 
@@ -189,10 +129,9 @@ def _asked_there(data: Mapping[str, Any], told: str, reads: str) -> list[str]:
     """
     if not (known := [what for key, what in _ASKED.items() if key in data]):
         return []
-    there = f"write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it"
     return [
         f"prompt  {told} minilora {', '.join(known)}; {reads} not read that:",
-        f"        {'quoting needs minilora' if 'quote' in data else there}",
+        f"        write it into the prompt there, as the adapter's {PROVENANCE_FILE} has it",
     ]
 
 
@@ -247,11 +186,6 @@ def merge(
     changed = {name for name in state if name not in before or state[name] is not before[name]}
     if "lm_head.weight" not in before:
         changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
-    lost = None
-    if kind == "Q4_1" or (source is not None and any(_is_in(source, name, "Q4_1") for name in changed)):
-        lost = requantised(before, state, changed, config, source)
-    elif rounded_to and rounded_to.upper() in LEVELS:
-        lost = requantised(before, state, changed, config, kind=rounded_to.upper())
     expected, unchanged = _logits(model), set(before) - changed
     del model, before  # the base, for which there may be no room next to the model that is written and read back
     release_memory()
@@ -264,7 +198,7 @@ def merge(
     _check_same(out, wanted, written.state_dict())
     got = _logits(written)
     apart, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
-    return MergeReport(out, kind, size, len(changed), apart, largest, lost, rounded_to, data)
+    return MergeReport(out, kind, size, len(changed), apart, largest, rounded_to, data)
 
 
 def save_model(
@@ -320,7 +254,7 @@ def export(
     dtype: str = "float32",
 ) -> ExportReport:
     """Write an adapter folder as a llama.cpp adapter file, and compare the file with it; or as mlx-lm's folder. Next to
-    the file are a Modelfile for ollama, if the base is a GGUF file, and the chat template, if the base's is another.
+    the file is the chat template, if the base's files have none.
 
     base, adapter, force: as for `merge`.
     out: a file that ends in .gguf; for mlx-lm, a new folder.
@@ -347,61 +281,12 @@ def export(
     expected = _logits(model)
     load_adapter(model, out, name="written", base_sha256=digest)  # becomes the active one
     apart = float(np.abs(_logits(model) - expected).max())
-    if modelfile := place.is_file():
-        write_modelfile(out, tokenizer, data, place)
-    own = GGUF(place).metadata.get("tokenizer.chat_template") if modelfile else template_in(place)
-    template = None if own == tokenizer.template else out.with_suffix(".jinja")
+    own = GGUF(place).metadata.get("tokenizer.chat_template") if place.is_file() else template_in(place)
+    template = out.with_suffix(".jinja") if own is None else None
     if template is not None:
         write_bytes(template, tokenizer.template.encode())
     size, matrices = out.stat().st_size, len(lora_modules(model))
-    return ExportReport(out, size, matrices, apart, dtype, data, rounded_to, modelfile, template)
-
-
-def requantised(
-    before: dict[str, Array],
-    after: dict[str, Array],
-    changed: set[str],
-    config: Any,
-    source: GGUF | None = None,
-    kind: str = "Q4_1",
-) -> Requantised:
-    """Measure how much of an update is left if the merged matrices are quantised to 4 bits.
-
-    before, after: the base's and the merged arrays, by name. changed: the names of those that differ.
-    source: the base's file. Where it stores the same kind, its codes are the base's; otherwise the base is quantised
-        here.
-    kind: Q4_1, NF4, FP4 or INT4; embedding and head become Q8_0, as in `save_gguf`. Matrices whose rows are not a
-        multiple of the block size are left out.
-
-    Four bits distinguish 16 values in a block of weights. An update below half a step changes no code unless the weight
-    is near a boundary; then only the block's scale and minimum shift a little.
-    """
-    family, rounding, update, along = FAMILIES[config.model_type], 0.0, 0.0, 0.0
-    kept = codes = matrices = 0
-    for name in sorted(changed):
-        own_kind = "Q8_0" if name in TABLES else kind
-        if after[name].ndim != 2 or after[name].shape[1] % LAYOUTS[own_kind].values:
-            continue
-        w, merged = (family.to_llama_cpp(name, dense(state[name]), config) for state in (before, after))
-        packed = quantize(merged, own_kind)
-        own = source.tensors[name].raw() if source and _is_in(source, name, own_kind) else quantize(w, own_kind)
-        stored, delta = dequantize(packed, own_kind), merged - w
-        rounding += float(np.square(stored - merged).sum(dtype=np.float64))
-        update += float(np.square(delta).sum(dtype=np.float64))
-        along += float(((stored - dequantize(own, own_kind)) * delta).sum(dtype=np.float64))
-        kept += int((codes_of(packed, own_kind) == codes_of(own, own_kind)).sum())
-        codes, matrices = codes + merged.size, matrices + 1
-    return Requantised(
-        matrices,
-        error=(rounding / update) ** 0.5 if update else 0.0,
-        codes_kept=kept / codes if codes else 1.0,
-        update_kept=along / update if update else 1.0,
-        kind=kind,
-    )
-
-
-def _is_in(source: GGUF, name: str, kind: str) -> bool:
-    return name in source.tensors and source.tensors[name].kind == kind
+    return ExportReport(out, size, matrices, apart, dtype, data, rounded_to, template)
 
 
 def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format: str, overwrite: bool) -> Path:
@@ -417,7 +302,7 @@ def _locate_base(base: str | Path | None, adapter: str | Path, out: Path, format
 def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
     if format == "gguf" and out.is_dir():
         raise ValueError(f"{out} is a folder: choose another name")
-    beside = (out, out.with_suffix(".Modelfile"), out.with_suffix(".jinja"))  # which may have been edited since
+    beside = (out, out.with_suffix(".jinja"))  # which may have been edited since
     if format == "gguf" and not overwrite and (there := [path for path in beside if path.exists()]):
         raise ValueError(f"{there[0]} exists: choose another name, or --overwrite (overwrite=True)")
     whole = {*FILES, PROVENANCE_FILE}  # an adapter next to it would be applied again
@@ -454,7 +339,6 @@ def _write(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_gguf(out, config, state, tokenizer, kind, source, unchanged, data)
-        write_modelfile(out, tokenizer, data)
 
 
 def _read(out: Path) -> LanguageModel:

@@ -116,10 +116,6 @@ class Tokenizer:
         """What another process needs; a compiled template cannot be pickled, and is compiled again there."""
         return {name: value for name, value in vars(self).items() if name != "_compiled_template"}
 
-    def with_template(self, template: str) -> Tokenizer:
-        """The same tokenizer with another chat template."""
-        return Tokenizer(self.core, self.eos, template, self.bos, self.pad_id, self._other_ends)
-
     # -- text --------------------------------------------------------------------------------------------------------
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Names of control tokens become control tokens unless `plain` has cut them.
@@ -303,7 +299,7 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def template_in(folder: Path) -> str | None:
-    """The chat template of a Hugging Face folder, or of an adapter's that TRL wrote; None without one."""
+    """The chat template of a Hugging Face folder; None without one."""
     path, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if path.is_file():
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,10 @@ from ..progress import log
 from .hub import SOURCES, known_as
 from .load import load
 from .repository import is_repository
-from .tokenizer import Message, Tokenizer, template_in
+from .tokenizer import Tokenizer
 
 BASE_NAME = "base"  # the name of the model without an adapter in commands
 DEFAULT_BASE = "smollm2"
-_SEPARATOR = re.compile(r"[\s,=]")  # in a weighted combination
-_TALK: list[Message] = [{"role": role, "content": "Why?"} for role in ("user", "assistant", "user")]
 LARGEST_FACTOR = 100  # of an adapter: activations stay finite, although answers make no sense long before
 
 
@@ -82,24 +79,6 @@ def read_combination(text: str) -> dict[str, float]:
     return factors
 
 
-def mixable(named: Mapping[str, Path]) -> dict[str, Path]:
-    """Adapters under names that `read_combination` can read: spaces, commas and = become -, which the log says.
-
-    >>> list(mixable({"legal": Path("legal"), "my law, r=8": Path("law")}))
-    ['legal', 'my-law--r-8']
-
-    Raises ValueError if two names become the same.
-    """
-    renamed: dict[str, Path] = {}
-    for name, folder in named.items():
-        if (new := _SEPARATOR.sub("-", name)) in renamed or (new != name and new in named):
-            raise ValueError(f"two adapters would be called {new!r}, one of them {folder}: name them as NAME=DIR")
-        renamed[new] = folder
-    if told := [f"{name!r} as {new}" for name, new in zip(named, renamed, strict=True) if name != new]:
-        log.info(f"served under names without spaces, commas and =, so that they can be mixed: {', '.join(told)}")
-    return renamed
-
-
 def load_with_adapters(
     named: Mapping[str, Path],
     base: str | Path | None = None,
@@ -126,55 +105,7 @@ def load_with_adapters(
     for name, folder in named.items():
         load_adapter(model, folder, name, force, digest)
     set_adapter(model, None)
-    return model, _as_trained(tokenizer, named)
-
-
-def _as_trained(tokenizer: Tokenizer, named: Mapping[str, Path]) -> Tokenizer:
-    """The tokenizer with the chat template of the adapters' folders, in which TRL and transformers write the one that
-    they trained with. Without one, or if the adapters have different ones, the base's stays.
-    """
-    own = own_templates(tokenizer, named)
-    if own.keys() == named.keys() and len({_rendered(each) for each in own.values()}) == 1:
-        name, found = next(iter(own.items()))
-        log.info(f"{named[name]} has another chat template than the base, and is asked with its own")
-        return found
-    for name in own:
-        log.warning(f"{named[name]} {OTHER_TEMPLATE}: load it alone")
-    return tokenizer
-
-
-OTHER_TEMPLATE = "was trained with its own chat template, and is asked here with another one"
-
-
-def own_templates(tokenizer: Tokenizer, named: Mapping[str, Path]) -> dict[str, Tokenizer]:
-    """The tokenizer with the template in the folder of each adapter that has one, if it renders a talk otherwise."""
-    templates = {name: template_in(folder) for name, folder in named.items()}
-    found = {name: tokenizer.with_template(each) for name, each in templates.items() if each is not None}
-    return {name: each for name, each in found.items() if _rendered(each) != _rendered(tokenizer)}
-
-
-def _rendered(tokenizer: Tokenizer) -> str | None:
-    """A conversation that an answer follows; None if the template refuses it."""
-    try:
-        return tokenizer.render(_TALK, answer_next=True)
-    except ModelFileError:
-        return None
-
-
-def log_other_rounding(model: LanguageModel, named: Mapping[str, Path]) -> None:
-    """Log the lines of `other_rounding`: for commands that have --quantized."""
-    for line in other_rounding(model, named):
-        log.info(line)
-
-
-def other_rounding(model: LanguageModel, named: Mapping[str, Path]) -> list[str]:
-    """One line for each adapter that was trained on its base quantised otherwise."""
-    kinds = {name: read_provenance(folder).get("base", {}).get("rounded_to") for name, folder in named.items()}
-    return [
-        f"{name} was trained on its base quantised to {kind}, which --quantized {kind} gives"
-        for name, kind in kinds.items()
-        if kind not in (None, "bf16", model.rounded_to)  # the differences of bfloat16 are small
-    ]
+    return model, tokenizer
 
 
 def base_of(named: Mapping[str, Path]) -> str | Path:

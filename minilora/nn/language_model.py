@@ -19,8 +19,7 @@ import numpy as np
 
 from ..engine import fused, ops
 from ..engine.attention import Packing, attention
-from ..engine.backend import Array, array_module, to_device_of
-from ..engine.context_parallel import Shard, gathered
+from ..engine.backend import Array, array_module
 from ..engine.recompute import recomputed
 from ..engine.tensor import Tensor
 from .cache import KVCache
@@ -100,8 +99,7 @@ class LanguageModel(Module):
     def forward(self, input_ids: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
         """Logits: input_ids (B, T) -> (B, T, V), or (B, 1, V) of the last token only, if `last`."""
         input_ids = self.check_ids(input_ids, cache=cache)
-        if isinstance(input_ids, np.ndarray):
-            (input_ids,) = to_device_of(self.head_weight.data, input_ids)
+        input_ids = array_module(self.head_weight.data).asarray(input_ids)
         x = self.decoder(input_ids, cache)  # (B, T, C)
         x = x[:, -1:] if last else x
         return fused.linear(x, self.head_weight) if self.config.tie_word_embeddings else self.lm_head(x)
@@ -123,8 +121,7 @@ class LanguageModel(Module):
         input_ids: (B, T) integers.
         labels: (B, T), the same ids, -100 for a token that is not scored. They are shifted here, as in Hugging Face:
             position t predicts label t + 1. Logits are computed for scored tokens only, a block at a time.
-        packing: of several sequences in the row (B is 1 then); the first own token of each must not be labelled. With
-            a `Shard` of one sequence, the loss is the mean over those tokens of it that this thread computes.
+        packing: of several sequences in the row (B is 1 then); the first own token of each must not be labelled.
 
         `loss_and_grad` computes the same loss and its gradients, faster and in less memory. Raises ValueError for a
         batch that the model cannot read, or in which no token is scored.
@@ -146,12 +143,11 @@ class LanguageModel(Module):
         """
         input_ids, labels = self.check_batch(input_ids, labels, packing)
         shifted = fused.next_labels(labels)
-        if isinstance(packing, Shard):
-            input_ids, shifted = packing.own(input_ids), packing.own(shifted)
         scored = None
         if isinstance(input_ids, np.ndarray) and isinstance(labels, np.ndarray):
             scored = np.flatnonzero(shifted != fused.NOT_SCORED)  # on the host, which would have to wait for a GPU
-            input_ids, shifted, scored = to_device_of(self.head_weight.data, input_ids, shifted, scored)
+            xp = array_module(self.head_weight.data)
+            input_ids, shifted, scored = (xp.asarray(x) for x in (input_ids, shifted, scored))
         x = self.decoder(input_ids, packing=packing) if self.computes_plainly else self._logits(input_ids, packing)
         return x, shifted, scored
 
@@ -248,10 +244,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: Any, layer: int, **settings
     context: has cache and packing. layer: the block's number, for the cache. settings: of `attention`.
     """
     if (cache := context.cache) is None:
-        packing = context.packing
-        if isinstance(packing, Shard):
-            k, v = gathered(k, shard=packing), gathered(v, shard=packing)
-        return attention(q, k, v, packing=packing, **settings)
+        return attention(q, k, v, packing=context.packing, **settings)
     keys, values = cache.extend(layer, k.data, v.data)
     beginning = cache.shared(layer) or (keys[:1, :0], values[:1, :0])  # with one, attention refuses a backward pass
     known = Tensor(keys, node=k.node), Tensor(values, node=v.node)

@@ -1,8 +1,7 @@
 """Samples, the batches they are packed into, and the micro-batches in which a batch is computed.
 
 Micro-batches need about the same work, for several cores, and are small, for little memory. Rows are never split. In a
-packed row, sequences are never split; each micro-batch computes their common prefix itself. Only where some cores would
-have nothing to do, `sharded` divides long sequences among them.
+packed row, sequences are never split; each micro-batch computes their common prefix itself.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from operator import index
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
 from ..engine.attention import Packing
 from ..engine.backend import Array
-from ..engine.context_parallel import Shard, shards
-from ..engine.fused import NOT_SCORED, next_labels, preference_loss
+from ..engine.fused import NOT_SCORED, preference_loss
 from ..engine.tensor import Tensor
 
 LEAST = 64  # tokens of a micro-batch: with fewer, matmuls lose more than a second core gains
@@ -170,32 +168,18 @@ class Batch:
         """Its weight in a mean loss."""
         return self.scored
 
+    @property
+    def samples(self) -> Sequence[Example]:
+        """Those of a packed row, as `pack` takes them. Labels of the tokens that all begin with are the first one's."""
+        packing = cast(Packing, self.packing)
+        ids, labels, start = self.input_ids[0].tolist(), self.labels[0].tolist(), packing.prefix
+        begin = [labels[:start], *[[NOT_SCORED] * start] * len(packing.ends)]
+        spans = zip(packing.own_spans(), begin, strict=False)
+        return [Sample(ids[:start] + ids[i:j], first + labels[i:j]) for (i, j), first in spans]
+
     def loss(self, model: Any) -> Tensor:
         """The model's mean cross-entropy per scored token."""
         return model.loss(self.input_ids, self.labels, self.packing)
-
-
-@dataclass(frozen=True)
-class ShardBatch(Batch):
-    """One sequence, of which each thread computes its own tokens. input_ids and labels are those of the whole."""
-
-    packing: Shard
-
-    @cached_property
-    def scored(self) -> int:
-        """How many of this thread's tokens have a label to predict."""
-        return int((self.packing.own(next_labels(self.labels)) != NOT_SCORED).sum())
-
-    def loss(self, model: Any) -> Tensor:
-        """The model's mean cross-entropy per scored token of this thread.
-
-        If there is none, one token is scored with weight 0: other threads need the keys and values of these tokens.
-        """
-        labels = self.labels
-        if not self.scored:
-            labels, following = np.full_like(labels, NOT_SCORED), self.packing.positions()[0] + 1
-            labels[:, following] = self.input_ids[:, following]
-        return model.loss(self.input_ids, labels, self.packing)
 
 
 @dataclass(frozen=True)
@@ -208,6 +192,11 @@ class PairBatch(Batch):
     def weight(self) -> int:
         """Its weight in a mean loss: the number of pairs."""
         return len(self.pairs)
+
+    @property
+    def samples(self) -> Sequence[Example]:
+        """The pairs."""
+        return self.pairs
 
     def loss(self, model: Any) -> Tensor:
         """DPO's loss, a mean over pairs."""
@@ -312,24 +301,16 @@ def _sequences(samples: Sequence[Example]) -> list[Sample]:
 def micro_batches(batch: Batch | Sequence[Example], threads: int) -> list[Batch]:
     """Divide a batch, or samples that are not packed yet, so that `threads` micro-batches can be computed at a time.
 
-    A micro-batch in which no token is scored is left out. If there is no other, the batch is returned whole.
+    A micro-batch in which no token is scored is left out, but for the first one if there is no other.
     """
-    if not isinstance(batch, Batch):
-        packed = [pack([batch[i] for i in part]) for part in divided_samples(batch, threads)]
-        return [part for part in packed if part.scored] or packed[:1]
-    if isinstance(batch, PairBatch):
-        return micro_batches(batch.pairs, threads)
-    ids, labels, packing = batch.input_ids, batch.labels, batch.packing
-    prefix = packing.prefix if packing else 0
-    count = _count(ids.size - prefix, prefix, len(packing.ends) if packing else len(ids), threads)
-    if count == 1:
-        return [batch]
-    if packing is None:
-        parts = [Batch(*rows) for rows in zip(np.array_split(ids, count), np.array_split(labels, count), strict=True)]
+    if isinstance(batch, Batch) and batch.packing is None:
+        count = _count(batch.input_ids.size, 0, len(batch.input_ids), threads)
+        rows = (np.array_split(x, count) for x in (batch.input_ids, batch.labels))
+        parts = [Batch(*both) for both in zip(*rows, strict=True)]
     else:
-        found = balanced([end - start for start, end in packing.own_spans()], count)
-        parts = [_chosen(batch, packing, part, score_prefix=not i) for i, part in enumerate(found)]
-    return [part for part in parts if part.scored] or [batch]
+        samples = batch.samples if isinstance(batch, Batch) else batch
+        parts = [pack([samples[i] for i in part]) for part in divided_samples(samples, threads)]
+    return [part for part in parts if part.scored] or parts[:1]
 
 
 def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]:
@@ -342,16 +323,11 @@ def divided_samples(samples: Sequence[Example], threads: int) -> list[list[int]]
     together = sorted((group for group in groups if len(group) > 1), key=lambda group: samples[group[0]].ids)
     alone = [group[0] for group in groups if len(group) == 1]
     for alike, group in [*((True, group) for group in together), (False, alone)]:
-        shared, lengths = _own_lengths([samples[i] for i in group])
+        shared = common_prefix([samples[i] for i in group])
+        lengths = [len(samples[i].ids) - shared * len(samples[i].sequences) for i in group]
         count = _count(sum(lengths), shared, len(group), 1 if alike else threads)
         parts += [[group[i] for i in part] for part in balanced(lengths, count) if part]
     return parts
-
-
-def _own_lengths(samples: Sequence[Example]) -> tuple[int, list[int]]:
-    """How many tokens all samples begin with, and how many each has besides."""
-    shared = common_prefix(samples)
-    return shared, [len(sample.ids) - shared * len(sample.sequences) for sample in samples]
 
 
 def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
@@ -366,59 +342,12 @@ def begin_alike(samples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
-def divided_among(samples: Sequence[Example], count: int) -> list[list[int]]:
-    """The samples of each of `count` processes, by index: as few tokens as possible for the one that has most.
-
-    Samples that begin alike stay together, and one process alone computes their beginning, unless it then has more to
-    do than the busiest one if they are divided.
-    """
-    groups, best, fewest = begin_alike(samples), list[list[int]](), math.inf
-    lengths = [_computed([samples[i] for i in group]) for group in groups]
-    for _ in range(count):
-        parts = balanced(lengths, count)
-        most = max(sum(lengths[j] for j in part) for part in parts)
-        if most < fewest:
-            best, fewest = [sorted(i for j in part for i in groups[j]) for part in parts], most
-        several = [j for j, group in enumerate(groups) if len(group) > 1]
-        if not several:
-            break
-        longest = max(several, key=lambda j: lengths[j])
-        group = groups.pop(longest)
-        halves = balanced(_own_lengths([samples[i] for i in group])[1], 2)
-        groups += [[group[i] for i in half] for half in halves]
-        lengths.pop(longest)
-        lengths += [_computed([samples[i] for i in half]) for half in groups[-2:]]
-    return best
-
-
-def _computed(samples: Sequence[Example]) -> int:
-    """How many tokens the micro-batches of one thread have."""
-    return sum(packed_length([samples[i] for i in part]) for part in divided_samples(samples, 1))
-
-
 def distinct_length(samples: Sequence[Example]) -> int:
     """How many tokens samples have, where those that begin alike have their beginning once."""
     groups = begin_alike(samples)
     alone = [group[0] for group in groups if len(group) == 1]
     parts = [*(group for group in groups if len(group) > 1), alone]
     return sum(packed_length([samples[i] for i in part]) for part in parts if part)
-
-
-def sharded(batches: Sequence[Batch], threads: int, unpacking: bool = False) -> Sequence[Batch]:
-    """The same micro-batches or, if some of the threads would have none, long sequences divided among them, too.
-
-    Half as many tokens as are good for a micro-batch are enough, since otherwise a core has nothing to do.
-    unpacking: each thread dequantises every matrix for itself, which takes longer than that gains.
-    """
-    count, least = threads // len(batches), GOOD if unpacking else GOOD // 2
-    return [shard for batch in batches for shard in _shards(batch, min(count, batch.input_ids.size // least))]
-
-
-def _shards(batch: Batch, count: int) -> list[Batch]:
-    sequences = len(batch.packing.ends) if batch.packing else len(batch.input_ids)
-    if count < 2 or sequences > 1 or not batch.scored:
-        return [batch]
-    return [ShardBatch(batch.input_ids, batch.labels, shard) for shard in shards(batch.input_ids.size, count)]
 
 
 def _count(own: int, shared: int, sequences: int, threads: int) -> int:
@@ -435,14 +364,3 @@ def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         min(parts, key=lambda part: sum(lengths[j] for j in part)).append(i)
     return [sorted(part) for part in parts]
-
-
-def _chosen(batch: Batch, packing: Packing, chosen: list[int], score_prefix: bool) -> Batch:
-    """Some sequences of a packed row. The labels of the common prefix are scored in one micro-batch only."""
-    own = [np.arange(*packing.own_spans()[i]) for i in chosen]
-    columns = np.concatenate([np.arange(packing.prefix), *own])
-    labels = batch.labels[:, columns]
-    if not score_prefix:
-        labels[:, : packing.prefix] = NOT_SCORED
-    ends = packing.prefix + np.cumsum([len(x) for x in own])
-    return Batch(batch.input_ids[:, columns], labels, Packing(packing.prefix, tuple(ends.tolist())))

@@ -13,14 +13,13 @@ from typing import cast
 import numpy as np
 
 from ..engine.attention import Packing
-from ..engine.backend import Array, array_module, is_packed, to_floats, to_numpy
+from ..engine.backend import Array, array_module, to_numpy
 from ..engine.parallel import cores, values, values_and_gradients
-from ..engine.tensor import Tensor, is_recording, no_grad
+from ..engine.tensor import Tensor, no_grad
 from .language_model import LanguageModel, check_language_model
 from .optim import Optimizer, clip_grad_norm
-from .parts import Batch, Example, Sample, ShardBatch, divided_samples, micro_batches, pack, sharded
-
-Mean = Callable[[Sequence[Tensor], Array, int], Array]  # see `training_step`
+from .parts import Batch, Example, Sample, divided_samples, micro_batches, pack
+from .ranks import ALONE, Ranks
 
 
 class NotFiniteError(ArithmeticError):
@@ -35,9 +34,9 @@ def loss_and_grad(model: LanguageModel, input_ids: Array, labels: Array, packing
     """Forward and backward pass at once: return the loss, and add the gradients of trainable parameters to `.grad`.
 
     The result is that of `loss = model.loss(input_ids, labels, packing); loss.backward()`. But the batch is computed in
-    micro-batches, on all cores, and the activations of one are freed before the next begins. Where cores
-    would be idle, long sequences are divided as well (context parallelism). Gradients are added in a fixed order: the
-    same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not divided.
+    micro-batches, on all cores, and the activations of one are freed before the next begins. Gradients are
+    added in a fixed order: the same batch gives the same bits. On a GPU, and inside `mixed_batch`, the batch is not
+    divided.
 
     packing: of several sequences in one row, whose ends are known: `minilora.engine.attention.Packing(0, ends)`.
 
@@ -54,7 +53,7 @@ def training_step(
     batch: Batch | Sequence[Example],
     max_norm: float = math.inf,
     at_once: int | None = None,
-    mean: Mean | None = None,
+    ranks: Ranks = ALONE,
     before_update: Callable[[], object] | None = None,
 ) -> tuple[float, float]:
     """One step: zero_grad, forward and backward pass, clipping, optimizer step.
@@ -63,8 +62,7 @@ def training_step(
     max_norm: gradients are clipped to this common norm.
     at_once: accumulate gradients: samples computed at a time, also on a GPU. The result is that of the whole batch, the
         memory is that of `at_once` samples.
-    mean: if the samples are one process's part of a batch, perhaps none of it, mean(parameters, loss, weight)
-        turns loss and gradients into those of the whole batch (see ranks.py).
+    ranks: the processes that share the batch: each computes some of its samples, and all take the same step.
     before_update: called when loss and gradients are known to be finite, before any parameter changes.
 
     Returns the loss and the gradients' norm before clipping. Raises NotFiniteError if one of them is not finite, before
@@ -72,12 +70,11 @@ def training_step(
     """
     optimizer.zero_grad()
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are reported below
-        loss = add_gradients(model, batch, at_once) if batch or mean is None else 0.0
-        if mean is not None:
-            weight = batch.weight if isinstance(batch, Batch) else sum(sample.weight for sample in batch)
-            loss = mean(optimizer.parameters, loss, weight)
+        share = ranks.share(batch)
+        loss = 0.0 if ranks.size > 1 and not share else add_gradients(model, share, at_once)
+        loss = ranks.mean(optimizer.parameters, loss, share)
         norm = clip_grad_norm(optimizer.parameters, max_norm)
-    value, norm = to_floats(loss, norm)  # the only time in a step that the host waits for a GPU
+    value, norm = float(loss), float(norm)
     for what, number in (("loss", value), ("gradient", norm)):
         if not math.isfinite(number):
             raise NotFiniteError(what, number)
@@ -89,11 +86,11 @@ def training_step(
 
 def loss_without_grad(model: LanguageModel, batch: Batch | Sequence[Example]) -> float:
     """The loss of a batch, or of samples, computed on all cores: for evaluation."""
-    batches = on_all_cores(model, divided(model, batch))
+    batches = divided(model, batch)
     with no_grad():
         losses = [partial(each.loss, model) for each in batches]
-        found = values(losses, min(cores(), len(batches)), partial(_release, batches))
-    return to_floats(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))[0]
+        found = values(losses, min(cores(), len(batches)))
+    return float(sum(x * w for x, w in zip(found, _weights(batches), strict=True)))
 
 
 def losses_without_grad(model: LanguageModel, samples: Sequence[Sample]) -> list[float]:
@@ -113,32 +110,15 @@ def losses_without_grad(model: LanguageModel, samples: Sequence[Sample]) -> list
 
 
 def divided(model: LanguageModel, batch: Batch | Sequence[Example], threads: int | None = None) -> list[Batch]:
-    """The micro-batches in which a model computes a batch, or samples. threads: None for all cores."""
+    """The micro-batches in which a model computes a batch, or samples: one alone on a GPU, and inside `mixed_batch`.
+
+    threads: None for all cores.
+    """
     arrays = [model.head_weight.data, *((batch.input_ids, batch.labels) if isinstance(batch, Batch) else ())]
-    if not _may_divide(model, *arrays):
+    on_host = all(array_module(x) is np for x in arrays)
+    if not on_host or any(module.rows_differ for _, module in model.named_modules()):
         return [batch if isinstance(batch, Batch) else pack(batch)]
     return micro_batches(batch, threads or cores())
-
-
-def _may_divide(model: LanguageModel, *arrays: Array) -> bool:
-    on_host = all(array_module(x) is np for x in arrays)
-    return on_host and not any(module.rows_differ for _, module in model.named_modules())
-
-
-def on_all_cores(model: LanguageModel, batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The micro-batches, or their shards for context parallelism, where there are fewer than cores."""
-    arrays = (model.head_weight.data, *(each.input_ids for each in batches))
-    if cores() < 2 * len(batches) or not model.computes_plainly or not _may_divide(model, *arrays):
-        return batches
-    packed = (parameter.data for _, parameter in model.named_parameters() if is_packed(parameter.data))
-    return sharded(batches, cores(), unpacking=not all(w.multiplied_as_stored for w in packed))
-
-
-def _release(batches: Sequence[Batch]) -> None:
-    """Wake the threads that wait for one that has failed."""
-    for each in batches:
-        if isinstance(each, ShardBatch):
-            each.packing.exchange.barrier.abort()
 
 
 def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_once: int | None = None) -> Array:
@@ -149,39 +129,23 @@ def add_gradients(model: LanguageModel, batch: Batch | Sequence[Example], at_onc
     accumulated = [batch]
     if at_once is not None and not isinstance(batch, Batch):
         accumulated = [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
-    divisions = [on_all_cores(model, divided(model, each)) for each in accumulated]
+    divisions = [divided(model, each) for each in accumulated]
     weights = _weights([each for batches in divisions for each in batches])
     losses: list[Array] = []
-    for batches in divisions:
-        losses += _forward_and_backward(model, batches, weights[len(losses) : len(losses) + len(batches)])
-    return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
-
-
-def _forward_and_backward(model: LanguageModel, batches: Sequence[Batch], weights: Sequence[float]) -> list[Array]:
-    """The loss of each micro-batch; the gradients of their weighted sum are added to `.grad`."""
 
     def loss_of(each: Batch) -> Tensor:
         loss = each.loss(model)
         if not loss.requires_grad:
-            raise RuntimeError(_why_nothing_trains(model))
+            raise RuntimeError(
+                "nothing is trainable here: add an adapter, choose one with set_adapter, call unmerge_adapter if it is "
+                "merged, or unfreeze the model with requires_grad_(); and train outside of no_grad()"
+            )
         return loss
 
-    if len(batches) > 1 or array_module(model.head_weight.data) is np:
-        losses, threads = [partial(loss_of, each) for each in batches], min(cores(), len(batches))
-        return values_and_gradients(losses, weights, threads, partial(_release, batches))
-    (loss,) = map(loss_of, batches)
-    loss.backward(array_module(loss.data).full_like(loss.data, weights[0]))
-    return [loss.data]
-
-
-def _why_nothing_trains(model: LanguageModel) -> str:
-    if not is_recording():
-        return "no gradients are computed inside no_grad(): train outside of it"
-    if any(module.merged for _, module in model.named_modules()):
-        return "an adapter is merged into the weights: call unmerge_adapter before training"
-    if model.adapters:
-        return "no active adapter is trainable: choose one with set_adapter"
-    return "nothing is trainable: add an adapter, or unfreeze the model with requires_grad_()"
+    for batches in divisions:
+        own = weights[len(losses) : len(losses) + len(batches)]
+        losses += values_and_gradients([partial(loss_of, each) for each in batches], own, min(cores(), len(batches)))
+    return losses[0] if len(losses) == 1 else sum(x * w for x, w in zip(losses, weights, strict=True))
 
 
 def _weights(batches: Sequence[Batch]) -> list[float]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from ..data.labels import TEXT
 from ..data.passages import PASSAGE, QUESTION
-from ..data.quotes import PART, Quoting
 from ..data.records import BUILT_IN
 from ..data.repository import is_dataset
 from ..files.disk import write_bytes
@@ -109,11 +108,10 @@ def _values(folder: Path, metrics: Mapping[str, Any], defaults: Mapping[str, Any
 
 def _asked(data: Mapping[str, Any]) -> dict[str, Any]:
     """How the training data asked: the template of their prompts and its places, and their system prompt."""
-    quoting = Quoting.stored(data)
-    asked = quoting.template if quoting else data.get("template") or data.get("context_template")
-    places = [place for place in (TEXT, PASSAGE, QUESTION, PART) if asked and place in asked]
-    return {"template": asked, "places": places, "system": data.get("system"), "quotes": quoting is not None,
-            "for_llama_cpp": _llama_cpp_flags(data, None if quoting else asked, places)}  # fmt: skip
+    asked = data.get("template") or data.get("context_template")
+    places = [place for place in (TEXT, PASSAGE, QUESTION) if asked and place in asked]
+    flags = _llama_cpp_flags(data, asked, places)
+    return {"template": asked, "places": places, "system": data.get("system"), "for_llama_cpp": flags}
 
 
 def _llama_cpp_flags(data: Mapping[str, Any], asked: str | None, places: list[str]) -> list[str]:

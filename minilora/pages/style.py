@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..files.disk import replacing
-from ..progress import log
 from ..terminal import printable
 
 # Okabe and Ito, Color Universal Design (2008): colours that the colour-blind can tell apart, too.
@@ -41,7 +38,6 @@ SMALLEST = 9  # points: no text is smaller
 STRONGEST = 0.75  # opacity of the strongest colour of a heat map: text stays legible on it
 PALE = 0.35  # opacity of what is frozen, or only passed through
 DPI = 220  # pixels per inch of a figure that pages show at 110
-_GLYPH = re.compile(r"Glyph (\d+) .* missing from ")  # matplotlib's warning
 
 RC: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": "medium", "axes.spines.top": False, "axes.spines.right": False,
@@ -100,28 +96,16 @@ def check_picture(path: Path) -> None:
 def save(figure: Any, path: Path) -> None:
     """Write a figure as a .png or .svg file, completely or not at all; the same figure gives the same bytes.
 
-    Letters that no font has are boxes, and a line says so. Raises ValueError as `check_picture`.
+    Letters that no font has are boxes. Raises ValueError as `check_picture`.
     """
     import matplotlib as mpl
 
     check_picture(path)
     kind = path.suffix.lower().removeprefix(".")
-    with warnings.catch_warnings(record=True) as found, mpl.rc_context({"svg.hashsalt": "minilora"}):
-        warnings.filterwarnings("always", _GLYPH.pattern)
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "minilora"}):
+        warnings.filterwarnings("ignore", "Glyph .* missing from ")
         with replacing(path) as partial:
             figure.savefig(partial, dpi=DPI, format=kind, metadata={"Date": None} if kind == "svg" else {})
-    if letters := dict.fromkeys(chr(int(one[1])) for each in found if (one := _GLYPH.match(str(each.message)))):
-        _tell_of_boxes(" ".join([*letters][:12]), ", ".join(mpl.rcParams["font.family"]))
-    for each in found:
-        if not _GLYPH.match(str(each.message)):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-
-
-@cache
-def _tell_of_boxes(letters: str, fonts: str) -> None:
-    """Log, once for all themes, which letters the fonts lack."""
-    install = f'install one that has them, and write "font.family: {fonts}, ITS NAME" into a file matplotlibrc'
-    log.info("a picture shows boxes instead of letters that its font lacks (%s): %s", letters, install)
 
 
 def save_themes(draw: Callable[[], Any], path: Path) -> list[Path]:

@@ -9,9 +9,8 @@ import math
 import re
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 from unicodedata import category, east_asian_width
 
 WIDTH = 100  # columns of a page at most
@@ -237,23 +236,3 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 3597 else f"{seconds / 3600:.1f} hours"
-
-
-def memory_needed(found: Mapping[str, Any]) -> str:
-    """The predicted memory of a training step, what is free, and if that is too little, what helps.
-
-    found: both sizes, and the first one with other options, by their flags, as `train.job.rehearse` returns them.
-    """
-    predicted, free = found["peak_memory_bytes"]["predicted"], found["free_memory_bytes"]
-    needed = f"{megabytes(predicted)} predicted" + ("" if free is None else f", {megabytes(free)} free")
-    if free is None or predicted <= free:
-        return needed
-    ways, enough = found["with_other_options"], list[str]()
-    for flags, size in ways.items():
-        if size <= free and not any({*fewer.split()} <= {*flags.split()} for fewer in enough):
-            enough.append(flags)
-    if enough:
-        return f"{needed}: too much; try {listed([f'{each} ({megabytes(ways[each])})' for each in enough[:3]], 'or')}"
-    least = min(ways, key=ways.__getitem__, default=None)
-    even = "" if least is None else f" even with {least} ({megabytes(ways[least])})"
-    return f"{needed}: too much{even}; try a lower --max-length, or a smaller base"

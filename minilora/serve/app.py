@@ -5,7 +5,6 @@ import base64
 import hashlib
 import os
 import re
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
@@ -24,10 +23,9 @@ from starlette.types import Send
 
 from ..data.labels import LabelTask
 from ..data.passages import Handbook
-from ..data.quotes import Quoting
 from ..files.disk import ModelFileError
-from ..generate.conversation import MAX_NEW_TOKENS, open_book, system_of, with_system
-from ..generate.quotes import candidates, likeliest, quoting_of, refuse_without_passages
+from ..generate.as_trained import as_trained
+from ..generate.conversation import MAX_NEW_TOKENS
 from .bounds import error_response, json_response
 from .engine import Engine
 from .protocol import (
@@ -38,7 +36,6 @@ from .protocol import (
     event,
     read_json_object,
     read_request,
-    refuse_for_quotation,
     unknown_model,
 )
 
@@ -145,46 +142,20 @@ class App:
         if request.n > (most := self.engine.slots + self.engine.waiting):
             raise ApiError(400, f"n is {request.n}: there is room for {most} answers at a time", "n")
         if not isinstance(request.messages, str):
-            model = self.engine.model
-            asked, passage = open_book(model, request.choice, self.handbook, request.messages)
-            messages = with_system(asked, system_of(model, request.choice))
-            strange = self.handbook is not None and not self.handbook.has_words_of(request.messages[-1:])
-            request = replace(request, messages=messages, passage=passage, strange=strange)
-            try:
-                refuse_without_passages(model, request.choice, self.handbook)
-            except ValueError as error:
-                raise ApiError(400, str(error), "model") from error
-            quoting = None if self.handbook is None else quoting_of(model, request.choice)
-            if (role := messages[-1]["role"]) != "user" and (quoting or self.engine.task(request)):
+            task, said = self.engine.task(request), request.messages
+            asked = as_trained(self.engine.model, request.choice, said, task, handbook=self.handbook)
+            strange = self.handbook is not None and not self.handbook.has_words_of(said[-1:])
+            request = replace(request, messages=asked.messages, task=task, passage=asked.passage, strange=strange)
+            if (role := said[-1]["role"]) != "user" and task is not None:
                 wrong = f"the last message must be the user's, which alone is answered here, got one of role {role}"
                 raise ApiError(400, wrong, "messages")
-            if quoting is not None and self.handbook is not None:
-                refuse_for_quotation(request)
-                request = await _unless_gone(http, self._quoted(request, quoting, self.handbook))
-        if request.answer is None:
-            request = replace(request, limit=await self._limit(request))
+        request = replace(request, limit=await self._limit(request))
         pieces = self._pieces(request)
         first = await anext(pieces)  # the number of the prompt's tokens: it runs, or waits for a place
         reply = Reply(request, first.tokens)
         if request.stream:
             return _Events(reply, pieces)
         return json_response(reply.whole(await _unless_gone(http, _gather(pieces))))
-
-    async def _quoted(self, request: Request, quoting: Quoting, handbook: Handbook) -> Request:
-        """The request with the sentences of the handbook that answer it.
-
-        After each passage the answers that are under way have as much time as it took to read.
-        """
-        assert not isinstance(request.messages, str)  # a text to continue is no question
-        await self._limit(replace(request, messages=request.messages[-1:], limit=0))  # before it is read
-        found, passages = [], candidates(request.messages[-1]["content"], handbook)
-        for passage in passages:
-            began = time.monotonic()
-            found.append(await self._in_turn(partial(self.engine.read, request, quoting, passage), request.param))
-            if self.engine.state()["running"]:
-                await asyncio.sleep(time.monotonic() - began)
-        quotation = likeliest(quoting, passages, found)
-        return replace(request, passage=quotation.passage, answer=quotation.text)
 
     async def _limit(self, request: Request) -> int:
         """How many tokens the answer may have. Raises ApiError if they do not fit into the context.
@@ -197,7 +168,7 @@ class App:
         except ValueError as error:
             raise ApiError(400, str(error), request.param) from error
         limit = max(min(self.default_limit, context - count), 1) if request.limit is None else request.limit
-        generated = 0 if isinstance(self.engine.task(request), LabelTask) else limit
+        generated = 0 if isinstance(request.task, LabelTask) else limit
         if count + generated > context:
             fits = count <= context
             what = f"the conversation has {count:,} tokens" if fits else "the conversation is too long"

@@ -18,26 +18,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..data.fields import FieldTask, Task
 from ..data.labels import LabelTask
-from ..data.passages import Handbook, Passage
-from ..data.quotes import Quoting
-from ..generate.conversation import MAX_NEW_TOKENS, TOY, system_of, without_passages
-from ..generate.fields import guide_of, task_of_adapters
+from ..data.passages import Handbook
+from ..generate.as_trained import guide_of, system_of, task_of_adapters, without_passages
+from ..generate.conversation import MAX_NEW_TOKENS, TOY
 from ..generate.labels import ranked_labels
-from ..generate.prefix_cache import PrefixCache, ReadPassages
-from ..generate.quotes import read
+from ..generate.prefix_cache import PrefixCache
 from ..generate.schema import check_room
-from ..generate.streams import UNFINISHED, Answer, LogProb, Streams
+from ..generate.streams import Answer, LogProb, Streams
 from ..lora.adapters import Choice, adapter_state, base_state, factors_of, remove_adapter
 from ..lora.peft import load_adapter
-from ..models.tokenizer import Message, Tokenizer
-from ..models.with_adapters import BASE_NAME, OTHER_TEMPLATE, other_rounding, own_templates
+from ..models.tokenizer import Tokenizer
+from ..models.with_adapters import BASE_NAME
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
-from ..progress import hide_progress, log
+from ..progress import log
 from .protocol import ApiError, Piece, Request, Version, refuse_for_task, unknown_model
 
 Result = TypeVar("Result")
@@ -59,7 +55,7 @@ class Engine:
         with Engine(model, tokenizer) as engine:
             engine.call(lambda: engine.ask(Request(messages, "legal"), tell=print)).result()
 
-    Every thread may use `call`, `asked`, `count`, `state` and `versions` (what can answer, by name); the other methods
+    Every thread may use `call`, `task`, `count`, `state` and `versions` (what can answer, by name); the other methods
     are for functions that `call` runs. slots: answers computed at a time. waiting: how many more may wait. context:
     tokens of a conversation and its answer, where that must be fewer than the model can see.
     """
@@ -71,7 +67,6 @@ class Engine:
         limit = model.config.max_position_embeddings
         self.context = min(context or limit, limit)
         self.streams = Streams(model, tokenizer, slots, known=PrefixCache())
-        self.passages = ReadPassages()
         self.jobs: dict[Request, Job] = {}
         self.leaving: set[str] = set()  # adapters that are removed when their last answer has ended
         self.seconds = 1.0  # that an answer takes, about
@@ -103,22 +98,17 @@ class Engine:
         return future
 
     def task(self, request: Request) -> Task | None:
-        """What the adapters of a request were trained to do, unless it continues a text or has another schema."""
-        task = None if isinstance(request.messages, str) else task_of_adapters(self.model, request.choice)
+        """What the adapters of a request were trained to do, unless it has another schema."""
+        task = task_of_adapters(self.model, request.choice)
         other = isinstance(task, FieldTask) and request.schema is not None and request.schema.fields != task.fields
         return None if other else task
-
-    def asked(self, request: Request) -> Sequence[Message] | str:
-        """What the model reads: for labels and fields the question about the last message, else all messages."""
-        task = self.task(request)
-        return request.messages if task is None or isinstance(request.messages, str) else task.asked(request.messages)
 
     def count(self, request: Request) -> int:
         """The tokens of its prompt; for one that is far too long, some number that is too large as well.
 
         Raises ValueError for a conversation that the model's template cannot render.
         """
-        messages = self.asked(request)
+        messages = request.messages
         if isinstance(messages, str):
             text = self.tokenizer.plain(messages)
         else:
@@ -146,14 +136,12 @@ class Engine:
             seconds = min(60, math.ceil(self.seconds * (1 + max(ahead, 0) / self.slots)))
             line = f"{ahead} answers wait for a place already: ask again in {seconds} s"
             raise ApiError(429, line, code="rate_limit_exceeded", headers={"retry-after": str(seconds)})
-        task, messages = self.task(request), request.messages
-        if request.answer is not None:
-            tell(self._quotation(request.answer, request.limit))
-            return self.count(request)
-        refuse_for_task(request, task)
+        task, messages = request.task, request.messages
+        refuse_for_task(request)
         if isinstance(task, LabelTask):
             return self._label(request, task, tell)
-        text = "" if isinstance(messages, str) else messages[-1]["content"]
+        said = "" if isinstance(messages, str) else messages[-1]["content"]
+        text = said if task is None else task.text(said)
         schema, limit = task or request.schema, request.limit or MAX_NEW_TOKENS
         if schema is not None:
             try:
@@ -162,32 +150,12 @@ class Engine:
                 raise ApiError(400, str(error), "max_tokens") from error
         guide = None if schema is None else guide_of(schema, self.tokenizer, text)
         answer = self.streams.add(
-            self.asked(request), request.choice, limit, request.temperature, request.top_p,
+            messages, request.choice, limit, request.temperature, request.top_p,
             request.seed, request.stop, raw=isinstance(messages, str), guide=guide, top_logprobs=request.top_logprobs,
             repetition_penalty=request.repetition_penalty,
         )  # fmt: skip
         self.jobs[request] = Job(answer, tell)
         return answer.prompt_tokens
-
-    def read(self, request: Request, quoting: Quoting, passage: Passage) -> np.ndarray:
-        """How likely the request's question is after each run of sentences of a passage, see `quotes.read`.
-
-        Raises ApiError for an adapter that has been removed.
-        """
-        self._refuse_unknown(request.choice)
-        assert not isinstance(request.messages, str)  # a text to continue is no question
-        question, system = request.messages[-1]["content"], system_of(self.model, request.choice)
-        with hide_progress():
-            return read(
-                self.model, self.tokenizer, quoting, question, passage, system, True, request.choice, self.passages
-            )
-
-    def _quotation(self, text: str, limit: int | None) -> Piece:
-        """A quotation as the only piece of its answer, cut after `limit` tokens."""
-        ids = self.tokenizer.encode(text)
-        if limit is None or len(ids) <= limit:
-            return Piece(text, len(ids), "stop")
-        return Piece(self.tokenizer.decode(ids[:limit]).rstrip(UNFINISHED), limit, "length")
 
     def _label(self, request: Request, task: LabelTask, tell: Callable[[Piece], None]) -> int:
         """Answer with a label at once; the answers that are running wait for it as for a prompt."""
@@ -221,8 +189,7 @@ class Engine:
             self.digest = sha256_of(base_state(self.model))
         load_adapter(self.model, folder, name, base_sha256=self.digest)  # active now, which no mixed batch asks
         try:
-            lines = [*other_rounding(self.model, {name: folder}), *without_passages(self.model, handbook, [name])]
-            lines += [f"{name} {OTHER_TEMPLATE}" for name in own_templates(self.tokenizer, {name: folder})]
+            lines = without_passages(self.model, handbook, [name])
             version = replace(self._version(name), note="; ".join(lines) or None)
         except Exception:  # its notes cannot be what they say
             remove_adapter(self.model, name)
@@ -307,7 +274,6 @@ class Engine:
         for name in self.leaving - needed:
             remove_adapter(self.model, name)
             self.streams.known.forget(name)
-            self.passages.forget(name)
             self.leaving.remove(name)
 
     def _version(self, name: str) -> Version:

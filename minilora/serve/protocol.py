@@ -7,16 +7,13 @@ temperature 0 all are equal. `repetition_penalty` is an addition, as in vLLM. Wi
 the base and every adapter that generates its answer follow the schema of the request, as OpenAI's structured outputs.
 An answer that was cut so that its JSON ends within `max_tokens` fits the schema, and its finish_reason is "length".
 
-Adapters that were trained on labels or fields, or to quote, answer the last message alone, which must be the user's:
+Adapters that were trained on labels or fields answer the last message alone, which must be the user's:
 
 - An adapter that was trained on labels answers with its most likely label, whatever the temperature, `max_tokens` and
   `stop`. `logprobs` and `top_logprobs` then are of labels as they are of tokens elsewhere, and with the
   `response_format` "json_object" the answer is {"label": ..., "probability": ...}.
 - An adapter that was trained on fields answers with a JSON object under its schema. If the request has another schema,
   the adapter reads the conversation as it stands.
-- An adapter that quotes answers with sentences of a passage, whatever the temperature. It takes no other
-  `response_format` than "text", no `logprobs` and no `stop`. A quotation that is longer than `max_tokens` is cut there,
-  and its finish_reason is "length".
 
 Where the server looks up passages, the answer and the first chunk say which one it was given: {"context": {"id": ...,
 "text": ...}}, with a "note" if the question shares no word with any passage.
@@ -92,8 +89,8 @@ class Request:
     """A request that was read and checked. No two are equal.
 
     messages: the conversation to answer, or the text to continue. choice: who answers. limit: tokens of the answer,
-    if the request says. passage: that was put into the messages, or is quoted. strange: whether the question shares
-    no word with any passage. answer: the quotation, if it is one.
+    if the request says. task: the labels or fields that the messages ask for, if any. passage: that was put into the
+    messages. strange: whether the question shares no word with any passage.
     top_logprobs: how many log-probabilities are told besides that of each token, or of the label, if any. as_json: for
     adapters with labels or fields, whether the answer is a JSON object. schema: what the answer must be, as JSON, if
     the request says. n: how many answers, each with its own seed.
@@ -114,9 +111,9 @@ class Request:
     usage_always: bool = False
     top_logprobs: int | None = None
     as_json: bool = False
+    task: Task | None = None
     passage: Passage | None = None
     strange: bool = False
-    answer: str | None = None
     schema: FieldTask | None = None
 
     @property
@@ -231,27 +228,15 @@ def read_request(fields: Mapping[str, Any], names: Collection[str], chat: bool =
     )
 
 
-def refuse_for_task(request: Request, task: Task | None) -> None:
+def refuse_for_task(request: Request) -> None:
     """Raise ApiError for fields that mean nothing where the answer is no label, or has no schema."""
-    if request.as_json and task is None:
+    if request.as_json and request.task is None:
         wrong = '"json_object" is for adapters that were trained on labels or fields; any other takes "json_schema"'
-    elif request.schema and isinstance(task, LabelTask):
+    elif request.schema and isinstance(request.task, LabelTask):
         wrong = '"json_schema" is not for adapters that were trained on labels'
     else:
         return
     raise ApiError(400, f"response_format {wrong}: leave it out", "response_format", "unsupported_parameter")
-
-
-def refuse_for_quotation(request: Request) -> None:
-    """Raise ApiError for fields that mean nothing where the answer is a quotation, which is not generated."""
-    given = {
-        "response_format": request.as_json or request.schema is not None,
-        "logprobs": request.top_logprobs is not None,
-        "stop": bool(request.stop),
-    }
-    if (name := next((name for name, is_given in given.items() if is_given), None)) is not None:
-        wrong = f"{name} is not for adapters that answer with sentences of passages: leave it out"
-        raise ApiError(400, wrong, name, "unsupported_parameter")
 
 
 def _schema(value: Any) -> FieldTask | None:

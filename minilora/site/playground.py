@@ -33,6 +33,7 @@ from ..models.load import load
 from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..train.loop import Trainer
+from ..train.options import Training
 
 NAMES, BATCH, MOST_ROWS, MOST_CHARACTERS = ("mine", "loaded"), 5, 30, 400
 LONGEST, MORE = 32, 8  # tokens of an answer: if nothing was taught, and beyond the longest one that was
@@ -76,7 +77,7 @@ class Playground:
         self.longest = MORE + max(sum(label >= 0 for label in sample.labels) for sample in samples)
         add_adapter(self.model, config, NAMES[0])
         optimizer = AdamW(self.model.trainable_parameters(), lr=lr)
-        trainer = Trainer(self.model, samples, steps, optimizer, batch_size=BATCH)
+        trainer = Trainer(self.model, samples, Training(steps=steps, batch_size=BATCH), optimizer)
         self.trainer = self.training.enter_context(trainer)
 
     def step(self) -> float:

@@ -1,18 +1,19 @@
 """The main job: fine-tune a pretrained model on a file, and measure what it learned, what it forgot and what it cost.
 
-Every rank of a job runs this program. The first one alone has a `RunFolder`: it reads and writes files, and what it
-reads there it broadcasts. The others have None in its place.
+Under mpiexec every rank runs this program: the first one measures, and reads and writes the run's folder; the others
+train along.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -23,49 +24,46 @@ from ..data.samples import steps_per_epoch
 from ..data.trained import data_of, is_same, warning_of_change, warning_of_trained
 from ..engine import bfloat16
 from ..engine.backend import release_memory
-from ..engine.factors import compiles
 from ..engine.tensor import no_grad
 from ..files.disk import remove_folder, write_bytes, write_json
 from ..generate.conversation import TOY
-from ..lora.adapters import base_state, install_adapter, plan_adapter, remove_adapter, scale_adapter
+from ..lora.adapters import base_state, install_adapter, plan_adapter, scale_adapter
 from ..lora.peft import WEIGHTS_FILE, load_adapter, save_adapter
 from ..lora.provenance import FORMAT, PROVENANCE_FILE, path_from
 from ..lora.variants import lora_plus
 from ..measure.counts import count_parameters
 from ..measure.loss import mean_loss
-from ..measure.memory import base_size
 from ..measure.process import added_memory, free_memory, peak_memory, program_memory
 from ..models.folder import save_folder
 from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
-from ..models.with_adapters import own_templates
-from ..nn.forked import forked
 from ..nn.language_model import LanguageModel
 from ..nn.module import Parameter, sha256_of
 from ..nn.optim import AdamW
-from ..nn.ranks import ALONE, Ranks
+from ..nn.parts import Example
+from ..nn.ranks import Ranks, world
 from ..nn.step import loss_without_grad
 from ..pages.card import write_card
 from ..pages.figures import run_picture, task_figures
 from ..pages.style import save
-from ..pages.text import megabytes, memory_needed
+from ..pages.text import megabytes
 from ..progress import hide_progress, log, progress
 from ..version import __version__
 from . import checkpoint
 from .checkpoint import State
-from .learn import learn
+from .interrupts import noted_interrupts
 from .log import Log
-from .loop import Trainer, TrainingError
+from .loop import Trainer, TrainingError, begin_together
 from .material import Material, Measured, evaluate, prepare
-from .metrics import base_bytes, mapped_bytes, memory_of, metrics_of, quantised_sizes, sizes_of, step_of, ways_to_less
+from .metrics import base_bytes, memory_of, metrics_of, sizes_of
 from .options import Options
 from .rate import usual_rate
-from .reporting import check_service, reporter_to
+from .reporting import reporter_to
 from .run_folder import CHECKPOINT, LAST, LOG_FILE, METRICS_FILE, MODEL_FILE, OPTIONS_FILE, PICTURE_FILE, RunFolder
 
 ADAPTER = "default"
-LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested, and compiled loops loaded
+LARGE = 1e8  # bytes of a base for which bfloat16 and a lower learning rate are suggested
 SAME = 0.99  # of the peak: Linux's counter lags a little behind
 HIGH = 1e-3  # a learning rate of full fine-tuning
 OFTEN = 500  # steps between validations, and between checkpoints, at most: of many records an epoch is long
@@ -73,7 +71,7 @@ REHEARSED = 3  # steps whose median is taken: the first one is slower
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a run that diverges says so itself
-def finetune(options: Options, measure: bool = True, answers: bool = True, ranks: Ranks = ALONE) -> dict[str, Any]:
+def finetune(options: Options, measure: bool = True, answers: bool = True) -> dict[str, Any]:
     """Run the whole job and return its metrics, which are also in `<out>/metrics.json`.
 
     Results gather in `<out>.partial`: the adapter (or with method "full" the model) as soon as it is trained, then
@@ -85,67 +83,50 @@ def finetune(options: Options, measure: bool = True, answers: bool = True, ranks
         recalls and answers from before and after.
     answers: False measures losses, and with labels the accuracy on the validation set, but asks no questions and makes
         no card and no picture.
-    ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this with the same options; the first one
-        alone writes, and the others get no metrics.
 
+    Where mpiexec has started several ranks, all call this with the same options, and only the first gets metrics.
     Raises ValueError for bad input, or for results that are there already, before anything is written; TrainingError
     when the loss is not finite; KeyboardInterrupt after writing a checkpoint.
     """
     if not isinstance(options, Options):
         raise TypeError(f"expected minilora.Options(data=..., ...), got a {type(options).__name__}")
     options = options.on_its_base()
-    if ranks.first:
-        with RunFolder(options.folder, options.overwrite, options.resume) as place:
-            return _run(options, measure, answers, ranks, place)
-    with hide_progress(), suppress(TrainingError, KeyboardInterrupt):  # the first rank has the same, and ends the job
-        _run(options, measure, answers, ranks, None)
-    return {}
+    if world().number:
+        with hide_progress(), suppress(TrainingError):  # as the first rank, which says so
+            _train_along(_set_up(options, False, False))
+        return {}
+    with RunFolder(options.folder, options.overwrite, options.resume) as place:
+        return _run(options, measure, answers, place)
 
 
-def _run(options: Options, measure: bool, answers: bool, ranks: Ranks, place: RunFolder | None) -> dict[str, Any]:
-    """Set up, measure, train, measure, and on the first rank write what came out."""
-    state = None
-    if place is not None and options.resume:
-        state = checkpoint.read_state(place.partial)
-    job = _set_up(options, measure, answers, ranks)
+def _run(options: Options, measure: bool, answers: bool, place: RunFolder) -> dict[str, Any]:
+    """Set up, measure, train, measure, and write what came out."""
+    state = checkpoint.read_state(place.partial) if options.resume else None
+    job = _set_up(options, measure, answers)
     options = job.options
     if state is not None:
         checkpoint.refuse_other(state, options.folder, options=options.decisive())
         checkpoint.refuse_other(state, options.folder, base=job.base, data=job.material.sha256)
-    ranks.ready(minilora=__version__, base=job.base, data=job.material.sha256)
-    with job.divided():
-        return _measure_and_train(job, state, place if job.ranks.first else None, answers)
-
-
-def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, answers: bool) -> dict[str, Any]:
-    """The work of each rank, when all is loaded. state: what a checkpoint holds. place: on the first rank."""
-    options, ranks = job.options, job.ranks
-    state = ranks.same(state)
+    _agree(job, world())
     job.material.refer_to(job.model)  # a new adapter changes nothing yet, and one that is trained further is in place
-    if state is None or not state.trained:
-        _warn_of_memory(job)
     if state is None:
-        before = evaluate(job.model, job.tokenizer, job.material, "before", ranks)
+        before = evaluate(job.model, job.tokenizer, job.material, "before")
         job.ended("measuring the base")
         state = State(options.decisive(), job.base, job.material.sha256, before)
     trainer = job.begin(state)
-    if not state.trained:
+    if not world().same(state.trained):
         _train(job, trainer, state, place)
         job.ended("training")
-    elif place is not None:
+    else:
         place.began = True
         checkpoint.read_weights(place.partial, job.model, ADAPTER)
-    trainer.level()
-    after = evaluate(job.model, job.tokenizer, job.material, "after", ranks)
+    after = evaluate(job.model, job.tokenizer, job.material, "after")
     job.ended("measuring the result")
-    together = job.of_all_ranks(peak_memory() or job.shared)
-    if place is None:
-        return {}
     weights = place.partial / (WEIGHTS_FILE if options.method == "lora" else MODEL_FILE)
     metrics = {
         "options": _in_effect(job.model, options),
         **metrics_of(trainer, job.material, state, after, state.history.kept(options.keep)),
-        "peak_memory_bytes": _memory(job) | ({"of_all_ranks": together} if ranks.size > 1 else {}),  # audit and all
+        "peak_memory_bytes": _memory(job),  # audit and all
         "adapter_bytes": weights.stat().st_size,
     }
     write_json(place.partial / METRICS_FILE, metrics)
@@ -158,10 +139,29 @@ def _measure_and_train(job: Job, state: State | None, place: RunFolder | None, a
     return metrics
 
 
+def _agree(job: Job, ranks: Ranks) -> None:
+    """Raise ValueError on a rank that would train something else than the first one."""
+    options, data = job.options.decisive(), job.material.sha256
+    own = {"minilora": __version__, "options": options, "base": job.base, "data": data}
+    first = ranks.same(own)
+    if other := [name for name, fact in own.items() if first[name] != fact]:
+        raise ValueError(f"another {other[0]} than rank 0 has: they must be the same everywhere")
+
+
+def _train_along(job: Job) -> None:
+    """The job of every rank but the first."""
+    _agree(job, world())
+    job.material.refer_to(job.model)
+    trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
+    if not world().same(False):  # whether the first rank has the trained weights already
+        begin_together(trainer)
+        trainer.run({}, lambda done: None, lambda: None)
+
+
 def rehearse(options: Options) -> dict[str, Any]:
-    """Set a job up, take its first steps, and return what the whole job would take: the first entries of its metrics,
-    with the seconds of a step and the memory that is free. Nothing is written: if the job could not write its results,
-    a line says so.
+    """Set a job up, take its first steps, and return the plan of the whole job: the first entries of its metrics, with
+    the predicted memory, what is free, and the seconds of a step. Nothing is written: if the job could not write its
+    results, a line says so.
 
     Raises the other errors of `finetune`.
     """
@@ -170,26 +170,24 @@ def rehearse(options: Options) -> dict[str, Any]:
         RunFolder(options.folder, options.overwrite, options.resume).refuse()
     except ValueError as error:
         log.warning("%s", error)
-    job = _set_up(options, True, True, ALONE)
-    with job.divided():
-        job.material.refer_to(job.model)
-        _warn_of_memory(job)
-        trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
-        with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
-            while trainer.done < min(REHEARSED, trainer.steps):
-                trainer.step()
-                bar.update()
-        counts, needed = count_parameters(job.model), _needed(job)
-        return {
-            "options": _in_effect(job.model, job.options),
-            "planned_steps": trainer.steps,
-            **sizes_of(job.material),
-            "trainable_parameters": counts.trainable,
-            "total_parameters": counts.total,
-            "seconds_per_step": trainer.history.seconds_per_step,
-            **needed,
-            "peak_memory_bytes": _memory(job) | needed["peak_memory_bytes"],
-        }
+    job = _set_up(options, True, True)
+    job.material.refer_to(job.model)
+    trainer = job.begin(State(job.options.decisive(), job.base, job.material.sha256, Measured()))
+    with trainer, progress("first steps", min(REHEARSED, trainer.steps), "step") as bar:
+        while trainer.done < min(REHEARSED, trainer.steps):
+            trainer.step()
+            bar.update()
+    counts = count_parameters(job.model)
+    return {
+        "options": _in_effect(job.model, job.options),
+        "planned_steps": trainer.steps,
+        **sizes_of(job.material),
+        "trainable_parameters": counts.trainable,
+        "total_parameters": counts.total,
+        "seconds_per_step": trainer.history.seconds_per_step,
+        "free_memory_bytes": job.free,
+        "peak_memory_bytes": job.predicted,
+    }
 
 
 # -- set up ------------------------------------------------------------------------------------------------------------
@@ -197,11 +195,10 @@ def rehearse(options: Options) -> dict[str, Any]:
 
 @dataclass
 class Job:
-    """The parts of a job, the same on every rank.
+    """The parts of a job.
 
     install: puts the trainable parameters in place. base: the fingerprint of the base's weights. program: the bytes
-    that the process held before training besides the base, and `free` those that it could have, where they are known.
-    libraries: the bytes that it holds besides since libraries have computed. peaks: its peak so far, by phase.
+    that the process held before training besides the base, where they are known. peaks: its peak so far, by phase.
     """
 
     options: Options
@@ -211,86 +208,39 @@ class Job:
     install: Callable[[], object]
     base: str
     program: int | None
-    free: int | None
-    ranks: Ranks
-    libraries: int = 0
     peaks: dict[str, int | None] = field(default_factory=dict)
 
     @cached_property
     def predicted(self) -> dict[str, Any]:
         """The predicted memory of a training step. The trainable parameters must be in place."""
-        options = self.options
-        return memory_of(self.model, self.material, options.batch_size, options.seed, self.ranks, _program(self))
+        size = -(-self.options.batch_size // world().size)
+        return memory_of(self.model, self.material, size, self.options.seed, self.program)
 
     @property
-    def shared(self) -> int:
-        """The bytes that the ranks on a machine hold once, together: of frozen weights."""
-        frozen = self.ranks.share_memory and self.options.method == "lora"
-        return base_bytes(self.model) if frozen else mapped_bytes(self.model)
-
-    def of_all_ranks(self, held: int) -> int:
-        """The bytes of all ranks on this machine, each of which holds its `held`; what they share counts once."""
-        return self.ranks.sum_here(held - self.shared) + self.shared
+    def free(self) -> int | None:
+        """The bytes that this process can have in all, where they are known."""
+        return free_memory() if self.options.device == "cpu" else None
 
     def ended(self, phase: str) -> None:
         """Note the process's peak, and give back what the phase no longer needs, so that the next one is not on top."""
         self.peaks[phase] = peak_memory()
         release_memory()
 
-    @contextmanager
-    def divided(self) -> Iterator[None]:
-        """In this block the job has the ranks that its option `processes` asks for, all of which run the block."""
-        with nullcontext(self.ranks) if self.options.processes == 1 else forked(self.options.processes) as self.ranks:
-            if _program(self) is not None and base_bytes(self.model) > LARGE:  # for small models it is little
-                self.libraries = added_memory(self.use_libraries)
-            yield
-
-    def use_libraries(self) -> None:
-        """Compute as the job will: losses of a batch, and one token.
-
-        What the libraries of matmuls and of compiled loops hold from then on is a part of the program: some 60 MB. Not
-        before processes are forked, which the threads of these libraries do not survive.
-        """
-        examples = self.material.train[: self.options.batch_size]
-        loss_without_grad(self.model, [sequence for example in examples for sequence in example.sequences])
-        with no_grad():
-            self.model(np.array([[examples[0].sequences[0].ids[0]]]))
-        release_memory()
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """In this block the trainable parameters are in place, as they will be while training."""
-        new = self.options.method == "lora" and ADAPTER not in self.model.adapters
-        if new:
-            self.install()
-        try:
-            yield
-        finally:
-            if new:
-                remove_adapter(self.model, ADAPTER)
-
     def begin(self, state: State) -> Trainer:
-        """Put the trainable parameters in place and return their trainer."""
+        """Put the trainable parameters in place, warn if memory is short, and return their trainer."""
         self.install()
+        needed, free = self.predicted["predicted"], self.free
+        if free is not None and needed > free and not state.trained:
+            shown = f"{megabytes(needed)} predicted, {megabytes(free)} free"
+            log.warning(f"memory of a step: {shown}; `minilora memory` shows what other options would take")
         options, material = self.options, self.material
         self.model.adapters.get(ADAPTER, self.model).data = _entry_of_data(options, material)
         parameters = self.model.trainable_parameters()
         scale = _lora_plus(options, parameters)
         epoch = steps_per_epoch(material.train, options.records_per_step)
-        return Trainer(
-            self.model,
-            material.train,
-            options.steps or math.ceil(options.epochs * epoch),
-            AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale),
-            batch_size=options.batch_size,
-            seed=options.seed,
-            warmup=options.warmup,
-            max_norm=options.max_grad_norm,
-            schedule=options.schedule,
-            grad_accumulation=options.grad_accumulation,
-            history=state.history,
-            ranks=self.ranks,
-        )
+        settings = replace(options, eval_every=options.eval_every or min(epoch, OFTEN))
+        optimizer = AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale)
+        return Trainer(self.model, material.train, settings, optimizer, state.history)
 
     def scale(self) -> None:
         """Give the trained adapter the scale with which it is saved."""
@@ -317,8 +267,8 @@ def _entry_of_data(options: Options, material: Material) -> dict[str, Any]:
         "system": material.system,
         "split": material.split,
     }
-    for part in (material.task, material.quoting):
-        entry |= {} if part is None else part.entry()
+    if material.task is not None:
+        entry |= material.task.entry()
     entry |= {"context_template": material.template, "context": options.context}
     for key, source in (("path", options.data), ("context_path", options.context)):
         if source is not None and source not in BUILT_IN and not is_dataset(source):
@@ -326,21 +276,15 @@ def _entry_of_data(options: Options, material: Material) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value is not None}
 
 
-def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job:
+def _set_up(options: Options, measure: bool, answers: bool) -> Job:
     """Load the base and the data, and refuse what does not fit, before anything is computed."""
-    if options.report_to is not None:
-        check_service(options.report_to)
-    if ranks.size > 1 and options.processes > 1:
-        raise ValueError("mpiexec has started several processes already: leave out processes")
-    if ranks.size > 1 and options.device != "cpu":
+    if options.report_to is not None and find_spec(options.report_to) is None:
+        raise ValueError(f"report_to {options.report_to} needs its library: pip install {options.report_to}")
+    if world().size > 1 and options.device != "cpu":
         raise ValueError(f"several ranks compute on the cpu alone: leave out mpiexec, or device {options.device}")
-    free = free_memory() if options.device == "cpu" else None
-    _warn_of_base(options, free)
     model, tokenizer = load(options.base, options.quantized, options.recompute, options.device, dtype_of(options))
     if known_as(options.base) == "tiny":
         log.info(TOY)
-    if options.adapter is not None and own_templates(tokenizer, {ADAPTER: Path(options.adapter)}):
-        log.warning(f"{options.adapter} was trained with its own chat template, and now with the base's")
     size = base_bytes(model)
     slow = options.method == "lora" and options.device == "cpu" and not options.bf16 and size > LARGE
     if slow and (faster := bfloat16.hint()):
@@ -353,7 +297,6 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
         field=options.columns,
         context=options.context,
         mix=options.mix,
-        quote=options.quote,
         max_length=options.max_length,
         eval_records=options.eval_records,
         beta=options.beta if options.loss == "dpo" else None,
@@ -363,7 +306,7 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     if options.adapter is not None:
         for line in _warnings_of_adapter(Path(options.adapter), options.data, material, tokenizer):
             log.warning(line)
-    if material.task is not None or material.quoting is not None:
+    if material.task is not None:
         options = options.for_task()
     if options.patience is not None and not material.validation_sets:
         raise ValueError(f"{options.data}: no records are held out for validation, so leave out patience")
@@ -372,14 +315,25 @@ def _set_up(options: Options, measure: bool, answers: bool, ranks: Ranks) -> Job
     elif not answers:
         material = replace(material, asked={}, shown={}, checked=material.validated)
     material.refuse_what_is_longer(model.config.max_position_embeddings, options.data, tokenizer)
-    if size > LARGE:
-        compiles()  # loads the library of the compiled loops that will answer: it is a part of the program
-    program = program_memory(size)
+    program = program_memory(size) if options.device == "cpu" else None
+    if program is not None and size > LARGE:  # for small models it is little
+        program += added_memory(lambda: _use_libraries(model, material.train[: options.batch_size]))
     install = _installer(model, options)
     if options.lr is None and known_as(options.base) is None:
         options = options.on_base(usual_rate(model))
         log.info(f"learning rate {options.lr:g}, which follows from the size of the base's weights (--lr: another)")
-    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program, free, ranks)
+    return Job(options, model, tokenizer, material, install, sha256_of(base_state(model)), program)
+
+
+def _use_libraries(model: LanguageModel, examples: Sequence[Example]) -> None:
+    """Compute as the job will: losses of a batch, and one token.
+
+    What the libraries of matmuls hold from then on is a part of the program.
+    """
+    loss_without_grad(model, [sequence for example in examples for sequence in example.sequences])
+    with no_grad():
+        model(np.array([[examples[0].sequences[0].ids[0]]]))
+    release_memory()
 
 
 def _warnings_of_adapter(folder: Path, data: str, material: Material, tokenizer: Tokenizer) -> list[str]:
@@ -414,82 +368,99 @@ def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[st
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
-def _train(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
+def _train(job: Job, trainer: Trainer, state: State, place: RunFolder) -> None:
     """Train, from the start or from the checkpoint, and save the result; also where training breaks off."""
-    options, epoch = job.options, trainer.steps_per_epoch
-    files, finish_report = ({}, lambda: None) if place is None else _files(job, trainer, state, place)
+    options, partial = job.options, place.partial
+    rows, report = _files(job, trainer, state, place)
+    begin_together(trainer)
+    # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
+    usual = min(trainer.steps_per_epoch, OFTEN) if options.method == "lora" else math.inf
+
+    def each_step(done: int) -> None:
+        bar.update(text=f"loss={trainer.history.losses[-1]:.3f}, tokens/s={trainer.history.tokens_per_second:.0f}")
+        rows.row(peak_memory() if options.device == "cpu" else None)
+        if report is not None:
+            report.log(values_of(trainer), step=done)
+        interrupted = bool(signals)
+        if interrupted or done % (options.save_every or usual) == 0:
+            with _named_errors(done):
+                checkpoint.save(partial, state, trainer, job.save, ADAPTER)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def save_best() -> None:
+        with _named_errors(trainer.done):
+            checkpoint.save_best(partial, trainer)
+
     try:
-        learn(
-            trainer,
-            job.material.validation_sets,
-            options.adapter_scale,
-            eval_every=options.eval_every or min(epoch, OFTEN),
-            # A checkpoint of a whole model is three times its size: by default, only Ctrl-C writes one.
-            save_every=options.save_every or (min(epoch, OFTEN) if options.method == "lora" else math.inf),
-            patience=options.patience,
-            **files,
-        )
+        with noted_interrupts() as signals, progress("training", trainer.steps, "step", trainer.done) as bar:
+            trainer.run(job.material.validation_sets, each_step, save_best, options.adapter_scale)
     except KeyboardInterrupt:
         log.info(f"stopped after {trainer.done} of {trainer.steps} steps")
         raise
     except TrainingError:
-        if place is not None:
-            _save_good_weights(job, trainer, place.partial)
+        _save_good_weights(job, trainer, partial)
         raise
     finally:
-        finish_report()
-    _save_result(job, trainer, state, place)
+        if report is not None:
+            report.finish()
+    _save_result(job, trainer, state, partial)
 
 
-def _files(
-    job: Job, trainer: Trainer, state: State, place: RunFolder
-) -> tuple[dict[str, Callable[..., object]], Callable[[], object]]:
-    """Begin or restore the files of a run; return the functions by which `learn` adds to them, and the report's end."""
-    partial, on_cpu = place.partial, job.options.device == "cpu"
-    if job.options.resume:
+def _files(job: Job, trainer: Trainer, state: State, place: RunFolder) -> tuple[Log, Any]:
+    """Begin or restore the files of a run; return its log, and its report if one is asked for."""
+    partial, options = place.partial, job.options
+    if options.resume:
         checkpoint.restore(partial, state, trainer, ADAPTER)
     else:
-        write_bytes(partial / OPTIONS_FILE, job.options.text().encode())
+        write_bytes(partial / OPTIONS_FILE, options.text().encode())
     place.began = True
-    rows, options, report = Log(partial / LOG_FILE, state.history), job.options, None
-    if options.report_to is not None:
-        config = _in_effect(job.model, options)
-        report = reporter_to(options.report_to, partial, options.folder.name, config, trainer.done)
+    rows = Log(partial / LOG_FILE, state.history)
+    if options.report_to is None:
+        return rows, None
+    config = _in_effect(job.model, options)
+    return rows, reporter_to(options.report_to, partial, options.folder.name, config, trainer.done)
 
-    def each_step(values: dict[str, float]) -> None:
-        rows.row(peak_memory() if on_cpu else None)
-        if report is not None:
-            report.log(values, step=trainer.done)
 
-    files: dict[str, Callable[..., object]] = {
-        "each_step": each_step,
-        "save": lambda: checkpoint.save(partial, state, trainer, job.save, ADAPTER),
+def values_of(trainer: Trainer) -> dict[str, float]:
+    """The values of the last step, under the names of Hugging Face's Trainer: train/loss, train/grad_norm before
+    clipping, train/learning_rate, train/epoch; after a validation eval/loss, and eval/NAME_loss of each set.
+    """
+    history, step = trainer.history, trainer.done
+    values = {
+        "train/loss": history.losses[-1],
+        "train/grad_norm": history.norms[-1],
+        "train/learning_rate": history.rates[-1],
+        "train/epoch": step / trainer.steps_per_epoch,
     }
-    if options.keep == "best":
-        files["save_best"] = lambda: checkpoint.save_best(partial, trainer)
-    return files, report.finish if report is not None else lambda: None
+    sets = {"loss": history.validation} | {f"{name}_loss": each for name, each in history.validation_sets.items()}
+    return values | {f"eval/{name}": each[-1][1] for name, each in sets.items() if each and each[-1][0] == step}
 
 
-def _save_result(job: Job, trainer: Trainer, state: State, place: RunFolder | None) -> None:
+@contextmanager
+def _named_errors(step: int) -> Iterator[None]:
+    """In this block an OSError gets a message that names the step whose weights are not saved."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"the weights of step {step} cannot be saved: {error}") from error
+
+
+def _save_result(job: Job, trainer: Trainer, state: State, partial: Path) -> None:
     """Write the weights that are the result, and in another folder the last ones, where those are others.
 
-    On the first rank the model has the weights of the result then.
+    The model has the weights of the result then.
     """
-    kept = job.ranks.same(state.history.kept(job.options.keep))
+    kept = state.history.kept(job.options.keep)
     if kept["step"] != trainer.done:
         job.scale()
-        if place is not None:
-            job.save(place.partial / LAST)
-        trainer.level()
-        scored = job.material.scored.items()
-        state.last_loss = {name: mean_loss(job.model, samples, ranks=job.ranks) for name, samples in scored}
-        if place is not None:
-            checkpoint.read_best(place.partial, kept["step"], trainer.parameters)
-    if place is not None:
-        job.scale()
-        job.save(place.partial)
-        state.trained = True
-        checkpoint.save_trained(place.partial, state)
+        job.save(partial / LAST)
+        state.last_loss = {name: mean_loss(job.model, samples) for name, samples in job.material.scored.items()}
+        checkpoint.read_best(partial, kept["step"], trainer.parameters)
+    job.scale()
+    job.save(partial)
+    state.trained = True
+    checkpoint.save_trained(partial, state)
 
 
 def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
@@ -510,57 +481,6 @@ def _save_good_weights(job: Job, trainer: Trainer, partial: Path) -> None:
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
-
-
-def _program(job: Job) -> int | None:
-    return job.program + job.libraries if job.program is not None and job.options.device == "cpu" else None
-
-
-def _with_other_options(job: Job) -> dict[str, int]:
-    """The predicted memory of a training step by the flags of options that save some."""
-    options, ranks = job.options, job.ranks
-    sizes = (options.batch_size, 1 if ranks.size == 1 else options.batch_size)  # several ranks divide a batch
-    step, smallest = (step_of(job.model, job.material, n, options.seed, ranks, _program(job)) for n in sizes)
-    return ways_to_less(options, step, smallest)
-
-
-def _needed(job: Job) -> dict[str, Any]:
-    """The predicted memory of a training step, what is free, and where that is too little, the memory with other
-    options: all for the ranks on the machine of the first one together. All ranks must call this.
-    """
-    program, alone = job.program or 0, job.predicted["predicted"]
-    predicted = job.of_all_ranks(alone)
-    others = job.ranks.sum_here(program) - program  # what they held when this one saw what is free
-    free, count = None if job.free is None else job.free + others, job.ranks.sum_here(1)
-    ways = {} if free is None or predicted <= free else _with_other_options(job)
-    return {
-        "peak_memory_bytes": {"predicted": predicted},
-        "free_memory_bytes": free,
-        "with_other_options": {flags: predicted - count * (alone - size) for flags, size in ways.items()},
-    }
-
-
-def _warn_of_memory(job: Job) -> None:
-    """Log what helps where memory is short, before the base is measured, which may take minutes.
-
-    All ranks must call this.
-    """
-    with job.installed():
-        found = _needed(job)
-    free, count = found["free_memory_bytes"], job.ranks.sum_here(1)
-    if free is not None and found["peak_memory_bytes"]["predicted"] > free:
-        log.warning("memory of a step%s: %s", f" of {count} ranks" if count > 1 else "", memory_needed(found))
-
-
-def _warn_of_base(options: Options, free: int | None) -> None:
-    """Log what helps where the base alone takes more memory than is free, which may end the process while it loads."""
-    base = cast(str, options.base)
-    with suppress(ValueError, OSError):  # which `load` raises
-        size = base_size(base, options.quantized, dtype_of(options))
-        if free is not None and (program_memory(0) or 0) + size > free:
-            ways = [f"try {flag} ({megabytes(n)})" for flag, n in quantised_sizes(options).items()]
-            needed = f"{megabytes(size)}, {megabytes(free)} free for it and the program"
-            log.warning("memory of the base: %s: too much; %s", needed, *ways or ["use a smaller one"])
 
 
 def _memory(job: Job) -> dict[str, Any]:

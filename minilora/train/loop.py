@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from ..data.samples import epochs, steps_per_epoch
-from ..engine.backend import Array
-from ..lora.adapters import adapter_weights
-from ..lora.layer import LoraWeights
+from ..engine.backend import Array, release_memory
+from ..lora.adapters import activate, adapter_weights
 from ..measure.loss import mean_loss
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.optim import SCHEDULES, AdamW, Optimizer
 from ..nn.parts import Example, check_samples, distinct_length
-from ..nn.ranks import ALONE, Ranks
+from ..nn.ranks import world
 from ..nn.step import NotFiniteError, training_step
-from ..options import check_value
-from .options import Options
+from ..options import check_value, check_whole
+from .options import Training
 
 
 class TrainingError(RuntimeError):
@@ -81,41 +83,35 @@ def fit(
     lr: float | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    warmup: float = 0.1,
+    *,
     max_norm: float = 1.0,
     optimizer: Optimizer | None = None,
     each_step: Callable[[int], object] | None = None,
     history: History | None = None,
-    schedule: str = "cosine",
-    weight_decay: float = 0.0,
-    grad_accumulation: int = 1,
-    ranks: Ranks = ALONE,
     validation: Sequence[Example] = (),
-    eval_every: int | None = None,
-    patience: int | None = None,
-    keep: str = "best",
+    **settings: Any,
 ) -> History:
     """Train the trainable parameters for `steps` steps, and return the history.
 
     samples: samples, or pairs for DPO, which have had their reference from `with_reference`.
-    lr: the peak learning rate, 1e-3 by default. It rises during the first `warmup` share of the steps, one or more,
-        and then falls to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`. With a
+    lr: the peak learning rate, 1e-3 by default. It rises during the first `warmup` share of the steps (0.1), one or
+        more, and then falls to zero along half a "cosine" or a "linear" line, or stays "constant": `schedule`. With a
         `warmup` of 0 the first step has the peak, and the fall begins with the second one.
     batch_size: samples per batch. Every epoch takes all samples once, in a new order that `seed` decides; of a sample
         with `others`, it takes another one each time.
-    grad_accumulation: batches per step: the result of a larger batch, in the memory of one.
-    weight_decay: AdamW's, on all trainable parameters.
     max_norm: gradients are clipped to this global norm.
-    optimizer: AdamW with `weight_decay` by default. A given optimizer trains the parameters that it holds; its own lr
-        is the peak, and its options, such as LoRA+'s `lr_scale`, stay in effect. One of your own derives from `SGD`.
+    optimizer: AdamW by default. A given optimizer trains the parameters that it holds; its own lr is the peak, and its
+        options, such as LoRA+'s `lr_scale`, stay in effect. One of your own derives from `SGD`.
     each_step: called after every step with the number of steps taken. Training ends when it returns "stop".
     history: filled during training, so that it is there even when training raises an error.
-    ranks: `nn.ranks.world()` in a program that mpiexec starts. All ranks call this, on the same model and samples.
     validation: samples that are not trained on, whose mean loss is added to `history.validation`.
-    eval_every: steps between these measurements, an epoch by default; the last step is followed by one, too.
-    patience: end after this number of measurements without a lower loss.
-    keep: which weights the model ends with: those of the lowest validation loss ("best"), or the "last".
+    settings: `warmup` and `schedule`, as above; `grad_accumulation`, the batches per step (1), which give the result of
+        a larger batch in the memory of one; `weight_decay`, AdamW's, on all trainable parameters (0); `eval_every`, the
+        steps between measurements on `validation` (an epoch; the last step is followed by one, too); `patience`, the
+        number of these without a lower loss that ends the training (none); `keep`, the weights that the model ends
+        with: those of the lowest validation loss ("best"), or the "last".
 
+    In a program that mpiexec starts, all ranks call this, on the same model and samples: see nn/ranks.py.
     The model ends in eval mode, without dropout. The same seed gives the same result, bit for bit, on the same machine,
     unless other threads of the process compute meanwhile.
     Raises TrainingError when the loss or the gradient is not finite; an adapter then has the weights that gave the last
@@ -123,70 +119,44 @@ def fit(
     that is not a language model.
     """
     check_language_model(model, "fit")
-    for name, value in {"eval_every": eval_every, "patience": patience, "keep": keep}.items():
-        check_value(Options, name, value)
+    check_whole("steps", steps, 1)
+    check_value(Training, "max_grad_norm", max_norm, "max_norm")
+    chosen = Training(steps=steps, lr=lr, batch_size=batch_size, seed=seed, max_grad_norm=max_norm, **settings)
     check_samples(validation)
-    if not validation and (eval_every or patience):
+    if not validation and (chosen.eval_every or chosen.patience):
         raise ValueError("eval_every and patience are about validation=..., samples that are not trained on: give some")
-    trainer = Trainer(
-        model,
-        samples,
-        steps,
-        _optimizer(model, optimizer, lr, weight_decay),
-        batch_size=batch_size,
-        seed=seed,
-        warmup=warmup,
-        max_norm=max_norm,
-        schedule=schedule,
-        grad_accumulation=grad_accumulation,
-        history=history,
-        ranks=ranks,
-    )
-    every = eval_every or trainer.steps_per_epoch
+    trainer = Trainer(model, samples, chosen, _optimizer(model, optimizer, chosen), history)
     best: dict[str, Array] = {}
-    lowest, begun = math.inf, len(trainer.history.validation)  # a history may go on from an earlier call
-    with trainer:
-        while trainer.done < steps:
-            trainer.step()
-            if validation and (trainer.done % every == 0 or trainer.done == steps):
-                validate(trainer, {"validation": validation})
-                if keep == "best" and (loss := trainer.history.validation[-1][1]) < lowest:
-                    lowest, best = loss, {name: p.data.copy() for name, p in trainer.parameters.items()}
-            asked = each_step is not None and each_step(trainer.done) == "stop"
-            if ranks.same(asked or out_of_patience(trainer.history.validation[begun:], patience)):
-                break
+
+    def remember() -> None:
+        best.update({name: p.data.copy() for name, p in trainer.parameters.items()})
+
+    trainer.run({"validation": validation} if validation else {}, each_step or (lambda done: None), remember)
     for name, array in best.items():
         trainer.parameters[name].data[...] = array
     return trainer.history
 
 
 class Trainer:
-    """Training, one step at a time: `fit` for a caller that does something in between. It takes the arguments of `fit`.
+    """The training loop, whole by `run`, or one step at a time, for a caller that does something in between:
 
-        trainer = Trainer(model, samples, steps, optimizer, ...)
+        trainer = Trainer(model, samples, Training(steps=60), optimizer)
         with trainer:                           # dropout is on in this block
             while trainer.done < trainer.steps:
                 print(trainer.step())           # the loss
 
     The next step depends on the trainable `parameters`, the state of the optimizer, the state of dropout, and the
-    number of steps `done`, which decides the learning rate and the samples of the next batch.
+    number of steps `done`, which decides the learning rate and the samples of the next batch. The peak learning rate is
+    that of the optimizer; the other arguments are those of `fit`.
     """
 
     def __init__(
         self,
         model: LanguageModel,
         samples: Sequence[Example],
-        steps: int,
+        settings: Training,
         optimizer: Optimizer,
-        *,
-        batch_size: int = 8,
-        seed: int = 0,
-        warmup: float = 0.1,
-        max_norm: float = 1.0,
-        schedule: str = "cosine",
-        grad_accumulation: int = 1,
         history: History | None = None,
-        ranks: Ranks = ALONE,
     ):
         check_samples(samples)
         if not samples:
@@ -194,20 +164,14 @@ class Trainer:
         scored = [sample.scored and all(other.scored for other in sample.others) for sample in samples]
         if (empty := next((i for i, is_scored in enumerate(scored) if not is_scored), None)) is not None:
             raise ValueError(f"sample {empty} has no token that is scored: every label is -100; leave it out")
-        if steps is None:
-            raise ValueError("steps must be a whole number of at least 1, got None")
-        given = {"steps": steps, "batch_size": batch_size, "grad_accumulation": grad_accumulation, "warmup": warmup}
-        for name, value in (given | {"schedule": schedule, "seed": seed}).items():
-            check_value(Options, name, value)
-        check_value(Options, "max_grad_norm", max_norm, "max_norm")
-        self.model, self.samples, self.steps, self.batch_size, self.seed = model, samples, steps, batch_size, seed
-        self.warmup = max(1, round(warmup * steps)) if warmup else 0
-        self.max_norm, self.schedule = max_norm, SCHEDULES[schedule]
+        self.model, self.samples, self.settings, self.ranks = model, samples, settings, world()
+        self.steps_per_epoch = steps_per_epoch(samples, settings.records_per_step)
+        self.steps = settings.steps or math.ceil(settings.epochs * self.steps_per_epoch)
+        self.warmup = max(1, round(settings.warmup * self.steps)) if settings.warmup else 0
+        self.schedule = SCHEDULES[settings.schedule]
         self.parameters = model.trainable_parameters()
         self.optimizer, self.peak = optimizer, optimizer.lr
         self.history = History() if history is None else history
-        self.records_per_step, self.ranks = grad_accumulation * batch_size, ranks
-        self.steps_per_epoch = steps_per_epoch(samples, self.records_per_step)
         whole = sum(p.size for _, p in model.named_parameters())
         self.few = sum(p.size for p in self.parameters.values()) < 0.5 * whole  # an adapter: a copy is some megabytes
         self.good: dict[str, Array] = {}  # the weights that gave the last finite loss, where they are few
@@ -215,17 +179,43 @@ class Trainer:
 
     def go_to(self, done: int) -> None:
         """Continue after `done` steps, with the samples of the next one."""
-        batches = epochs(self.samples, self.records_per_step, self.seed)  # on the host
+        batches = epochs(self.samples, self.settings.records_per_step, self.settings.seed)  # on the host
         self.batches, self.done = islice(batches, done, None), done
 
-    def level(self) -> None:
-        """Give every rank the weights of the first one, and PiSSA's initial A and B, which an SVD made."""
-        starts = [array for weights in self.adapters() for array in weights.initial or ()]
-        self.ranks.level([*(p.data for p in self.parameters.values()), *starts])
+    def run(
+        self,
+        validation: Mapping[str, Sequence[Example]],
+        each_step: Callable[[int], object],
+        save_best: Callable[[], object],
+        scale: float = 1.0,
+    ) -> None:
+        """Train to the last step, until `each_step` says "stop", or until patience ends.
 
-    def adapters(self) -> list[LoraWeights]:
-        """The weights of every adapter in every module."""
-        return [weights for name in self.model.adapters for weights in adapter_weights(self.model, name).values()]
+        validation: the sets whose loss is measured every `eval_every` steps, by default an epoch, and after the last.
+        each_step: called with the number of steps taken, after their validation if there is one.
+        save_best: with `keep` "best", called when the last validation loss is the lowest.
+        scale: the adapter scale of these measurements, the one with which the adapter will be saved.
+        """
+        history, settings = self.history, self.settings
+        every = settings.eval_every or self.steps_per_epoch
+        begun = 0 if self.done else len(history.validation)  # a history may go on from an earlier training
+
+        def finished() -> bool:
+            return self.done >= self.steps or out_of_patience(history.validation[begun:], settings.patience)
+
+        with self:
+            stop = self.ranks.same(finished())
+            while not stop:
+                self.step()
+                if validation and (self.done % every == 0 or self.done == self.steps):
+                    with _scaled(self.model, scale):
+                        validate(self, validation)
+                    release_memory()  # which the threads of the next step might not find
+                    *before, last = _losses(history.validation[begun:])
+                    if settings.keep == "best" and last < min(before, default=math.inf):
+                        save_best()
+                asked = each_step(self.done) == "stop"
+                stop = self.ranks.same(asked or finished())
 
     def __enter__(self) -> Trainer:
         self.model.train()
@@ -238,17 +228,17 @@ class Trainer:
 
     def step(self) -> float:
         """Take one step, add it to the history, and return the loss. Raises TrainingError as `fit` does."""
-        start = time.perf_counter()
+        start, size = time.perf_counter(), self.settings.batch_size
         batch = next(self.batches)
         self.optimizer.lr = self.peak * self.schedule(self.done, self.steps, self.warmup)
         try:
             loss, norm = training_step(
                 self.model,
                 self.optimizer,
-                self.ranks.share(batch),
-                self.max_norm,
-                at_once=self.ranks.at_once(self.batch_size),
-                mean=self.ranks.mean,
+                batch,
+                self.settings.max_grad_norm,
+                at_once=-(-size // self.ranks.size),
+                ranks=self.ranks,
                 before_update=self._remember if self.few else None,
             )
         except NotFiniteError as error:
@@ -262,7 +252,7 @@ class Trainer:
         self.history.seconds.append(time.perf_counter() - start)
         self.history.rates.append(self.optimizer.lr)
         self.history.norms.append(norm)
-        batches = [batch[i : i + self.batch_size] for i in range(0, len(batch), self.batch_size)]
+        batches = [batch[i : i + size] for i in range(0, len(batch), size)]
         self.history.tokens += sum(map(distinct_length, batches))
         return loss
 
@@ -282,7 +272,7 @@ def validate(trainer: Trainer, sets: Mapping[str, Sequence[Example]]) -> None:
     learned, the loss on unseen records whether the model generalises.
     """
     history = trainer.history
-    losses = {name: mean_loss(trainer.model, samples, ranks=trainer.ranks) for name, samples in sets.items()}
+    losses = {name: mean_loss(trainer.model, samples) for name, samples in sets.items()}
     for name, loss in losses.items():
         history.validation_sets.setdefault(name, []).append((trainer.done, loss))
     if losses:
@@ -293,27 +283,61 @@ def out_of_patience(validation: Sequence[tuple[int, float]], patience: int | Non
     """Whether none of the last `patience` losses is lower than the lowest one before them."""
     if patience is None or not validation:
         return False
-    losses = [loss if math.isfinite(loss) else math.inf for _, loss in validation]
+    losses = _losses(validation)
     return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
-def _optimizer(model: LanguageModel, given: Optimizer | None, lr: float | None, weight_decay: float) -> Optimizer:
+def begin_together(trainer: Trainer) -> None:
+    """Give every rank the state of the first one, at the first step or at that of a checkpoint.
+
+    Dropout draws another mask on each rank.
+    """
+    ranks, optimizer = trainer.ranks, cast(AdamW, trainer.optimizer)
+    ranks.level([*(p.data for p in trainer.parameters.values()), *optimizer.m, *optimizer.v])
+    done = ranks.same(trainer.done)
+    if ranks.number:
+        trainer.go_to(done)
+        optimizer.steps = [done] * len(optimizer.parameters)
+        for name in trainer.model.adapters:
+            for weights in adapter_weights(trainer.model, name).values():
+                if weights.dropout is not None:
+                    own = np.random.default_rng([weights.dropout.seed, ranks.number, done])
+                    weights.dropout.restore({"seed": int(own.integers(2**63)), "draws": {}})
+
+
+def _losses(validation: Sequence[tuple[int, float]]) -> list[float]:
+    """The losses, one that is no number as the highest."""
+    return [loss if math.isfinite(loss) else math.inf for _, loss in validation]
+
+
+@contextmanager
+def _scaled(model: LanguageModel, scale: float) -> Iterator[None]:
+    """In this block the adapters have this scale. A model that is trained whole has none."""
+    if scale != 1:
+        activate(model, dict.fromkeys(model.adapters, scale))
+    try:
+        yield
+    finally:
+        if scale != 1:
+            activate(model, dict.fromkeys(model.adapters, 1.0))
+
+
+def _optimizer(model: LanguageModel, given: Optimizer | None, settings: Training) -> Optimizer:
     """The optimizer given, or AdamW. Raises ValueError or TypeError for what neither could follow."""
-    if given is not None:
-        if not isinstance(given, Optimizer):
-            kind = type(given).__name__
-            raise TypeError(f"optimizer must be an ml.AdamW or ml.SGD, or derived from one, got a {kind}")
-        own = {id(parameter) for parameter in model.trainable_parameters().values()}
-        if not any(id(parameter) in own for parameter in given.parameters):
-            raise ValueError(
-                "the optimizer holds no parameter of this model that is trainable now: make it of "
-                "model.trainable_parameters() after add_adapter or set_adapter"
-            )
-        if lr is not None:
-            raise ValueError(f"lr is {lr:g} and the optimizer's own is {given.lr:g}: give one of them")
-        if weight_decay:
-            raise ValueError(f"weight_decay is {weight_decay:g}, and an optimizer has its own: give one of them")
-        return given
-    check_value(Options, "lr", lr)
-    check_value(Options, "weight_decay", weight_decay)
-    return AdamW(model.trainable_parameters(), lr=1e-3 if lr is None else lr, weight_decay=weight_decay)
+    lr, weight_decay = settings.lr, settings.weight_decay
+    if given is None:
+        return AdamW(model.trainable_parameters(), lr=1e-3 if lr is None else lr, weight_decay=weight_decay)
+    if not isinstance(given, Optimizer):
+        kind = type(given).__name__
+        raise TypeError(f"optimizer must be an ml.AdamW or ml.SGD, or derived from one, got a {kind}")
+    own = {id(parameter) for parameter in model.trainable_parameters().values()}
+    if not any(id(parameter) in own for parameter in given.parameters):
+        raise ValueError(
+            "the optimizer holds no parameter of this model that is trainable now: make it of "
+            "model.trainable_parameters() after add_adapter or set_adapter"
+        )
+    if lr is not None:
+        raise ValueError(f"lr is {lr:g} and the optimizer's own is {given.lr:g}: give one of them")
+    if weight_decay:
+        raise ValueError(f"weight_decay is {weight_decay:g}, and an optimizer has its own: give one of them")
+    return given

@@ -13,8 +13,7 @@ from ..data.fields import FieldTask, Task
 from ..data.formats import listed
 from ..data.labels import LabelTask
 from ..data.leaks import leaks, warning_of_leaks
-from ..data.passages import TEMPLATE, Handbook, Passage, terms
-from ..data.quotes import Quoting, wanted_of
+from ..data.passages import TEMPLATE, Handbook
 from ..data.records import BUILT_IN, Record, read_handbook, read_records, read_source
 from ..data.rows import DataError
 from ..data.samples import (
@@ -22,8 +21,6 @@ from ..data.samples import (
     encode_records,
     mixed,
     truncate_and_log,
-    warning_of_control_tokens,
-    warning_of_systems,
 )
 from ..data.splits import (
     RULE,
@@ -39,11 +36,10 @@ from ..measure.fields import checked_of
 from ..measure.labels import Checked
 from ..measure.loss import Item, evenly, held_out, mean_loss
 from ..measure.preferences import preferences, with_reference
-from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall, quote_all
+from ..measure.recall import ANSWER_TOKENS, answer_all, keyword_recall
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
 from ..nn.parts import Example, Pair, Sample
-from ..nn.ranks import ALONE, Ranks
 from ..pages.text import counted
 from ..progress import log, progress
 
@@ -66,8 +62,6 @@ class Material:
     sampled_from: dict[str, int] = field(default_factory=dict)  # the records of each set of which a sample is measured
     task: Task | None = None  # of data with labels or fields
     template: str | None = None  # of prompts with a passage, if the records have passages
-    quoting: Quoting | None = None  # how answers are found in `passages`, the right one of each record by its id
-    passages: Mapping[str, Passage] = field(default_factory=dict)
     checked: Checked | None = None  # the records whose labels or fields are asked for, if they have any
     validated: Checked | None = None  # those of validation, if they have labels
     mixed: dict[str, int] = field(default_factory=dict)  # how many samples of the training set are of other data
@@ -162,7 +156,6 @@ def prepare(
     field: Mapping[str, str] | None = None,
     context: str | None = None,
     mix: Mapping[str, float] | None = None,
-    quote: int | None = None,
     max_length: int,
     eval_records: int,
     stored: Sequence[Task] = (),
@@ -175,8 +168,6 @@ def prepare(
     field: columns of the data that have other names.
     context: passages, the right one of which goes into the prompts of each record that has none.
     mix: other data to train on, each with its share of the records of an epoch.
-    quote: sentences of the quotations that are learned instead of the records' answers, and that answer questions. They
-        are of the records' own passages, and of the context for records that have none.
     max_length: the tokens of a record; longer conversations are truncated, which is logged, longer texts divided.
     eval_records: the most records of each set that are measured.
     stored: the task of the adapter that is trained further, if it has one.
@@ -189,23 +180,14 @@ def prepare(
     records, task = reading.records, reading.task
     for line in reading.notes() if data not in BUILT_IN else ():
         log.info(f"{data}: {line}")
-    quoting = None if quote is None else Quoting(quote)
-    passages: dict[str, Passage] = {}
-    if quoting is not None:
-        if task is not None or not all(record.messages for record in records):
-            raise ValueError(f"{data}: --quote is for questions, not for texts, labels or fields: leave it out")
-        passages = _quoted_passages(quoting, records, context, data, tokenizer, max_length)
-        records = [record.closed_book() for record in records]
-    elif context is not None:
+    if context is not None:
         records = with_passages(records, context, data, tokenizer, max_length)
-    for line in (*warning_of_control_tokens(records, tokenizer), *warning_of_systems(records)):
-        log.warning("%s", line)
     if beta is not None and (without := [record.id for record in records if record.rejected is None]):
         needed = "DPO needs the columns prompt, chosen and rejected, such as legal-pairs has"
         raise ValueError(f"{data}: record {without[0]} has no rejected answer: {needed}")
     if beta is None and any(record.rejected is not None for record in records):
         log.info(f"{data}: only the chosen answers are learned; --loss dpo learns from the rejected ones as well")
-    made = Material([], [], {}, {}, system=common_system(records), task=task, quoting=quoting, passages=passages)
+    made = Material([], [], {}, {}, system=common_system(records), task=task)
     made.template = TEMPLATE if any(record.context for record in records) else None
     samples: dict[str, list[Example]] = {}
     splits: dict[str, list[Record]] = {}
@@ -228,9 +210,7 @@ def prepare(
         validated = max(eval_records, ASKED_LABELS) if isinstance(task, LabelTask) else eval_records
         sets = _sets(records, splits, eval_records, validated, made.sampled_from)
         for name, chosen in sets.items():
-            if quoting is not None:
-                samples[name] = list(turned(quoting, chosen, passages, tokenizer, name == "train"))
-            elif beta is None:
+            if beta is None:
                 samples[name] = list(encode_records(chosen, tokenizer, name == "train", max_length))
             else:
                 samples[name] = list(encode_pairs(chosen, tokenizer, beta))
@@ -265,28 +245,6 @@ def prepare(
     return made
 
 
-def _quoted_passages(
-    quoting: Quoting, records: Sequence[Record], context: str | None, data: str, tokenizer: Tokenizer, limit: int
-) -> dict[str, Passage]:
-    """The passage that each record is answered from, by its id: its own, or the right one of the context.
-
-    limit: as for `right_passages`. Raises ValueError for a record without a passage.
-    """
-    passages = {record.id: Passage(record.id, record.context) for record in records if record.context is not None}
-    if context is not None:
-        passages |= right_passages(records, context, data, tokenizer, limit)
-    if without := [record.id for record in records if record.id not in passages]:
-        raise ValueError(f"{data}: record {without[0]} has no passage to quote: name their file with --context FILE")
-    if all(len(quoting.parts(passage.text)) == 1 for passage in passages.values()):
-        log.info(f"{data}: no passage has more full stops than --quote {quoting.sentences}, so each is quoted whole")
-    if strange := [r.id for r in records if wanted_of(r).isdisjoint(terms(passages[r.id].text))]:
-        found = f"the passages of {len(strange):,} of {len(records):,} records, such as {strange[0]}"
-        log.warning(
-            f"{data}: {found}, have none of their keywords, or words of their answers: no sentence answers them"
-        )
-    return passages
-
-
 def _others(
     source: str,
     tokenizer: Tokenizer,
@@ -316,15 +274,7 @@ def _others(
 
 
 def with_passages(records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int) -> list[Record]:
-    """The records, each with its right passage in its prompts, unless it has one already: see `right_passages`."""
-    passages = right_passages(records, context, data, tokenizer, limit)
-    return [record if record.context else record.open_book(passages[record.id].text) for record in records]
-
-
-def right_passages(
-    records: Sequence[Record], context: str, data: str, tokenizer: Tokenizer, limit: int
-) -> dict[str, Passage]:
-    """The right passage of a context for each record that has none already, by its id.
+    """The records, each with the right passage of a context in its prompts, unless it has one already.
 
     limit: the most tokens of a prompt with one. Raises ValueError for records that ask nothing, or for a label, and if
     no record shares a word with a passage.
@@ -332,9 +282,8 @@ def right_passages(
     if any(record.text or record.label is not None for record in records):
         raise ValueError(f"{data}: a context is for questions with answers, not for texts or labels: leave it out")
     handbook = read_handbook(context, tokenizer, limit)
-    asked = [record for record in records if not record.context]
-    refuse_strange(asked, handbook, data)
-    return {record.id: handbook.right(record.messages) for record in asked}
+    refuse_strange([record for record in records if not record.context], handbook, data)
+    return [r if r.context else r.open_book(handbook.right(r.messages).text) for r in records]
 
 
 def refuse_strange(asked: Sequence[Record], handbook: Handbook, data: str) -> None:
@@ -346,19 +295,6 @@ def refuse_strange(asked: Sequence[Record], handbook: Handbook, data: str) -> No
         log.warning(f"{data}: {share}, such as {strange[0]}: each gets a passage that is not about it")
 
 
-def turned(
-    quoting: Quoting, records: Sequence[Record], passages: Mapping[str, Passage], tokenizer: Tokenizer, phrasings: bool
-) -> list[Sample]:
-    """The samples of an adapter that quotes: of each record, and if `phrasings`, of its other wordings in turn."""
-    wordings = [quoting.turned(r, passages[r.id].text, r.phrasings if phrasings else ()) for r in records]
-    encoded = iter(encode_records([wording for each in wordings for wording in each], tokenizer))
-    samples: list[Sample] = []
-    for each in wordings:  # encoded all at once, on all cores
-        first, *others = (next(encoded) for _ in each)
-        samples.append(replace(first, others=tuple(others)))
-    return samples
-
-
 def common_system(records: Sequence[Record]) -> str | None:
     """The system prompt with which every record begins; None if they differ, or have none."""
     first = {(record.messages[0]["role"], record.messages[0]["content"]) for record in records if record.messages}
@@ -366,14 +302,11 @@ def common_system(records: Sequence[Record]) -> str | None:
     return prompt if role == "system" and not others else None
 
 
-def evaluate(
-    model: LanguageModel, tokenizer: Tokenizer, material: Material, when: str, ranks: Ranks = ALONE
-) -> Measured:
+def evaluate(model: LanguageModel, tokenizer: Tokenizer, material: Material, when: str) -> Measured:
     """Measure a model on all sets.
 
     material: the sets that are scored, and the questions that are asked.
     when: "before" or "after" training, for the progress bars.
-    ranks: the processes that share the work; all of them must call this.
     """
     result = Measured()
     sequences = [sequence for samples in material.scored.values() for each in samples for sequence in each.sequences]
@@ -383,14 +316,11 @@ def evaluate(
                 result.preferences[name] = preferences(model, pairs)
                 result.loss[name] = result.preferences[name].pop("loss")
             else:
-                result.loss[name] = mean_loss(model, samples, ranks=ranks)
+                result.loss[name] = mean_loss(model, samples)
     questions = material.asked | material.shown
     with progress(f"answers {when}", sum(map(len, questions.values())), "answer"):
         for name, records in questions.items():
-            if (quoting := material.quoting) is not None:
-                result.answers[name] = quote_all(model, tokenizer, quoting, records, material.passages, ranks)
-            else:
-                result.answers[name] = answer_all(model, tokenizer, records, ranks=ranks)
+            result.answers[name] = answer_all(model, tokenizer, records)
             if name in material.asked:
                 result.recall[name] = keyword_recall(result.answers[name], records)
     if (held := material.checked) is not None:
@@ -399,7 +329,7 @@ def evaluate(
             who = "old adapter" if model.adapters else "base"
             shots = held.shots_that_fit(tokenizer, model.config.max_position_embeddings)
             asked = {f"{who}, {n or 'zero'}-shot": n for n in (0, shots)} if held.examples else {}  # not of a trial
-        result.checked = {name: list(held.ask(model, tokenizer, n, ranks)) for name, n in asked.items()}
+        result.checked = {name: list(held.ask(model, tokenizer, n)) for name, n in asked.items()}
     return result
 
 

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from itertools import combinations
-from typing import Any, cast
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from ..data.samples import epochs
-from ..engine import bfloat16
 from ..lora.adapters import base_state
 from ..lora.audit import AuditError, audit
 from ..measure.counts import count_parameters
 from ..measure.environment import now
-from ..measure.memory import shape_of
 from ..measure.predict import Step, alive_at_once, kept_activations, predict_memory, recomputed_activations
-from ..models.rounded import rounded_bytes
 from ..nn.language_model import LanguageModel
 from ..nn.module import sha256_of
 from ..nn.parts import Example
-from ..nn.ranks import Ranks
 from ..nn.step import divided
 from .checkpoint import State
 from .loop import Trainer
 from .material import Material, Measured, learned
-from .options import Options
 
 FIRST = 300  # batches, of which the largest is predicted; dividing them takes half a second
 
@@ -44,10 +38,6 @@ def metrics_of(
     kept: which weights are the result, as `History.kept` gives them.
     """
     model, history, counts = trainer.model, state.history, count_parameters(trainer.model)
-    sizes = {  # of the gradients of a step, and of those of a step that trains the whole model
-        "sent": sum(p.size for p in trainer.parameters.values()),
-        "full_sent": sum(array.size for array in base_state(model).values()),
-    }
     return {
         "created": now(),
         "steps": len(history.losses),
@@ -68,7 +58,6 @@ def metrics_of(
         "base_bytes": base_bytes(model),
         "base_rounded_to": model.rounded_to,
         "ranks": trainer.ranks.size,
-        "bytes_per_step": {name: trainer.ranks.bytes_per_step(size) for name, size in sizes.items()},
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__},
     }
 
@@ -86,93 +75,28 @@ def base_bytes(model: LanguageModel) -> int:
     return sum(array.nbytes for array in base_state(model).values())
 
 
-def mapped_bytes(model: LanguageModel) -> int:
-    """Those of these bytes that are mapped from files, and so exist once for all processes on a machine."""
-
-    def is_mapped(array: Any) -> bool:
-        array = getattr(array, "raw", array)
-        while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
-            array = array.base
-        return isinstance(array, np.memmap)
-
-    return sum(array.nbytes for array in base_state(model).values() if is_mapped(array))
-
-
 def memory_of(
-    model: LanguageModel, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
+    model: LanguageModel, material: Material, batch_size: int, seed: int, program: int | None
 ) -> dict[str, Any]:
-    """The memory of a training step, predicted for the largest of the `FIRST` batches, for the share of this rank.
+    """The memory of a training step, predicted for the largest of the `FIRST` batches.
 
     program: the bytes that the process held before training besides the base, None where they do not count.
     """
-    step = step_of(model, material, batch_size, seed, ranks, program)
-    alone = replace(step, rank=None, modules=None, others=0, base_bytes=None, unpacks=False)
-    mine, full = predict_memory(step), predict_memory(alone)
-    saved = recomputed_activations(step) if step.recompute else kept_activations(step)
-    return {
-        "predicted": mine.total,
-        "full_predicted": full.total,
-        "by_owner": mine.by_owner(),
-        "full_by_owner": full.by_owner(),
-        "activations": sum(saved.values()),  # as the backward pass begins: full fine-tuning may have its peak later
-    }
-
-
-def step_of(
-    model: LanguageModel, material: Material, batch_size: int, seed: int, ranks: Ranks, program: int | None
-) -> Step:
-    """The step whose memory `memory_of` predicts."""
 
     def size(samples: Sequence[Example]) -> int:
         return sum(each.input_ids.size for each in alive_at_once(divided(model, samples))[0])
 
-    batches = zip(epochs(material.train, batch_size, seed), range(FIRST), strict=False)
-    shares = [share for samples, _ in batches if (share := ranks.share(samples))] or [material.train[:1]]
-    return Step.of(model, max(shares, key=size), program=program or 0)
-
-
-def ways_to_less(options: Options, step: Step, smallest: Step) -> dict[str, int]:
-    """The memory that `step` is predicted to take with other options, by their flags: cheap ones first, then several.
-
-    smallest: the step with one record per batch.
-    """
-    one = {name: getattr(smallest, name) for name in ("tokens", "scored", "rows", "threads", "rounds")}
-    packed = {flag: {"base_bytes": size, "unpacks": True} for flag, size in quantised_sizes(options).items()}
-    # Of SmolLM2 on one core, gradients take 1.3 times as long with --quantized, 1.4 with --recompute, 1.8 one by one.
-    ways: dict[str, dict[str, Any]] = {
-        "--method lora": {"rank": options.r} if options.method == "full" else {},
-        "--bf16": _in_bfloat16(options, step),
-        **{flag: change for flag, change in packed.items() if flag == "--quantized"},  # as the file has them
-        "--recompute": {} if options.recompute else {"recompute": True},
-        f"--batch-size 1 --grad-accumulation {options.records_per_step}": one if options.batch_size > 1 else {},
-        **packed,  # last if they are rounded
+    batches = islice(epochs(material.train, batch_size, seed), FIRST)
+    step = Step.of(model, max(batches, key=size), program=program or 0)
+    alone = replace(step, rank=None, modules=None, others=0, base_bytes=None, unpacks=False)
+    mine = predict_memory(step)
+    saved = recomputed_activations(step) if step.recompute else kept_activations(step)
+    return {
+        "predicted": mine.total,
+        "full_predicted": predict_memory(alone).total,
+        "by_owner": mine.by_owner(),
+        "activations": sum(saved.values()),  # as the backward pass begins: full fine-tuning may have its peak later
     }
-    of_lora = [flag for flag in ways if flag.startswith(("--bf16", "--quantized"))]
-    found = {}
-    for count in range(1, len(ways) + 1):
-        for flags in combinations(ways, count):
-            fits = all(ways[flag] for flag in flags) and sum(flag in of_lora for flag in flags) < 2
-            if fits and (options.method == "lora" or "--method lora" in flags or not {*of_lora} & {*flags}):
-                changes = {name: value for flag in flags for name, value in ways[flag].items()}
-                found[" ".join(flags)] = predict_memory(replace(step, **changes)).total
-    return found
-
-
-def _in_bfloat16(options: Options, step: Step) -> dict[str, Any]:
-    """How --bf16 changes a step, where it is faster and not in effect."""
-    there = options.bf16 or options.quantized or options.device != "cpu"
-    if there or bfloat16.hint() is None or bfloat16.why_not() is not None:
-        return {}
-    return {"base_bytes": rounded_bytes(step.config, "BF16"), "unpacks": False}
-
-
-def quantised_sizes(options: Options) -> dict[str, int]:
-    """The flag that quantises this base, and its size then; none if it is quantised already, or cannot be."""
-    for flag, kind in (("--quantized", True), ("--quantized nf4", "nf4")) if not options.quantized else ():
-        with suppress(ValueError):
-            if (size := shape_of(cast(str, options.base), kind)[1]) is not None:
-                return {flag: size}
-    return {}
 
 
 def _audited(model: LanguageModel, before: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +30,6 @@ from ..options import (
     without_conflicts,
 )
 from ..terminal import quote
-from .reporting import REPORTERS
 from .run_folder import OPTIONS_FILE, RunFolder
 
 _FORMATS = (*SUFFIXES, *TEXT_SUFFIXES, ".gguf")
@@ -40,7 +38,7 @@ LABEL = "to classify: the column with the label of each text (default: label, in
 SCHEMA = "to extract fields: their JSON Schema (default: NAME.schema.json next to the data"
 MAX_LENGTH = "tokens per record; longer conversations are truncated, longer texts are divided"
 RATE = 2e-3  # LoRA's learning rate for SmolLM2 and for tiny; rate.py has that of another base
-ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to", "processes")  # these do not change what is learned
+ANYHOW = ("out", "overwrite", "resume", "save_every", "report_to")  # these do not change what is learned
 _LORA: dict[str, Any] = {"group": "lora", "only": {"method": "lora"}}
 _NEW: dict[str, Any] = {"group": "lora", "only": {"method": "lora", "adapter": None}}  # what a trained adapter has
 _TRAINING: dict[str, Any] = {"group": "training"}
@@ -49,8 +47,60 @@ _MACHINE: dict[str, Any] = {"group": "memory and device"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
+class Training:
+    """The hyperparameters of a training. Raises ValueError for values that are not allowed."""
+
+    epochs: float = option(4.0, "epochs of training", only={"steps": None}, above=0, **_TRAINING)
+    steps: int | None = option(None, "steps of training, instead of --epochs", least=1, **_TRAINING)
+    lr: float | None = option(
+        None,
+        "peak learning rate (default: for lora 2e-3 on smollm2 and tiny, on another base a hundredth of the root mean "
+        "square of its matrices; for full a tenth of it, and with dpo a tenth of that)",
+        above=0,
+        follows=("method", "loss"),
+        **_TRAINING,
+    )
+    warmup: float = option(
+        0.1, "share of the steps in which the learning rate rises to its peak; 0: none", least=0, most=1, **_TRAINING
+    )
+    schedule: str = option(
+        "cosine", "how the learning rate falls after the warmup", choices=tuple(SCHEDULES), **_TRAINING
+    )
+    weight_decay: float = option(0.0, "weight decay of AdamW, on all trainable parameters", least=0, **_TRAINING)
+    max_grad_norm: float = option(
+        1.0, "gradients are clipped to this global norm; inf: no clipping", above=0, infinite=True, **_TRAINING
+    )
+    batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
+    grad_accumulation: int = option(
+        1, "batches per step: the result of a larger batch size, in the memory of one batch", least=1, **_TRAINING
+    )
+    seed: int = option(0, "seed of the adapter's initialisation and of the order of the records", least=0, **_TRAINING)
+
+    eval_every: int | None = option(
+        None, "steps between measurements of the validation loss (default: an epoch or 500)", least=1, **_MEASURING
+    )
+    patience: int | None = option(
+        None, "early stopping: the number of validations in a row without a lower loss", least=1, **_MEASURING
+    )
+    keep: str = option(
+        "best",
+        "which weights are saved: those with the lowest validation loss (best), or the last",
+        choices=("best", "last"),
+        **_MEASURING,
+    )
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def records_per_step(self) -> int:
+        """The samples of one step: `grad_accumulation` batches of `batch_size`."""
+        return self.batch_size * self.grad_accumulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a job trains on what, and where its results go."""
 
     base: str = option(
         None, f"{BASE} (default: {DEFAULT_BASE}; with --adapter, the one that its folder names)", path=True
@@ -73,15 +123,6 @@ class Options:
         "or .md file (a passage per paragraph), or rows with a column text",
         metavar="FILE",
         path=True,
-        follows=("data",),
-    )
-    quote: int | None = option(
-        None,
-        "answer with this many sentences of a passage, word for word: learn to find them (try 3); passages are those "
-        "of --context, or of a column context",
-        metavar="SENTENCES",
-        least=1,
-        only={"loss": "sft"},
         follows=("data",),
     )
     mix: Mapping[str, float] | None = option(
@@ -155,7 +196,7 @@ class Options:
     strength: float | None = option(
         None,
         "adapter scale: after training, the update is multiplied by it; a lower one forgets less and recalls less "
-        "(default: 0.65; for labels, fields and quotations, with --adapter, DPO, DoRA or PiSSA 1)",
+        "(default: 0.65; for labels and fields, with --adapter, DPO, DoRA or PiSSA 1)",
         above=0,
         follows=("method", "adapter", "loss", "use_dora", "init_lora_weights"),
         **_LORA,
@@ -174,51 +215,20 @@ class Options:
         above=0,
         **_TRAINING,
     )
-    epochs: float = option(4.0, "epochs of training", only={"steps": None}, above=0, **_TRAINING)
-    steps: int | None = option(None, "steps of training, instead of --epochs", least=1, **_TRAINING)
-    lr: float | None = option(
-        None,
-        "peak learning rate (default: for lora 2e-3 on smollm2 and tiny, on another base a hundredth of the root mean "
-        "square of its matrices; for full a tenth of it, and with dpo a tenth of that)",
-        above=0,
-        follows=("method", "loss"),
-        **_TRAINING,
-    )
-    warmup: float = option(
-        0.1, "share of the steps in which the learning rate rises to its peak; 0: none", least=0, most=1, **_TRAINING
-    )
-    schedule: str = option(
-        "cosine", "how the learning rate falls after the warmup", choices=tuple(SCHEDULES), **_TRAINING
-    )
-    weight_decay: float = option(0.0, "weight decay of AdamW, on all trainable parameters", least=0, **_TRAINING)
-    max_grad_norm: float = option(
-        1.0, "gradients are clipped to this global norm; inf: no clipping", above=0, infinite=True, **_TRAINING
-    )
-    batch_size: int = option(8, "records per batch", least=1, **_TRAINING)
-    grad_accumulation: int = option(
-        1, "batches per step: the result of a larger batch size, in the memory of one batch", least=1, **_TRAINING
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Training, Subject):
+    """The options of a fine-tuning job. Raises ValueError for values that are not allowed, alone or together."""
+
     max_length: int = option(512, MAX_LENGTH, least=8, **_TRAINING)
-    seed: int = option(0, "seed of the adapter's initialisation and of the order of the records", least=0, **_TRAINING)
 
     eval_records: int = option(40, "records of each set that are measured, evenly chosen", least=1, **_MEASURING)
-    eval_every: int | None = option(
-        None, "steps between measurements of the validation loss (default: an epoch or 500)", least=1, **_MEASURING
-    )
-    patience: int | None = option(
-        None, "early stopping: the number of validations in a row without a lower loss", least=1, **_MEASURING
-    )
-    keep: str = option(
-        "best",
-        "which weights are saved: those with the lowest validation loss (best), or the last",
-        choices=("best", "last"),
-        **_MEASURING,
-    )
     report_to: str | None = option(
         None,
         "also log loss, gradient norm and learning rate of each step to OUT/tensorboard, trackio or wandb; all stays "
         "on this machine unless WANDB_MODE or TRACKIO_SPACE_ID is set",
-        choices=tuple(REPORTERS),
+        choices=("tensorboard", "trackio", "wandb"),
         **_MEASURING,
     )
 
@@ -227,9 +237,6 @@ class Options:
     dtype: str = option("auto", **FROZEN, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
-    processes: int = option(
-        1, "divide the work among processes, each on its cores (Linux): try as many as cores", least=1, **_MACHINE
-    )
 
     def __post_init__(self):
         if self.base is None and self.adapter is None:
@@ -244,10 +251,6 @@ class Options:
                 raise ValueError(f"{name}: general measures forgetting and has no training records: choose other data")
         if self.device == "cuda" and self.bf16:
             raise ValueError("bf16 is for device 'cpu': leave out one of the two")
-        if self.processes > 1 and self.device != "cpu":
-            raise ValueError("processes are for device 'cpu': leave out one of the two")
-        if self.processes > 1 and sys.platform != "linux":
-            raise ValueError("processes are for Linux; elsewhere: mpiexec -n 2 minilora finetune, with minilora[mpi]")
         if self.adapter_scale != 1 and not can_be_scaled(vars(self)):
             raise ValueError(f"strength {self.adapter_scale:g} is for plain LoRA: with DoRA or PiSSA leave it out")
         self.lora_config()  # refuses what no adapter can have
@@ -288,9 +291,7 @@ class Options:
         return replace(self, lr=self.learning_rate, strength=self.adapter_scale if self.method == "lora" else None)
 
     def for_task(self) -> Options:
-        """The same for labels, fields and quotations, where the update is not scaled down: no other text can be an
-        answer.
-        """
+        """The same for labels and fields, where the update is not scaled down: no other text can be an answer."""
         return self if self.strength is not None or self.method == "full" else replace(self, strength=1.0)
 
     def decisive(self) -> dict[str, Any]:
@@ -337,11 +338,6 @@ class Options:
             return self.strength
         new = can_be_scaled(vars(self)) and self.method == "lora" and self.adapter is None
         return 0.65 if new and self.loss == "sft" else 1.0
-
-    @property
-    def records_per_step(self) -> int:
-        """The samples of one step: `grad_accumulation` batches of `batch_size`."""
-        return self.batch_size * self.grad_accumulation
 
     @property
     def folder(self) -> Path:

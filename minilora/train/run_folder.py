@@ -9,13 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
-from ..files.disk import entries, put_back, remove_folder, swap_in
+from ..files.disk import entries, locked, put_back, remove_folder, swap_in
 from ..lora.peft import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from ..progress import log
 from ..terminal import quote
 
 METRICS_FILE, PICTURE_FILE, OPTIONS_FILE, LOG_FILE = "metrics.json", "picture.png", "run.toml", "log.csv"
-TENSORBOARD = "tensorboard"  # the folder of its files
 MODEL_FILE = "model.safetensors"
 LAST = "last"  # the folder for the last adapter, where another one was best
 CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
@@ -23,7 +22,7 @@ CHECKPOINT, STATE_FILE = "checkpoint", "state.json"
 # What a finished run's folder may hold. A folder with anything else in it is not the run's to replace.
 FILES = (
     CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, "config.json", "tokenizer.json", "tokenizer_config.json", MODEL_FILE,
-    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST, TENSORBOARD,
+    METRICS_FILE, "picture*.png", "picture*.svg", OPTIONS_FILE, LOG_FILE, "README.md", LAST, "tensorboard",
     CHECKPOINT,
 )  # fmt: skip
 
@@ -86,17 +85,12 @@ class RunFolder:
         return None
 
     def __enter__(self) -> RunFolder:
-        from filelock import FileLock, Timeout
-
         self.made = [path for path in self.partial.parents if not path.exists()]
-        self.lock = FileLock(self.partial.with_name(f".{self.target.name}.lock"))
+        running = f"{self.path}: another job is running there; choose another --out"
+        self.lock = locked(self.partial.with_name(f".{self.target.name}.lock"), running)
         try:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-        except Timeout as error:
-            if not Path(self.lock.lock_file).exists():  # it could not be made, in /proc for example
-                raise ValueError(f"{self.path}: results cannot be written there; choose another --out") from error
-            raise ValueError(f"{self.path}: another job is running there; choose another --out") from error
+            self.lock.__enter__()
         except OSError as error:
             raise unwritable(self.path, error) from error
         try:
@@ -139,9 +133,7 @@ class RunFolder:
         return (self.partial / CHECKPOINT / STATE_FILE).is_file()
 
     def _leave(self) -> None:
-        with suppress(OSError):  # Windows does that in the next line
-            Path(self.lock.lock_file).unlink()
-        self.lock.release()
+        self.lock.__exit__(None, None, None)
         with suppress(OSError):  # one of them holds something
             for path in self.made:
                 path.rmdir()

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import warnings
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -253,7 +253,6 @@ def autograd_mlp():
 
 TORCH = ("torch", "transformers", "peft")
 COMPILER = "a C++ compiler"  # what `torch.compile` needs besides torch
-LINUX = "Linux"  # what processes that are forked need
 STEP, LONG = Settings(BASE), Settings(BASE, batch_size=1, length=2048)
 
 
@@ -267,37 +266,8 @@ def _numpy_alone():
     return lora(STEP)
 
 
-def _two_processes(dtype="float32"):
-    """minilora's LoRA step divided between this process and a copy of it: `minilora finetune --processes 2`."""
-    import minilora as ml
-    from minilora.nn.forked import forked
-    from minilora.nn.parts import Batch
-    from minilora.nn.ranks import RankError
-    from minilora.nn.step import training_step
-
-    model, _ = ml.load(BASE, dtype=dtype)
-    ml.add_adapter(model, ml.LoraConfig(r=STEP.r, lora_alpha=2 * STEP.r, target_modules="all-linear"))
-    model.train()
-    ids = STEP.batch(model.config.vocab_size).input_ids
-    optimizer = ml.AdamW(model.trainable_parameters(), lr=1e-4)
-    ranks = KEPT.enter_context(forked(2))
-    share = Batch(ids[ranks.number :: 2], ids[ranks.number :: 2])
-
-    def step():
-        ranks.same(None)  # here the copy waits for its turn
-        training_step(model, optimizer, share, mean=ranks.mean)
-
-    with suppress(RankError):  # the copy ends with the first
-        while not ranks.first:
-            step()
-        return step
-    os._exit(0)
-
-
 CONTENDERS = {  # name: (what it needs, how it is set up in FOLDER)
     "lora-numpy": ((), lambda folder: _numpy_alone()),
-    "lora-processes": ((LINUX,), lambda folder: _two_processes()),
-    "bf16-processes": ((LINUX,), lambda folder: _two_processes("bfloat16")),
     "peft-lora": (TORCH, _peft(STEP)),
     "peft-lora-bfloat16": (TORCH, _peft(STEP, "bfloat16")),
     "peft-lora-compiled": ((*TORCH, COMPILER), _peft(STEP, compiled=True)),
@@ -326,7 +296,7 @@ def missing(name):
     def found(what):
         if what == COMPILER:
             return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl"))))
-        return sys.platform == "linux" if what == LINUX else find_spec(what) is not None
+        return find_spec(what) is not None
 
     return [what for what in CONTENDERS.get(name, ((), None))[0] if not found(what)]
 

@@ -29,7 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import minilora as ml
-from minilora.commands.domains import DOMAINS
+from minilora.data.records import DOMAINS
 from minilora.models.folder import save_folder
 from minilora.models.load import load
 from minilora.models.with_adapters import named_folders

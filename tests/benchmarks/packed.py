@@ -1,4 +1,4 @@
-"""Generation by NumPy and by compiled loops, on a dense and on a packed base: tokens per second, in turns.
+"""Generation on a dense and on a packed base: tokens per second, in turns.
 
     python tests/benchmarks/packed.py float32 packed nf4 --streams 1 8
     python tests/benchmarks/packed.py float32 auto --base FOLDER/llama3    # the folder that big.py writes
@@ -11,12 +11,10 @@ what is felt.
 
 import argparse
 import time
-from unittest.mock import patch
 
 import numpy as np
 
 import minilora as ml
-from minilora.engine import factors
 from minilora.engine.tensor import no_grad
 
 TOKENS, ROUNDS = 8, 5
@@ -47,17 +45,15 @@ def main():
         else ml.load(arguments.base, kind == "packed" or kind)[0]
         for kind in arguments.kinds
     }
-    ways = {"NumPy": False, "compiled": True} if factors.compiles() else {"NumPy": False}
     print("tokens per second                by the clock: median   best     of processor time: median   best")
     for streams in arguments.streams:
-        found = {(kind, way): [] for kind in models for way in ways}
+        found = {kind: [] for kind in models}
         for _ in range(ROUNDS):
-            for kind, way in found:
-                with patch("minilora.engine.factors.compiles", lambda: ways[way]):  # noqa: B023 - called within
-                    found[kind, way].append(tokens_per_second(models[kind], streams))
-        for (kind, way), each in found.items():
+            for kind in found:
+                found[kind].append(tokens_per_second(models[kind], streams))
+        for kind, each in found.items():
             clock, processor = np.transpose(each)
-            row = f"{streams} streams, {kind}, {way}"
+            row = f"{streams} streams, {kind}"
             print(f"{row:<36}{np.median(clock):10.1f} {max(clock):6.1f}", end="")
             print(f"{np.median(processor):27.1f} {max(processor):6.1f}")
 

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from contenders import BASE, COMPILER, CONTENDERS, LINUX, RECORDS, missing
+from contenders import BASE, COMPILER, CONTENDERS, RECORDS, missing
 from targets import BLOCKS, page
 
 from minilora.engine import bfloat16
@@ -67,7 +67,6 @@ GROUPS = {
         (
             *map(ours, ("floor", "lora", "lora-backward", "full", "quantized", "quantized-recompute")),
             *map(ours, ("bf16", "quantized-bf16")),
-            *map(other, ("lora-processes", "bf16-processes")),
             *map(other, ("lora-numpy", "peft-lora", "peft-lora-bfloat16", "peft-lora-compiled", "torch-full")),
         ),
     ),
@@ -109,7 +108,7 @@ def measure(name: str, rounds: int, folder: str) -> dict:
     group, skipped, present = GROUPS[name], {}, []
     for contender in group.contenders:
         if needs := missing(contender.name):
-            how = "" if {COMPILER, LINUX} & {*needs} else ": pip install '.[benchmarks]'"
+            how = "" if COMPILER in needs else ": pip install '.[benchmarks]'"
             skipped[contender.name] = f"needs {', '.join(needs)}{how}"
         elif re.search("bf16|bfloat16", contender.name) and (why_not := bfloat16.why_not()):  # torch then takes minutes
             skipped[contender.name] = why_not

@@ -1,7 +1,7 @@
 """Weights or prompt: the data of the comparison, in which no record that reading is measured on was trained to be read.
 
     python tests/benchmarks/reading.py FOLDER       # writes read.jsonl, passages.jsonl, ordinary.jsonl, hard.jsonl, ...
-    minilora finetune --data FOLDER/read.jsonl --context FOLDER/passages.jsonl --quote 3 ... --out FOLDER/reader
+    minilora finetune --data FOLDER/read.jsonl --context FOLDER/passages.jsonl ... --out FOLDER/reader
     minilora eval --adapter FOLDER/reader --data FOLDER/ordinary.jsonl FOLDER/hard.jsonl --context support-handbook
 
 Two passages of each topic of the support handbook are measured: 48 records, all of the training split, so that an

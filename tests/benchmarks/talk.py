@@ -13,6 +13,7 @@ import time
 import minilora as ml
 from minilora.generate.conversation import Talk
 from minilora.generate.prefix_cache import PrefixCache
+from minilora.generate.streams import Sampling
 
 QUESTIONS = ["And in one word?", "Why?", "Is that certain?"]
 ANSWER = 24  # tokens, at most
@@ -40,7 +41,7 @@ def main():
     found = {name: [] for name in ("with prefix caching", "without")}
     for _ in range(given.rounds):
         for name, turns in found.items():
-            talk = Talk(model, tokenizer, max_new_tokens=ANSWER)
+            talk = Talk(model, tokenizer, Sampling(ANSWER))
             if name == "without":
                 talk.known = PrefixCache(0)
             turns.append(list(first_tokens(talk, [first, *QUESTIONS])))

@@ -17,7 +17,6 @@ def asked(tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(with_adapters, "load_with_adapters",
                         lambda named, base, quantized, force: (loaded.append((named, quantized)), None))  # fmt: skip
-    monkeypatch.setattr(with_adapters, "log_other_rounding", lambda model, named: None)
     monkeypatch.setattr(audit, "audit", lambda model, name: "")
 
     def ask(*words):

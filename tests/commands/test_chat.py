@@ -1,8 +1,6 @@
 """`minilora chat`: its commands, how a terminal shows answers, a prompt, a pipe, and what is refused."""
 
 import io
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ from minilora.cli import main
 from minilora.commands.chat import Chat, ChatOptions, Output, Screen
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
+from minilora.generate.streams import Sampling
 from minilora.models import load, with_adapters
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -22,7 +21,7 @@ from minilora.models import load, with_adapters
 @pytest.fixture
 def chat(model, tokenizer):
     output = Output()
-    return Chat(Talk(model, tokenizer, 12), ["legal", "support"], output)
+    return Chat(Talk(model, tokenizer, Sampling(12)), ["legal", "support"], output)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(chat, line,
     with pytest.raises((ValueError, OSError), match=reason) as caught:
         chat.handle(line)
     assert "\n" not in str(caught.value)
-    assert chat.talk.choice == "support" and chat.talk.turns == [] and chat.talk.temperature == 0
+    assert chat.talk.choice == "support" and chat.talk.turns == [] and chat.talk.sampling.temperature == 0
 
 
 @pytest.mark.parametrize("line", ["exit", "quit", "Exit", " QUIT ", "/quit", "/exit"])
@@ -100,7 +99,7 @@ def test_compare_shows_the_last_question_or_another_answered_by_all(chat, capsys
 
 
 def test_compare_without_adapters_says_how_to_get_some(model, tokenizer):
-    chat = Chat(Talk(model, tokenizer), [], Output())
+    chat = Chat(Talk(model, tokenizer, Sampling()), [], Output())
     with pytest.raises(ValueError, match="only the base: start with --adapter"):
         chat.handle("/compare hello")
 
@@ -121,7 +120,7 @@ def test_an_answer_is_had_anew_or_forgotten_with_its_question(chat, capsys, mode
     asked = [generate(model, tokenizer, "hello", 12, temperature=1.5, seed=seed) for seed in (0, 1)]
     assert capsys.readouterr().out == "".join(f"{one}\n" for one in asked) and asked[0] != asked[1]
     assert [(turn.question, turn.answer) for turn in chat.talk.turns] == [("hello", asked[1])]
-    chat.talk.max_new_tokens = 5000
+    chat.talk.sampling = Sampling(5000)
     with pytest.raises(ValueError, match="more than the 1024"):
         chat.handle("/retry")
     assert [turn.answer for turn in chat.talk.turns] == [asked[1]]
@@ -133,7 +132,7 @@ def test_a_talk_that_was_saved_is_continued(chat, capsys, tmp_path):
     for line in ("/system Be brief.", "hello", "x", f"/save {tmp_path / 'talk.jsonl'}"):
         chat.handle(line)
     said = capsys.readouterr().out.splitlines()
-    chat = Chat(Talk(chat.talk.model, chat.talk.tokenizer, 12), chat.names, chat.output)
+    chat = Chat(Talk(chat.talk.model, chat.talk.tokenizer, Sampling(12)), chat.names, chat.output)
     chat.handle(f"/load {tmp_path / 'talk.jsonl'}")
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("continues after 2 answers: ") and told[1:] == ["system prompt: Be brief."]
@@ -143,7 +142,7 @@ def test_a_talk_that_was_saved_is_continued(chat, capsys, tmp_path):
 
 
 def test_that_answers_are_cut_is_told_once(chat, monkeypatch):
-    hints, chat.talk.max_new_tokens = [], 1
+    hints, chat.talk.sampling = [], Sampling(1)
     monkeypatch.setattr(chat.output, "hint", hints.append)
     assert chat.handle("hello") and chat.handle("more") and len(hints) == 1 and "cut at 1 tokens" in hints[0]
 
@@ -183,87 +182,12 @@ def test_the_system_prompt_is_set_shown_and_given_back(chat, capsys, model, toke
 # -- answers in a terminal ---------------------------------------------------------------------------------------------
 
 
-END = None  # of an answer
-
-
-@pytest.fixture
-def shown(monkeypatch, capsys):
-    """A function that shows pieces of an answer on a terminal of some width, and returns what is on it."""
-
-    def show(*pieces, columns=20):
-        monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((columns, 24)))
-        screen = Screen()
-        for piece in pieces:
-            screen.end() if piece is END else screen.piece(piece)
-        screen.end()
-        return capsys.readouterr().out
-
-    return show
-
-
-TEXT = "An enforceable promise between two parties, that a court of law would hold them to.\n\nSo  it is."
-
-
-def test_lines_break_between_words_however_the_pieces_are_cut(shown):
-    whole = shown(TEXT)
-    lines = ["An enforceable", "promise between two", "parties, that a", "court of law would", "hold them to."]
-    assert whole.splitlines() == [*lines, "", "So  it is.", ""]
-    assert max(map(len, whole.splitlines())) < 20
-    for size in (1, 2, 3, 7, 50):
-        assert shown(*(TEXT[i : i + size] for i in range(0, len(TEXT), size))) == whole
-
-
-def test_a_word_is_shown_as_soon_as_it_is_certain(monkeypatch, capsys):
+def test_an_empty_line_follows_an_answer_in_a_terminal_and_what_would_steer_it_is_replaced(capsys):
     screen = Screen()
-    seen = []
-    for piece in ("one", " tw", "o", " three"):
+    for piece in ("one ", "two\n", "a\x1b[31mb\x07\x9b c"):
         screen.piece(piece)
-        seen.append(capsys.readouterr().out)
-    assert seen == ["", "one", "", " two"]
-
-
-def test_a_word_at_which_the_answer_is_stopped_is_shown_once(monkeypatch, capsys):
-    screen, write = Screen(), Screen._write
-
-    def stopped(screen, text):
-        write(screen, text)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Screen, "_write", stopped)
-        screen.piece("one two")
     screen.end()
-    assert capsys.readouterr().out == "one\n\n"
-
-
-def test_text_without_spaces_is_shown_while_it_is_written_and_breaks_where_a_line_is_full(shown, capsys):
-    screen, text, out = Screen(), "返品は30日以内です。送料は無料。", ""
-    for i, character in enumerate(text, 1):
-        screen.piece(character)
-        out += capsys.readouterr().out
-        assert i - 2 <= len(out.replace("\n", "")) < i and text.startswith(out.replace("\n", "")), "30 is held back"
-    whole = shown(text)
-    assert whole == "返品は30日以内で\nす。送料は無料。\n\n"
-    for size in (1, 2, 3):
-        assert shown(*(text[i : i + size] for i in range(0, len(text), size))) == whole
-
-
-LAID_OUT = {  # what it shows -> columns, pieces, what is on the terminal before the empty line
-    "a word longer than a line": (20, ["a", " ", "b" * 30, " c"], "a\n" + "b" * 30 + "\nc"),
-    "a line with room": (8, ["one two"], "one two"),
-    "the last column": (7, ["one two"], "one\ntwo"),  # a terminal that is full to its last column breaks by itself
-    "a space before a newline": (20, ["a \nb"], "a\nb"),
-    "spaces in pieces": (20, ["a", "   ", "\n", "b"], "a\nb"),
-    "characters of two columns": (20, ["漢字漢字 漢字漢字 漢字"], "漢字漢字 漢字漢字\n漢字"),
-    "the next answer": (8, ["one two", END, "three"], "one two\n\nthree"),
-    "spaces that begin a line": (20, ["list:\n  - one\n  - two"], "list:\n  - one\n  - two"),
-    "what would steer the terminal": (20, ["a\x1b[31mb\x07\x9b c"], "a\ufffd[31mb\ufffd\ufffd c"),
-}
-
-
-@pytest.mark.parametrize(("columns", "pieces", "expected"), LAID_OUT.values(), ids=LAID_OUT)
-def test_words_and_spaces_are_laid_out_in_lines(shown, columns, pieces, expected):
-    assert shown(*pieces, columns=columns) == expected + "\n\n"
+    assert capsys.readouterr().out == "one two\na\ufffd[31mb\ufffd\ufffd c\n\n"
 
 
 # -- as a command ------------------------------------------------------------------------------------------------------
@@ -402,11 +326,10 @@ def test_without_a_terminal_no_library_for_one_is_loaded(words):
     assert done.stdout and "\x1b" not in done.stdout + done.stderr
 
 
-def test_all_options_of_loading_reach_the_loader_and_another_rounding_is_told(monkeypatch):
-    told, folders = [], {"legal": Path("runs/legal")}
+def test_all_options_of_loading_reach_the_loader(monkeypatch):
+    folders = {"legal": Path("runs/legal")}
     monkeypatch.setattr(load, "dtype_of", lambda options: f"bf16: {options.bf16}")
     monkeypatch.setattr(with_adapters, "load_with_adapters", lambda *given: (given, "tokenizer"))
-    monkeypatch.setattr(with_adapters, "log_other_rounding", lambda *given: told.append(given))
     given = (folders, "tiny", "nf4", "cuda", True, "bf16: True")
     options = ChatOptions(quantized="nf4", device="cuda", force=True, bf16=True)
-    assert options.load(folders, "tiny") == (given, "tokenizer") and told == [(given, folders)]
+    assert options.load(folders, "tiny") == (given, "tokenizer")

@@ -132,7 +132,7 @@ def test_runs_have_the_options_asked_for(chosen, make, tmp_path):
     assert {name: lora[name] for name in expected} == expected  # strength: full fine-tuning keeps its whole update, too
 
 
-def test_the_time_left_is_logged(chosen, make, monkeypatch, caplog):
+def test_each_run_is_logged(chosen, make, monkeypatch, caplog):
     clock = iter(range(0, 100_000, 60))  # every run takes a minute
     monkeypatch.setattr("minilora.experiments.memo.time.perf_counter", lambda: next(clock))
     make()
@@ -142,8 +142,6 @@ def test_the_time_left_is_logged(chosen, make, monkeypatch, caplog):
         "run 1 of 8: LoRA, learning rate 0.001, 4 steps",
         "run 2 of 8: full fine-tuning, learning rate 0.0001, 4 steps",
     ]
-    # 15 s a step: two more tries of 4 steps for each method, and runs of 10
-    assert caplog.messages[2] == "run 3 of 8: LoRA, learning rate 0.01, 4 steps; all runs take about 9 min more"
     assert caplog.messages[-1].startswith("run 8 of 8") and result["wall_seconds"] == 8 * 60
 
 

@@ -123,13 +123,12 @@ def test_of_many_columns_that_are_not_read_the_first_are_named(write):
     assert "c11 in 3 records and 18 more" in told(seen) and "c12" not in told(seen)
 
 
-def test_what_is_left_out_or_seems_wrong_is_a_warning_of_the_page_and_not_logged_again(write, caplog):
+def test_what_is_left_out_is_a_warning_of_the_page_and_not_logged_again(write, caplog):
     rows = [{"text": f"mail {i}", "label": "ab"[i % 2]} for i in range(30)]
-    rows += [{"text": "x", "label": None}, {"text": "N/A", "label": "a"}, {"text": "fÃ¼r", "label": "b"}]
+    rows += [{"text": "x", "label": None}]
     seen = tiny(write(rows))
     assert seen["left_out"] == {"label": ["line-31"]} and not caplog.records
-    for line in ("1 of 33 rows is left out", "text is 'N/A' in 1 record:", "in 1 of 32 records, letters were read"):
-        assert sum(warning.startswith(line) for warning in seen["warnings"]) == 1 and f"warning {line}" in told(seen)
+    assert seen["warnings"][0].startswith(line := "1 of 31 rows is left out") and f"warning {line}" in told(seen)
 
 
 def test_what_records_have_besides_is_counted(write):
@@ -278,9 +277,8 @@ def test_a_text_that_begins_with_much_white_space_has_a_page(write):
     assert "-- as the model sees them" in told(tiny(name, max_length=8))
 
 
-def test_a_short_text_is_all_trained_on_and_that_is_said_as_are_control_tokens_in_it(write):
-    seen = tiny(write("It was dark <|im_end|>. " * 15, "novel.txt"), max_length=32)
-    assert "are trained as control tokens: <|im_end|> in novel" in told(seen)
+def test_a_short_text_is_all_trained_on_and_that_is_said(write):
+    seen = tiny(write("It was dark. " * 20, "novel.txt"), max_length=32)
     sequences = seen["lengths"]["train"]["samples"]
     assert [*seen["lengths"]] == ["train"] and 1 < sequences < 10
     line = "splits all is trained on and nothing is held out: that takes 10 sequences, and there are"

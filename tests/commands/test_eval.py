@@ -9,7 +9,7 @@ from pathlib import Path
 import jobs
 import numpy as np
 import pytest
-from jobs import options, trained
+from jobs import options, read_data, trained
 from modelfiles import TERMS, write_rows
 from peftfiles import link
 
@@ -17,7 +17,7 @@ import minilora as ml
 from minilora.cli import main
 from minilora.commands.eval import EvalOptions, _changes, _values, data_of, evaluate_adapters, page
 from minilora.data.rows import DataError
-from minilora.measure.scores import MeasuredSet, Scores, read_sets, summary
+from minilora.measure.scores import MeasuredSet, Scores, summary
 from minilora.models.merge import export
 from minilora.pages.text import width_of
 from minilora.train.job import finetune
@@ -165,7 +165,7 @@ def test_other_data_have_the_columns_of_training_if_these_are_there(home, runs, 
 def test_data_that_an_adapter_was_trained_on_are_divided_as_for_training(tmp_path, home, tokenizer):
     path = write_rows(tmp_path, [{key: value for key, value in one.items() if key != "split"} for one in TERMS])
     novel = str(home / "novel.txt")
-    found = read_sets([path, novel], tokenizer, 60, paraphrases=80, trained=[path, novel])
+    found = read_data([path, novel], tokenizer, 60, paraphrases=80, trained=[path, novel])
     own, text = (prepare(data, tokenizer, max_length=60, eval_records=80).scored for data in (path, novel))
     assert {each.name: each.samples for each in found} == {
         "own/paraphrase": own["paraphrase"], "own/unseen": own["unseen"], "novel/unseen": text["unseen"]
@@ -175,11 +175,11 @@ def test_data_that_an_adapter_was_trained_on_are_divided_as_for_training(tmp_pat
 
 def test_a_text_of_which_nothing_was_held_out_is_measured_whole_with_a_warning(home, tokenizer, caplog):
     novel = str(home / "novel.txt")
-    (whole,) = read_sets([novel], tokenizer, 400, trained=[novel])
+    (whole,) = read_data([novel], tokenizer, 400, trained=[novel])
     assert whole.kind == "all" and sum(len(sample.ids) for sample in whole.samples) > 600
     assert "novel.txt: nothing is held out, so this loss includes training records" in caplog.text
     with pytest.raises(ValueError, match=r"novel\.txt: no record of the split 'test': leave out --split"):
-        read_sets([novel], tokenizer, 400, trained=[novel], split="test")
+        read_data([novel], tokenizer, 400, trained=[novel], split="test")
 
 
 @pytest.fixture
@@ -288,6 +288,17 @@ def test_columns_under_other_names_are_those_of_training_unless_others_are_given
         (tmp_path / "run" / "minilora.json").write_text(json.dumps(notes))
         with pytest.raises(ValueError, match=said):
             evaluate_adapters(EvalOptions(**given))
+
+
+def test_data_that_two_adapters_learned_with_different_columns_are_refused(home, tmp_path):
+    other = write_rows(tmp_path, [one | {"then": f"{one['question']} And why?"} for one in TERMS])
+    for name, field in (("one", None), ("two", {"question": "then"})):
+        trained(options(home, tmp_path / name, data=other, steps=1, field=field))
+    both = dict(adapter=[str(tmp_path / name) for name in ("one", "two")], base=str(home / "base"), no_recall=True)
+    for data in ([other], None):
+        with pytest.raises(ValueError, match="own.jsonl: adapters learned it with different columns: give --field, or"):
+            evaluate_adapters(EvalOptions(**both, data=data, limit=2))
+    assert evaluate_adapters(EvalOptions(**both, data=[other], limit=2, field={"question": "then"}))["scores"]
 
 
 def test_the_column_of_the_labels_is_stored_with_the_others(home, tmp_path):

@@ -7,10 +7,9 @@ import re
 import shutil
 import sys
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,14 +24,13 @@ from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import TEMPLATE, Handbook, Passage, fill
 from minilora.data.prompts import TABLES, Prompt, Rows, read_prompts
-from minilora.data.quotes import Quoting
 from minilora.data.rows import DataError, read_rows
 from minilora.generate import labels
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
 from minilora.generate.labels import ranked_labels
 from minilora.generate.predict import predict
-from minilora.generate.streams import Streams
+from minilora.generate.streams import Sampling, Streams
 
 LABELS = LabelTask.of(["bill", "crate", "other"])
 KINDS, NAME = {"enum": ["new", "old"]}, {"type": ["string", "null"]}
@@ -88,7 +86,9 @@ def test_each_text_gets_what_it_gets_alone(model, tokenizer, trained):
     trained(TRAINED["labels"])
     found = predict(model, tokenizer, TEXTS)
     for text, one in zip(TEXTS, found, strict=True):
-        label, p = ranked_labels(model, tokenizer, LABELS, [{"role": "user", "content": text}], "legal")[0]
+        label, p = ranked_labels(model, tokenizer, LABELS, LABELS.asked([{"role": "user", "content": text}]), "legal")[
+            0
+        ]
         assert one == {"label": label, "probability": pytest.approx(p, abs=1e-5)}
     trained(TRAINED["fields"])
     found = predict(model, tokenizer, TEXTS, 60)
@@ -102,7 +102,9 @@ def test_more_labels_follow_the_likeliest_one_with_their_probabilities(model, to
     for text, found in zip(TEXTS, predict(model, tokenizer, TEXTS, top_k=count), strict=True):
         names, values = [*found], [*found.values()]
         assert names == ["label", "probability", "label_2", "probability_2", "label_3", "probability_3"][: 2 * count]
-        expected = ranked_labels(model, tokenizer, LABELS, [{"role": "user", "content": text}], "legal")[:count]
+        expected = ranked_labels(model, tokenizer, LABELS, LABELS.asked([{"role": "user", "content": text}]), "legal")[
+            :count
+        ]
         assert values[::2] == [label for label, _ in expected]
         assert values[1::2] == pytest.approx([p for _, p in expected], abs=1e-5)
 
@@ -127,7 +129,7 @@ def test_answers_are_drawn_with_the_seed(model, tokenizer):
 
 def test_a_schema_goes_before_that_of_the_adapter_and_is_not_for_labels(model, tokenizer, trained):
     other = FieldTask.of({"type": "object", "properties": {"size": {"enum": ["S", "M"]}}, "required": ["size"]})
-    talk = Talk(model, tokenizer, 60, 0.0, 1.0, 0, None, None, other)
+    talk = Talk(model, tokenizer, Sampling(60), schema=other)
     talk.choice = "legal"
     for task in ("answer", "fields"):
         trained(TRAINED[task])
@@ -179,7 +181,7 @@ def test_system_prompt_and_passages_come_before_the_question(model, tokenizer, t
 def test_a_text_that_cannot_be_asked_is_refused_before_work(model, tokenizer, trained, monkeypatch, texts, said, task):
     trained(TRAINED[task])
     monkeypatch.setattr(Streams, "step", None)
-    monkeypatch.setattr(labels, "_computing", None)
+    monkeypatch.setattr(labels, "_of_batch", None)
     with pytest.raises(ValueError, match=said):
         predict(model, tokenizer, texts)
 
@@ -373,59 +375,6 @@ def test_what_was_interrupted_is_resumed(folder, tmp_path, capsys, monkeypatch, 
     assert main([*out, "--resume"]) == 0 and (tmp_path / f"part{suffix}").read_bytes() == whole
 
 
-def test_every_flag_decides_a_prediction_or_is_known_not_to():
-    others = {"adapter", "device", "force", "out", "resume", "field"}  # of an adapter, the weights are compared
-    assert {*command.SETTINGS} == {item.name for item in fields(command.PredictOptions)} - others
-
-
-@pytest.mark.parametrize("begun", ["an adapter", "a base, with passages", "a base, with fields"])
-def test_rows_are_continued_by_what_began_them_and_by_nothing_else(
-    begun, folder, shop, tiny_folder, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(command, "AT_ONCE", 2)
-    words = ["predict", write_jsonl(tmp_path / "in.jsonl", [{"text": x} for x in TEXTS]), "--out", "part.jsonl"]
-    adapter, base = folder({}), ["--base", str(shop / "base"), "--max-new-tokens", "60"]
-    for name, kinds in (("one", ["new", "old"]), ("two", ["new", "used"])):
-        (tmp_path / f"{name}.md").write_text(f"It costs {len(kinds[1])}.")
-        (tmp_path / f"{name}.json").write_text(json.dumps({"type": "object", "properties": {"kind": {"enum": kinds}}}))
-    same, others = {
-        "an adapter": (adapter, {
-            "--max-new-tokens": [*adapter[:-1], "3"],
-            "--temperature": [*adapter, "--temperature", "0.5"],
-            "--seed": [*adapter, "--seed", "1"],
-            "--system": [*adapter, "--system", "Be brief."],
-            "--dtype": [*adapter, "--dtype", "auto"],
-            "weights": [str(shop / "support") if word == "legal" else word for word in adapter],
-        }),
-        "a base, with passages": ([*base, "--context", "one.md"], {
-            "--context, passages": [*base, "--context", "two.md"],
-            "--base, weights": ["--base", str(tiny_folder / "base"), *base[2:], "--context", "one.md"],
-            "--quantized, weights": [*base, "--context", "one.md", "--quantized", "q8_0"],
-        }),
-        "a base, with fields": ([*base, "--schema", "one.json"], {"--schema, fields": [*base, "--schema", "two.json"]}),
-    }[begun]  # fmt: skip
-    for found, left in (([], 0), ([[{}] * 2], 2)):  # interrupted in the first batch, in the second
-        with monkeypatch.context() as patch:
-            patch.setattr(command, "predict", Mock(side_effect=[*found, KeyboardInterrupt]))
-            assert main([*words, *same]) == 130
-        assert len([*tmp_path.glob("part*")]) == left
-    there = {path: path.read_bytes() for path in tmp_path.glob("part*")}
-    others |= {what: same for what, suffix in (("passages", ".md"), ("fields", ".json")) if f"one{suffix}" in same}
-    for name, flags in others.items():
-        capsys.readouterr()
-        before = {path: path.read_text() for path in tmp_path.glob("one.*")}
-        for path in before if flags is same else ():  # edited since
-            path.write_text(before[path].replace("3", "4").replace("old", "odd"))
-        assert main([*words, *flags, "--resume"]) == 1
-        for path, text in before.items():
-            path.write_text(text)
-        line = f"minilora: part.jsonl: its rows were predicted with other values of {name}: give the same ones, or "
-        assert capsys.readouterr().err.splitlines()[-1] == f"{line}--overwrite replaces the file"
-        assert {path: path.read_bytes() for path in tmp_path.glob("part*")} == there
-    assert main([*words, *same, "--resume"]) == 0
-    assert [path.name for path in tmp_path.glob("part*")] == ["part.jsonl"] and len(read(tmp_path / "part.jsonl")) == 5
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
 def test_a_full_disk_is_one_line_that_says_how_to_continue(folder, tmp_path, capsys):
     (tmp_path / "in.csv").write_text("text\na\n")
@@ -516,20 +465,7 @@ def test_a_passage_in_a_row_is_read_as_in_training(folder, tmp_path, capsys, mod
         assert found == row | {"predicted_answer": generate(model, tokenizer, asked, 12)}
 
 
-@pytest.mark.parametrize("more", [[], ["--context", "prices.md"]])
-def test_a_passage_in_a_row_is_quoted(folder, tmp_path, capsys, more):
-    rows = [{"question": "How much?", "passage": "It costs 3."}, {"question": "How much?", "passage": None}]
-    flags = folder(Quoting(1).entry())
-    (tmp_path / "prices.md").write_text("It costs 4.")
-    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows[: 1 + len(more) // 2]), *flags, *more]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    added = {"predicted_answer": "It costs 3."}, {"predicted_answer": "It costs 4.", "predicted_passage": "paragraph 1"}
-    assert found == [row | new for row, new in zip(rows[: len(found)], added, strict=False)]
-    assert main(["predict", write_jsonl(tmp_path / "in.jsonl", rows), *flags]) == 1
-    assert "answers with sentences of passages: give some with --context FILE" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("data", [{"context_template": TEMPLATE}, Quoting(1).entry(), {"name": "x"}], ids=str)
+@pytest.mark.parametrize("data", [{"context_template": TEMPLATE}, {"name": "x"}], ids=str)
 def test_questions_that_share_no_word_with_any_passage_are_counted(folder, tmp_path, capsys, data):
     """Also where an earlier turn does; not those with their own passage, and none where no passage is read."""
     turns = zip(("user", "assistant", "user"), ("It costs?", "It costs 3.", "Zebra?"), strict=True)
@@ -582,14 +518,6 @@ def test_a_schema_gives_the_columns(folder, tmp_path, capsys):
     (tmp_path / "own.json").write_text(json.dumps(FIELDS.schema()))
     assert main(["predict", str(tmp_path / "in.csv"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "text,predicted_label,predicted_name"
-
-
-def test_an_adapter_that_quotes_is_refused_without_passages_before_anything_is_written(folder, tmp_path, capsys):
-    path, flags = write_jsonl(tmp_path / "in.jsonl", [{"text": "How much?"}]), folder(Quoting(1).entry())
-    assert main(["predict", path, *flags, "--out", "out.csv"]) == 1
-    err = capsys.readouterr().err
-    assert "legal answers with sentences of passages: give some with --context FILE" in err and err.count("\n") == 1
-    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -688,31 +616,16 @@ def test_a_file_that_is_not_continued_stays_as_it_was(tmp_path):
     assert (tmp_path / "out.csv").read_text() == "text\nother\nwithout an end"
 
 
-@pytest.mark.parametrize(
-    ("beginning", "mark"),
-    [
-        ("text;n\na;1,5\nb;2,5\n", ","),
-        ("text;n\na;x\n", ","),
-        ("text;n\na;01.02.2026\nb 1.5;x 2.5\n", ","),
-        ("text;n\na;1.5\n", "."),
-        ('text;n\na;"-10.25"\n', "."),
-        ("n;text\n0.5;a\n", "."),
-        ("text,n\na,1\n", "."),
-        ('text,n\na,"1,5"\n', "."),
-        ("text\tn\na\t1,5\n", "."),
-    ],
-)
-def test_numbers_have_a_decimal_comma_where_excel_writes_semicolons_and_the_table_has_no_points(
-    tmp_path, beginning, mark
-):
-    (tmp_path / "in.csv").write_text(beginning)
+@pytest.mark.parametrize("comma", ",;\t")
+def test_rows_have_the_delimiter_of_the_table_their_own_cells_as_they_are_and_lists_as_json(tmp_path, comma):
+    (tmp_path / "in.csv").write_text(f"text{comma}n\na{comma}1.5\n")
     prompts = read_prompts(tmp_path / "in.csv")
     rows = Rows(".csv", [*prompts[0].row, "p", "i", "of"], tmp_path / "in.csv")
     added = {"p": 0.25, "i": 1, "of": [0.5]}
     text = rows.heading() + "".join(rows.text({**prompt.row, **added}) for prompt in prompts)
     (tmp_path / "out.csv").write_text(text)
     for prompt, (_, row) in zip(prompts, read_rows(tmp_path / "out.csv")[1], strict=True):
-        assert row == {**prompt.row, "p": f"0{mark}25", "i": "1", "of": "[0.5]"}  # own cells as they are, lists as JSON
+        assert row == {**prompt.row, "p": "0.25", "i": "1", "of": "[0.5]"}
     assert rows.done(tmp_path / "out.csv", prompts) == len(prompts)
     assert Rows(".tsv", ["p"], tmp_path / "in.csv").text(added) == "0.25\n"
 

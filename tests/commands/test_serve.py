@@ -15,7 +15,6 @@ from commandline import complaint, status
 from serving import QUESTION, Served, read_response
 
 from minilora.commands import demo, serve
-from minilora.data.quotes import Quoting
 from minilora.lora.peft import WEIGHTS_FILE
 from minilora.serve.app import App
 from minilora.serve.bounds import Guard
@@ -156,26 +155,14 @@ def test_a_context_that_cannot_be_used_is_one_line(command, content, said, shop,
     assert f"{path}: " in (line := complaint(capsys)) and said in line
 
 
-def quoting_adapter(shop, folder):
-    """The adapter legal, stored as one that learned to quote."""
-    shutil.copytree(shop / "legal", folder)
-    notes = json.loads((folder / "minilora.json").read_text())
-    (folder / "minilora.json").write_text(json.dumps(notes | {"data": Quoting(2).entry()}))
-    return folder
-
-
 @pytest.mark.parametrize("command", ["serve", "chat", "predict"])
-def test_only_an_answer_that_is_generated_takes_room_from_the_passages(command, shop, tmp_path, opened, capsys):
+def test_an_answer_takes_room_from_the_passages(command, shop, tmp_path, opened, capsys):
     book, asked = tmp_path / "book.txt", tmp_path / "asked.txt"
     book.write_text("Owls eat mice. " * 56)
     asked.write_text("hello")
     words = {"serve": ["--port", 0], "chat": ["--prompt", "hello"], "predict": [asked]}[command]
     flags = [*words, "--base", shop / "base", "--context", book]
-    quoting = ["--adapter", quoting_adapter(shop, tmp_path / "quoting")]
-    for more in ([], ["--max-new-tokens", 400]):
-        assert status(command, *flags, *quoting, *more) == 0, capsys.readouterr().err
-    only_quotes = [] if command == "predict" else [[*quoting, shop / "legal"]]
-    for others in ([], ["--adapter", shop / "legal"], *only_quotes):
+    for others in ([], ["--adapter", shop / "legal"]):
         capsys.readouterr()
         assert status(command, *flags, *others) == 1
         assert "there is room for 768 before an answer of 256: " in (line := complaint(capsys))

@@ -6,11 +6,10 @@ import os
 import pytest
 
 from minilora.commands import finetune
-from minilora.commands.asking import Answering
 from minilora.commands.compare import CompareOptions
 from minilora.commands.data import LookOptions
 from minilora.commands.eval import EvalOptions
-from minilora.commands.shared import Loading, read_options
+from minilora.commands.shared import read_options
 from minilora.data.records import read_records
 from minilora.data.samples import encode_records, truncate
 from minilora.experiments.grid import SweepOptions
@@ -77,23 +76,3 @@ def test_a_file_here_is_taken_before_a_recipe_of_its_name(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     chosen = read("--config", "facts")
     assert (chosen.r, chosen.epochs) == (3, Options().epochs)
-
-
-@pytest.mark.parametrize(
-    ("quantized", "there", "machine", "device", "told"),
-    [
-        (True, False, "x86_64", "cpu", True),
-        ("nf4", False, "AMD64", "cpu", True),
-        (True, True, "x86_64", "cpu", False),
-        (True, False, "arm64", "cpu", False),
-        (True, False, "x86_64", "cuda", False),
-        (False, False, "x86_64", "cpu", False),
-    ],
-)
-def test_a_packed_base_says_what_would_make_it_faster(monkeypatch, caplog, quantized, there, machine, device, told):
-    monkeypatch.setattr("minilora.engine.factors.find_spec", lambda name: there or None)
-    monkeypatch.setattr("minilora.engine.factors.platform.machine", lambda: machine)
-    monkeypatch.setattr(Loading, "load", lambda *given: given[1:])
-    with caplog.at_level("INFO", "minilora"):
-        assert Answering(quantized=quantized, device=device).load({}, "tiny") == ({}, "tiny")
-    assert ("pip install 'minilora[fast]'" in caplog.text) == told

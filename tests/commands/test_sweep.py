@@ -99,50 +99,6 @@ def test_groups_of_modules_have_names_and_lists_are_joined_by_commas(tmp_path):
     assert said == ["target_modules"]
 
 
-def test_random_trials_are_so_many_of_the_grid_and_always_the_same():
-    grid = SweepOptions(r=[1, 2, 4, 8], lr=[1e-3, 1e-2, 1e-1])
-    drawn = SweepOptions(r=[1, 2, 4, 8], lr=[1e-3, 1e-2, 1e-1], search="random", trials=5).settings()
-    assert len(drawn) == 5 and all(one in grid.settings() for one in drawn) and drawn != grid.settings()[:5]
-    assert drawn == SweepOptions(r=[1, 2, 4, 8], lr=[1e-3, 1e-2, 1e-1], search="random", trials=5).settings()
-    assert SweepOptions(r=[1, 2], search="random", trials=5).settings() == SweepOptions(r=[1, 2]).settings()
-
-
-def test_two_learning_rates_of_a_random_search_are_the_ends_of_a_range():
-    plan = SweepOptions(r=[1, 8], lr=[1e-4, 1e-2], search="random", trials=200)
-    drawn = plan.settings()
-    rates = [one["lr"] for one in drawn]
-    assert len(set(rates)) > 150 and min(rates) >= 1e-4 and max(rates) <= 1e-2
-    below = [rate for rate in rates if rate < 1e-3]
-    assert 80 < len(below) < 120  # half of them in each decade
-    assert {one["r"] for one in drawn} == {1, 8} and plan.varied == ["r", "lr"]
-    assert all(as_options(one) for one in drawn) and [list(one) for one in drawn] == [list(drawn[0])] * 200
-    assert len(SweepOptions(lr=[1e-4, 1e-2]).settings()) == 2
-    assert {one["lr"] for one in SweepOptions(lr=[1, 2, 3], search="random", trials=3).settings()} == {1, 2, 3}
-
-
-@pytest.mark.parametrize("rates", [[1e-4, 1e-2], [1e-4, 1e-3, 1e-2]])
-def test_a_random_search_runs_every_combination_that_it_draws_with_every_seed(rates):
-    search = dict(r=[1, 2, 4, 8], lr=rates, search="random", trials=5)
-    one_seed, three = SweepOptions(**search).settings(), SweepOptions(**search, seed=[0, 7, 3]).settings()
-    assert len(one_seed) == 5 and three == [one | {"seed": seed} for one in one_seed for seed in (0, 7, 3)]
-    result = summed([float(i) for i in range(15)], **search, seed=[0, 7, 3])
-    assert [row["validation_loss"]["n"] for row in result["settings"]] == [3] * 5
-
-
-def test_a_random_search_of_more_trials_than_a_grid_may_have_is_not_refused(
-    tiny_folder, no_training, monkeypatch, quick_pictures
-):
-    monkeypatch.setattr(sweeping, "MOST", 3)
-    command = quick(tiny_folder, "--r", 1, 2, 3, "--search", "random", "--trials", 2, "--seed", 0, 1, 2)
-    assert status(*command) == 0 and len(no_training) == 6
-
-
-@pytest.mark.parametrize("rates", [[1e-4, 1e-2], [1e-4, 1e-3, 1e-2]])
-def test_more_random_trials_begin_with_the_same_ones(rates):
-    few, many = (SweepOptions(r=[1, 2, 3, 4], lr=rates, search="random", trials=trials).settings() for trials in (4, 9))
-    assert len(few) == 4 and len(many) == 9 and all(one in many for one in few)
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -154,15 +110,9 @@ def test_more_random_trials_begin_with_the_same_ones(rates):
         (dict(steps=[5], epochs=[1, 2]), "--epochs means nothing in any of these trials"),
         (dict(loss=["dpo"], beta=[0.1, 0.5]), "beta: it is a factor in DPO's loss, so that trials cannot be compared"),
         (dict(loss=["sft", "dpo"]), "loss: those of sft and of dpo cannot be compared: make a sweep for each"),
-        (dict(search="random"), "give --trials N"),
-        (dict(r=[1, 2, 3], trials=2), "a grid makes all 3 trials, not 2: leave out --trials, or draw some"),
-        (dict(search="random", trials=0), "trials must be at least 1"),
-        (dict(search="some"), "search must be one of grid, random, got 'some'"),
-        (dict(search="random", trials=3, lr=[1e-3, -1e-2]), "lr must be a number above 0"),
-        (dict(search="random", trials=3, lr=[-1e-3, 1e-2]), "lr must be a number above 0"),
-        (dict(search="random", trials=3, seed=[0, -1]), "seed must be at least 0"),
+        (dict(seed=[0, -1]), "seed must be at least 0"),
         (dict(jobs=0), "jobs must be at least 1"),
-        (dict(seed=list(range(400)), r=list(range(1, 401))), "160,000 combinations"),
+        (dict(seed=list(range(101)), r=list(range(1, 101))), "10,100 combinations of these values are too many"),
     ],
 )
 def test_what_no_trial_can_be_is_refused_in_one_line(options, reason):
@@ -200,7 +150,7 @@ def test_flags_take_several_values_of_every_kind(tiny_folder, no_training):
 
 def test_a_file_says_the_same_and_flags_go_first(tiny_folder, no_training, tmp_path):
     (tmp_path / "s.toml").write_text(
-        'seed = [0, 1]\nsearch = "grid"\n[lora]\nr = [1, 4]\nlora-plus = 3\n'.replace("lora-plus", "lora_plus")
+        "seed = [0, 1]\n[lora]\nr = [1, 4]\nlora-plus = 3\n".replace("lora-plus", "lora_plus")
         + 'target_modules = ["mlp", ["q_proj", "v_proj"]]\nbias = "none"\n'
     )
     assert status(*quick(tiny_folder, "--config", "s.toml", "--r", "2")) == 0
@@ -238,22 +188,6 @@ def test_flags_that_cannot_be_are_status_2(words, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
-def test_too_many_trials_are_counted_and_timed_and_made_on_request(
-    tiny_folder, no_training, monkeypatch, capsys, quick_pictures
-):
-    monkeypatch.setattr(sweeping, "MOST", 3)
-    said = refused(capsys, *quick(tiny_folder, "--r", 1, 2, 3, 4))
-    assert said.startswith("4 trials take about") and "--trials 4" in said
-    monkeypatch.setattr(sweeping, "processors", lambda: 2)
-    two, many = (refused(capsys, *quick(tiny_folder, "--r", 1, 2, 3, 4, "--jobs", jobs)) for jobs in (2, 99))
-    assert two == many != said  # there are two cores
-    usual = {"base": [str(tiny_folder / "base")], "steps": [2], "grad_accumulation": [1, 3]}
-    once, thrice = map(sweeping._guess, SweepOptions(**usual).settings())
-    assert thrice == pytest.approx(3 * once)
-    assert not sweeping.Path("s").exists() and no_training == []
-    assert status(*quick(tiny_folder, "--r", 1, 2, 3, 4, "--trials", 4)) == 0
-
-
 @pytest.mark.parametrize(("flag", "value"), [("--base", "absent"), ("--data", "absent.jsonl")])
 def test_inputs_that_are_not_there_are_one_line_and_nothing_is_written(flag, value, tiny_folder, capsys):
     assert value in refused(capsys, *quick(tiny_folder, flag, value)) and not sweeping.Path("s").exists()
@@ -265,7 +199,6 @@ def test_fields_are_read_by_the_schema_that_is_given(tiny_folder, no_training, t
     (tmp_path / "s.json").write_text('{"properties": {"part": {"type": "string"}}}')
     command = quick(tiny_folder, "--data", "forms.jsonl", "--schema", "s.json")
     assert status(*command) == 0 and len(no_training) == 1
-    assert sweeping._guess(no_training[0] | {"steps": None, "epochs": 1}) > 0  # by the records of an epoch
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
@@ -643,18 +576,6 @@ def test_a_trial_that_fails_leaves_nothing_either_and_no_trial_writes_checkpoint
     with pytest.raises(ValueError, match="the loss is nan"):
         trial({}, str(tmp_path / "work"))
     assert written(tmp_path) == []
-
-
-def test_the_time_of_a_trial_grows_with_its_records_and_its_base(tiny_folder):
-    def seconds(**options):
-        plan = SweepOptions(data=[str(tiny_folder / "data.jsonl")], **options)
-        return sweeping._guess(plan.settings()[0])
-
-    small, large = [str(tiny_folder / "base")], ["tiny"]
-    assert seconds(base=small, steps=[20]) == pytest.approx(2 * seconds(base=small, steps=[10]))
-    assert seconds(base=small, steps=[10], batch_size=[4]) == pytest.approx(seconds(base=small, steps=[20]) / 4)
-    assert seconds(base=large, steps=[10]) > seconds(base=small, steps=[10]) > 0
-    assert seconds(base=small, epochs=[4]) == pytest.approx(2 * seconds(base=small, epochs=[2]))
 
 
 def test_the_folder_is_named_after_the_data_and_the_base():

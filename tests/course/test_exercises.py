@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lessonfiles import GRADED, LESSONS, build_program, run_here
+from modelfiles import codes_of
 
 import minilora as ml
 from minilora.course import exercises, lesson15, mine
@@ -17,7 +18,7 @@ from minilora.course.exercises import EXERCISES
 from minilora.course.judge import NOT_YET, OK, Trials, judged, line_of, readable_output
 from minilora.engine.fused import lora_linear
 from minilora.files.levels import LEVELS
-from minilora.files.quant import Packed, codes_of, dequantize, quantize
+from minilora.files.quant import Packed, dequantize, quantize
 
 HUNTED = ["2.4 gradients", "7.4 training", "10.4 lora"]  # what a student's test is to find broken
 PAGES = [Path(name).stem for name in GRADED]

@@ -8,7 +8,6 @@ import pytest
 from modelfiles import write_jsonl
 
 from minilora.data.passages import K1, B, Handbook, Passage, fill, stored_template, terms
-from minilora.data.quotes import Quoting
 from minilora.data.records import read_handbook, read_records
 from minilora.data.rows import DataError
 from minilora.data.samples import encode_record
@@ -71,7 +70,8 @@ def test_the_right_passage_is_found_with_the_answer_and_the_found_one_without():
         BOOK.right([*messages, {"role": "user", "content": "Owls?"}, {"role": "assistant", "content": "Yes."}]).id
         == "p2"
     )
-    passage, prompt = BOOK.ask("What do flies fear?")
+    passage = BOOK.best("What do flies fear?")
+    prompt = fill(passage.text, "What do flies fear?")
     assert passage.id == "p0" and passage.text in prompt and prompt.endswith("Question: What do flies fear?")
 
 
@@ -199,8 +199,6 @@ def test_what_no_reader_sees_is_no_passage_and_code_is_one(tmp_path, tokenizer, 
     (tmp_path / "b.md").write_text("<!-- nothing -->")
     passages = read_handbook(tmp_path, tokenizer, 200).passages
     assert [each.text for each in passages] == ["# Owls\nOne. Two.", code, *parts[3:]]
-    assert Quoting(1).parts(f"# Owls\n{passages[1].text}") == Quoting(1).parts(code)
-    assert "# Run it." in " ".join(Quoting(1).parts(code))
 
 
 def test_a_folder_of_text_files_is_one_handbook(tmp_path, tokenizer):
@@ -215,10 +213,10 @@ def test_questions_of_a_passage_are_searched_and_not_shown(tmp_path, tokenizer):
     rows = [{"id": f"p{i}", "text": f" {text}\n"} for i, text in enumerate(TEXTS)]
     rows[2]["questions"] = ["Who hoots?", "Which bird is awake at midnight?"]
     handbook = read_handbook(write_jsonl(tmp_path / "h.jsonl", rows), tokenizer, 200)
-    passage, prompt = handbook.ask("Is anybody awake at midnight?")
+    passage = handbook.best("Is anybody awake at midnight?")
     (tmp_path / "h.csv").write_text("Text ;id\nOwls.;a\n")
     assert [each.id for each in read_handbook(tmp_path / "h.csv", tokenizer, 200).passages] == ["a"]
-    assert passage.id == "p2" and passage.text == TEXTS[2] and prompt == fill(TEXTS[2], "Is anybody awake at midnight?")
+    assert passage.id == "p2" and passage.text == TEXTS[2]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +271,7 @@ def test_all_passages_that_are_too_long_are_named_at_once(tmp_path, tokenizer):
 
 def test_one_passage_with_a_word_is_enough():
     handbook = Handbook([Passage("!", "It is."), Passage("?", "An owl.")], "x")
-    assert handbook.ask("Which owl?")[0].id == "?"
+    assert handbook.best("Which owl?").id == "?"
 
 
 @pytest.mark.parametrize("row", [{"text": "a story"}, {"text": "hello", "label": "greeting"}])

@@ -197,15 +197,6 @@ def test_ids_that_the_files_of_a_folder_share_are_told_apart(tmp_path):
     assert [record.id for record in read_records(texts)] == ["a", "a.txt/a"]
 
 
-@pytest.mark.parametrize(("name", "said"), [("Test set.csv", True), ("old.PARQUET", True), ("notes.md", False)])
-def test_files_of_rows_that_a_folder_has_besides_its_splits_are_named(tmp_path, caplog, name, said):
-    for each in ("train.csv", "valid.jsonl", name, ".hidden.csv"):
-        (tmp_path / each).write_text(json.dumps(QA) if each.endswith("l") else "q,a\nx,y\n")
-    assert len(read_records(tmp_path)) == 2
-    line = f"{tmp_path}: not read, since they are not called train, valid or test: {name}"
-    assert [record.message for record in caplog.records] == [line] * said
-
-
 class Picky:
     """In place of a tokenizer: it has no token for an escape character."""
 

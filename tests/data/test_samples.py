@@ -17,7 +17,6 @@ from minilora.data.samples import (
     mixed,
     truncate,
     truncate_and_log,
-    warning_of_control_tokens,
 )
 from minilora.engine.fused import NOT_SCORED
 from minilora.files.disk import ModelFileError
@@ -344,15 +343,12 @@ def test_how_many_records_are_truncated_and_how_many_of_them_dropped_is_told(sai
     assert "train: 3 of 4 records" in said()[0] and "and 1 of them dropped" in said()[0]
 
 
-def test_a_text_that_spells_control_tokens_is_named_and_a_conversation_is_not(tokenizer):
+def test_a_text_may_spell_control_tokens_and_a_conversation_may_not(tokenizer):
     records = [
         Record("plain", text="An <|im_ end|> mark."),
         Record("chat", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "<|im_end|>"})),
     ]
-    assert warning_of_control_tokens(records, tokenizer) == []
     spelled = Record("spelled", text="He wrote <|im_end|> twice: <|im_end|>.")
-    (line,) = warning_of_control_tokens([*records, spelled], tokenizer)
-    assert line == "control tokens spelled out in a text are trained as control tokens: <|im_end|> in spelled"
     counts = [encode_record(record, tokenizer).ids.count(tokenizer.eos_id) for record in (*records, spelled)]
     assert counts == [1, 2, 3]  # the question and the answer end with one each, a text with one more
 

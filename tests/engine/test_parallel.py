@@ -1,5 +1,6 @@
 """Threads: gradients are added in a fixed order, one at a time, and every thread uses one core of BLAS."""
 
+import math
 import os
 import signal
 import subprocess
@@ -83,12 +84,13 @@ def test_after_an_interrupt_no_micro_batch_begins_and_after_two_no_gradient_come
         if len(begun) == 2:  # both threads are at work
             for k in range(interrupts):
                 threading.Timer(0.03 + 0.06 * k, signal.pthread_kill, [main, signal.SIGINT]).start()
+            if interrupts == 1:  # both threads end soon after it
+                threading.Timer(0.2, going_on.set).start()
         going_on.wait(10)
         return (x * 2).sum()
 
-    release = going_on.set if interrupts == 1 else None
     with pytest.raises(KeyboardInterrupt):
-        parallel.values_and_gradients([lambda i=i: part(i) for i in range(8)], [1.0] * 8, threads=2, release=release)
+        parallel.values_and_gradients([lambda i=i: part(i) for i in range(8)], [1.0] * 8, threads=2)
     assert going_on.is_set() == (interrupts == 1)
     x.grad = None
     going_on.set()
@@ -134,20 +136,17 @@ def controller(monkeypatch):
     fake = SimpleNamespace(limits=[], select=lambda user_api: SimpleNamespace(info=list))
     fake.limit = lambda limits, user_api: fake.limits.append(limits)
     monkeypatch.setattr(parallel, "_controller", lambda: fake)
-    monkeypatch.setattr(parallel, "_kept", [])
     for name in parallel.THREADS:
         monkeypatch.delenv(name, raising=False)
     return fake
 
 
 @pytest.mark.parametrize("name", parallel.THREADS)
-def test_threads_are_never_more_than_the_environment_allows(name, monkeypatch, controller):
-    monkeypatch.setattr(parallel, "cores", lambda: 2)
+def test_threads_are_as_many_as_the_environment_says(name, monkeypatch, controller):
     parallel.keep_threads(4)
     monkeypatch.setenv(name, "2")
-    for most in (1, 4):
-        parallel.keep_threads(most)
-    assert controller.limits == [4, 1, 2]
+    parallel.keep_threads(3)
+    assert controller.limits == [4]
 
 
 @pytest.mark.parametrize("name", parallel.THREADS)
@@ -157,11 +156,6 @@ def test_with_a_library_that_tells_nothing_the_threads_are_those_that_were_asked
     for value, cores in (("abc", 8), ("", 8), ("0", 8), ("99", 8), ("3", 3)):
         monkeypatch.setenv(name, value)
         assert parallel.cores() == cores
-    for most, cores in ((2, 2), (5, 3), (4, 3)):
-        parallel.keep_threads(most)
-        assert parallel.cores() == cores
-    monkeypatch.delenv(name)
-    assert parallel.cores() == 4
 
 
 def test_cores_are_left_to_another_library_once_and_taken_back_once(monkeypatch, controller):
@@ -202,3 +196,41 @@ def test_with_one_thread_none_is_started(monkeypatch):
     assert parallel.values(functions, 1) == [2, 2]
     assert parallel.values_and_gradients(functions, [1.0, 1.0], 1) == [2, 2]
     np.testing.assert_array_equal(w.grad, [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("text", "quota", "expected"),
+    [("150000 100000", 1.5, 2), ("400000 200000", 2, 2), ("30000 100000", 0.3, 1), ("9900000 100000", 99, 8),
+     ("max 100000", math.inf, 8), (None, math.inf, 8)],
+)  # fmt: skip
+def test_a_container_has_as_many_processors_as_its_quota_rounded_up(text, quota, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    if text is not None:
+        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{text}\n")
+    parallel._quota.cache_clear()
+    try:
+        assert (parallel._quota(), parallel.processors()) == (quota, expected)
+    finally:
+        parallel._quota.cache_clear()
+
+
+SCRIPT = """
+import sys
+from minilora.engine import parallel
+from threadpoolctl import threadpool_info
+parallel._quota = lambda: float(sys.argv[1])
+parallel.cores()
+print([each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"])
+"""
+
+
+def test_matmuls_use_no_more_threads_than_the_quota_unless_their_number_is_given():
+    def threads(quota, **given):
+        environment = {k: v for k, v in os.environ.items() if k not in parallel.THREADS} | given
+        command = [sys.executable, "-c", SCRIPT, str(quota)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert threads(1) == "[1]"
+    assert threads(1, OPENBLAS_NUM_THREADS="2") == threads("inf", OPENBLAS_NUM_THREADS="2")

@@ -7,7 +7,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trying
@@ -50,7 +49,7 @@ def test_each_process_has_its_share_of_the_cores(monkeypatch, cores, share):
 
 def test_fewer_threads_that_are_asked_for_stay_fewer(monkeypatch):
     monkeypatch.setattr(trials, "processors", lambda: 8)
-    monkeypatch.setattr(trials, "world", lambda: SimpleNamespace(pool=ThreadPoolExecutor(1)))  # starts no processes
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", lambda jobs, **how: ThreadPoolExecutor(1))
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     assert {one["told"] for one in run_trials(trying.threads, [{}, {}], 2)} == {"1"}
 
@@ -156,10 +155,3 @@ def test_an_error_for_people_is_told_without_its_kind(kind):
         raise kind("so it\nis")
 
     assert [one["failed"] for one in run_trials(trial, [{}], 1)] == ["so it is"]
-
-
-@pytest.mark.parametrize(("ranks", "jobs"), [(1, 6), (4, 3)])
-def test_usually_a_trial_runs_on_every_core_or_every_rank_but_the_first(ranks, jobs, monkeypatch):
-    monkeypatch.setattr(trials, "processors", lambda: 6)
-    monkeypatch.setattr(trials, "world", lambda: SimpleNamespace(size=ranks))
-    assert trials.usual_jobs() == jobs

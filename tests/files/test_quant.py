@@ -11,15 +11,15 @@ import strictarray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from modelfiles import STEPS, random_blocks
+from modelfiles import STEPS, codes_of, random_blocks
 
-from minilora.engine import bfloat16, factors, fused
+from minilora.engine import bfloat16, fused
 from minilora.engine.backend import array_module, dense
 from minilora.engine.gradcheck import gradcheck
 from minilora.engine.tensor import no_grad
 from minilora.files import levels
 from minilora.files.blocks import LAYOUTS, half_to_float32
-from minilora.files.quant import FEW, PIECE, ROUNDED, Packed, bytes_of_row, codes_of, dequantize, in_float32, quantize
+from minilora.files.quant import FEW, PIECE, ROUNDED, Packed, bytes_of_row, dequantize, in_float32, quantize
 
 WRITTEN, LEVELS = ("F32", "F16", "Q8_0", "Q4_1"), ("NF4", "FP4", "INT4")
 each_written = pytest.mark.parametrize("kind", WRITTEN)
@@ -109,7 +109,7 @@ def test_ties_are_rounded_as_in_llama_cpp():
     assert dequantize(quantize(w, "Q8_0"), "Q8_0")[0, :8].tolist() == [-3, -2, -1, 1, 2, 3, 4, 127]
     np.testing.assert_array_equal(quantize(w, "Q8_0"), in_library(w, "Q8_0"))
     w = np.concatenate([np.float32([0.5, 1.5, 2.5, 14.5]), np.zeros(27, np.float32), np.float32([15])])[None]
-    assert codes_of(quantize(w, "Q4_1"))[0, :4].tolist() == [1, 2, 3, 15]
+    assert codes_of(quantize(w, "Q4_1"), "Q4_1")[0, :4].tolist() == [1, 2, 3, 15]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
@@ -323,19 +323,9 @@ def test_numpy_does_not_unpack_a_packed_matrix_by_itself_and_a_plain_one_is_none
             Packed(np.zeros((2, 64), np.uint8), kind)
 
 
-@pytest.fixture(params=["NumPy", "compiled"])
-def most(request, monkeypatch):
-    """The most rows of a product of few, by NumPy and by a compiled loop."""
-    if (by_loop := request.param == "compiled") and not factors.compiles():
-        pytest.skip("needs pip install '.[fast]', and a processor with AVX2")
-    monkeypatch.setattr(factors, "SMALL", 1)
-    monkeypatch.setattr(factors, "compiles", lambda: by_loop)
-    return factors.COMPILED_ROWS if by_loop else FEW
-
-
 @pytest.mark.parametrize("kind", [*LAYOUTS, "F16", "BF16"])
 @pytest.mark.parametrize("shape", [(1, 256), (300, 512), (2, 2**17 + 256)])  # the last has rows longer than a tile
-def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_to_it(kind, shape, most, rng):
+def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_to_it(kind, shape, rng):
     if kind in STEPS:
         raw = random_blocks(shape, kind, rng)
     elif kind == "BF16":
@@ -343,7 +333,7 @@ def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_
     else:
         raw = quantize(rng.standard_normal(shape, np.float32), kind)
     w, packed = dequantize(raw, kind), Packed(raw, kind)
-    for rows in (1, 2, 3, most) if kind in ("Q6_K", "BF16") else (1, most):
+    for rows in (1, 2, 3, FEW) if kind in ("Q6_K", "BF16") else (1, FEW):
         x = rng.standard_normal((rows, shape[1])).astype(np.float32)
         y = packed.product_of_few(x)
         exact, bound = x.astype(np.float64) @ w.T, np.abs(x) @ np.abs(w.T)
@@ -352,10 +342,10 @@ def test_a_product_with_few_rows_is_computed_without_the_whole_matrix_and_close_
         np.testing.assert_array_equal(y, packed.product_of_few(x))
         with no_grad():
             np.testing.assert_array_equal(y, fused.product(x, packed))
-    assert packed.product_of_few(np.ones((most + 1, shape[1]), np.float32)) is None
+    assert packed.product_of_few(np.ones((FEW + 1, shape[1]), np.float32)) is None
 
 
-def test_a_product_with_few_rows_holds_a_small_part_of_the_matrix(most, rng):
+def test_a_product_with_few_rows_holds_a_small_part_of_the_matrix(rng):
     packed = Packed(random_blocks((4096, 1024), "Q4_K", rng), "Q4_K")
     x = np.ones((1, 1024), np.float32)
     packed.product_of_few(x)

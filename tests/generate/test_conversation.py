@@ -8,14 +8,15 @@ import minilora as ml
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_records
 from minilora.generate.answers import generate
-from minilora.generate.conversation import Talk, Turn, system_of
+from minilora.generate.as_trained import system_of
+from minilora.generate.conversation import Talk, Turn
 from minilora.generate.labels import label_logprobs, label_probabilities
-from minilora.generate.streams import Streams
+from minilora.generate.streams import Sampling, Streams
 
 
 @pytest.fixture
 def talk(model, tokenizer):
-    return Talk(model, tokenizer, 12)
+    return Talk(model, tokenizer, Sampling(12))
 
 
 def answer(talk, question):
@@ -166,7 +167,7 @@ def test_one_that_is_stopped_before_its_first_word_was_never_asked(talk, model, 
 
 
 def test_a_talk_with_a_seed_can_be_had_again_and_asking_again_gives_another_answer(model, tokenizer):
-    talks = [Talk(model, tokenizer, 12, temperature=2.0, top_p=0.9, seed=5) for _ in range(2)]
+    talks = [Talk(model, tokenizer, Sampling(12, 2.0, 0.9, 5)) for _ in range(2)]
     answers = []
     for talk in talks:
         answers.append([answer(talk, "hello"), answer(talk, "hello")])
@@ -177,7 +178,7 @@ def test_a_talk_with_a_seed_can_be_had_again_and_asking_again_gives_another_answ
 
 
 def test_a_repetition_penalty_is_of_every_answer_and_of_those_that_are_compared(model, tokenizer):
-    talk = Talk(model, tokenizer, 12, repetition_penalty=1.5)
+    talk = Talk(model, tokenizer, Sampling(12, repetition_penalty=1.5))
     expected = generate(model, tokenizer, "hello", 12, repetition_penalty=1.5)
     assert expected != generate(model, tokenizer, "hello", 12)
     assert "".join(piece for _, piece in talk.compare("hello", {"base": None})) == answer(talk, "hello") == expected
@@ -349,7 +350,7 @@ def test_labels_and_answers_are_compared_in_their_order(talk, model, tokenizer, 
 def test_a_talk_that_was_saved_continues_with_the_very_answer_that_it_would_have_given(
     prompted, tokenizer, tmp_path, system, greeting
 ):
-    saved, again = Talk(prompted, tokenizer, 12), Talk(prompted, tokenizer, 12)
+    saved, again = Talk(prompted, tokenizer, Sampling(12)), Talk(prompted, tokenizer, Sampling(12))
     saved.choose("legal")
     again.choose("legal")
     saved.system = system
@@ -371,7 +372,7 @@ def test_a_talk_of_several_system_prompts_continues_under_the_last(talk, tmp_pat
     for talk.system in ("Be brief.", "Be long."):
         answer(talk, "hello")
     talk.save(tmp_path / "talk.jsonl")
-    again = Talk(talk.model, talk.tokenizer, 12)
+    again = Talk(talk.model, talk.tokenizer, Sampling(12))
     again.load(tmp_path / "talk.jsonl")
     assert again.system == "Be long." and answer(again, "x") == answer(talk, "x")
 

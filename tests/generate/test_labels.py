@@ -9,13 +9,10 @@ from modelfiles import new_tokenizer
 
 import minilora as ml
 from minilora.data.labels import LabelTask
-from minilora.data.passages import Passage
-from minilora.data.quotes import Quoting
 from minilora.engine.fused import NOT_SCORED
 from minilora.generate import labels as scoring
-from minilora.generate.fields import task_of_adapters as label_task
+from minilora.generate.as_trained import task_of_adapters as label_task
 from minilora.generate.labels import label_logprobs, label_probabilities, ranked_labels
-from minilora.generate.quotes import quote
 from minilora.nn import cache
 
 LABELS = ["bill", "billing", "a label of several words", "x"]
@@ -77,14 +74,13 @@ def test_a_model_that_is_very_sure_has_finite_log_likelihoods(talker, tokenizer)
     np.testing.assert_allclose(label_logprobs(sure, tokenizer, TALKS, LABELS), expected, rtol=1e-4)
 
 
-def test_a_model_that_predicts_nan_has_no_label_and_no_quotation(talker, tokenizer):
+def test_a_model_that_predicts_nan_has_no_label(talker, tokenizer):
     broken = deepcopy(talker)
     broken.model.norm.weight.data[0] = np.nan
     broken.data = {"labels": LABELS, "template": "{text}"}
     for ask in (
         lambda: ranked_labels(broken, tokenizer, LabelTask.of(LABELS), ASK, None),
         lambda: ml.predict(broken, tokenizer, ["hello", "hi"]),
-        lambda: quote(broken, tokenizer, Quoting(1), "hello", [Passage("a", "One. Two.")]),
     ):
         with pytest.raises(ValueError, match="predicts NaN or infinity instead of probabilities: look at its weights"):
             ask()
@@ -166,7 +162,8 @@ def test_labels_are_ranked_by_their_probability_after_the_prompt_of_the_task_and
     task, talk = LabelTask.of(LABELS), [*TALKS[3], *TALKS[2][1:]]
     asked = [TALKS[3][0], {"role": "user", "content": task.prompt("and this")}]
     (p,) = label_probabilities(label_logprobs(model, tokenizer, [asked], task.labels, True, "legal"))
-    labels, found = zip(*ranked_labels(model, tokenizer, task, talk, "legal"), strict=True)
+    assert task.asked(talk) == asked
+    labels, found = zip(*ranked_labels(model, tokenizer, task, asked, "legal"), strict=True)
     assert labels == tuple(task.labels[i] for i in np.argsort(-p))
     np.testing.assert_allclose(found, -np.sort(-p), rtol=1e-6)
 

@@ -8,10 +8,13 @@ from minilora.commands.asking import read_context
 from minilora.commands.chat import Chat, Output
 from minilora.data.passages import NO_WORD, TEMPLATE, Handbook, Passage, fill
 from minilora.generate.answers import generate
-from minilora.generate.conversation import Talk, open_book, template_of, without_passages
+from minilora.generate.as_trained import as_trained, template_of, without_passages
+from minilora.generate.conversation import Talk
+from minilora.generate.streams import Sampling
 
 BOOK = Handbook([Passage("birds/heron", "A heron eats fish."), Passage("birds/owl", "An owl eats mice.")], "birds")
 QUESTION = "What does the owl eat?"
+SAID = [{"role": "user", "content": QUESTION}]
 PROMPT = fill("An owl eats mice.", QUESTION)
 OTHER = "Read: {passage} Then say: {question}"
 
@@ -25,7 +28,7 @@ def trained(model, monkeypatch):
 
 @pytest.fixture
 def talk(model, loaded):
-    return Talk(model, loaded[1], 12, handbook=BOOK)
+    return Talk(model, loaded[1], Sampling(12), handbook=BOOK)
 
 
 def answer(talk, question=QUESTION):
@@ -54,26 +57,27 @@ def test_the_best_passage_is_in_the_prompt_and_not_in_what_was_said(talk, model,
 )
 def test_everybody_is_asked_as_it_was_trained(model, trained, choice, template):
     assert template_of(model, choice) == template
-    messages, passage = open_book(model, choice, BOOK, [{"role": "user", "content": QUESTION}])
+    asked = as_trained(model, choice, SAID, handbook=BOOK)
+    assert asked.text == QUESTION and as_trained(model, choice, SAID).messages == SAID
     if template is None:
-        assert (messages, passage) == ([{"role": "user", "content": QUESTION}], None)
+        assert (asked.messages, asked.passage) == (SAID, None)
+        assert as_trained(model, choice, SAID, own="Owls.").messages == SAID
     else:
-        assert messages[0]["content"] == fill("An owl eats mice.", QUESTION, template) and passage.id == "birds/owl"
+        assert asked.messages[0]["content"] == fill("An owl eats mice.", QUESTION, template)
+        assert asked.passage.id == "birds/owl"
+        own = as_trained(model, choice, SAID, handbook=BOOK, own="Owls.")
+        assert (own.messages[0]["content"], own.passage) == (fill("Owls.", QUESTION, template), None)
 
 
 def test_an_adapter_without_a_record_of_its_training_may_read_and_no_answer_is_asked_anything(model):
     assert template_of(model, "legal") == TEMPLATE
     said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Mice"}]
-    assert open_book(model, None, BOOK, said) == (said, None) and open_book(model, None, None, said[:1])[1] is None
+    assert as_trained(model, None, said, handbook=BOOK).messages == said
 
 
 def test_adapters_that_get_no_passages_are_named(model, trained, monkeypatch, said):
     (line,) = without_passages(model, BOOK)
-    unread = [
-        name
-        for name in model.adapters
-        if open_book(model, name, BOOK, [{"role": "user", "content": QUESTION}])[1] is None
-    ]
+    unread = [name for name in model.adapters if as_trained(model, name, SAID, handbook=BOOK).passage is None]
     assert unread and line == f"{', '.join(unread)}: trained without passages, and asked without them"
     (line,) = without_passages(model, None)
     assert line.startswith("support learned to answer from passages") and "--context FILE" in line

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from hearing import counted
 from jobs import asked
 
 import minilora as ml
@@ -10,9 +9,8 @@ from minilora.engine.tensor import no_grad
 from minilora.generate import streams as streams_module
 from minilora.generate.answers import generate
 from minilora.generate.conversation import Talk
-from minilora.generate.labels import label_logprobs
-from minilora.generate.prefix_cache import PrefixCache, ReadPassages
-from minilora.generate.streams import Streams
+from minilora.generate.prefix_cache import PrefixCache
+from minilora.generate.streams import Sampling, Streams
 from minilora.nn.llama import Llama
 
 CHOICES = [None, "legal", {"legal": 0.5, "support": 0.5}]
@@ -137,7 +135,7 @@ def test_what_an_adapter_computed_is_forgotten_alone(model, known):
 def test_a_talk_knows_what_it_said_until_another_answers(model, tokenizer, monkeypatch):
     sizes, compute = [], Streams._compute
     monkeypatch.setattr(Streams, "_compute", lambda *a: sizes.append(a[2].shape[1]) or compute(*a))
-    talk = Talk(model, tokenizer, max_new_tokens=6)
+    talk = Talk(model, tokenizer, Sampling(6))
 
     def ask(question):
         sizes.clear()
@@ -152,68 +150,3 @@ def test_a_talk_knows_what_it_said_until_another_answers(model, tokenizer, monke
     assert talk.turns[2].answer == generate(model, tokenizer, [*said, *asked("and?")], 6)
     assert ask("and then?") < first / 2
     talk.choose(None)
-
-
-# -- passages that were read -------------------------------------------------------------------------------------------
-
-PROMPTS = [
-    [asked(f"{about}: {part}")[0] for part in ("one", "two, and more", "two, or less")] for about in ("Owl", "X")
-]
-PROMPTS = [[[message] for message in each] for each in PROMPTS] + [[asked("alone")]]
-
-
-@pytest.mark.parametrize("choice", [None, "legal", {"legal": 0.5, "support": 0.5}])
-@pytest.mark.parametrize("talks", PROMPTS)
-def test_another_question_about_what_was_read_computes_its_own_tokens_alone(
-    model, tokenizer, monkeypatch, choice, talks
-):
-    known, questions = ReadPassages(), ["who?", "when is it then?", "who?"]
-    fresh = [label_logprobs(model, tokenizer, talks, [q], True, choice) for q in questions]
-    tokens = counted(model, monkeypatch)
-    for i, (question, expected) in enumerate(zip(questions, fresh, strict=True)):
-        tokens.clear()
-        found = label_logprobs(model, tokenizer, talks, [question], True, choice, known)
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
-        if i:
-            assert sum(tokens) <= len(talks) * len(tokenizer.encode(question))
-    assert len(known.kept) == 1
-
-
-def test_what_others_read_and_other_passages_are_computed(model, tokenizer):
-    known, seen = ReadPassages(), []
-    for choice in CHOICES:
-        for talks in PROMPTS:
-            seen.append(label_logprobs(model, tokenizer, talks, ["who?"], True, choice, known))
-    for i, choice in enumerate(CHOICES):
-        for j, talks in enumerate(PROMPTS):
-            again = label_logprobs(model, tokenizer, talks, ["who?"], True, choice, known)
-            np.testing.assert_allclose(again, seen[3 * i + j], rtol=1e-5)
-            np.testing.assert_allclose(
-                again, label_logprobs(model, tokenizer, talks, ["who?"], True, choice), rtol=1e-4
-            )
-    assert len(known.kept) == 9 and not np.allclose(seen[0], seen[3], rtol=1e-3)
-    known.forget("support")
-    assert [dict(who) for who, _ in known.kept] == 3 * [{}] + 3 * [{"legal": 1.0}]
-    known.forget()
-    assert not known.kept
-
-
-def test_passages_that_were_not_read_for_longest_make_room(model, tokenizer):
-    known = ReadPassages()
-
-    def read(number):
-        label_logprobs(model, tokenizer, PROMPTS[number], ["who?"], True, None, known)
-
-    read(0)
-    read(1)
-    held = [one.nbytes for one in known.kept.values()]
-    one = next(iter(known.kept.values()))
-    assert held[0] == one.prefix.nbytes + sum(row.nbytes + first.nbytes for row, first in one.rows)
-    first, second = known.kept
-    known.most_bytes = sum(held)
-    read(0)  # used last from here on
-    read(2)
-    assert second not in known.kept and first in known.kept and len(known.kept) == 2
-    known.most_bytes = min(held) // 100
-    read(1)
-    assert not known.kept  # too large

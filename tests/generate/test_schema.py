@@ -16,7 +16,7 @@ import minilora as ml
 from minilora.data.fields import FieldTask, as_json, is_copy, members, read_schema
 from minilora.data.records import read_source
 from minilora.generate.answers import generate_batch
-from minilora.generate.fields import guide_of
+from minilora.generate.as_trained import guide_of
 from minilora.generate.schema import Guide, Language, vocabulary_of
 from minilora.models.gguf import GGUF
 from minilora.models.load import load_tokenizer

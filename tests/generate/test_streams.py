@@ -131,7 +131,7 @@ def test_a_step_gives_every_running_answer_one_token_and_no_more_run_than_there_
         gained = [answer.tokens - n for answer, n in zip(answers, before, strict=True)]
         assert max(gained) <= 1 and all(gained[answers.index(a)] == 1 for a in running if a.finished != "stop")
     assert max(seen) == 3
-    assert all(a.finished == "stop" or a.tokens == a.max_new_tokens for a in answers)
+    assert all(a.finished == "stop" or a.tokens == a.sampling.max_new_tokens for a in answers)
 
 
 def test_prompts_are_read_in_turns_where_they_are_many(model, tokenizer, monkeypatch):
@@ -272,7 +272,7 @@ def test_the_text_of_an_answer_is_that_of_all_its_tokens_after_each(tokenizer, k
     some = st.text("a \n\u00e9\u20ac\ufffd\U0001f600").map(own.encode) if kind == "bytes" else st.just([])
     tokens = st.lists(st.integers(0, len(own) - 1).filter(lambda i: i not in own.end_ids), max_size=12)
     ids = [token for part in data.draw(st.lists(some | tokens, max_size=4)) for token in part]
-    answer = streams_module.Answer(own, [], None, 999, 0, 1, np.random.default_rng(0), raw=True)
+    answer = streams_module.Answer(own, [], None, streams_module.Sampling(999), np.random.default_rng(0), raw=True)
     shown = ""
     for n, token in enumerate(ids, 1):
         answer.take(token)
@@ -292,7 +292,7 @@ def test_a_text_and_its_continuation_are_the_text_of_all_their_tokens(tokenizer,
         [i for piece in data.draw(st.lists(st.sampled_from(pieces), min_size=least, max_size=6)) for i in piece]
         for least in (1, 0)
     )
-    answer = streams_module.Answer(own, prompt, None, 999, 0, 1, np.random.default_rng(0), raw=True)
+    answer = streams_module.Answer(own, prompt, None, streams_module.Sampling(999), np.random.default_rng(0), raw=True)
     whole, shown = own.decode([*prompt, *ids]), ""
     for token in ids:
         answer.take(token)

@@ -74,13 +74,6 @@ def test_a_mode_can_take_its_step(file, mode):
     assert own > 0 if mode == "import" else own is None
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_the_versions_of_a_measurement_name_llvmlite_where_it_is_installed(monkeypatch, there):
-    monkeypatch.setattr("minilora.measure.environment.find_spec", lambda name: there or None)
-    monkeypatch.setattr("minilora.measure.environment.version", {"llvmlite": "1"}.get)
-    assert versions().get("llvmlite") == ("1" if there else None)
-
-
 @pytest.mark.parametrize(("blas", "told"), [({"name": "a", "version": "1"}, "a 1"), ({"name": "auto"}, "none")])
 def test_a_numpy_without_blas_as_in_a_browser_has_its_versions_too(monkeypatch, blas, told):
     monkeypatch.setattr("numpy.show_config", lambda mode: {"Build Dependencies": {"blas": blas}})

@@ -9,7 +9,7 @@ import pytest
 
 from minilora.data.fields import FieldTask
 from minilora.data.records import Record
-from minilora.generate.fields import guide_of
+from minilora.generate.as_trained import guide_of
 from minilora.measure.fields import ANSWER_TOKENS, SHOTS, USUAL, WithFields, same, usual
 
 TASK = FieldTask.of(

@@ -83,9 +83,6 @@ def test_a_records_own_passage_is_the_right_one_and_its_question_has_none(loaded
     ]
     book = open_book.with_own_passages(own, BOOK)
     assert [(each.id, each.text) for each in book.passages] == [*TEXTS.items(), ("", "Snow.")] and book.source == "x"
-    alone = open_book.with_own_passages(own, None)
-    assert [each.text for each in alone.passages] == ["Snow.", "Owls sleep in barns."]
-    assert alone.found("What are 1 and 2?") == []  # the id of a record, which may say what it asks, is not searched
     report = open_book.open_book_report(*loaded, {"base": None}, own, book)
     questions = [each.question for each in RECORDS]
     right = [fill(text, each) for text, each in zip(("Snow.", "Owls sleep in barns.", "Snow."), questions, strict=True)]

@@ -51,8 +51,6 @@ def test_a_contender_that_lacks_something_is_skipped_with_the_reason(monkeypatch
     assert contenders.missing("peft-lora-compiled") == ["peft", "a C++ compiler"]
     assert contenders.missing("torch-mlp-compiled") == ["a C++ compiler"]
     assert contenders.missing("torch-mlp") == contenders.missing("lora") == []
-    monkeypatch.setattr(contenders.sys, "platform", "win32")
-    assert contenders.missing("bf16-processes") == ["Linux"]
 
 
 def test_the_readme_shows_what_results_json_holds(monkeypatch, tmp_path):
@@ -71,6 +69,6 @@ def test_without_bfloat16_nothing_is_measured_in_it(monkeypatch, tmp_path):
     measured = []
     monkeypatch.setattr(peers, "take_turns", lambda contenders, rounds: measured.extend(contenders) or {})
     skipped = peers.measure("step", 1, str(tmp_path))["skipped"]
-    names = ("bf16", "quantized-bf16", "bf16-processes", "peft-lora-bfloat16")
+    names = ("bf16", "quantized-bf16", "peft-lora-bfloat16")
     assert skipped == dict.fromkeys(names, "no bfloat16 here")
     assert {"lora", "peft-lora"} <= {each.name for each in measured}

@@ -187,7 +187,7 @@ def test_of_a_packed_row_the_largest_are_alive_each_with_the_common_beginning(rn
     packing = Packing(10, (210, 290, 350, 510))  # own tokens: 200, 80, 60, 160
     ids = ids_of(rng, 1, 510)
     labels = ids.copy()
-    labels[:, [10, 210, 290, 350]] = NOT_SCORED
+    labels[:, [*range(11), 210, 290, 350]] = NOT_SCORED
     batch = Batch(ids, labels, packing)
     largest, rounds = alive_at_once(micro_batches(batch, 1), threads=1)
     assert rounds == 2 and [each.input_ids.size for each in largest] == [270]  # 200 + 60, the others 160 + 80

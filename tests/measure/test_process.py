@@ -15,7 +15,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from minilora.engine import cgroups
 from minilora.engine.backend import release_memory
 from minilora.measure import process
 from minilora.measure.process import added_memory, apart, free_memory, peak_memory, program_memory
@@ -160,55 +159,29 @@ def test_where_the_system_has_no_proc_the_peak_is_that_of_getrusage_and_where_it
 
 
 OUTSIDE = 4_000_000  # bytes that the machine has left
-CGROUPS = [  # the line of /proc/self/cgroup, files in /sys/fs/cgroup and their text, bytes that are left
-    ("0::/", {"memory.max": 900, "memory.current": 700, "memory.stat": "anon 9\ninactive_file 50\nactive_file 4"}, 254),
-    ("0::/a/b", {"a/memory.max": 900, "a/memory.current": 700, "a/memory.stat": "inactive_file 5\nactive_file 0",
-                 "a/b/memory.max": "max", "a/b/memory.current": 1, "a/b/memory.stat": ""}, 205),
-    ("0::/a", {"memory.max": 90, "memory.current": 99, "memory.stat": "inactive_file 0\nactive_file 0"}, 0),
-    ("3:cpu,memory:/a", {"memory/memory.limit_in_bytes": 900, "memory/memory.usage_in_bytes": 200, "memory/memory.stat":
-                         "inactive_file 1\ntotal_inactive_file 30\ntotal_active_file 0"}, 730),
-    ("3:cpu:/", {"memory/memory.limit_in_bytes": 900, "memory/memory.usage_in_bytes": 200, "memory/memory.stat": ""},
-     OUTSIDE),
-    ("0::/", {"memory.max": 10**15, "memory.current": 0, "memory.stat": "inactive_file 0\nactive_file 0"}, OUTSIDE),
-    ("0::/", {}, OUTSIDE),
-]  # fmt: skip
+LIMITS = [  # files in /sys/fs/cgroup and their text, bytes that are left
+    ({"memory.max": 900, "memory.current": 700, "memory.stat": "anon 9\ninactive_file 50\nactive_file 4"}, 254),
+    ({"memory.max": 90, "memory.current": 99, "memory.stat": "inactive_file 0\nactive_file 0"}, 0),
+    ({"memory.max": "max", "memory.current": 1, "memory.stat": ""}, OUTSIDE),
+    ({"memory.max": 10**15, "memory.current": 0, "memory.stat": "inactive_file 0\nactive_file 0"}, OUTSIDE),
+    ({}, OUTSIDE),
+]
 
 
-@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="Linux alone has cgroups")
-@pytest.mark.parametrize(("line", "files", "left"), CGROUPS)
-def test_free_memory_is_what_the_tightest_limit_leaves_and_cached_files_are_free(
-    line, files, left, tmp_path, monkeypatch
-):
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="Linux alone has /proc")
+@pytest.mark.parametrize(("files", "left"), LIMITS)
+def test_free_memory_is_what_the_containers_limit_leaves_and_cached_files_are_free(files, left, tmp_path, monkeypatch):
     files = {
         "proc/meminfo": f"MemFree: 1 kB\nMemAvailable: {OUTSIDE // 1024} kB\n",
-        "proc/self/cgroup": line,
         "proc/self/statm": "9 2 1",
     } | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    for module in (process, cgroups):
-        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(process, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert free_memory() == 2 * os.sysconf("SC_PAGE_SIZE") + (left if left < OUTSIDE else OUTSIDE // 1024 * 1024)
     (tmp_path / "proc/meminfo").unlink()
     assert free_memory() is None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says what counts against these limits")
-@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
-def test_a_process_has_no_more_memory_free_than_its_own_limits_leave(limit, monkeypatch):
-    import resource
-
-    number = getattr(resource, limit)
-    counted = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}[limit]
-    status = Path("/proc/self/status").read_text()
-    held = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{counted}:"))
-    usual = resource.getrlimit
-    monkeypatch.setattr(process, "left_memory", lambda: 100_000_000)
-    for more, left in ((50_000_000, 50e6), (-1, 0), (10**15, 100e6)):
-        limits = {number: (held + more, -1)}
-        monkeypatch.setattr(resource, "getrlimit", lambda which, own=limits: own.get(which) or usual(which))
-        assert abs(free_memory() - program_memory(0) - left) < 20e6
 
 
 def freed():

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from hearing import counts_of
+from jobs import read_data
 from modelfiles import TERMS, write_rows
 from smallmodels import lora_config, shaken
 
@@ -15,7 +16,7 @@ import minilora as ml
 from minilora.data.rows import SPLITS, DataError
 from minilora.lora.adapters import active_factors
 from minilora.measure import statistics
-from minilora.measure.scores import MeasuredSet, Scores, measure, read_sets, summary
+from minilora.measure.scores import MeasuredSet, Scores, measure, summary
 
 
 def without_splits(records=TERMS):
@@ -30,49 +31,49 @@ def names(sets):
 
 
 def test_the_sets_of_built_in_data_are_what_finetune_holds_out(tokenizer):
-    assert names(read_sets(["legal", "general"], tokenizer, 512, paraphrases=80)) == {
+    assert names(read_data(["legal", "general"], tokenizer, 512, paraphrases=80)) == {
         "legal/reworded": ("reworded", 80, 80),
         "legal/paraphrase": ("paraphrase", 80, 80),
         "legal/unseen": ("unseen", 30, 30),
         "general": ("all", 60, 60),
     }
-    limited = read_sets(["legal", "general"], tokenizer, 512, limit=20, paraphrases=80)
+    limited = read_data(["legal", "general"], tokenizer, 512, limit=20, paraphrases=80)
     assert [len(each.samples) for each in limited] == [20, 20, 15, 20]
-    more = read_sets(["legal"], tokenizer, 512, limit=120, paraphrases=80)  # a limit may be more than the usual number
+    more = read_data(["legal"], tokenizer, 512, limit=120, paraphrases=80)  # a limit may be more than the usual number
     assert [len(each.samples) for each in more] == [80, 120, 30]
-    assert [len(each.samples) for each in read_sets(["legal"], tokenizer, 512)] == [80, 240, 30]
+    assert [len(each.samples) for each in read_data(["legal"], tokenizer, 512)] == [80, 240, 30]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_split_is_measured_alone(split, home, tokenizer):
-    (own,) = read_sets([str(home / "data.jsonl")], tokenizer, 512, split=split)
+    (own,) = read_data([str(home / "data.jsonl")], tokenizer, 512, split=split)
     questions = [one["question"] for one in TERMS if one["split"] == split]
     assert (own.name, own.kind) == (f"data/{split}", split)
     assert [record.prompt[-1]["content"] for record in own.asked] == questions
-    (text,) = read_sets([str(home / "novel.txt")], tokenizer, 60, split=split)
+    (text,) = read_data([str(home / "novel.txt")], tokenizer, 60, split=split)
     assert text.name == f"novel/{split}" and len(text.samples) == {"train": 9, "validation": 1, "test": 1}[split]
-    (text,) = read_sets([str(home / "novel.txt")], tokenizer, 20, limit=2, split=split)
+    (text,) = read_data([str(home / "novel.txt")], tokenizer, 20, limit=2, split=split)
     assert len(text.samples) == 2
 
 
 def test_a_text_measured_whole_has_the_samples_of_its_splits_and_no_end_token(home, tokenizer):
     novel = str(home / "novel.txt")
-    (whole,) = read_sets([novel], tokenizer, 50)
-    parts = [read_sets([novel], tokenizer, 50, split=split)[0].samples for split in SPLITS]
+    (whole,) = read_data([novel], tokenizer, 50)
+    parts = [read_data([novel], tokenizer, 50, split=split)[0].samples for split in SPLITS]
     assert whole.samples == [sample for part in parts for sample in part]
 
 
 def test_training_records_are_examples_for_the_others_and_not_for_themselves(tmp_path, tokenizer):
     rows = [{"text": f"{i}", "label": "ab"[i % 2], "split": "train" if i < 2 else "test"} for i in range(4)]
     path = write_rows(tmp_path, rows)
-    train, test = (read_sets([path], tokenizer, 512, split=split)[0].checked for split in ("train", "test"))
+    train, test = (read_data([path], tokenizer, 512, split=split)[0].checked for split in ("train", "test"))
     assert list(train.examples) == [] and list(test.examples) == list(train.records)
 
 
 def test_a_split_without_records_is_refused(tmp_path, tokenizer):
     path = write_rows(tmp_path, [one | {"split": "train"} for one in TERMS])
     with pytest.raises(ValueError, match="no record of the split 'test'"):
-        read_sets([path], tokenizer, 512, split="test")
+        read_data([path], tokenizer, 512, split="test")
 
 
 def test_if_nothing_is_held_out_all_records_are_measured_and_that_is_logged(tmp_path, tokenizer, caplog):
@@ -81,32 +82,32 @@ def test_if_nothing_is_held_out_all_records_are_measured_and_that_is_logged(tmp_
         path = write_rows(tmp_path, [one | {"split": split, "paraphrase": None} for one in TERMS])
         caplog.clear()
         with caplog.at_level("INFO", "minilora"):
-            found = read_sets([path], tokenizer, 512, trained=[path] * trained)
+            found = read_data([path], tokenizer, 512, trained=[path] * trained)
         assert names(found) == {"own": ("all", 12, 12)} and len(caplog.messages) == len(words)
         assert all(word in line for word, line in zip(words, caplog.messages, strict=True))
 
 
 def test_only_records_with_keywords_are_asked(tmp_path, tokenizer):
     records = [one | {"keywords": []} if i % 3 else one for i, one in enumerate(without_splits())]
-    assert names(read_sets([write_rows(tmp_path, records)], tokenizer, 512)) == {"own": ("all", 12, 4)}
+    assert names(read_data([write_rows(tmp_path, records)], tokenizer, 512)) == {"own": ("all", 12, 4)}
 
 
 def test_texts_are_measured_in_sequences_and_columns_may_have_other_names(home, tmp_path, tokenizer):
-    (novel,) = read_sets([str(home / "novel.txt")], tokenizer, 100)
+    (novel,) = read_data([str(home / "novel.txt")], tokenizer, 100)
     assert novel.name == "novel" and {len(sample.ids) for sample in novel.samples[:-1]} == {100} and novel.asked == []
-    assert len(read_sets([str(home / "novel.txt")], tokenizer, 100, limit=3)[0].samples) == 3
+    assert len(read_data([str(home / "novel.txt")], tokenizer, 100, limit=3)[0].samples) == 3
     renamed = [{"q": one["question"], "a": one["answer"], "words": one["keywords"]} for one in TERMS]
     path = write_rows(tmp_path, renamed)
-    (own,) = read_sets([path], tokenizer, 512, field={path: {"keywords": "words"}})
+    (own,) = read_data([path], tokenizer, 512, field={"keywords": "words"})
     assert len(own.asked) == 12
 
 
 def test_truncated_records_are_logged(tmp_path, tokenizer, caplog):
     with caplog.at_level("INFO", "minilora"):
-        (own,) = read_sets([write_rows(tmp_path, without_splits())], tokenizer, 36)
+        (own,) = read_data([write_rows(tmp_path, without_splits())], tokenizer, 36)
     assert max(len(sample.ids) for sample in own.samples) <= 36 and "12 of 12 records are longer" in caplog.text
     with pytest.raises(ValueError, match="nothing is left to score within --max-length 8"):
-        read_sets([write_rows(tmp_path, without_splits())], tokenizer, 8)
+        read_data([write_rows(tmp_path, without_splits())], tokenizer, 8)
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, tokenizer):
@@ -114,14 +115,14 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, tokenizer):
     for name in "ab":
         (tmp_path / name).mkdir()
         places.append(write_rows(tmp_path / name, without_splits()))
-    assert [each.name for each in read_sets(places, tokenizer, 512)] == places
+    assert [each.name for each in read_data(places, tokenizer, 512)] == places
 
 
 def test_the_same_data_twice_and_missing_data_are_refused(tokenizer):
     with pytest.raises(ValueError, match="legal is given twice"):
-        read_sets(["legal", "legal"], tokenizer, 512)
+        read_data(["legal", "legal"], tokenizer, 512)
     with pytest.raises(DataError, match=r"gone\.jsonl"):
-        read_sets(["gone.jsonl"], tokenizer, 512)
+        read_data(["gone.jsonl"], tokenizer, 512)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def two(home):
     for seed, name in enumerate(("one", "two")):
         ml.add_adapter(model, lora_config(), name=name, seed=seed)
         shaken(model, name, seed)
-    return model, tokenizer, read_sets([str(home / "data.jsonl")], tokenizer, 512, limit=3)
+    return model, tokenizer, read_data([str(home / "data.jsonl")], tokenizer, 512, limit=3)
 
 
 def test_a_weighted_combination_is_measured_like_an_adapter_and_the_model_ends_as_its_base(two, monkeypatch):
@@ -154,26 +155,13 @@ def test_a_weighted_combination_is_measured_like_an_adapter_and_the_model_ends_a
         assert found[each.name]["none"].nats == pytest.approx(base, rel=1e-5) != pytest.approx(scores.nats, rel=1e-5)
 
 
-def test_what_is_remembered_is_not_measured_again_and_progress_counts_it_all_the_same(two):
+def test_progress_counts_every_record_and_question_of_each_adapter(two):
     model, tokenizer, sets = two
     sets = [replace(each, asked=each.asked[1:]) for each in sets]
-    known, made = {}, []
-
-    def remember(key, make):
-        if key not in known:
-            made.append(key)
-            known[key] = make()
-        return known[key]
-
-    for unit, counted in (("record", "samples"), ("answer", "asked")):  # measured, then remembered
+    for unit, counted in (("record", "samples"), ("answer", "asked")):
         with counts_of(unit) as heard:
-            found = measure(
-                model, tokenizer, {"base": None, "one": "one"}, sets, wanted=lambda name, _: name == "one",
-                remember=remember,
-            )  # fmt: skip
-        assert sum(heard) == sum(len(getattr(each, counted)) for each in sets)
-        assert sorted(made) == sorted((kind, "one", each.name) for kind in ("loss", "keyword_recall") for each in sets)
-        assert found[sets[0].name]["one"].nats is known["loss", "one", sets[0].name]
+            measure(model, tokenizer, {"base": None, "one": "one"}, sets)
+        assert sum(heard) == 2 * sum(len(getattr(each, counted)) for each in sets)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

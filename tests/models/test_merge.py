@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import weakref
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from minilora.cli import main
 from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.gguf_header import read_header
-from minilora.files.quant import dequantize, quantize
 from minilora.lora.adapters import adapter_state, add_adapter, merge_adapter, set_adapter, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import load_adapter, save_adapter
@@ -27,7 +25,7 @@ from minilora.models import load as zoo
 from minilora.models import merge as merging
 from minilora.models.folder import save_folder
 from minilora.models.gguf import GGUF
-from minilora.models.merge import MergeReport, Requantised, export, merge, requantised, save_model
+from minilora.models.merge import export, merge, save_model
 from minilora.models.with_adapters import load_with_adapters
 from minilora.nn.gemma3 import Gemma3, Gemma3Config
 from minilora.nn.module import Module
@@ -84,9 +82,7 @@ def test_a_merged_model_in_float32_has_the_merged_logits_bit_for_bit(base, forma
     assert logits(model, IDS).tobytes() == inside.tobytes() and report.logit_error == 0
     assert np.abs(inside - beside).max() < 1e-3
     assert np.abs(inside - logits(zoo.load(path)[0], IDS)).max() > 0.1
-    assert "bit for bit" in str(report) and (report.requantised is None) == (base != "Q4_1")
-    commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
-    assert [command[-1] for command in commands] == [str(path) for path in tmp_path.glob("*.Modelfile")]
+    assert "bit for bit" in str(report)
     original = zoo.load(path)[1]
     for text in TEXTS if path.is_dir() else TEXTS[:1]:
         assert tokenizer.encode(text) == original.encode(text)
@@ -162,7 +158,6 @@ def test_other_types_stay_within_their_rounding_and_report_it(name, kind, limit,
         return
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(report.path).tensors}
     assert kinds["blk.0.ffn_up.weight"] == kind and kinds["blk.0.attn_norm.weight"] == "F32"
-    assert (report.requantised is None) == (kind != "Q4_1") and ("stored as Q4_1" in str(report)) == (kind == "Q4_1")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +175,7 @@ def test_an_adapter_on_a_tied_embedding_unties_it_and_only_adapted_matrices_are_
         report = merge(file, adapter, tmp_path / name, kind="F32")
         model, _ = zoo.load(report.path)
         assert not model.config.tie_word_embeddings and report.logit_error == 0
-        assert report.matrices == report.requantised.matrices == count
+        assert report.matrices == count
         np.testing.assert_allclose(logits(model, IDS), expected_logits(file, adapter)[0], atol=2e-4)
 
 
@@ -199,80 +194,49 @@ def test_what_a_gguf_base_says_is_copied_with_its_types(tmp_path, adapter):
     assert new == old
 
 
-OWN = "{{ messages[-1]['content'] }}!"
-
-
-@pytest.mark.parametrize(
-    ("kind", "stored", "own"),
-    [("gguf", None, OWN), ("gguf", CHATML, None), ("gguf", OWN, OWN),
-     ("folder", None, None), ("folder", CHATML, OWN), ("folder", OWN, None)],
-)  # fmt: skip
-def test_llama_cpp_gets_the_chat_template_that_the_adapter_was_trained_with(kind, stored, own, adapter, tmp_path):
-    """In the merged file; next to an adapter's file, if the base's files do not have it."""
+@pytest.mark.parametrize("stored", [None, CHATML])
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_llama_cpp_gets_the_chat_template_that_minilora_asks_with(kind, stored, adapter, tmp_path):
+    """In the merged file; next to an adapter's file, if the base's files have none."""
     if kind == "gguf":
         base = write_gguf(tmp_path / "base.gguf", new_llama(), change={"tokenizer.chat_template": stored})
     else:
-        base = save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer(template=stored or OWN))
-        if stored is None:
-            settings = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": None}
-            (base / "tokenizer_config.json").write_text(json.dumps(settings))
-    if own:
-        (adapter / "chat_template.jinja").write_text(own)
-    template = load_with_adapters({"a": adapter}, base)[1].template
-    assert template == (own or stored or template)
+        base = save_folder(tmp_path / "base", CONFIG, new_llama().state_dict(), new_tokenizer())
+        settings = json.loads((base / "tokenizer_config.json").read_text()) | {"chat_template": stored}
+        (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = zoo.load(base)[1].template
     out = merge(base, adapter, tmp_path / "merged.gguf").path
     assert GGUF(out).metadata["tokenizer.chat_template"] == template
     report = export(base, adapter, tmp_path / "lora.gguf")
     beside = tmp_path / "lora.jinja"
-    assert report.template == (None if template == stored else beside) and beside.exists() == (template != stored)
+    assert report.template == (None if stored else beside) and beside.exists() == (stored is None)
     assert (f"--jinja --chat-template-file {beside}" in str(report)) == beside.exists()
     if beside.exists():
         assert beside.read_text() == template
 
 
-@pytest.mark.parametrize("beside", ["m.Modelfile", "m.jinja"])
 @pytest.mark.parametrize("write", [merge, export])
-def test_what_a_user_edited_next_to_a_file_is_written_over_only_when_asked(write, beside, folder, adapter, tmp_path):
-    (tmp_path / beside).write_text("mine")
-    with pytest.raises(ValueError, match=f"{beside} exists: choose another name, or --overwrite"):
+def test_what_a_user_edited_next_to_a_file_is_written_over_only_when_asked(write, folder, adapter, tmp_path):
+    (tmp_path / "m.jinja").write_text("mine")
+    with pytest.raises(ValueError, match="m.jinja exists: choose another name, or --overwrite"):
         write(folder, adapter, tmp_path / "m.gguf")
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("m.")] == [beside]
-    assert (tmp_path / beside).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("m.")] == ["m.jinja"]
+    assert (tmp_path / "m.jinja").read_text() == "mine"
     assert write(folder, adapter, tmp_path / "m.gguf", overwrite=True).path.exists()
 
 
-def test_an_exported_adapter_has_a_modelfile_if_the_base_is_a_file(folder, adapter, tmp_path):
-    base = write_gguf(tmp_path / "base.gguf", new_llama())
-    (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": {"system": "Be kind."}}))
-    for given in (folder, base):
-        report = export(given, adapter, tmp_path / "my lora.gguf", overwrite=True)
-        modelfile = tmp_path / "my lora.Modelfile"
-        commands = [shlex.split(line) for line in str(report).splitlines() if line.startswith("ollama")]
-        assert [command[-1] for command in commands] == [str(modelfile)] * modelfile.exists()
-        assert modelfile.exists() == (given == base)
-    text = modelfile.read_text()
-    assert text.startswith(f"FROM {base.resolve()}\nADAPTER ./my lora.gguf\n") and 'SYSTEM """Be kind."""' in text
-
-
 def test_a_file_of_any_name_is_merged_as_the_gguf_file_that_it_is(adapter, tmp_path):
-    """Ollama's files are called sha256-..."""
     bases = [write_gguf(tmp_path / name, new_llama(), "Q8_0") for name in ("base.gguf", "sha256-0a1b")]
     one, other = (merge(base, adapter, tmp_path / f"{base.name}-merged.gguf").path.read_bytes() for base in bases)
     assert one == other
 
 
-def test_only_what_the_modelfile_holds_is_said_of_it(tmp_path):
-    for system, held in (("Be kind.", True), ('Say "yes"', False)):
-        report = MergeReport(tmp_path / "m.gguf", "F16", 1, 1, 0.0, 1.0, None, data={"system": system})
-        assert ("the Modelfile gives ollama the system prompt" in str(report)) == held
-
-
-ASKED = {"labels": ["a", "b"], "schema": {}, "quote": {"sentences": 3}, "context_template": "x", "system": "Be kind."}
+ASKED = {"labels": ["a", "b"], "schema": {}, "context_template": "x", "system": "Be kind."}
 
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED, ASKED | {"template": "Which? {text}"}],
+    [{}, {"records": 3}, *({key: value} for key, value in ASKED.items()), ASKED],
     ids=str,
 )
 def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_programs_do_not(
@@ -283,7 +247,7 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
     (adapter / "minilora.json").write_text(json.dumps({"format": 1, "data": data}))
     for write, name, other in (
         (merge, "merged", "transformers does"),
-        (merge, "merged.gguf", "llama.cpp and ollama do"),
+        (merge, "merged.gguf", "llama.cpp does"),
         (export, "adapter.gguf", "llama.cpp does"),
     ):
         out = tmp_path / "a" / name
@@ -296,17 +260,11 @@ def test_what_is_written_knows_how_its_adapter_was_trained_and_says_which_progra
         told = [i for i, line in enumerate(lines) if f"; {other} not read that:" in line]
         assert bool(told) == (not data.keys().isdisjoint(ASKED))
         if told:
-            words = {"labels": "labels", "schema": "fields", "quote": "quote", "context_template": "passage"}
+            words = {"labels": "labels", "schema": "fields", "context_template": "passage"}
             words["system"] = "system prompt"
             assert {key for key, word in words.items() if word in lines[told[0]]} == data.keys() & ASKED.keys()
-            assert ("quoting needs minilora" in lines[told[0] + 1]) == ("quote" in data)
-            with_file = write is merge and out.suffix == ".gguf" and "system" in data
-            held = "the system prompt and the question" if "template" in data else "the system prompt"
-            assert (f"        (the Modelfile gives ollama {held})" in lines) == with_file
-            modelfile = out.with_suffix(".Modelfile")
             for_mlx = export(folder, adapter, tmp_path / f"mlx {name}".replace(".", " "), format="mlx")
             assert "mlx-lm does not read that:" in str(for_mlx)
-            assert (modelfile.exists() and 'SYSTEM """Be kind."""' in modelfile.read_text()) == with_file
 
 
 @pytest.mark.parametrize("name", ["saved", "saved.gguf"])
@@ -375,67 +333,6 @@ def test_matrices_that_the_adapter_leaves_alone_keep_their_packed_bytes(stored, 
             zoo.load(file, quantized=True)
 
 
-# -- what four bits lose -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head", "q_proj"]], ids=str)
-def test_what_is_reported_as_kept_is_what_the_written_file_keeps(targets, tmp_path):
-    """The embedding and the head are stored in 8 bits, which keep more."""
-    model = new_llama(tie_word_embeddings=False)
-    save_model(model, new_tokenizer(), tmp_path / "base", "F32")
-    save_model(model, new_tokenizer(), tmp_path / "base.gguf", "Q4_1")
-    adapter = saved(adapted(model, 0.05, target_modules=targets), tmp_path / "adapter")
-    lost = merge(tmp_path / "base", adapter, tmp_path / "m.gguf", kind="Q4_1").requantised
-    merge(tmp_path / "base", adapter, tmp_path / "merged")
-    states = [zoo.load(tmp_path / name)[0].state_dict() for name in ("base", "merged", "base.gguf", "m.gguf")]
-    names = [name for name, w in states[0].items() if (states[1][name] != w).any()]
-    before, after, own, stored = (np.concatenate([state[name].ravel() for name in names]) for state in states)
-    delta = after - before
-    assert lost.matrices == len(names) and lost.codes_kept < 0.95
-    assert lost.update_kept == pytest.approx((stored - own) @ delta / (delta @ delta), rel=1e-3)
-    assert lost.error == pytest.approx(np.linalg.norm(stored - after) / np.linalg.norm(delta), rel=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["Q4_1", "NF4", "FP4", "INT4"])
-def test_an_update_that_changes_no_code_is_lost_whatever_the_rounding_of_the_base(kind):
-    """What is kept is measured from the base as it is stored: its own rounding error counts for nothing."""
-    state, name = new_llama().state_dict(), "model.layers.0.mlp.down_proj.weight"
-    grid = dequantize(quantize(state[name], kind), kind).reshape(-1, 32 if kind == "Q4_1" else 64)
-    largest = np.abs(grid).max(axis=1, keepdims=True)
-    outer = (grid == grid.min(axis=1, keepdims=True)) | (grid == grid.max(axis=1, keepdims=True))
-    inner = (np.abs(grid) < 0.5 * largest) & ~outer  # the others decide a block's scale and minimum
-    delta = np.where(inner, 1e-3 * largest, 0).astype(np.float32)
-    base, merged = (w.reshape(32, 64) for w in (grid + delta, grid + 2 * delta))
-    lost = requantised(state | {name: base}, state | {name: merged}, {name}, CONFIG, kind=kind)
-    assert inner.sum() > 300
-    assert (lost.matrices, lost.codes_kept) == (1, 1) and lost.update_kept == pytest.approx(0, abs=1e-4)
-    assert lost.error == pytest.approx(2, rel=0.01) and lost.verdict() == "most of what was learned is lost"
-
-
-def test_a_large_update_is_kept():
-    model = adapted(new_llama(), 0.5)
-    before = {name: p.data for name, p in model.named_parameters() if ".adapters." not in name}
-    merge_adapter(model)
-    after = {name: p.data for name, p in model.named_parameters() if ".adapters." not in name}
-    kept = requantised(before, after, {name for name in after if after[name] is not before[name]}, CONFIG)
-    assert kept.error < 1 and kept.codes_kept < 0.5 and kept.update_kept > 0.95
-    assert kept.verdict() == "what was learned is kept"
-
-
-def test_the_codes_of_a_base_are_those_of_its_file(tmp_path):
-    """Not those that its weights would get now: in this file all codes of a matrix are 5, which is no best choice."""
-    path, name = write_gguf(tmp_path / "base.gguf", new_llama(), "Q4_1"), "model.layers.0.mlp.up_proj.weight"
-    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
-    content = bytearray(path.read_bytes())
-    for block in range(int(tensor.data_offset), int(tensor.data_offset + tensor.n_bytes), 20):
-        content[block + 4 : block + 20] = b"\x55" * 16
-    path.write_bytes(content)
-    source = GGUF(path)
-    state = source.load().state_dict()
-    assert requantised(state, state, {name}, CONFIG, source).codes_kept == 0
-    assert requantised(state, state, {name}, CONFIG).codes_kept == 1
-
-
 def test_what_the_base_was_quantised_to_in_training_is_reported_but_not_bfloat16(folder, adapter, tmp_path):
     reports = []
     for rounded in (None, "bf16", "nf4"):
@@ -445,25 +342,7 @@ def test_what_the_base_was_quantised_to_in_training_is_reported_but_not_bfloat16
             assert ("was trained on it quantised to nf4" in str(exported)) == (rounded == "nf4")
         reports.append(merge(folder, adapter, tmp_path / "merged", overwrite=True))
     plain, half, packed = map(str, reports)
-    assert half == plain and "was trained on it quantised to nf4" in packed and "if stored as NF4" in packed
-    assert reports[-1].requantised.matrices == 2  # those with rows of whole blocks
-
-
-def test_nothing_to_lose_is_no_division_by_zero():
-    state = new_llama().state_dict()
-    for changed in ({QUERY}, set()):
-        lost = requantised(state, state, changed, CONFIG)
-        assert (lost.matrices, lost.error, lost.codes_kept, lost.update_kept) == (len(changed), 0, 1, 1)
-
-
-@pytest.mark.parametrize(("kept", "verdict"), [(0.49, "most of"), (0.51, "part of"), (0.89, "part of"), (0.91, "")])
-def test_the_verdict_and_the_advice_depend_on_how_much_of_the_update_is_kept(tmp_path, kept, verdict):
-    lost = Requantised(matrices=14, error=7.05, codes_kept=0.9834, update_kept=kept)
-    for kind in ("Q4_1", "F16"):
-        page = str(MergeReport(tmp_path, kind, 98_400_000, 14, 0.0123, 15.25, lost))
-        assert f"{kept:.0%} of the update is kept: {verdict}" in page and "rounding 705%" in page
-        assert ("--type q8_0 or f16" in page) == (kind == "Q4_1" and kept < 0.9)
-        assert ("4 bits  if stored as Q4_1" in page) == (kind == "F16") != ("4 bits  stored as Q4_1" in page)
+    assert half == plain and "was trained on it quantised to nf4" in packed
 
 
 # -- export ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import copy
 import json
 import pickle
 import re
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -529,19 +528,6 @@ def test_a_tokenizer_goes_to_another_process_and_is_copied_also_after_its_first_
     ids = tokenizer.encode_chat(HELLO)
     for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert other.encode_chat(HELLO) == ids and tokenizer.encode_chat(HELLO) == ids
-
-
-def test_a_tokenizer_that_does_not_fit_on_the_disk_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a compiled module that is cut off stops every later import
-    resource = pytest.importorskip("resource", reason="ulimit -f is POSIX's")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"tokenizer.json: files may not be that large"):
-            to_folder(new_tokenizer(), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.iterdir())
 
 
 def test_each_way_of_splitting_has_its_words():

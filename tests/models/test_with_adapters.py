@@ -1,17 +1,13 @@
 """Adapters and the base they were made for: found by their folder, refused on another, loaded side by side."""
 
 import json
-import re
 import shutil
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from modelfiles import CHATML, CONFIG, IDS, new_llama, new_tokenizer, write_gguf
+from modelfiles import CONFIG, IDS, new_llama, new_tokenizer, write_gguf
 from peftfiles import CONFIG as CONFIG_FILE
 from peftfiles import NOTES, link, provenance_of, rewrite
 from smallmodels import logits, lora_config, new_model, shaken
@@ -21,12 +17,10 @@ from minilora.files.disk import ModelFileError
 from minilora.models import hub, with_adapters
 from minilora.models import load as zoo
 from minilora.models.folder import save_folder
-from minilora.models.merge import export, merge
+from minilora.models.merge import export
 from minilora.models.with_adapters import (
     base_of,
     load_with_adapters,
-    log_other_rounding,
-    mixable,
     named_folders,
     read_combination,
 )
@@ -108,32 +102,6 @@ def test_a_combination_names_each_adapter_once_with_a_number():
                  "legal=1 legal=1"):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{text.split()[-1]}: expected NAME=FACTOR"):
             read_combination(text)
-
-
-NAME = st.text("ab-é. \t,=", min_size=1, max_size=4)
-
-
-@given(st.dictionaries(NAME, st.builds(Path, NAME), min_size=1))
-def test_adapters_under_the_names_that_are_served_can_be_mixed(named):
-    try:
-        served = mixable(named)
-    except ValueError as error:
-        assert "name them as NAME=DIR" in str(error)
-        assert len({re.sub(r"[\s,=]", "-", name) for name in named}) < len(named)  # else all can be served
-        return
-    assert list(served.values()) == list(named.values()) and len(served) == len(named)
-    assert read_combination(" ".join(f"{name}=0.5" for name in served)) == dict.fromkeys(served, 0.5)
-    for old, new in zip(named, served, strict=True):
-        assert new == old or set(old).intersection(" \t,=")
-
-
-def test_the_log_says_under_which_other_names_adapters_are_served(caplog):
-    caplog.set_level("INFO", "minilora")
-    plain = {"legal": Path("a"), "v1-2": Path("b")}
-    assert mixable(plain) == plain and not caplog.messages
-    assert list(mixable({"légal x": Path("a"), "legal": Path("b"), "r=8": Path("c")})) == ["légal-x", "legal", "r-8"]
-    (line,) = caplog.messages
-    assert "'légal x' as légal-x, 'r=8' as r-8" in line
 
 
 # -- what a folder says ------------------------------------------------------------------------------------------------
@@ -373,76 +341,9 @@ def test_a_damaged_file_is_refused_by_its_name_with_and_without_a_base(here):
         refusal(partial(load_with_adapters, {"legal": legal}, base), CONFIG_FILE, "is a list")
 
 
-def test_an_adapter_is_named_that_was_trained_on_a_base_quantised_otherwise_but_not_for_bfloat16(tmp_path, caplog):
-    cases = (("nf4", None, 1), ("nf4", "fp4", 1), ("nf4", "nf4", 0), ("bf16", None, 0), (None, "nf4", 0))
-    for then, now, said in cases:
-        (tmp_path / NOTES).write_text(json.dumps({"base": {"rounded_to": then}}), encoding="utf-8")
-        caplog.clear()
-        with caplog.at_level("INFO", "minilora"):
-            log_other_rounding(SimpleNamespace(rounded_to=now), {"one": tmp_path})
-        assert len(caplog.messages) == said
-
-
 def test_a_base_on_the_hub_is_named_with_the_revision_of_pefts_config(here):
     folder = here / "runs" / "legal"
     (folder / NOTES).unlink()
     for revision, name in ((None, "org/base"), ("v2", "org/base@v2")):
         rewrite(folder, {"base_model_name_or_path": "org/base", "revision": revision})
         refusal(partial(base_of, {"legal": folder}), f"made for the base {name}, which is not here: give its folder")
-
-
-# -- chat templates ----------------------------------------------------------------------------------------------------
-
-OWN = CHATML.replace("<|im_start|>' + m['role']", "<|im_start|>the ' + m['role']")
-MARKED = CHATML.replace("{% if add", "{% generation %}{% endgeneration %}{% if add")  # as TRL marks answers
-TALK = [{"role": "user", "content": "hello"}]
-
-
-def write_template(folder, template, new=True):
-    """As transformers writes the tokenizer that an adapter was trained with, in new releases and in old ones."""
-    if new:
-        (folder / "chat_template.jinja").write_text(template)
-    else:
-        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-
-
-@pytest.mark.parametrize("new", [True, False], ids=["a file", "an entry"])
-def test_an_adapter_is_asked_with_the_template_in_its_folder(here, new, caplog):
-    folder = here / "runs" / "legal"
-    write_template(folder, OWN, new)
-    caplog.set_level("INFO", "minilora")
-    _, tokenizer = load_with_adapters({"legal": folder})
-    _, base = ml.load("models/one")
-    assert tokenizer.render(TALK, True) == base.with_template(OWN).render(TALK, True) != base.render(TALK, True)
-    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.end_ids) == (base.eos_id, base.pad_id, base.end_ids)
-    assert caplog.messages == [f"{folder} has another chat template than the base, and is asked with its own"]
-    merge(None, folder, here / "merged")
-    assert ml.load("merged")[1].render(TALK, True) == tokenizer.render(TALK, True)
-
-
-def test_a_template_that_renders_the_same_changes_nothing(here, caplog):
-    write_template(here / "runs" / "legal", MARKED)
-    _, tokenizer = load_with_adapters({"legal": here / "runs" / "legal"})
-    assert tokenizer.template == CHATML != MARKED and not caplog.messages
-
-
-@pytest.mark.parametrize("other", [None, CHATML, OWN.replace("the ", "a ")], ids=["none", "the base's", "a third"])
-def test_adapters_with_different_templates_are_asked_with_the_bases_which_is_said(here, other, caplog):
-    one, two = here / "runs" / "legal", make_adapter("models/one", here / "runs" / "two", seed=1)
-    write_template(one, OWN)
-    if other is not None:
-        write_template(two, other)
-    _, tokenizer = load_with_adapters({"legal": one, "two": two})
-    assert tokenizer.template == CHATML
-    others = [one] if other in (None, CHATML) else [one, two]
-    said = "was trained with its own chat template, and is asked here with another one: load it alone"
-    assert caplog.messages == [f"{folder} {said}" for folder in others]
-    write_template(two, OWN)
-    assert load_with_adapters({"legal": one, "two": two})[1].template == OWN
-
-
-def test_a_template_that_refuses_a_talk_is_no_reason_to_refuse_the_adapter(here):
-    write_template(here / "runs" / "legal", "{{ raise_exception('no') }}")
-    _, tokenizer = load_with_adapters({"legal": here / "runs" / "legal"})
-    with pytest.raises(ModelFileError, match="no"):
-        tokenizer.render(TALK)

@@ -17,17 +17,14 @@ from minilora.nn.parts import (
     Batch,
     Pair,
     Sample,
-    balanced,
     begin_alike,
     collate,
     common_prefix,
     distinct_length,
-    divided_among,
     divided_samples,
     micro_batches,
     pack,
     packed_length,
-    sharded,
 )
 from minilora.nn.step import loss_without_grad, losses_without_grad, training_step
 
@@ -173,53 +170,6 @@ def test_a_common_beginning_counts_where_a_micro_batch_must_not_be_too_small():
         assert [len(micro_batches(each, 2)) for each in (found, pack(found))] == [expected] * 2
 
 
-def begun(document, own, system=(7,) * 5):
-    """A sample with a document of 200 tokens, and as many of its own, after the same system prompt."""
-    return Sample((*system, *[document] * 200, *[99] * own), (*[-100] * (len(system) + 201), *[99] * (own - 1)))
-
-
-def most(samples, parts):
-    """The tokens of the process that computes most."""
-    return max(
-        sum(each.input_ids.size for each in micro_batches([samples[i] for i in part], 1)) for part in parts if part
-    )
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(2, 60)), max_size=9), st.integers(1, 5))
-@settings(max_examples=40)
-def test_samples_are_divided_among_processes_and_none_has_more_than_without_regard_to_documents(made, count):
-    found = [begun(*each) for each in made]
-    parts = divided_among(found, count)
-    assert len(parts) == count and sorted(i for part in parts for i in part) == list(range(len(found)))
-    assert all(part == sorted(part) for part in parts)
-    assert sum(not part for part in parts) == max(0, count - len(found))
-    if found:
-        assert most(found, parts) <= most(found, balanced([len(sample.ids) for sample in found], count)) + 60
-
-
-def test_one_process_computes_a_document_unless_it_then_has_much_more_to_do():
-    documents = [begun(i // 2, 20) for i in range(8)]
-    assert sorted(divided_among(documents, 2)) == [[0, 1, 4, 5], [2, 3, 6, 7]]  # two documents each
-    assert sorted(divided_among([begun(0, 10), begun(0, 10), begun(1, 300)], 3)) == [[], [0, 1], [2]]
-    halves = divided_among([begun(i % 2, 40) for i in range(8)], 4)
-    assert (
-        sorted(len({i % 2 for i in part}) * len(part) for part in halves) == [2] * 4
-    )  # half of a document's questions
-    several = [*(begun(0, 50 + i) for i in range(8)), begun(1, 10)]
-    parts = divided_among(several, 2)
-    assert most(several, parts) < 650 < most(several, [range(8), [8]]) and len({len(part) for part in parts}) == 2
-    alike = [begun(0, 40) for _ in range(8)]  # more processes than documents: all have something to do
-    for count in (2, 3, 4, 8):
-        assert most(alike, divided_among(alike, count)) == 205 + 40 * -(-8 // count)
-
-
-def test_samples_that_do_not_begin_alike_are_divided_by_their_lengths():
-    found = [Sample((i, *[9] * length), (-100, *[9] * length)) for i, length in enumerate((200, 30, 170, 90, 60, 10))]
-    for count in (1, 2, 3, 7):
-        assert divided_among(found, count) == balanced([len(sample.ids) for sample in found], count)
-    assert divided_among([], 2) == [[], []]
-
-
 @given(st.integers(1, 9), st.integers(2, 80), st.sampled_from([1, 2, 3, 16]), st.data())
 @settings(max_examples=40)
 def test_micro_batches_of_rows_hold_every_row_whole_and_leave_out_what_is_not_scored(rows, length, threads, data):
@@ -235,21 +185,15 @@ def test_micro_batches_of_rows_hold_every_row_whole_and_leave_out_what_is_not_sc
         assert found == [row for row in sequences(batch) if row in found]
         assert {row for row, flag in zip(sequences(batch), scored, strict=True) if flag} <= set(found)
     else:
-        assert batches == [batch]  # whose loss is then a ValueError
-
-
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=9), st.integers(1, 16))
-def test_there_are_no_more_parts_of_sequences_than_threads_since_all_parts_of_one_wait_for_each_other(lengths, threads):
-    batches = [Batch(*np.ones((2, 1, length), np.int64)) for length in lengths]
-    assert len(sharded(batches, threads)) <= max(len(batches), threads)
-    nothing = Batch(batches[0].input_ids, np.full_like(batches[0].labels, -100))
-    assert sharded([nothing], threads)[0] is nothing  # the model says what is wrong with it
+        assert len(batches) == 1  # whose loss is then a ValueError
 
 
 def test_labels_of_a_prefix_are_scored_once():
     ids = np.arange(400)[None]
-    batches = micro_batches(Batch(ids, ids, Packing(10, (150, 300, 400))), threads=2)
-    assert len(batches) == 2 and [int((part.labels[:, 1:10] != -100).sum()) for part in batches] == [9, 0]
+    labels = np.where(np.isin(ids, (10, 150, 300)), -100, ids)
+    batches = micro_batches(Batch(ids, labels, Packing(10, (150, 300, 400))), threads=2)
+    scored = sorted(token for part in batches for token in part.labels[part.labels != -100].tolist())
+    assert len(batches) == 2 and scored == [*range(1, 10), *range(11, 150), *range(151, 300), *range(301, 400)]
 
 
 @given(samples() | st.just([]), st.integers(0, 9))

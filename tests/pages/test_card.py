@@ -203,7 +203,6 @@ ASKED = [  # what decides how a model is asked -> llama.cpp's flags
      ["-p", "a b,\n...", "--grammar", r'root ::= "a b" | "the \"c\""']),
     ({"schema": SCHEMA, "template": "Who: {text}"}, ["-p", "Who: ...", "--json-schema", json.dumps(SCHEMA)]),
     ({"context_template": "{passage}: {question}!"}, ["-p", "...: ...!"]),
-    ({"quote": {"sentences": 3, "template": "{passage} {part}"}}, []),
 ]  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """The figures of commands: they can be read, whatever was measured, and show the numbers that were."""
 
-import warnings
-
 import numpy as np
 import pytest
 from comparing import metrics, result
@@ -13,7 +11,7 @@ from matplotlib.text import Text
 from minilora.commands.compare_table import rows
 from minilora.pages import style
 from minilora.pages.figures import compare_figure, matrix_figure, run_figure
-from minilora.pages.style import _tell_of_boxes, check_picture, ink, panels, save, save_themes, theme
+from minilora.pages.style import check_picture, ink, save, save_themes, theme
 
 # -- a run -------------------------------------------------------------------------------------------------------------
 
@@ -300,23 +298,6 @@ def test_on_a_dark_page_no_letter_is_too_dark(draw):
         assert problems(figure) == []
         letters = {to_hex(text.get_color()) for text in figure.findobj(Text) if text.get_text()}
         assert letters == {ink(color) for color in letters}
-
-
-def test_letters_that_the_font_lacks_are_named_in_one_line_and_other_warnings_are_seen(tmp_path, caplog):
-    def draw():
-        figure, axes = panels()
-        axes.set_title("æ 返品 \U0002ffff")
-        return figure
-
-    _tell_of_boxes.cache_clear()
-    with caplog.at_level("INFO", "minilora"):
-        save_themes(draw, tmp_path / "a.svg")
-    (line,) = (each.getMessage() for each in caplog.records)
-    assert "lacks (返 品 \U0002ffff): install one" in line and '"font.family: sans-serif, ITS NAME"' in line
-    figure = draw()
-    figure.savefig = lambda path, **options: (path.touch(), warnings.warn("other", UserWarning, stacklevel=1))
-    with pytest.warns(UserWarning, match="other"):
-        save(figure, tmp_path / "b.svg")
 
 
 def test_a_full_disk_costs_no_picture_that_is_there(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from minilora.pages.text import (
     interval,
     listed,
     megabytes,
-    memory_needed,
     millions,
     percent,
     plain,
@@ -105,21 +104,3 @@ def test_units_grow_with_what_they_measure():
     shown = ["0.5 ms", "9.9 ms", "10 ms", "999 ms", "1.00 s", "9.99 s", "59.9 s"]
     shown += ["1.0 minutes", "59.9 minutes", "1.0 hours"]
     assert [duration(each) for each in seconds] == shown
-
-
-def test_where_memory_is_short_the_ways_that_suffice_are_named_in_their_order_and_no_more_flags_than_needed():
-    ways = {"--a 1": 1.8e6, "--b": 1.5e6, "--c": 1.2e6, "--a 1 --b": 1.3e6, "--b --c": 0.7e6, "--a 1 --b --c": 0.6e6}
-
-    def needed(free, ways=ways):
-        return memory_needed(
-            {"peak_memory_bytes": {"predicted": 2e6}, "free_memory_bytes": free, "with_other_options": ways}
-        )
-
-    assert needed(None) == "2.0 MB predicted" and needed(2e6) == "2.0 MB predicted, 2.0 MB free"
-    short = "2.0 MB predicted, {} MB free: too much"
-    assert needed(1.9e6) == short.format(1.9) + "; try --a 1 (1.8 MB), --b (1.5 MB) or --c (1.2 MB)"
-    assert needed(1.4e6) == short.format(1.4) + "; try --c (1.2 MB) or --a 1 --b (1.3 MB)"
-    assert needed(0.7e6) == short.format("0.70") + "; try --b --c (0.70 MB)"
-    otherwise = "; try a lower --max-length, or a smaller base"
-    assert needed(0.5e6) == short.format("0.50") + " even with --a 1 --b --c (0.60 MB)" + otherwise
-    assert needed(0.5e6, {}) == short.format("0.50") + otherwise

@@ -8,6 +8,7 @@ import symtable
 import numpy as np
 import pytest
 from lessonfiles import GLOSSARY, LESSONS
+from modelfiles import codes_of
 from otherside import distance, logits_of, own_logits, parity, peft, ranks_and_scales, torch, transformers
 from smallmodels import shaken
 
@@ -16,7 +17,7 @@ from minilora.engine.attention import attention
 from minilora.engine.fused import cross_entropy, lora_linear
 from minilora.engine.recompute import recomputed
 from minilora.files.levels import LEVELS
-from minilora.files.quant import Packed, codes_of, quantize
+from minilora.files.quant import Packed, quantize
 from minilora.lora.adapters import lora_modules
 from minilora.lora.spectra import svd
 from minilora.measure.ledger import kept_arrays

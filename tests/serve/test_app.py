@@ -1,16 +1,12 @@
 """The addresses, asked with OpenAI's own client, and with what it would never send."""
 
-import asyncio
 import concurrent.futures
 import json
 import os
 import re
 import shutil
-import threading
-import time
 from dataclasses import replace
 from enum import Enum
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -22,15 +18,11 @@ import minilora as ml
 from minilora.data.fields import FieldTask
 from minilora.data.labels import LabelTask
 from minilora.data.passages import NO_WORD, TEMPLATE, Handbook, Passage
-from minilora.data.quotes import Quoting
 from minilora.generate.answers import generate_batch
-from minilora.generate.conversation import without_passages
-from minilora.generate.fields import guide_of
+from minilora.generate.as_trained import guide_of, without_passages
 from minilora.generate.labels import label_logprobs, label_probabilities
-from minilora.generate.prefix_cache import ReadPassages
-from minilora.generate.quotes import quote
 from minilora.models.folder import save_folder
-from minilora.models.with_adapters import OTHER_TEMPLATE, load_with_adapters, log_other_rounding
+from minilora.models.with_adapters import load_with_adapters
 from minilora.serve import engine as engine_module
 from minilora.serve.app import App, read_page
 from minilora.serve.protocol import ApiError
@@ -110,133 +102,14 @@ def test_an_answer_and_the_first_chunk_say_which_passage_was_looked_up(client, s
     assert complete(client, max_tokens=8).choices == plain.choices
 
 
-def test_an_adapter_that_quotes_answers_with_sentences_and_says_from_which_passage(client, server, monkeypatch, loaded):
-    handbook = Handbook([Passage("birds/owl", "An owl says hello. It eats."), Passage("birds/heron", "A heron.")], "x")
-    monkeypatch.setattr(server.app, "handbook", handbook)
-    monkeypatch.setitem(server.engine.model.adapters["legal"].data, "quote", Quoting(1).entry()["quote"])
-    found = quote(*loaded, Quoting(1), "hello", handbook, mixed=True, choice="legal")
-    answer = complete(client)
-    assert answer.choices[0].message.content == found.text and answer.choices[0].finish_reason == "stop"
-    assert answer.context == {"id": found.passage.id, "text": found.passage.text}
-    assert answer.usage.completion_tokens == len(loaded[1].encode(found.text))
-    chunks = list(complete(client, stream=True))
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == found.text
-    monkeypatch.setattr(server.app, "handbook", None)
-    with pytest.raises(openai.BadRequestError, match="legal answers with sentences of passages: give some with"):
-        complete(client, max_tokens=8)
-
-
-BIRDS = Handbook([Passage(f"birds/{i}", f"Bird {i} says hello. It eats.") for i in range(5)], "x")
-
-
-ONE_FIELD = {"type": "object", "properties": {"kind": {"enum": ["new", "old"]}}}
-
-
-@pytest.fixture
-def quoting(server, monkeypatch):
-    """The server of an adapter that quotes from five passages; yields what it has read."""
-    passages, read = [], server.engine.read
-    monkeypatch.setattr(server.app, "handbook", BIRDS)
-    monkeypatch.setitem(server.engine.model.adapters["legal"].data, "quote", Quoting(1).entry()["quote"])
-    monkeypatch.setattr(server.engine, "read", lambda *given: passages.append(given[2].id) or read(*given))
-    return passages
-
-
-@pytest.mark.parametrize(
-    "before", [[], [{"role": "user", "content": "x" * 999}, {"role": "assistant", "content": "y"}]]
-)
-def test_a_quotation_is_cut_at_max_tokens_and_nowhere_else(client, server, loaded, quoting, monkeypatch, before):
-    monkeypatch.setattr(server.app, "default_limit", 1)  # which is for answers that are generated
-    asked = dict(model="legal", messages=[*before, *QUESTION])
-    whole = client.chat.completions.create(**asked)
-    text, tokens = whole.choices[0].message.content, whole.usage.completion_tokens
-    assert text in {part for passage in BIRDS.passages for part in Quoting(1).parts(passage.text)}
-    for limit in (1, tokens - 1, tokens, tokens + 1, 100_000):
-        for name in ("max_tokens", "max_completion_tokens"):
-            answer = client.chat.completions.create(**asked, **{name: limit})
-            (choice,), kept = answer.choices, min(limit, tokens)
-            assert answer.usage.completion_tokens == len(loaded[1].encode(choice.message.content)) == kept
-            assert text.startswith(choice.message.content)
-            assert choice.finish_reason == ("length" if limit < tokens else "stop")
-
-
-def test_a_quotation_is_not_cut_within_a_character(client, server, quoting, monkeypatch):
-    monkeypatch.setattr(server.app, "handbook", Handbook([Passage("birds/owl", "Hélène says hello.")], "x"))
-    for limit in range(1, 12):
-        assert "Hélène says hello.".startswith(complete(client, max_tokens=limit).choices[0].message.content)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": ONE_FIELD}}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"stop": ["."]}, "stop"),
-    ],
-)
-def test_what_a_quotation_cannot_have_is_refused_before_a_passage_is_read(client, quoting, fields, param):
-    with pytest.raises(openai.BadRequestError, match=f"{param} is not for adapters that answer with sente") as caught:
-        complete(client, **fields)
-    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter") and quoting == []
-    plain = complete(client, response_format={"type": "text"}, logprobs=False, stop=[], temperature=1.5, top_p=0.5)
-    assert plain.choices[0].message == complete(client).choices[0].message  # these change nothing
-
-
-def test_a_question_that_is_too_long_to_quote_for_is_refused_before_a_passage_is_read(client, quoting, server):
-    for question in ("x" * (server.engine.context + 1), "x " * 200_000):
-        with pytest.raises(openai.BadRequestError, match=r"too long; at most [\d,]+ fit") as caught:
-            client.chat.completions.create(model="legal", messages=[{"role": "user", "content": question}])
-        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages") and quoting == []
-    assert complete(client, max_tokens=server.engine.context).choices[0].finish_reason == "stop" and len(quoting) == 5
-
-
-def test_other_answers_have_as_much_time_as_the_reading(client, server, quoting, monkeypatch):
-    slept, read = [], server.engine.read
-    waits = {"sleep": lambda seconds: slept.append(seconds) or asyncio.sleep(0)}
-    monkeypatch.setattr(server.engine, "read", lambda *given: time.sleep(0.02) or read(*given))
-    monkeypatch.setattr("minilora.serve.app.asyncio", SimpleNamespace(**vars(asyncio) | waits))
-    complete(client, max_tokens=8)
-    assert len(quoting) == 5 and slept == []  # nobody else was there
-    monkeypatch.setattr(server.engine, "state", lambda: {"running": 1, "waiting": 0})
-    complete(client, max_tokens=8)
-    assert len(quoting) == 10 and len(slept) == 5 and min(slept) >= 0.02
-
-
-def test_the_server_keeps_what_an_adapter_has_read_until_it_is_removed(client, server, quoting, monkeypatch):
-    engine = server.engine
-    monkeypatch.setattr(engine, "passages", ReadPassages())
-    complete(client, max_tokens=8)
-    assert [dict(who) for who, _ in engine.passages.kept] == [{"legal": 1.0}] * 5
-    forgotten = []
-    monkeypatch.setattr(engine_module, "remove_adapter", lambda model, name: None)
-    monkeypatch.setattr(engine.streams.known, "forget", forgotten.append)
-    engine.call(lambda: engine.leaving.add("legal") or engine._let_go()).result(10)
-    assert forgotten == ["legal"] and not engine.passages.kept
-
-
-@pytest.mark.parametrize(("step", "passages"), [("read", 1), ("ask", 5)])
-def test_an_adapter_that_is_removed_before_a_step_is_not_found(client, server, quoting, monkeypatch, step, passages):
-    take, others = getattr(server.engine, step), {name: server.engine.versions[name] for name in ("base", "support")}
+def test_an_adapter_that_is_removed_before_its_answer_begins_is_not_found(client, server, monkeypatch):
+    ask, others = server.engine.ask, {name: server.engine.versions[name] for name in ("base", "support")}
     monkeypatch.setattr(
-        server.engine, step, lambda *given: monkeypatch.setattr(server.engine, "versions", others) or take(*given)
+        server.engine, "ask", lambda *given: monkeypatch.setattr(server.engine, "versions", others) or ask(*given)
     )
     with pytest.raises(openai.NotFoundError, match="'legal' does not exist") as caught:
         complete(client)
-    assert caught.value.code == "model_not_found" and len(quoting) == passages  # then its weights may be gone
-
-
-def test_nobody_reads_for_a_client_that_has_left(server, quoting, monkeypatch):
-    read, first, left = server.engine.read, threading.Event(), threading.Event()
-    monkeypatch.setattr(server.engine, "read", lambda *given: first.set() or (left.wait(10) and read(*given)))
-    with server.begin({"model": "legal", "messages": QUESTION}):
-        assert first.wait(10)
-    server.send("GET", "/health")  # the server has noticed by then
-    left.set()
-    for _ in range(6):
-        server.engine.call(lambda: None).result(10)
-        server.send("GET", "/health")
-    assert len(quoting) == 1
+    assert caught.value.code == "model_not_found"  # its weights may be gone
 
 
 def test_seed_temperature_top_p_and_stop_decide_the_answer(client, expected):
@@ -498,16 +371,14 @@ def test_a_label_or_fields_can_be_asked_for_after_any_conversation(client, serve
         assert alone.usage.prompt_tokens == after.usage.prompt_tokens == read
 
 
-@pytest.mark.parametrize("data", [LabelTask.of(["a", "b"]), FieldTask.of(SCHEMA), Quoting(1)])
+@pytest.mark.parametrize("data", [LabelTask.of(["a", "b"]), FieldTask.of(SCHEMA)])
 @pytest.mark.parametrize("role", ["assistant", "system", "developer"])
-def test_what_answers_the_last_message_alone_refuses_one_that_is_not_the_users(
-    client, server, quoting, monkeypatch, data, role
-):
+def test_what_answers_the_last_message_alone_refuses_one_that_is_not_the_users(client, server, monkeypatch, data, role):
     asked = dict(model="legal", messages=[*QUESTION, {"role": role, "content": "Be brief."}], max_tokens=64)
     monkeypatch.setattr(server.engine.model.adapters["legal"], "data", data.entry())
     with pytest.raises(openai.BadRequestError, match="the last message must be the user's, .* got one of") as caught:
         client.chat.completions.create(**asked)
-    assert caught.value.param == "messages" and quoting == []
+    assert caught.value.param == "messages"
     monkeypatch.setattr(server.engine.model.adapters["legal"], "data", {})
     assert client.chat.completions.create(**asked).usage.completion_tokens  # which reads the whole conversation
 
@@ -697,17 +568,13 @@ def test_an_adapter_is_added_asked_and_removed(place, expected):
     assert add(place, "shop", place.folder / "runs" / "support")[0] == 201  # a whole path, and the name is free again
 
 
-@pytest.mark.parametrize("handbook", [None, BIRDS])
+@pytest.mark.parametrize("handbook", [None, Handbook([Passage("birds/owl", "An owl says hello.")], "x")])
 @pytest.mark.parametrize(
     "notes",
     [
         {},
         {"data": {"name": "x"}},
         {"data": {"name": "x", "context_template": TEMPLATE}},
-        {"data": Quoting(2).entry()},
-        {"base": {"rounded_to": "nf4"}},
-        {"base": {"rounded_to": "nf4"}, "data": {"name": "x"}},
-        {"base": {"rounded_to": "nf4"}, "data": Quoting(2).entry()},
     ],
     ids=str,
 )
@@ -717,24 +584,15 @@ def test_an_adapter_that_is_added_has_the_notices_of_the_command_line(place, han
     monkeypatch.setattr(place.engine.model.adapters["legal"], "data", others)
     file = place.folder / "runs" / "support" / "minilora.json"
     stored = json.loads(file.read_text())
-    file.write_text(json.dumps(stored | notes | {"base": stored["base"] | notes.get("base", {})}))
+    file.write_text(json.dumps(stored | notes))
     caplog.set_level("INFO", "minilora")
     status, entry = add(place, "shop", "runs/support")
     said = caplog.messages[:]
     model, _ = load_with_adapters({"shop": file.parent}, place.engine.model.source)
-    caplog.clear()
-    log_other_rounding(model, {"shop": file.parent})
-    expected = [*caplog.messages, *without_passages(model, handbook)]
+    expected = without_passages(model, handbook)
     assert status == 201 and said == expected and entry["note"] == ("; ".join(expected) or None)
     assert json.loads(place.send("GET", "/v1/models/shop")[2])["note"] == entry["note"]
-    assert bool(expected) == (
-        "base" in notes or ("data" in notes and (set(notes["data"]) == {"name"}) == bool(handbook))
-    )
-
-
-def test_the_note_of_an_adapter_with_a_chat_template_of_its_own_says_so(place):
-    (place.folder / "runs" / "support" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
-    assert add(place, "shop", "runs/support")[1]["note"] == f"shop {OTHER_TEMPLATE}"
+    assert bool(expected) == ("data" in notes and (set(notes["data"]) == {"name"}) == bool(handbook))
 
 
 def test_an_adapter_named_as_on_the_hub_is_described_and_removed(place):
@@ -764,9 +622,9 @@ def test_an_adapter_of_another_base(place, loaded):
     assert str(place.folder) not in error["message"] and list(place.engine.versions) == ["base", "legal"]
 
 
+ONE_FIELD = {"type": "object", "properties": {"kind": {"enum": ["new", "old"]}}}
 NOTES = [
-    {"quote": {"sentences": 0}}, {"quote": {"sentences": 1, "template": 5}}, {"context_template": "x"}, {"labels": 5},
-    {"schema": ONE_FIELD, "template": "{text}", "copied": [["kind"]]},
+    {"context_template": "x"}, {"labels": 5}, {"schema": ONE_FIELD, "template": "{text}", "copied": [["kind"]]},
 ]  # fmt: skip
 
 
@@ -782,7 +640,7 @@ def test_an_adapter_whose_notes_are_wrong_leaves_nothing_behind(place, data):
 
 
 def test_an_adapter_with_which_anything_goes_wrong_leaves_nothing_behind(place, monkeypatch):
-    monkeypatch.setattr(engine_module, "other_rounding", lambda *given: {}[0])
+    monkeypatch.setattr(engine_module, "without_passages", lambda *given: {}[0])
     with pytest.raises(KeyError):
         place.engine.call(lambda: place.engine.add_adapter("shop", place.folder / "runs" / "support")).result(10)
     assert list(place.engine.versions) == ["base", "legal"] and list(place.engine.model.adapters) == ["legal"]

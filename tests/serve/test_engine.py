@@ -8,7 +8,7 @@ import pytest
 from serving import QUESTION, serving
 
 import minilora as ml
-from minilora.generate.conversation import system_of
+from minilora.generate.as_trained import system_of
 from minilora.models.with_adapters import load_with_adapters
 from minilora.serve.engine import Engine
 from minilora.serve.protocol import ApiError, Request

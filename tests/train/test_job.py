@@ -3,13 +3,10 @@
 import json
 import os
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,10 +14,8 @@ from jobs import asked, material_of, options, same, trained, trainer
 from modelfiles import TERMS, write_jsonl
 
 import minilora as ml
-from minilora.cli import build_parser
 from minilora.commands.eval import data_of
 from minilora.commands.report import page, rehearsal
-from minilora.commands.shared import read_options
 from minilora.data import records as reading
 from minilora.data.splits import RULE
 from minilora.lora.adapters import adapter_state, add_adapter, base_state
@@ -31,18 +26,12 @@ from minilora.measure.loss import mean_loss
 from minilora.measure.predict import Step, base_parameters, predict_memory
 from minilora.measure.recall import answer_all
 from minilora.models.load import load
-from minilora.models.merge import save_model
 from minilora.nn.language_model import LanguageModel
 from minilora.nn.module import sha256_of
-from minilora.nn.ranks import ALONE, Ranks
-from minilora.options import parse
-from minilora.pages.text import megabytes
 from minilora.train import job
 from minilora.train import metrics as measuring
 from minilora.train.job import finetune, rehearse
 from minilora.train.loop import Trainer, TrainingError
-from minilora.train.metrics import mapped_bytes
-from minilora.train.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -118,148 +107,26 @@ def test_a_rehearsal_tells_what_the_run_will_take_and_writes_nothing(finished, t
     assert rehearse(chosen)["planned_steps"] == 6
     assert caplog.messages[-1].startswith(f"{chosen.folder} holds a finished run: --overwrite")
     assert {path: path.read_bytes() for path in chosen.folder.rglob("*") if path.is_file()} == before
-    for free, words in ((None, []), (10**12, ["1,000,000 MB free"]), (1, ["free: too much; try a lower"])):
-        text = rehearsal(found | {"free_memory_bytes": free})
-        assert all(word in " ".join(text.split()) for word in words) and ("free" in text) == bool(words)
+    assert "1,000,000 MB free" in rehearsal(found | {"free_memory_bytes": 10**12})
+    assert "free" not in rehearsal(found | {"free_memory_bytes": None})
 
 
-@pytest.fixture
-def planned(monkeypatch):
-    """A rehearsal takes no step, and the program, whose size differs from run to run, has none."""
-    monkeypatch.setattr(job, "REHEARSED", 0)
-    monkeypatch.setattr(job, "program_memory", lambda arrays: 0)
+@pytest.mark.parametrize("given", [{"method": "full"}, {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 8}}])
+def test_a_run_warns_once_before_its_first_step_if_memory_is_short(given, home, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(job, "program_memory", lambda arrays: 0)  # of a program, whose size differs from run to run
+    chosen, warned, usual = options(home, tmp_path / "run", steps=1, overwrite=True, **given), [], job.Trainer.step
+    needed = rehearse(chosen)["peak_memory_bytes"]["predicted"]
 
+    def step(trainer):
+        warned.append(sum("`minilora memory`" in line for line in caplog.messages))
+        return usual(trainer)
 
-LONG = pytest.mark.long
-GIVEN = [{"method": "full"}, {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 8}},
-         pytest.param({}, marks=LONG), pytest.param({"use_dora": True}, marks=LONG)]  # fmt: skip
-
-
-@pytest.mark.usefixtures("planned")
-@pytest.mark.parametrize("given", GIVEN)
-def test_a_run_says_before_the_base_is_measured_that_memory_is_short_in_the_words_of_a_rehearsal(
-    given, home, tmp_path, monkeypatch, caplog
-):
-    chosen, said = options(home, tmp_path / "run", steps=1, overwrite=True, **given), "memory of a step: "
-    needed, usual, heard = rehearse(chosen)["peak_memory_bytes"]["predicted"], job.evaluate, []
-    usual_step = job.Trainer.step
-
-    def evaluate(model, *rest):
-        assert not (rest[2] == "before" and model.adapters)  # what is measured is the base
-        heard.extend(caplog.messages)
-        return usual(model, *rest)
-
-    monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(job.Trainer, "step", step)
     for free in (None, needed, needed - 1):
         monkeypatch.setattr(job, "free_memory", lambda free=free: free)
-        heard.clear()
         caplog.clear()
-        trained(chosen)
-        lines = [line.removeprefix(said) for line in heard if line.startswith(said)]
-        assert len(lines) == 2 * (free == needed - 1)  # heard before the first measurement, and before the second
-    caplog.clear()
-    monkeypatch.setattr(job.Trainer, "step", lambda trainer: heard.append(caplog.messages[-1]) or usual_step(trainer))
-    assert lines[0] in " ".join(rehearsal(rehearse(chosen)).split()) and heard[-1] == said + lines[0]
-
-
-@pytest.mark.usefixtures("planned")
-@pytest.mark.parametrize(
-    ("given", "ways"),
-    [
-        ({}, ["--recompute", "--batch-size 1 --grad-accumulation 4", "--quantized nf4"]),
-        ({"base": "tiny.gguf", "grad_accumulation": 2, "recompute": True},
-         ["--quantized", "--batch-size 1 --grad-accumulation 8"]),
-        ({"method": "full", "batch_size": 1}, ["--method lora", "--recompute"]),
-        ({"quantized": "nf4", "batch_size": 1, "recompute": True}, []),
-    ],
-)  # fmt: skip
-def test_the_memory_of_every_way_that_is_advised_is_the_one_predicted_with_its_flags(
-    given, ways, home, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(job, "free_memory", lambda: 1)
-    monkeypatch.setattr(job.bfloat16, "hint", lambda: None)
-    if "base" in given:
-        given = given | {"base": str(save_model(*load("tiny"), tmp_path / given["base"], "Q8_0"))}
-    chosen = options(home, tmp_path / "run", **({"base": "tiny", "batch_size": 4} | given))
-    found = rehearse(chosen)
-    parser = build_parser(["finetune"])
-    for flags, size in found["with_other_options"].items():
-        arguments = parse(parser, ["finetune", *flags.split()])
-        again = rehearse(read_options(Options, arguments, vars(chosen)))
-        assert again["peak_memory_bytes"]["predicted"] == size, flags
-    alone = [flags for flags in found["with_other_options"] if flags in ways]
-    assert alone == ways == [*found["with_other_options"]][: len(ways)]
-    assert bool(ways) == bool(found["with_other_options"])
-
-
-@pytest.mark.parametrize(
-    ("quantized", "advice"),
-    [(False, r"try --quantized \([\d.]+ MB\)"), (True, "use a smaller one"), ("nf4", "use a sm")],
-)
-def test_a_base_for_which_there_is_no_memory_is_named_before_it_is_loaded(
-    quantized, advice, tmp_path, monkeypatch, caplog
-):
-    file = str(save_model(*load("tiny"), tmp_path / "tiny.gguf", "Q8_0"))
-    needed = measuring.base_bytes(load(file, quantized)[0]) + 1000
-    monkeypatch.setattr(job, "program_memory", lambda arrays: 1000)
-    monkeypatch.setattr(job, "load", Mock(side_effect=MemoryError("no room")))
-    for free in (None, needed, needed - 1):
-        caplog.clear()
-        monkeypatch.setattr(job, "free_memory", lambda free=free: free)
-        with pytest.raises(MemoryError, match="no room"):
-            rehearse(Options(base=file, quantized=quantized, out=str(tmp_path / "run")))
-        assert len(caplog.messages) == (free == needed - 1)
-    assert re.match(rf"memory of the base: [\d.]+ MB, .* free .*: too much; {advice}", caplog.messages[0])
-
-
-@pytest.mark.usefixtures("planned")
-def test_ranks_on_one_machine_share_its_memory_and_the_pages_of_mapped_weights(home, tmp_path, monkeypatch, caplog):
-    class Three(Ranks):  # of which each has the whole batch
-        size = 3
-
-        def sum_here(self, number):
-            return 3 * number
-
-    monkeypatch.setattr(job, "program_memory", lambda arrays: 1000)
-    monkeypatch.setattr(job, "LARGE", 0)
-    monkeypatch.setattr(job, "added_memory", lambda use: 500)  # by libraries, later
-    chosen = options(home, tmp_path / "run", steps=1, overwrite=True)
-    monkeypatch.setattr(job, "free_memory", lambda: 1)
-    alone, heard = rehearse(chosen), []
-    found = alone["peak_memory_bytes"]
-    mapped = mapped_bytes(load(chosen.base, dtype="auto")[0])
-    assert 0 < mapped <= found["by_owner"]["weights"]
-    enough = 3 * (found["predicted"] - mapped) + mapped - 2000  # which the others held already
-    for free in (None, enough, enough - 1):
-        monkeypatch.setattr(job, "free_memory", lambda free=free: free)
-        caplog.clear()
-        finetune(chosen, measure=False, answers=False, ranks=Three())
-        heard.append(sum(line.startswith("memory of a step of 3 ranks: ") for line in caplog.messages))
-    assert heard == [0, 0, 1]
-    needed = enough + 2000 - 3 * (found["predicted"] - alone["with_other_options"]["--recompute"])
-    assert f"--recompute ({megabytes(needed)})" in caplog.text and "--batch-size" not in caplog.text
-
-
-@pytest.mark.usefixtures("planned")
-@pytest.mark.parametrize("quantized", [False, "nf4"])
-def test_bfloat16_is_advised_where_the_processor_has_it_and_the_base_is_not_quantised(
-    quantized, home, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(job, "free_memory", lambda: 1)
-    for name, found in (("hint", "faster"), ("why_not", None)):
-        monkeypatch.setattr(job.bfloat16, name, lambda found=found: found)
-    chosen = options(home, tmp_path / "run", base="tiny", quantized=quantized)
-    ways = rehearse(chosen)["with_other_options"]
-    assert [*ways][:1] == ["--recompute" if quantized else "--bf16"]
-    assert not any("--bf16" in flags and (quantized or "--quantized" in flags) for flags in ways)
-
-
-def test_mapped_weights_are_those_that_stay_in_their_file(home, tmp_path):
-    base = home / "base"
-    half = save_model(*load(base), tmp_path / "half", "F16")
-    sizes = [mapped_bytes(load(base, **how)[0]) for how in ({"dtype": "auto"}, {}, {"quantized": "q8_0"})]
-    assert sizes == [sum(p.data.nbytes for _, p in load(base)[0].named_parameters() if p.data.ndim == 2), 0, 0]
-    assert mapped_bytes(load(half, dtype="auto")[0]) == sizes[0] // 2
+        assert trained(chosen)["peak_memory_bytes"]["predicted"] == needed
+    assert warned == [0, 0, 1] and sum("memory of a step" in line for line in caplog.messages) == 1
 
 
 def test_a_run_of_a_search_trains_and_validates_alone(finished, home, tmp_path):
@@ -290,7 +157,7 @@ def test_full_fine_tuning_would_need_as_much_memory_whatever_the_base_is_packed_
         for i, each in enumerate(settings):
             ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, **each), name=str(i))
         material = material_of(options(home, "unused"), tokenizer)
-        found.append(measuring.memory_of(model, material, 4, 0, ALONE, None)["full_predicted"])
+        found.append(measuring.memory_of(model, material, 4, 0, None)["full_predicted"])
     assert len(found) == 4 and len(set(found)) == 1
 
 
@@ -299,8 +166,9 @@ def test_the_memory_of_a_long_batch_is_predicted_wherever_it_comes_in_the_traini
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4))
     short, long = (ml.Sample(range(length), range(length)) for length in (5, 60))
     material = replace(material_of(options(home, "unused"), tokenizer), train=[*[short] * 249, long])
+    of_the_long_one = measuring.memory_of(model, replace(material, train=[long]), 1, 0, None)["activations"]
     for seed in range(3):
-        assert measuring.step_of(model, material, 1, seed, ALONE, None).tokens == 60
+        assert measuring.memory_of(model, material, 1, seed, None)["activations"] == of_the_long_one
 
 
 def test_full_fine_tuning_writes_a_model_folder_that_loads_and_differs(home, tmp_path):
@@ -363,7 +231,7 @@ def test_the_best_adapter_so_far_is_kept_when_training_breaks_down(home, tmp_pat
     assert same(adapter_state(other, "default"), adapter_state(model, "default"))
 
 
-@pytest.mark.parametrize(("stage", "out"), [("evaluate", "a/b/run"), ("learn", "there/run")])
+@pytest.mark.parametrize(("stage", "out"), [("evaluate", "a/b/run"), ("noted_interrupts", "there/run")])
 def test_an_interruption_before_the_first_step_leaves_no_folder_that_it_made(stage, out, home, tmp_path, monkeypatch):
     def stop(*inputs, **settings):
         raise KeyboardInterrupt
@@ -391,15 +259,13 @@ def test_seconds_tokens_and_bytes_stand_under_their_own_names(home, tmp_path, mo
     assert (metrics["seconds_per_step"], metrics["training_seconds"], metrics["tokens_per_second"]) == (2.5, 16.0, 50.0)
     memory = metrics["peak_memory_bytes"]
     assert memory["measured"] == 12345
-    assert memory["by_owner"]["program"] == memory["full_by_owner"]["program"] == 10 * metrics["base_bytes"]
+    assert memory["by_owner"]["program"] == 10 * metrics["base_bytes"]
 
 
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
 @pytest.mark.parametrize("large", [False, True])
-def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
-    large, loss, home, tmp_path, monkeypatch
-):
-    done, usual = [], {name: getattr(job, name) for name in ("prepare", "compiles", "loss_without_grad")}
+def test_texts_and_libraries_belong_to_the_program_whose_size_is_measured(large, loss, home, tmp_path, monkeypatch):
+    done, usual = [], {name: getattr(job, name) for name in ("prepare", "loss_without_grad")}
 
     def noting(name):
         return lambda *args, **how: done.append(name) or usual[name](*args, **how)
@@ -411,28 +277,14 @@ def test_texts_loops_and_libraries_belong_to_the_program_whose_size_is_measured(
     monkeypatch.setattr(LanguageModel, "forward", lambda self, ids: done.append(ids.shape) or forward(self, ids))
     monkeypatch.setattr(job, "program_memory", lambda arrays: done.append("program") or 1000)
     monkeypatch.setattr(job, "added_memory", lambda use: use() or 50)
-    monkeypatch.setattr(job, "forked", lambda count: done.append(f"forked {count}") or nullcontext(ALONE))
-    monkeypatch.setattr("sys.platform", "linux")
     pairs = [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No.", "split": "train"} for i in range(4)]
     given = {"data": write_jsonl(tmp_path / "pairs.jsonl", pairs), "loss": "dpo"} if loss == "dpo" else {}
-    monkeypatch.setattr(job, "free_memory", lambda: None)
-    chosen = options(home, tmp_path / "run", processes=2, **given)
+    chosen = options(home, tmp_path / "run", **given)
     assert rehearse(chosen)["peak_memory_bytes"]["by_owner"]["program"] == 1000 + 50 * large
-    first, last = (["compiles"], ["loss_without_grad", (1, 1)]) if large else ([], [])
-    assert done[done.index("prepare") :] == ["prepare", *first, "program", "forked 2", *last]
+    last = ["loss_without_grad", (1, 1)] if large else []
+    assert done[done.index("prepare") :] == ["prepare", "program", *last]
     monkeypatch.setattr(job, "program_memory", lambda arrays: None)  # on Windows
-    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] == "forked 2"
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_libraries_are_measured_where_the_program_counts(device, monkeypatch):
-    used, one = [], object.__new__(job.Job)
-    chosen = SimpleNamespace(processes=1, device=device)
-    vars(one).update(options=chosen, ranks=ALONE, program=1000, libraries=0, model=None)
-    monkeypatch.setattr(job, "base_bytes", lambda model: 2 * job.LARGE)
-    monkeypatch.setattr(job, "added_memory", used.append)
-    with one.divided():
-        assert len(used) == (device == "cpu")
+    assert "program" not in rehearse(chosen)["peak_memory_bytes"]["by_owner"] and done[-1] == "prepare"
 
 
 @pytest.mark.usefixtures("unmeasured")

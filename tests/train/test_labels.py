@@ -15,7 +15,6 @@ from planted_fields import planted_fields
 
 import minilora as ml
 from minilora.cli import main
-from minilora.commands.data import LookOptions, look
 from minilora.commands.eval import page
 from minilora.data.labels import LabelTask
 from minilora.data.records import read_source
@@ -23,6 +22,7 @@ from minilora.data.trained import warning_of_trained
 from minilora.experiments.grid import SweepOptions, as_options
 from minilora.experiments.sweep import trial
 from minilora.generate.conversation import Talk
+from minilora.generate.streams import Sampling
 from minilora.measure.labels import Labelled, calibration_error, majority, reliability
 from minilora.pages.labels import DRAWN, label_lines, labels_figure, verdict
 from minilora.pages.style import theme
@@ -92,7 +92,7 @@ def test_a_model_that_is_fine_tuned_whole_stores_its_labels_and_answers_with_the
     model, tokenizer = ml.load(tmp_path / "full")
     task = read_source(run[1]).task
     assert LabelTask.stored(model.data) == task
-    talk = Talk(model, tokenizer)
+    talk = Talk(model, tokenizer, Sampling())
     shown = []
     assert talk.ask("the courier lost it", shown.append) and talk.turns[0].answer in task.labels
     assert re.fullmatch(r"(bill|other|parcel) \(\d+ %; then .*\)", "".join(shown))
@@ -278,8 +278,7 @@ def test_data_without_labels_are_measured_for_an_adapter_of_labels_with_a_line_t
     texts = [{"text": f"the invoice {i}"} for i in range(12)]
     assert lines(texts) == ["to measure labels, name their column with --label"]
     named = [row | {"queue": "ab"[i % 2]} for i, row in enumerate(texts)]
-    hint = "queue has 2 values: to classify the texts by it, --label queue"
-    assert lines(named) == ["not read: queue in 12 records", hint]
+    assert lines(named) == ["not read: queue in 12 records", *lines(texts)]
     assert lines(texts, adapter=[]) == lines(named, label="queue", data=tmp_path / "own.jsonl") == []
 
 
@@ -323,31 +322,12 @@ def test_a_record_that_the_model_cannot_see_whole_is_named_and_not_asked(home, r
     assert report["records"] == 6 and f"{data}: {line}" in said()
 
 
-def test_what_is_not_read_is_logged_and_a_column_that_looks_like_labels_is_named(home, tmp_path, tokenizer, said):
+def test_columns_that_are_not_read_are_logged_but_for_data_that_come_along(home, tmp_path, tokenizer, said):
     rows = [{"text": f"note {i}", "my topic": f"{i % 3}", "pages": i % 5, "of": [i % 2]} for i in range(62)]
-    likely = "my topic has 3 values: to classify the texts by it, --label 'my topic'"
-    unlikely = [  # other values of the column
-        [None, *"abcabcabc"],  # not in every row
-        ["x"] * 9,
-        [*"abababcde"],  # too many for so few rows
-        [str(i % 31) for i in range(62)],
-        ["a" * 41, "b"] * 9,
-    ]
-    for values in ([], *unlikely):
-        changed = [row | {"my topic": value, "pages": None} for row, value in zip(rows, values, strict=False)] or rows
-        (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, changed)))
-        assert read_source(tmp_path / "own.jsonl").label_hint() == ([] if values else [likely])
-        assert look(tmp_path / "own.jsonl", LookOptions(base="tiny"))["warnings"] == ([] if values else [likely])
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     material_of(options(home, "unused", data=str(tmp_path / "own.jsonl")), tokenizer)
     unread = "my topic in 62 records, pages in 62 records, of in 62 records"
-    assert said()[:2] == [f"{tmp_path / 'own.jsonl'}: {line}" for line in (f"not read: {unread}", likely)]
-    spaced = [row | {"my topic": f"{row['my topic']}{' ' * (i % 2)}"} for i, row in enumerate(rows)]
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, spaced)))
-    assert read_source(tmp_path / "own.jsonl").label_hint() == [likely]  # as labels are read, without spaces
-    talks = [{"question": "Why?", "answer": f"{i}", "topic": str(i % 3)} for i in range(30)]
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, talks)))
-    assert read_source(tmp_path / "own.jsonl").label_hint() == []  # labels are of texts
+    assert said()[0] == f"{tmp_path / 'own.jsonl'}: not read: {unread}"
     material_of(options(home, "unused", data="legal-handbook"), tokenizer)
     assert not any("covers" in line for line in said())
 

@@ -182,7 +182,7 @@ def test_where_no_record_has_keywords_a_few_are_asked_all_the_same(
 def test_before_training_the_base_is_asked_with_as_many_examples_as_fit_and_without(talker, tokenizer):
     class Held:
         examples: Sequence[str] = ("some",)
-        shots_that_fit, ask = (lambda self, tokenizer, limit: 3), (lambda self, model, tokenizer, shots, ranks: [shots])
+        shots_that_fit, ask = (lambda self, tokenizer, limit: 3), (lambda self, model, tokenizer, shots: [shots])
 
     before, after = (evaluate(talker, tokenizer, sets_of(checked=Held()), when) for when in ("before", "after"))
     assert before.checked == {"base, zero-shot": [0], "base, 3-shot": [3]} and after.checked == {"after": [0]}

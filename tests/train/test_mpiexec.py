@@ -66,11 +66,10 @@ def runs_as_alone(alone, ranks, job, folder, *flags):
     assert status == 0, err
     found = metrics(folder / "run")
     same(found, alone)
-    sent = found["bytes_per_step"]
-    assert found["ranks"] == ranks and sent["sent"] == 4 * (found["trainable_parameters"] + 2) < sent["full_sent"]
+    assert found["ranks"] == ranks
     page = out.splitlines()
     assert sum(line.startswith("-- LoRA fine-tuning") for line in page) == 1
-    assert sum(line.split()[:2] == ["processes", f"{ranks},"] for line in page) == 1
+    assert sum(line.split()[:2] == ["processes", f"{ranks};"] for line in page) == 1
     assert "Traceback" not in err and [path.name for path in folder.iterdir()] == ["run"]
 
 
@@ -113,29 +112,3 @@ def test_a_mistake_is_told_once(words, status, line, job, tmp_path):
     assert found == status and out.strip() == "" and "Traceback" not in err
     assert err.count(line) == 1
     assert list(tmp_path.iterdir()) == []
-
-
-HANDED_OUT = """
-import json, os, sys
-from minilora.experiments.trials import run_trials
-from minilora.nn.ranks import world
-
-def trial(x):
-    if x == 3:
-        raise ValueError("three")
-    return [x * x, int(os.environ["OMPI_COMM_WORLD_RANK"])]
-
-with world().hand_out() as first:
-    if first:
-        print(json.dumps([run_trials(trial, [{"x": x} for x in numbers]) for numbers in (range(6), range(2))]))
-"""
-
-
-def test_trials_are_handed_out_to_the_other_ranks(tmp_path):
-    (tmp_path / "trials.py").write_text(HANDED_OUT, encoding="utf-8")
-    status, out, err = mpiexec(3, program=[sys.executable, str(tmp_path / "trials.py")])
-    assert status == 0, err
-    first, second = json.loads(out)
-    assert first.pop(3) == {"failed": "three"}
-    assert [square for square, _ in first + second] == [0, 1, 4, 16, 25, 0, 1]
-    assert {rank for _, rank in first + second} == {1, 2}

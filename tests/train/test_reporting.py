@@ -5,9 +5,10 @@ from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
+from helpers.refusals import refused
 from jobs import options, trained
 
-from minilora.train import reporting
+from minilora.train import job
 from minilora.train.loop import TrainingError
 from minilora.train.reporting import reporter_to
 from minilora.train.run_folder import RunFolder
@@ -50,12 +51,14 @@ def test_the_steps_after_the_checkpoint_of_a_resumed_run_are_those_that_were_tak
     assert [(one.step, one.value) for one in found.Scalars("train/loss")] == [(1, 4.0), (2, 3.0), (3, 2.5)]
 
 
-@pytest.fixture
+@pytest.fixture(params=["trackio", "wandb"])
 def fake(request, monkeypatch):
     """A library that records its calls, instead of trackio or wandb."""
     calls = []
 
     def init(**given):
+        if given["name"] == "no login":
+            raise RuntimeError("log in\nfirst")
         calls.append(("init", given))
         return SimpleNamespace(
             log=lambda metrics, step: calls.append((step, metrics)), finish=lambda: calls.append(("finish", {}))
@@ -68,7 +71,6 @@ def fake(request, monkeypatch):
     return request.param, calls
 
 
-@pytest.mark.parametrize("fake", ["trackio", "wandb"], indirect=True)
 def test_the_run_is_begun_with_its_options_and_finished_also_where_training_breaks_off(fake, home, tmp_path):
     service, calls = fake
     with pytest.raises(TrainingError, match="became nan"):
@@ -79,31 +81,20 @@ def test_the_run_is_begun_with_its_options_and_finished_also_where_training_brea
     assert logged[0][1].keys() == {"train/loss", "train/grad_norm", "train/learning_rate", "train/epoch"}
 
 
-@pytest.mark.parametrize("fake", ["wandb"], indirect=True)
-def test_wandb_is_offline_unless_the_environment_says_otherwise(fake, tmp_path, monkeypatch):
-    reporter_to("wandb", tmp_path, "run", {}, 0)
+def test_the_environment_decides_where_a_report_goes(fake, tmp_path, monkeypatch):
+    service, calls = fake
+    reporter_to(service, tmp_path, "run", {}, 0)
+    monkeypatch.setenv(f"{service.upper()}_PROJECT", "mine")
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    reporter_to("wandb", tmp_path, "run", {}, 0)
-    assert [(given["mode"], given["project"]) for _, given in fake[1]] == [("offline", "minilora"), ("online", "mine")]
+    reporter_to(service, tmp_path, "run", {}, 3)
+    modes = ["offline", "online"] if service == "wandb" else [None, None]
+    assert [given.get("mode") for _, given in calls] == modes  # nothing leaves the machine by default
+    assert [(given["project"], given["resume"]) for _, given in calls] == [("minilora", "never"), ("mine", "allow")]
 
 
-@pytest.mark.parametrize("fake", ["trackio"], indirect=True)
-def test_a_resumed_run_of_trackio_continues_in_the_project_of_the_environment(fake, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_PROJECT", "mine")
-    for done in (0, 3):
-        reporter_to("trackio", tmp_path, "run", {}, done)
-    assert [(given["resume"], given["project"]) for _, given in fake[1]] == [("never", "mine"), ("allow", "mine")]
-
-
-def test_a_missing_library_and_one_that_refuses_are_one_line(home, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("no login\nsee https://example.org")
-
-    monkeypatch.setitem(reporting.REPORTERS, "wandb", refuse)
-    with pytest.raises(ValueError, match=r"^report_to wandb: no login see https://example.org$"):
-        reporter_to("wandb", tmp_path, "run", {}, 0)
-    monkeypatch.setattr(reporting, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^report_to wandb needs its library: pip install 'minilora\[wandb\]'$"):
-        trained(options(home, tmp_path / "run", report_to="wandb", **STEPS))
+def test_a_missing_library_and_one_that_refuses_are_one_line(fake, home, tmp_path, monkeypatch):
+    service, _ = fake
+    refused(lambda: reporter_to(service, tmp_path, "no login", {}, 0), service, "log in first")
+    monkeypatch.setattr(job, "find_spec", lambda name: None)
+    refused(lambda: trained(options(home, tmp_path / "run", report_to=service, **STEPS)), f"pip install {service}")
     assert not list(tmp_path.glob("run*"))

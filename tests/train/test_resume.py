@@ -134,15 +134,6 @@ def test_training_begins_where_the_given_adapter_ended(home, tmp_path):
     assert all(np.allclose(states[0][name], states[1][name], atol=1e-9) for name in states[0])
 
 
-def test_it_is_said_that_an_adapter_had_another_chat_template(home, tmp_path, said):
-    run(options(home, tmp_path / "first", steps=1))
-    (tmp_path / "first" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")  # as TRL writes it
-    for number, adapter in enumerate((None, str(tmp_path / "first"))):
-        run(options(home, tmp_path / f"{number}", steps=1, adapter=adapter))
-        told = [line for line in said() if "its own chat template, and now with the base's" in line]
-        assert len(told) == number
-
-
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +224,7 @@ def test_an_interruption_of_the_measurement_afterwards_loses_nothing(home, tmp_p
     monkeypatch.setattr(job, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
         run(options(home, tmp_path / "run", **change))
-    monkeypatch.setattr(job, "_warn_of_memory", None)  # no step is taken from here on
+    monkeypatch.setattr(job, "free_memory", lambda: 1)  # of which nothing is said, since no step is taken from here on
     kept = tmp_path / "run.partial"
     assert said() == [
         f"the trained weights are in {kept}; talk to the model with: minilora chat --adapter {kept}",
@@ -268,9 +259,8 @@ def test_what_was_known_before_is_not_measured_again(home, tmp_path, stop_at, mo
         return real(*inputs)
 
     monkeypatch.setattr(job, "evaluate", evaluate)
-    monkeypatch.setattr(job, "_warn_of_memory", lambda job: asked.append("memory"))
     metrics = finetune(options(home, tmp_path / "run", eval_records=2, resume=True), answers=False)
-    assert asked == ["memory", "after"]  # steps are left, for which it may be short
+    assert asked == ["after"]
     for key in ("loss", "keyword_recall", "answers", "last", "base_sha256"):
         assert metrics[key] == straight[key]
 

@@ -6,12 +6,9 @@ import pytest
 from jobs import trained
 
 import minilora as ml
-from minilora.commands.data import LookOptions, look, page
 from minilora.data.records import Record
-from minilora.data.samples import warning_of_systems
 from minilora.files.disk import ModelFileError
-from minilora.models.load import load_tokenizer
-from minilora.train.material import common_system, prepare
+from minilora.train.material import common_system
 
 
 def talk(i, system):
@@ -27,24 +24,6 @@ def talk(i, system):
 def test_only_a_prompt_that_all_records_have_is_common(systems, common):
     records = [Record(str(i), tuple(talk(i, system))) for i, system in enumerate(systems)]
     assert common_system(records) == common
-    lines = warning_of_systems([*records, Record("text", text="no conversation")])
-    assert len(lines) == (common is None and any(systems))  # what is not stored is named
-    given = [system for system in systems if system]
-    for line in lines:
-        assert line.startswith(f"{len(given)} of {len(systems)} records begin with a system prompt")
-        assert ("2 different ones" in line) == (len(set(given)) == 2)
-
-
-def test_data_and_finetune_name_system_prompts_that_are_not_stored(tmp_path, caplog):
-    path = tmp_path / "data.jsonl"
-    rows = [{"messages": talk(i, "Be brief." if i % 3 else None)} for i in range(30)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    line = "20 of 30 records begin with a system prompt: "
-    seen = look(path, LookOptions(base="tiny"))
-    (warning,) = seen["warnings"]
-    assert warning.startswith(line) and f"warning      {line}"[:60] in page(seen)
-    prepare(str(path), load_tokenizer("tiny"), max_length=512, eval_records=4)
-    assert [message[: len(line)] for message in caplog.messages if "system" in message] == [line]
 
 
 def test_the_common_system_prompt_is_saved_with_the_adapter_and_must_be_a_text(tmp_path):

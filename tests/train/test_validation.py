@@ -9,7 +9,7 @@ from jobs import foresee, material_of, options, same, trained, trainer
 
 import minilora as ml
 from minilora.commands.report import page
-from minilora.train import checkpoint, job, learn
+from minilora.train import checkpoint, job, loop
 from minilora.train.job import finetune
 from minilora.train.loop import validate
 
@@ -128,7 +128,7 @@ def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end_and_
 ):
     released = []
     monkeypatch.setattr(job, "OFTEN", often)
-    monkeypatch.setattr(learn, "release_memory", lambda: released.append(None))
+    monkeypatch.setattr(loop, "release_memory", lambda: released.append(None))
     metrics = trained(options(home, tmp_path / "run", steps=5, eval_records=1, **change))
     assert [step for step, _ in metrics["validation_loss"]] == at and len(released) == len(at)
 
