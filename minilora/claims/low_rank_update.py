@@ -1,11 +1,17 @@
-"""LoRA's premise: the update of full fine-tuning is close to one of low rank."""
+"""LoRA's premise: the update of full fine-tuning is close to one of low rank.
+
+Longer than a page: no run of other claims returns the update itself, which is cut here.
+"""
 
 from typing import Any
 
+import numpy as np
+
 from ..experiments.claim import Band, Claim, Effect, Setting
-from ..experiments.cut import cut_update
-from ..experiments.tiny import tiny_run
+from ..experiments.tiny import reset, samples_of, tiny_base, tiny_run
+from ..measure.loss import evenly, mean_loss
 from ..pages.style import FULL, GREY, name_lines, panels
+from ..train.loop import fit
 
 CLAIM = Claim(
     source="Aghajanyan, Zettlemoyer & Gupta 2020 (arXiv 2012.13255); Hu et al. 2021, LoRA (arXiv 2106.09685)",
@@ -34,6 +40,50 @@ MEASURED = 8
 BEGIN = 1e-3
 
 
+def cut(
+    lr: float,
+    seed: int,
+    ranks: list[int],
+    at_random: bool = False,
+    steps: int = 60,
+    batch_size: int = 4,
+    held_out: int = 30,
+    data: str = "legal",
+) -> dict[str, Any]:
+    """Train every weight; of each matrix's update keep r singular directions, the first or random ones.
+
+    Returns {"left": {r: share of the gain}, "variance": {r: mean share of Σ s²}, "chance": {r: the same of random
+    matrices of these shapes}, "loss": [before, after]}.
+    """
+    model, _ = tiny_base()
+    held, rng = evenly(samples_of(data)["test"], held_out), np.random.default_rng(seed)
+    before = {name: p.data.copy() for name, p in model.named_parameters()}
+    first = mean_loss(model, held)
+    try:
+        fit(model, samples_of(data)["train"], steps, lr, batch_size=batch_size, seed=seed)
+        last = mean_loss(model, held)
+        updates = {name: p.data - before[name] for name, p in model.named_parameters() if p.ndim == 2}
+        parts = {name: np.linalg.svd(update, full_matrices=False) for name, update in updates.items()}
+        losses, variance = {}, {}
+        for r in ranks:
+            for name, p in model.named_parameters():
+                if name in parts:
+                    u, s, vt = parts[name]
+                    kept = rng.permutation(len(s))[:r] if at_random else np.arange(min(r, len(s)))
+                    p.data[...] = before[name] + (u[:, kept] * s[kept]) @ vt[kept]
+            losses[r] = mean_loss(model, held)
+            variance[r] = float(np.mean([(s[:r] ** 2).sum() / (s**2).sum() for _, s, _ in parts.values()]))
+        drawn = [rng.standard_normal(update.shape) for update in updates.values()]
+        noise = [np.linalg.svd(each, compute_uv=False) ** 2 for each in drawn]
+        chance = {r: float(np.mean([s[:r].sum() / s.sum() for s in noise])) for r in ranks}
+    finally:
+        reset(model)
+    left = {r: (first - loss) / (first - last) for r, loss in losses.items()}
+    tables = {"left": left, "variance": variance, "chance": chance}
+    found: dict[str, Any] = {name: {str(r): value for r, value in table.items()} for name, table in tables.items()}
+    return found | {"loss": [first, last]}
+
+
 def run(setting: Setting) -> dict[str, Any]:
     """Train every weight, and cut the update to a rank."""
     few = {"steps": 20, "batch_size": 2, "held_out": 6} if setting.small else {}
@@ -41,7 +91,7 @@ def run(setting: Setting) -> dict[str, Any]:
     lr = BEGIN if setting.small else setting.tuned(tiny_run, begin)["full"]["lr"]
     ranks = [MEASURED] if setting.small else list(RANKS)
     trials = [{"lr": lr, "seed": s, "ranks": ranks, "at_random": setting.switched, **few} for s in setting.seeds]
-    found = setting.each(cut_update, trials)
+    found = setting.each(cut, trials)
     return {"measured": [each["left"][str(MEASURED)] for each in found], "rate": lr, "by_seed": found}
 
 

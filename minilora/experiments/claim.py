@@ -162,11 +162,6 @@ class Setting:
         """Whether a claim on the tiny base is to run its second form."""
         return self.base == "smollm2"
 
-    @property
-    def updates(self) -> str | None:
-        """The folder for `train_update`; None is one that lasts as long as this process."""
-        return str(self.folder / "updates") if self.folder else None
-
     def attempt(self, function: Callable[..., Any], trials: Sequence[dict[str, Any]]) -> list[Any]:
         """function(**trial) for each trial, in order, or {"failed": why}.
 

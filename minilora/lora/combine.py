@@ -18,7 +18,6 @@ from ..nn.module import Module
 from .adapters import check_known, install_adapter, lora_modules, refuse_new
 from .config import LoraConfig
 from .layer import EmbeddingWeights, LoraEmbedding, LoraWeights
-from .spectra import svd
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,10 +121,14 @@ def _cat(factors: Factors) -> tuple[Array, Array]:
 
 
 def _svd(b: Array, a: Array, rank: int) -> tuple[Array, Array]:
-    """The best approximation of b a, (m, R) times (R, n), with this rank."""
-    u, s, vt = svd((b, a))
+    """The best approximation of b a, (m, R) times (R, n), with this rank. The (m, n) matrix is never formed: with
+    b = Q_b R_b and aᵀ = Q_a R_a (QR), the SVD is of the small R_b R_aᵀ.
+    """
+    qb, rb = np.linalg.qr(b)
+    qa, ra = np.linalg.qr(a.T)
+    u, s, vt = np.linalg.svd(rb @ ra.T, full_matrices=False)
     root = np.sqrt(s[:rank])
-    return u[:, :rank] * root, root[:, None] * vt[:rank]
+    return (qb @ u)[:, :rank] * root, root[:, None] * (vt @ qa.T)[:rank]
 
 
 def _linear(factors: Factors) -> tuple[Array, Array]:

@@ -123,13 +123,11 @@ def test_each_gives_the_results_in_order_and_attempt_failures_as_well():
         setting.each(root, [{"x": 9}, {"x": -1}])
 
 
-def test_a_small_run_keeps_nothing_and_updates_have_their_folder(tmp_path):
+def test_a_small_run_keeps_nothing(tmp_path):
     Setting(small=True, folder=tmp_path).each(root, [{"x": 9}])
     assert list(tmp_path.iterdir()) == []
     Setting(jobs=1, folder=tmp_path).each(root, [{"x": 9}])
     assert len(list(tmp_path.iterdir())) == 1
-    assert Setting().updates is None
-    assert Setting(folder=tmp_path).updates == str(tmp_path / "updates")
 
 
 def loss_of(lr, seed):

@@ -16,7 +16,7 @@ from minilora.pages.style import save_themes
 FOLDER = Path(__file__).parents[2] / "minilora/claims"  # of the clone: an installed package has no page
 BASES = {"matrices", "tiny", "smollm2"}
 LINES = 97  # of a claim's file: a page
-THREE = {"frozen-a", "intruders-scaled-down", "lora-plus", "mlp-before-attention", "rslora-final-loss", "zero-b-start"}
+THREE = {"frozen-a", "lora-plus", "mlp-before-attention", "zero-b-start"}
 NAMES = claim_names()
 each_claim = pytest.mark.parametrize("name", NAMES)
 
@@ -39,7 +39,8 @@ def test_a_claim_says_all_there_is_to_say_on_a_page(name):
     for form in claim.forms[1:]:
         assert form.here.strip() and form.minutes > 0 and set(form.explained) <= set(Verdict)
         assert "against it" in str(form.band)
-    assert len((FOLDER / f"{name.replace('-', '_')}.py").read_text("utf-8").splitlines()) <= LINES
+    text = (FOLDER / f"{name.replace('-', '_')}.py").read_text("utf-8")
+    assert len(text.splitlines()) <= LINES or "Longer than a page: " in ast.get_docstring(ast.parse(text))
 
 
 def test_the_page_has_every_claim_once_and_its_counts_and_those_of_readme_are_right():
@@ -55,7 +56,7 @@ def test_the_page_has_every_claim_once_and_its_counts_and_those_of_readme_are_ri
     said = (
         f"runs [{len(NAMES)} claims of papers about LoRA](minilora/claims/README.md), each with a band that was fixed"
     )
-    found = f"{reproduced} were reproduced at this size, {not_here} were not, {contradicted} were contradicted"
+    found = f"{reproduced} were reproduced at this size, {not_here} were not, {contradicted} was contradicted"
     assert f"{said} before the run: {found}" in " ".join(readme.split()), found
 
 
@@ -74,10 +75,9 @@ def test_the_page_states_the_band_and_the_sentences_of_the_file(name):
 
 
 def test_a_claim_that_uses_the_runs_of_others_names_the_first_of_them():
-    for shared in ("shared_runs", "followed_on_smollm2"):
-        first, *others = (name for name in NAMES if hasattr(read_claim(name), shared))
-        assert others and not read_claim(first).CLAIM.form_on("smollm2").shares_with
-        assert {read_claim(name).CLAIM.form_on("smollm2").shares_with for name in others} == {first}
+    first, *others = (name for name in NAMES if hasattr(read_claim(name), "followed_on_smollm2"))
+    assert others and not read_claim(first).CLAIM.form_on("smollm2").shares_with
+    assert {read_claim(name).CLAIM.form_on("smollm2").shares_with for name in others} == {first}
     for name in NAMES:
         for form in read_claim(name).CLAIM.forms:
             if other := form.shares_with:
@@ -110,7 +110,7 @@ def test_a_band_has_the_power_to_tell_the_papers_effect_from_none_or_says_that_i
         assert reached != bool(effect.short), f"{none:.1%} without the effect, {paper:.1%} with it: {effect.short!r}"
 
 
-TRAIN = ("tiny_run", "followed_run", "fit", "AdamW", "SGD", "train_update", "cut_update", "train_matrix")  # what trains
+TRAIN = ("tiny_run", "followed_run", "fit", "AdamW", "SGD", "train_matrix")  # what trains
 
 
 @each_claim
@@ -119,7 +119,7 @@ def test_a_claim_that_trains_finds_each_contenders_best_rate_or_says_why_not(nam
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     if trained := used & set(TRAIN):
         used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        tuned = used & {"tuned", "best_rate", "shared_runs"}
+        tuned = used & {"tuned", "best_rate"}
         assert tuned or read_claim(name).CLAIM.one_rate, f"{', '.join(trained)} at rates set by hand, without a reason"
 
 

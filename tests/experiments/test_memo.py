@@ -124,7 +124,7 @@ def test_the_code_of_a_claim_is_what_it_uses():
     assert "models/load.py" in whole and (root / memo.DATA[0]).is_dir() and (root / memo.DATA[1]).is_dir()
 
 
-@pytest.mark.parametrize("file", ["followed.py", "updates.py", "tiny.py"])
+@pytest.mark.parametrize("file", ["followed.py", "tiny.py"])
 def test_runs_that_take_hours_do_not_depend_on_how_claims_are_judged_and_printed(file):
     used = {path.relative_to(memo.ROOT).as_posix() for path in memo._used(memo.ROOT / "experiments" / file, memo.ROOT)}
     assert "train/loop.py" in used

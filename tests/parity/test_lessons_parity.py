@@ -19,7 +19,6 @@ from minilora.engine.recompute import recomputed
 from minilora.files.levels import LEVELS
 from minilora.files.quant import Packed, quantize
 from minilora.lora.adapters import lora_modules
-from minilora.lora.spectra import svd
 from minilora.measure.ledger import kept_arrays
 from minilora.models.folder import save_folder
 from minilora.nn.gpt2 import GPT2, GPT2Config
@@ -153,7 +152,7 @@ def lesson07(run, rng):
 def lesson08(run, rng):
     delta = rng.standard_normal((14, 3)) @ rng.standard_normal((3, 12)) + 0.01 * rng.standard_normal((14, 12))
     theirs = run(updates={"model.layers.0.self_attn.q_proj.weight": delta})
-    u, s, vt = svd(delta)
+    u, s, vt = np.linalg.svd(delta, full_matrices=False)
     same(theirs["first"], s[0] * np.outer(u[:, 0], vt[0]), 1e-9)
     same(theirs["total"], (delta**2).sum(), 1e-9)
     same(theirs["share"], (s[:8] ** 2).sum() / (s**2).sum(), 1e-9)
