@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -205,16 +204,6 @@ def test_the_limits_are_those_that_were_given_and_the_names_of_the_hosts_reach_t
     (app,), (guard,) = made.values()
     assert (app.engine.slots, app.engine.waiting, app.engine.context, app.default_limit) == (3, 5, 99, 7)
     assert {"llm.example.com", "minilora:8768", "box_1", "localhost"} <= guard.names
-
-
-def test_an_adapter_with_a_space_in_its_name_is_served_under_one_that_can_be_mixed(shop, tmp_path, opened, capsys):
-    folders = [shutil.copytree(shop / "legal", tmp_path / name) for name in ("légal x", "légal,x")]
-    flags = ["serve", "--base", shop / "base", "--port", 0, "--adapter"]
-    assert status(*flags, folders[0], shop / "support") == 0
-    told, started = capsys.readouterr().err.splitlines()
-    assert "'légal x' as légal-x" in told and started.startswith("base, légal-x, support: http://")
-    assert status(*flags, *folders) == 2
-    assert "two adapters would be called 'légal-x'" in complaint(capsys)
 
 
 @pytest.mark.long
