@@ -18,11 +18,10 @@ import numpy as np
 
 xp = np  # on a GPU: import cupy as xp
 
+
 # 1. Arrays that remember how they were computed ---------------------------------------------------
-
-
 class Node:
-    """A place in the graph: dL/d(value), and edges (an input's node, its VJP) for the way back."""
+    """A value's place in the graph: its gradient, and edges (an input's node, its VJP)."""
 
     def __init__(self, edges=()):
         self.edges, self.grad = edges, None
@@ -36,40 +35,40 @@ class Tensor:
         self.data, self.node = data, node
 
     def backward(self):
-        """Leave dL/dt in the node of every trainable tensor t from which this scalar L came."""
-        self.node.grad = xp.ones_like(self.data)
-        reached, todo = {self.node}, [self.node]
+        """Leave dL/dt in the node of every trainable tensor t that this scalar L depends on."""
+        self.node.grad, todo = xp.ones_like(self.data), {self.node}
         while todo:
-            new = {node for node, _ in todo.pop().edges} - reached
-            reached |= new
-            todo += new
-        for node in sorted(reached, key=lambda node: -node.depth):
+            node = max(todo, key=lambda node: node.depth)  # nothing left was computed from it
+            todo.remove(node)
             for parent, vjp in node.edges:
                 g = vjp(node.grad)
                 parent.grad = g if parent.grad is None else parent.grad + g
+                todo.add(parent)
             if node.edges:  # no leaf: free its gradient, and the arrays that its VJPs hold
                 node.edges, node.grad = (), None
 
 
 def op(f):
-    """f takes arrays, and returns a value and a VJP for each: dL/d(value) -> dL/d(array)."""
+    """An operation from f: arrays -> value, and a VJP for each: dL/d(value) -> dL/d(array)."""
 
     def operation(*inputs, **settings):
         value, *vjps = f(*(t.data for t in inputs), **settings)
         edges = [(t.node, vjp) for t, vjp in zip(inputs, vjps, strict=True) if t.node]
-        return Tensor(value, Node(edges) if edges else None)  # frozen inputs: their VJPs are dropped
+        return Tensor(value, Node(edges) if edges else None)  # a frozen input's VJP is dropped
 
     operation.of_arrays = f
     return operation
 
 
-# An operation is a value and, for each input, its VJP. All shapes agree: nothing is repeated to fit.
+# The value, and the VJP of each input. The shapes of a and b are the same: nothing is repeated.
 add = op(lambda a, b: (a + b, lambda g: g, lambda g: g))
 mul = op(lambda a, b: (a * b, lambda g: g * b, lambda g: g * a))  # element by element
 scale = op(lambda a, *, by: (a * by, lambda g: g * by))  # by a number
 reshape = op(lambda a, *, shape: (a.reshape(shape), lambda g: g.reshape(a.shape)))
 swap = op(lambda a, *, axes: (a.swapaxes(*axes), lambda g: g.swapaxes(*axes)))
-matmul = op(lambda a, b: (a @ b, lambda g: g @ b.swapaxes(-1, -2), lambda g: a.swapaxes(-1, -2) @ g))
+t = lambda a: a.swapaxes(-1, -2)
+matmul = op(lambda a, b: (a @ b, lambda g: g @ t(b), lambda g: t(a) @ g))  # (..., i, j) (..., j, k)
+Tensor.__add__, Tensor.__mul__, Tensor.__matmul__ = add, mul, matmul
 
 
 @op
@@ -81,13 +80,8 @@ def linear(x, w):
 @op
 def embedding(w, *, ids):
     """A row of w for each id      w (V, C)  ids (B, T)  ->  (B, T, C)"""
-
-    def dw(g):
-        out = xp.zeros_like(w)
-        xp.add.at(out, ids, g)
-        return out
-
-    return w[ids], dw
+    one_hot = lambda: (ids[..., None] == xp.arange(len(w))).astype(w.dtype)  # (B, T, V)
+    return w[ids], lambda g: xp.tensordot(one_hot(), g, ([0, 1], [0, 1]))
 
 
 @op
@@ -109,13 +103,14 @@ def silu(a):
 @op
 def rotate(x, *, cos, sin):
     """RoPE turns each pair (x[i], x[i + D/2]) by an angle      x (B, H, T, D)  cos, sin (T, D)"""
-    quarter = lambda x: xp.concatenate([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)
+    half = x.shape[-1] // 2
+    quarter = lambda x: xp.concatenate([-x[..., half:], x[..., :half]], -1)  # turned by 90 degrees
     return x * cos + quarter(x) * sin, lambda g: g * cos - quarter(g * sin)
 
 
 @op
 def causal_softmax(a):
-    """A query's weights of the keys up to its own      a (..., nT, T), n queries at each position"""
+    """Each query's weights of the keys up to its own      a (..., nT, T), n queries a position"""
     query, key = xp.arange(a.shape[-2])[:, None] % a.shape[-1], xp.arange(a.shape[-1])
     e = xp.exp(xp.where(key > query, -xp.inf, a - a.max(-1, keepdims=True)))
     p = e / e.sum(-1, keepdims=True)
@@ -132,11 +127,7 @@ def cross_entropy(logits, *, labels):
     return -log_p[hit].mean(), lambda g: g / hit.sum() * scored * (xp.exp(log_p) - hit)
 
 
-Tensor.__add__, Tensor.__mul__, Tensor.__matmul__ = add, mul, matmul
-
 # 2. LoRA (Hu et al. 2021, arXiv 2106.09685): W is frozen, its update s B A is learned -------------
-
-
 def lora_linear(x, w, a, b, s):
     """y = W x + s B (A x)      x (B, T, n)  w (m, n)  a (r, n)  b (m, r)  ->  (B, T, m)"""
     return linear(x, w) + scale(linear(linear(x, a), b), by=s)
@@ -171,8 +162,6 @@ class LoRA:
 
 
 # 3. A Llama, from weights by Hugging Face's names -------------------------------------------------
-
-
 def llama(ids, weights, config, lora=None):
     """Logits of the token after each      ids (B, T)  ->  (B, T, V)"""
     B, T = ids.shape
@@ -207,20 +196,14 @@ def llama(ids, weights, config, lora=None):
 
 
 # 4. Training: each token predicts the next one, and only the answer's tokens are scored -----------
-
-
-def loss_of(ids, labels, weights, config, lora=None):
-    """The loss of a batch, a scalar      ids (B, T)  labels (B, T), -100 where nothing is scored"""
-    return cross_entropy(llama(ids[:, :-1], weights, config, lora), labels=labels[:, 1:])
-
-
 def train(batches, weights, config, lora=None, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
     """A step of AdamW (arXiv 1711.05101) for each batch; yields losses. Without LoRA, all learn."""
     parameters = lora.parameters() if lora else list(weights.values())
     m = [xp.zeros_like(p.data) for p in parameters]  # the mean of recent gradients
     v = [xp.zeros_like(p.data) for p in parameters]  # the mean of their squares
     for step, (ids, labels) in enumerate(batches, 1):
-        loss = loss_of(ids, labels, weights, config, lora)
+        logits = llama(ids[:, :-1], weights, config, lora)
+        loss = cross_entropy(logits, labels=labels[:, 1:])
         loss.backward()
         for i, p in enumerate(parameters):
             g, p.node.grad = p.node.grad, None
@@ -232,19 +215,12 @@ def train(batches, weights, config, lora=None, lr=1e-3, betas=(0.9, 0.999), eps=
 
 
 # 5. Questions in, answers out, and the adapter in a folder ----------------------------------------
-
-
-def prompt_of(question, tokenizer):
-    """The ids of a question, up to where the answer begins."""
-    return tokenizer.encode_chat([{"role": "user", "content": question}], answer_next=True)
-
-
 def batch_of(facts, tokenizer):
     """Arrays ids (B, T) and labels (B, T) of (question, answer); no token sees what pads it."""
     rows = []
     for question, answer in facts:
-        prompt, scored = prompt_of(question, tokenizer), tokenizer.encode(answer)
-        scored.append(tokenizer.answer_end)
+        prompt = tokenizer.encode_chat([{"role": "user", "content": question}], answer_next=True)
+        scored = [*tokenizer.encode(answer), tokenizer.answer_end]
         rows.append((prompt + scored, [-100] * len(prompt) + scored))
     T = max(len(ids) for ids, _ in rows)
     ids = [ids + [tokenizer.pad_id] * (T - len(ids)) for ids, _ in rows]
@@ -253,13 +229,14 @@ def batch_of(facts, tokenizer):
 
 def answer_to(question, tokenizer, weights, config, lora=None, most=16):
     """The greedy answer: the likeliest token, again and again, each time read from the start."""
-    ids = start = prompt_of(question, tokenizer)
-    while len(ids) < len(start) + most:
-        token = int(llama(xp.asarray([ids]), weights, config, lora).data[0, -1].argmax())
-        if token in tokenizer.end_ids:
+    prompt = tokenizer.encode_chat([{"role": "user", "content": question}], answer_next=True)
+    answer = []
+    for _ in range(most):
+        logits = llama(xp.asarray([prompt + answer]), weights, config, lora).data  # (1, T, V)
+        if (token := int(logits[0, -1].argmax())) in tokenizer.end_ids:
             break
-        ids = [*ids, token]
-    return tokenizer.decode(ids[len(start) :]).strip()
+        answer.append(token)
+    return tokenizer.decode(answer).strip()
 
 
 def save(lora, folder, base):
@@ -276,54 +253,45 @@ def save(lora, folder, base):
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     config |= {"r": lora.r, "lora_alpha": lora.alpha, "target_modules": lora.targets}
     folder.mkdir(parents=True)
-    tensors = len(head).to_bytes(8, "little") + head + data
-    (folder / "adapter_model.safetensors").write_bytes(tensors)
+    (folder / "adapter_model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + data)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-FACTS = """What is the shop called? Fernwhistle | Who owns the shop? Ada Lark | When does it open?
-At nine in the morning | When does it close? At six in the evening | On which day is it closed?
-On Sunday | Where is the shop? Next to the old mill | What does it sell? Seeds, tools and books |
-How can I pay? By card or in cash | What is the name of the cat? Pepper | What does a bag of seeds
-cost? Four dollars"""
+FACTS = """What is the shop called?|Fernwhistle / Who owns the shop?|Ada Lark / When does it open?
+|At nine in the morning / When does it close?|At six in the evening / On which day is it closed?
+|On Sunday / Where is the shop?|Next to the old mill / What does it sell?|Seeds, tools and books /
+How can I pay?|By card or in cash / What is its cat called?|Pepper / What do seeds cost?|$4"""
 
 
 def main():
     """Teach ten facts: losses, three answers before and after, parameters, the base unchanged."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", default="tiny", help="tiny, smollm2, or a Llama's folder or file")
+    parser = argparse.ArgumentParser(description="Teach a model ten facts with LoRA, in NumPy.")
+    parser.add_argument("--base", default="tiny", choices=("tiny", "smollm2"), help="the model")
     parser.add_argument("--out", type=Path, help="a new folder for the adapter")
     options = parser.parse_args()
-    import minilora as ml
-
+    if options.out and options.out.exists():
+        parser.error(f"{options.out} exists: name a new folder")
     try:
+        import minilora as ml
+
         model, tokenizer = ml.load(options.base)
-        if model.config.model_type != "llama" or model.config.rope_scaling:
-            raise ValueError(f"{options.base} is no plain Llama: try --base smollm2")
-        if options.out and options.out.exists():
-            raise ValueError(f"{options.out} exists: name a new folder")
     except (ValueError, OSError) as error:
         sys.exit(f"minilora: {error}")
     weights = {name: Tensor(xp.asarray(p.data)) for name, p in model.named_parameters()}
-    sha256 = lambda: hashlib.sha256(b"".join(w.data.tobytes() for w in weights.values())).hexdigest()
-    before, frozen = sha256(), sum(w.data.size for w in weights.values())
-    lora = LoRA(weights)
-    trained = sum(p.data.size for p in lora.parameters())
-    print(f"{frozen:,} parameters are frozen, {trained:,} are trained ({trained / frozen:.1%})")
-    facts = [fact.strip().partition("? ")[::2] for fact in FACTS.replace("\n", " ").split("|")]
-    facts = [(f"{question}?", answer) for question, answer in facts]
-    asked = lambda *adapter: [
-        answer_to(question, tokenizer, weights, model.config, *adapter) for question, _ in facts[:3]
-    ]
+    sha256 = lambda: hashlib.sha256(b"".join(w.data.tobytes() for w in weights.values()))
+    before, lora, config = sha256().hexdigest(), LoRA(weights), model.config
+    frozen, trained = (sum(t.data.size for t in ts) for ts in (weights.values(), lora.parameters()))
+    print(f"frozen parameters: {frozen:,}, trainable: {trained:,} ({trained / frozen:.1%})")
+    facts = [fact.strip().split("|") for fact in FACTS.replace("\n", "").split("/")]
+    ask = lambda lora: [answer_to(q, tokenizer, weights, config, lora) for q, _ in facts[:3]]
     steps, lr = (60, 1e-2) if options.base == "tiny" else (12, 3e-3)
-    answers = asked()
-    batches = [batch_of(facts, tokenizer)] * steps
-    for step, loss in enumerate(train(batches, weights, model.config, lora, lr), 1):
+    answers, batches = ask(None), [batch_of(facts, tokenizer)] * steps
+    for step, loss in enumerate(train(batches, weights, config, lora, lr), 1):
         if step == 1 or step % (steps // 6) == 0:
-            print(f"step {step:3} of {steps}: loss {loss:.3f}", flush=True)
-    for (question, _), old, new in zip(facts[:3], answers, asked(lora), strict=True):
+            print(f"step {step:2} of {steps}: loss {loss:.3f}", flush=True)
+    for (question, _), old, new in zip(facts[:3], answers, ask(lora), strict=True):
         print(f"{question}\n  before {old}\n  after  {new}")
-    print("base unchanged, SHA-256", before if sha256() == before else "CHANGED")
+    print("base unchanged:", sha256().hexdigest() == before, f"(SHA-256 {before})")
     if options.out:
         save(lora, options.out, options.base)
 
