@@ -249,11 +249,11 @@ def save(lora, folder, base):
             entry["data_offsets"] = [len(data), len(data) + len(own)]
             header[f"base_model.model.{module}.lora_{letter}.weight"] = entry
             data += own
-    head = json.dumps(header).encode()
+    top = json.dumps(header).encode()
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     config |= {"r": lora.r, "lora_alpha": lora.alpha, "target_modules": lora.targets}
     folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + data)
+    (folder / "adapter_model.safetensors").write_bytes(len(top).to_bytes(8, "little") + top + data)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 

@@ -4,17 +4,15 @@ import copy
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commandline import complaint, status
+from helpers.communicator import Comm, in_ranks
 
 import minilora as ml
 from minilora import cli
-from minilora.engine.parallel import _controller
 from minilora.nn import ranks as module
 from minilora.nn.optim import SGD
 from minilora.nn.parts import Batch
@@ -34,45 +32,6 @@ def sample(length, scored, seed):
 
 SAMPLES = [sample(length, scored, i) for i, (length, scored) in enumerate([(9, 1), (30, 20), (12, 3), (45, 40), (16, 2),
            (24, 9), (10, 5), (33, 7)])]  # fmt: skip
-
-
-class Comm:
-    """What `Ranks` asks of MPI's communicator, between threads. sent: the bytes of every Allreduce."""
-
-    def __init__(self, size, number=0, slots=None, barrier=None):
-        self.number, self.slots, self.sent, self.ended = number, slots or [None] * size, [], []
-        self.barrier = barrier or threading.Barrier(size, timeout=60)
-
-    def Get_rank(self):
-        return self.number
-
-    def Get_size(self):
-        return len(self.slots)
-
-    def Allreduce(self, own, total):
-        self.sent.append(own.nbytes)
-        total[...] = sum(self.of_all(own))
-
-    def bcast(self, value, root):
-        return self.of_all(value)[root]
-
-    def of_all(self, value):
-        self.slots[self.number] = value
-        self.barrier.wait()
-        values = copy.deepcopy(self.slots)
-        self.barrier.wait()
-        return values
-
-    def Abort(self, status):
-        self.ended.append(status)
-
-
-def in_ranks(size, function):
-    """What function(ranks) returns on each rank."""
-    first = Comm(size)
-    everyone = [Ranks(Comm(size, i, first.slots, first.barrier)) for i in range(size)]
-    with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(size) as pool:
-        return list(pool.map(function, everyone))
 
 
 def test_without_a_launcher_nothing_of_mpi_is_imported():
