@@ -58,10 +58,8 @@ class Case:
         in_float64(self.model, gain=1)
         self.weights, self.lora = on_the_page(self.model, self.r, self.alpha)
         rows = [tuple(map(int, rng.integers(0, self.config.vocab_size, n))) for n in self.lengths]
-        self.samples = [
-            ml.Sample(row, (-100, *np.where(rng.random(len(row) - 1) < 0.3, -100, row[1:]))) for row in rows
-        ]
-        self.samples[0] = ml.Sample(rows[0], rows[0])  # at least one token is scored
+        scored = [[*(rng.random(len(row) - 1) < 0.7), True] for row in rows]  # the last token always
+        self.samples = [ml.Sample(row, tuple(np.where(own, row, -100))) for row, own in zip(rows, scored, strict=True)]
         self.ids, self.labels = ml.collate(self.samples)
 
     def loss(self):
