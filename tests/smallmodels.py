@@ -34,12 +34,10 @@ SWITCHES = {  # of Llama's config, by family
     "qwen2": {"attention_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 12},
     "mistral": {"sliding_window": 4},
-    "olmo2": {"post_norm": True},
     "smollm3": {"no_rope_layer_interval": 2},
     "llama": {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 24)},
     "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4,
                 "logits_scaling": 2.0},
-    "granitemoehybrid": {"shared_mlp": True, "attention_multiplier": 0.3, "residual_multiplier": 0.4},
 }  # fmt: skip
 
 

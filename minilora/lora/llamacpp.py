@@ -25,7 +25,7 @@ from ..files.gguf import write_gguf
 from ..files.gguf_header import read_header
 from ..files.stored import values_of
 from ..files.tensors import check_fit, in_dtype
-from ..nn.families import FAMILIES, GATE_UP
+from ..nn.families import FAMILIES
 from ..nn.family import Family
 from ..nn.language_model import LanguageModel, check_language_model
 from .adapters import adapter_weights, factors_for, install_adapter, plan_adapter
@@ -77,7 +77,7 @@ def save_gguf_adapter(
         "data": moved_data(known.data, known.folder or path, path),
     }
     metadata |= {KEYS[part]: json.dumps(entry) for part, entry in entries.items() if entry}
-    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(stored))
+    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, stored)
     return path
 
 
@@ -102,8 +102,6 @@ def load_gguf_adapter(
     family = FAMILIES[model.config.model_type]
     alpha, tensors = _read(path, family.gguf)
     pairs: dict[str, dict[str, np.ndarray]] = {}
-    if GATE_UP in family.tensors:
-        tensors = _joined(tensors, path)
     for tensor, array in tensors.items():
         stem, _, end = tensor.rpartition(".")
         module = _module_of(stem, family)
@@ -145,31 +143,6 @@ def _module_of(tensor: str, family: Family) -> str | None:
     name = family.hugging_face_name(tensor)
     known = name != tensor and tensor.endswith(".weight") and "norm" not in tensor
     return name.removesuffix(".weight") if known else None
-
-
-def _divided(tensors: dict[str, tuple[np.ndarray, str]]) -> dict[str, tuple[np.ndarray, str]]:
-    """Granite 4.0's matrix of gate and up as llama.cpp has it, in two: each with its rows of B, and the same A."""
-    divided: dict[str, tuple[np.ndarray, str]] = {}
-    for key, (array, kind) in tensors.items():
-        if ".ffn_gate_up." in key:
-            gate, up = np.split(array, 2) if key.endswith("lora_b") else (array, array)
-            divided |= {key.replace("gate_up", "gate"): (gate, kind), key.replace("gate_up", "up"): (up, kind)}
-        else:
-            divided[key] = array, kind
-    return divided
-
-
-def _joined(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The inverse of `_divided`. Raises ModelFileError for a gate and an up that do not share one A."""
-    joined = dict(tensors)
-    for key in [key for key in tensors if ".ffn_gate." in key or ".ffn_up." in key]:
-        gate, up = (key.replace(".ffn_up.", ".ffn_gate."), key.replace(".ffn_gate.", ".ffn_up."))
-        both = [tensors[each] for each in (gate, up) if each in tensors]
-        if len(both) < 2 or (key.endswith("lora_a") and not np.array_equal(both[0], both[1])):
-            raise ModelFileError(f"{path}: gate and up are one matrix in this model, but {gate} and {up} differ")
-        joined.pop(key)
-        joined[gate.replace("gate", "gate_up")] = both[0] if key.endswith("lora_a") else np.concatenate(both)
-    return joined
 
 
 def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:

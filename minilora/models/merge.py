@@ -347,7 +347,7 @@ def _read(out: Path) -> LanguageModel:
 
 def _fingerprints(format: str, config: Any, state: Mapping[str, Array]) -> dict[str, str]:
     """The fingerprint of each tensor of a model, as a file in this format has it."""
-    there = state if format == "hf" else as_llama_cpp_has_it(config, state)[1]
+    there = state if format == "hf" else as_llama_cpp_has_it(config, state)
     return {name: sha256_of({name: w}) for name, w in there.items()}
 
 
