@@ -72,7 +72,7 @@ def test_a_machine_that_cannot_says_so_in_one_line_and_computes_in_float32(monke
 
 def test_other_dtypes_devices_and_methods_are_refused(capsys):
     for settings, message in (
-        (dict(dtype="float16"), "dtype must be 'float32', 'auto' or 'bfloat16', got 'float16'"),
+        (dict(dtype="float16"), "dtype must be 'float32' or 'bfloat16', got 'float16'"),
         (dict(dtype="bfloat16", device="cuda"), "dtype 'bfloat16' is for device 'cpu'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -178,7 +178,6 @@ def load_adapter(
     name: str = "default",
     force: bool = False,
     base_sha256: str | None = None,
-    mapped: bool = False,
 ) -> None:
     """Read a PEFT folder, or a llama.cpp adapter `.gguf` file, into the model as a new, active adapter.
 
@@ -187,8 +186,6 @@ def load_adapter(
 
     force: accept an adapter that was made for another base of the same shape.
     base_sha256: `sha256_of(base_state(model))`, if known.
-    mapped: map the weights file into memory instead of reading it, so that only adapters in use need memory. The file
-        stays open. This works for float32 adapters on float32 models; others are read.
 
     Raises ModelFileError, with the model unchanged, for missing, unexpected or wrongly shaped tensors, NaN, options
     that minilora does not compute, or an adapter made for another base.
@@ -207,7 +204,7 @@ def load_adapter(
     path = folder / WEIGHTS_FILE
     if not path.is_file() and (pickled := path.with_suffix(".bin")).is_file():
         raise ModelFileError(f"{pickled}: nothing is unpickled: load it with PEFT, and save it again (save_pretrained)")
-    tensors = read_tensors(path, mapped)
+    tensors = read_tensors(path)
     _refuse_another_width(model, tensors, path)
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     if (r := max(config.r, *config.rank_pattern.values(), 0)) > longest:  # before A and B of that rank are made

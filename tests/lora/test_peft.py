@@ -453,29 +453,6 @@ def test_an_entry_that_is_null_is_as_if_left_out(base, tmp_path):
     load_adapter(base(), folder)
 
 
-# -- mapped files ------------------------------------------------------------------------------------------------------
-
-
-def test_a_mapped_adapter_computes_the_same_owns_no_arrays_and_never_writes_to_the_file(base, folder):
-    def owner(array):
-        while isinstance(array.base, np.ndarray):
-            array = array.base
-        return array
-
-    outputs = []
-    for mapped in (False, True):
-        model = base()
-        load_adapter(model, folder, mapped=mapped)
-        owners = {isinstance(owner(array), np.memmap) for array in adapter_state(model, "default").values()}
-        assert owners == {mapped}
-        outputs.append(logits(model))
-    assert np.array_equal(*outputs)
-    before, state = (folder / WEIGHTS).read_bytes(), {k: v.copy() for k, v in adapter_state(model, "default").items()}
-    trained(model, 1)
-    assert (folder / WEIGHTS).read_bytes() == before
-    assert all(not np.array_equal(v, state[k]) for k, v in adapter_state(model, "default").items())
-
-
 def test_a_file_of_peft_in_which_the_order_of_patterns_counts_is_named(base, folder, caplog):
     """PEFT sorts them on saving; what its own reading gives is then another model than was trained."""
     (folder / NOTES).unlink()
