@@ -18,14 +18,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..engine.backend import Array, array_module, dense, to_numpy
+from ..engine.backend import Array, array_module
 from ..files.disk import ModelFileError, entries, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.families import FAMILIES, TABLES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, Parameter, check_module
 from ..progress import log
-from .adapters import Adapter, adapter_weights, base_modules, base_state, install_adapter, plan_adapter
+from .adapters import Adapter, adapter_weights, base_modules, install_adapter, plan_adapter
 from .config import FROM_BASE, OURS, LoraConfig, unsupported
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
@@ -219,7 +219,9 @@ def load_adapter(
             "them sorted, so ranks and scales may be others than in training"
         )
     parameters = peft_parameters(weights)
-    _drop_base_copies(model, list(weights), tensors, path)
+    copies = [f"{module}.base_layer.weight" for module in weights]  # of the base's tables, which PEFT saves as well
+    for copy in (*copies, *TABLES):
+        tensors.pop(f"{PREFIX}{copy}", None)
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
@@ -281,24 +283,6 @@ def _restore_dropout(weights: Mapping[str, LoraWeights], states: Mapping[str, An
                 own.dropout.restore(states[module])
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 raise ModelFileError(f"{path}: dropout of {module} needs a seed and draws ({error})") from error
-
-
-def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Drop the copies of the base's tables that PEFT saves with an adapted embedding, or after a change of the
-    vocabulary.
-
-    Raises ModelFileError if they are not this base's.
-    """
-    copies = {f"{PREFIX}{module}.base_layer.weight": f"{module}.weight" for module in modules}
-    for key, name in {**copies, **{f"{PREFIX}{table}": table for table in TABLES}}.items():
-        if (copy := tensors.pop(key, None)) is not None:
-            head = getattr(getattr(model, "head_weight", None), "data", copy[:0])  # if tied, the embedding
-            own = to_numpy(dense(base_state(model).get(name, head)))
-            what = f"its copy of {name} differs from this model's: load that base"
-            if len(copy) != len(own):
-                what = f"its copy of {name} has {len(copy):,} rows, this model's has {len(own):,}: load that base"
-            if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in 16 bits
-                raise ModelFileError(f"{path}: made for another base; {what}, or {_IN_PEFT}")
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
