@@ -147,6 +147,8 @@ class LoraConfig:
             known = ", ".join(map(repr, _INITIALISATIONS))
             raise ValueError(f"init_lora_weights must be one of {known}, got {init!r}")
         for pattern, whole in self.patterns():
+            if len(pattern) > 500 or re.search(r"\)[*+{]", pattern):  # ([\w.]+)+x takes years on a name of 30 letters
+                raise ValueError(f"{pattern!r:.80} is too long or repeats a group: write names of modules instead")
             try:
                 re.compile(pattern)
                 re.compile(whole)

@@ -6,13 +6,10 @@ has no place are in `minilora.json` (provenance.py). llama.cpp's format is in ll
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +32,6 @@ from .variants import config_with_initial
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _IN_PEFT = "if PEFT can merge it (merge_and_unload), save that model and its tokenizer (save_pretrained) as a base"
-PATTERN_SECONDS = 10  # that the patterns of an adapter may take, with the start of a process
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias"} | {
@@ -200,7 +196,6 @@ def load_adapter(
     config = _config_of(record, provenance, folder / CONFIG_FILE)
     modules = [path for path, _ in base_modules(model)]
     config = config.without_absent_targets(modules)  # its tensors show all that was trained
-    _refuse_endless_patterns(config, modules, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file() and (pickled := path.with_suffix(".bin")).is_file():
         raise ModelFileError(f"{pickled}: nothing is unpickled: load it with PEFT, and save it again (save_pretrained)")
@@ -227,37 +222,6 @@ def load_adapter(
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
     _restore_dropout(weights, provenance.get("dropout", {}), folder / PROVENANCE_FILE)
     install_adapter(model, config, name, weights, record, provenance.get("data"), folder.resolve())
-
-
-def _refuse_endless_patterns(config: LoraConfig, modules: Sequence[str], path: Path) -> None:
-    """Raise ModelFileError for patterns that take longer than `PATTERN_SECONDS` on the names of a model's modules.
-
-    `([\\w.]+)+x` takes years on a name of 30 letters, and nothing stops a thread that matches it. So another process
-    tries the patterns that can be slow first. Where none can be started, as in a browser, nothing is tried.
-    """
-    patterns = [whole for given, whole in config.patterns() if re.search(r"[*+?{|]", given)]
-    if not patterns or not sys.executable or getattr(sys, "frozen", False) or sys.platform == "emscripten":
-        return
-    try:
-        _match_elsewhere(tuple(patterns), tuple(modules))
-    except TimeoutError as error:
-        raise ModelFileError(
-            f"{path}: matching its patterns (target_modules, exclude_modules, rank_pattern, alpha_pattern) with the "
-            f"modules of this model takes more than {PATTERN_SECONDS} s: write names of modules instead"
-        ) from error
-
-
-@cache  # adapters of one model often have the same patterns
-def _match_elsewhere(patterns: tuple[str, ...], modules: tuple[str, ...]) -> None:
-    """Match all patterns with all names in another process. Raises TimeoutError after `PATTERN_SECONDS`."""
-    import subprocess  # here, so that `import minilora` is quick
-
-    code = "import json, re, sys; ps, ns = json.load(sys.stdin); [re.fullmatch(p, n) for p in ps for n in ns]"
-    command, given = [sys.executable, "-I", "-S", "-c", code], json.dumps([patterns, modules])
-    try:
-        subprocess.run(command, input=given, text=True, timeout=PATTERN_SECONDS, capture_output=True)
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError from error
 
 
 def _refuse_another_width(model: Module, tensors: Mapping[str, np.ndarray], path: Path) -> None:
