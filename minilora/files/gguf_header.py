@@ -97,7 +97,7 @@ class _Reader:
                 raise ValueError(f"{key!r} occurs twice")
             fields[key] = self.field()
         if "split.count" in fields and fields["split.count"].value not in (0, 1):
-            raise ModelFileError(f"{self.path}: a part of a split model: join the parts (llama-gguf-split --merge)")
+            raise ModelFileError(f"{self.path}: a part of a split model: join the parts with llama-gguf-split")
         described = [self.tensor() for _ in range(tensors)]
         alignment = fields["general.alignment"].value if "general.alignment" in fields else 32
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
