@@ -1,12 +1,11 @@
 """Adapters in llama.cpp's GGUF files.
 
 For each adapted matrix `blk.3.attn_q.weight` (m, n) such a file has `blk.3.attn_q.weight.lora_a` (r, n) and `.lora_b`
-(m, r). It differs from PEFT's format in three ways, and ignoring any of them gives a plausible but wrong model:
+(m, r). It differs from PEFT's format in two ways, and ignoring any of them gives a plausible but wrong model:
 
 order   llama.cpp stores the rows of q and k as adjacent rotary pairs, so the rows of their B are reordered too.
 scale   there is one `adapter.lora.alpha`, which is divided by the rank of each lora_b: alpha / r, or 1 if alpha is 0.
         For rsLoRA it is alpha sqrt(r). In a module with another alpha, B is multiplied by the quotient.
-tokens  for the embedding, lora_a is looked up by token id and therefore stored as (V, r).
 
 Source: llama.cpp's src/llama-adapter.cpp and llama-graph.cpp.
 """
@@ -53,11 +52,6 @@ def save_gguf_adapter(
     path = Path(path)
     family = FAMILIES[model.config.model_type]
     weights, pairs = adapter_weights(model, name), factors_for("llama.cpp", model, name)
-    table = family.tensors["token_embd"]
-    if table in pairs and model.config.tie_word_embeddings:
-        raise ValueError(
-            f"{table}: llama.cpp would apply this update to the tied head as well, and fail: merge the adapter instead"
-        )
     wanted = {module: float(weights[module].scale) * b.shape[1] for module, (_, b) in pairs.items()}  # each one's alpha
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     if not _TINY <= alpha <= _LARGEST:
@@ -67,7 +61,6 @@ def save_gguf_adapter(
     for module, (a, b) in pairs.items():
         b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
         tensor = family.llama_cpp_name(f"{module}.weight")
-        a = a.T if module == table else a
         tensors |= {f"{tensor}.lora_a": a, f"{tensor}.lora_b": b}
     stored = {key: (array, kind) for key, array in in_dtype(tensors, dtype, "--dtype float32").items()}
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
@@ -127,11 +120,9 @@ def load_gguf_adapter(
         tensor = family.llama_cpp_name(f"{module}.weight")
         places[f"{tensor}.lora_a"] = (module, own.lora_A)
         places[f"{tensor}.lora_b"] = (module, own.lora_B)
-    flipped = f"{family.llama_cpp_name(family.tensors['token_embd'] + '.weight')}.lora_a"
-    shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
-    check_fit(tensors, shapes, f"{path} does not fit this model")
+    check_fit(tensors, {key: p.shape for key, (_, p) in places.items()}, f"{path} does not fit this model")
     for key, (module, parameter) in places.items():
-        array = tensors[key].T if key == flipped else tensors[key]
+        array = tensors[key]
         if key.endswith("lora_b"):
             array = family.from_llama_cpp(module, array, model.config)
         parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")

@@ -34,9 +34,8 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _IN_PEFT = "if PEFT can merge it (merge_and_unload), save that model and its tokenizer (save_pretrained) as a base"
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
-_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias"} | {
-    name: name for name in ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
-}
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias",
+             "lora_magnitude_vector": "lora_magnitude_vector"}  # fmt: skip
 
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
@@ -200,6 +199,8 @@ def load_adapter(
     if not path.is_file() and (pickled := path.with_suffix(".bin")).is_file():
         raise ModelFileError(f"{pickled}: nothing is unpickled: load it with PEFT, and save it again (save_pretrained)")
     tensors = read_tensors(path)
+    if table := next((key for key in tensors if key.endswith(".lora_embedding_A")), None):
+        raise ModelFileError(f"{path}: {table}: minilora does not support adapters on embeddings; {_IN_PEFT}")
     _refuse_another_width(model, tensors, path)
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     if (r := max(config.r, *config.rank_pattern.values(), 0)) > longest:  # before A and B of that rank are made

@@ -30,7 +30,6 @@ SETTINGS = {
     "ranks and alphas with rsLoRA": {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"k_proj": 5}},
     "one block only": {"layers_to_transform": 1},
     "PiSSA": {"init_lora_weights": "pissa", "target_modules": ["q_proj", "k_proj", "up_proj"]},
-    "the embedding": {"target_modules": ["embed_tokens", "q_proj"], "use_rslora": True},
     "the head": {"target_modules": ["lm_head", "q_proj"], "r": 2, "rank_pattern": {"q_proj": 4}},
 }
 
@@ -40,7 +39,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_an_adapter_means_the_same_there_and_comes_back_from_its_file(settings, tmp_path):
-    tied = not {"embed_tokens", "lm_head"} & {*settings.get("target_modules", ())}
+    tied = "lm_head" not in settings.get("target_modules", ())
     model, other = adapted(new_llama(tie_word_embeddings=tied), **settings), new_llama(tie_word_embeddings=tied)
     assert distance(logits(model), logits(other)) > 0.1
     path = save_gguf_adapter(model, tmp_path / "adapter.gguf")

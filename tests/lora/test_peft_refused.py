@@ -121,6 +121,13 @@ def test_a_failed_save_leaves_the_old_files_or_whole_new_ones_and_nothing_else(b
     assert (after == before) == (failing == 1)
 
 
+def test_an_adapter_on_an_embedding_is_refused_in_one_line(base, folder):
+    a, b = np.zeros((3, 64), np.float32), np.zeros((32, 3), np.float32)
+    table = "base_model.model.model.embed_tokens.lora_embedding"
+    change_tensors(folder, **{f"{table}_A": a, f"{table}_B": b})
+    refused(base(), folder, f"{table}_A: minilora does not support adapters on embeddings", "merge_and_unload")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_tables_of_the_base_that_peft_saves_as_well_are_left_out(tiny_config, tmp_path, tied):
     """PEFT does it wherever its model has another vocabulary than the base's folder, and with save_embedding_layers."""
