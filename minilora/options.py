@@ -42,13 +42,6 @@ PACKED: dict[str, Any] = {
     "alone": True,
 }
 BF16 = "matmuls with the base's frozen matrices in bfloat16: faster, half the memory; needs AMX or AVX512-BF16"
-DTYPE: dict[str, Any] = {
-    "help": "type of the base's frozen matrices in memory: that of the files of a folder (auto), or float32, which "
-    "takes twice the memory of 16 bits but less time, a third of it for an answer",
-    "choices": ("auto", "float32"),
-    "only": {"quantized": False, "bf16": False},
-}
-FROZEN = DTYPE | {"only": DTYPE["only"] | {"method": "lora"}}  # the same for a command that can train all weights
 RECOMPUTE = "activation (gradient) checkpointing: less memory for activations, a third more time"
 
 ELSEWHERE = {  # what other programs call it -> what it is called here

@@ -18,8 +18,7 @@ def adapted(model, name="default", **settings):
 
 def in_llama_cpp(model, path):
     """The logits of a Llama with the adapter in a file, added to its matrices by the rules of llama-adapter.cpp and
-    llama-graph.cpp: alpha / r times lora_b @ lora_a, or 1 if alpha is 0; rows of q and k are adjacent rotary pairs, and
-    the embedding's lora_a is looked up by token.
+    llama-graph.cpp: alpha / r times lora_b @ lora_a, or 1 if alpha is 0; rows of q and k are adjacent rotary pairs.
     """
     reader = gguf.GGUFReader(path)
     meta = {key: field.contents() for key, field in reader.fields.items()}
@@ -31,7 +30,6 @@ def in_llama_cpp(model, path):
         if f"{gguf_name(name)}.lora_a" not in tensors:
             continue
         a, b = (tensors.pop(f"{gguf_name(name)}.lora_{factor}") for factor in "ab")
-        a, b = (b.T, a) if "embed_tokens" in name else (a, b)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             b = b.reshape(-1, model.config.head_dim // 2, 2, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
         state[name] = state[name] + (alpha / b.shape[1] if alpha else 1) * b @ a

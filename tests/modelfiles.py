@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import mmap
 
 import gguf
 import numpy as np
@@ -227,13 +226,6 @@ def as_dtype(w, dtype):
     if dtype == "BF16":
         return dtype, w.shape, (w.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     return dtype, w.shape, w.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]).tobytes()
-
-
-def file_behind(array):
-    """The memory map that an array is a view of, or None."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return array if isinstance(array, mmap.mmap) else None
 
 
 def write_folder(folder, model, dtype="F32", change=None, tensors=None, shards=1):

@@ -8,7 +8,7 @@ from minilora.engine.tensor import Tensor
 from minilora.lora import adapters, peft, variants
 from minilora.lora.adapters import add_adapter
 from minilora.lora.config import LoraConfig
-from minilora.lora.layer import LoraLayer, LoraWeights
+from minilora.lora.layer import LoraLinear, LoraWeights
 from minilora.nn.llama import Block, Config, Llama
 from minilora.nn.module import Module
 
@@ -68,18 +68,18 @@ def gradients_cut_below_the_second_block(plant):
 
 
 def merged_a_second_time(plant):
-    real = LoraLayer.merge
+    real = LoraLinear.merge
 
     def again(self):
         base, self.unmerged = self.unmerged, None
         real(self)
         self.unmerged = self.unmerged if base is None else base
 
-    plant.setattr(LoraLayer, "merge", again)
+    plant.setattr(LoraLinear, "merge", again)
 
 
 def a_merge_that_adds_nothing(plant):
-    plant.setattr(LoraLayer, "merge", lambda self: setattr(self, "unmerged", self.weight.data.copy()))
+    plant.setattr(LoraLinear, "merge", lambda self: setattr(self, "unmerged", self.weight.data.copy()))
 
 
 def unmerged_by_subtraction(plant):
@@ -88,13 +88,13 @@ def unmerged_by_subtraction(plant):
             self.unmerged = None
             self.weight.data = self.weight.data - self.delta_weight(self.active)
 
-    plant.setattr(LoraLayer, "unmerge", subtract)
+    plant.setattr(LoraLinear, "unmerge", subtract)
 
 
 def an_adapter_that_stays_on(plant):
-    real = LoraLayer.active_adapters
+    real = LoraLinear.active_adapters
     always = lambda self, rows=None: real(self, rows) or [(weights, 1.0) for weights in self.adapters.values()]
-    plant.setattr(LoraLayer, "active_adapters", always)
+    plant.setattr(LoraLinear, "active_adapters", always)
 
 
 def dropout_that_never_ends(plant):

@@ -37,13 +37,11 @@ from minilora.train.options import Options
 
 Q, V = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.v_proj.weight"
 PLAIN = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-EMBEDDING = replace(PLAIN, target_modules=["q_proj", "v_proj", "down_proj", "embed_tokens"], use_dora=True)
 CONFIGS = {
     "plain": PLAIN,
     "dropout": replace(PLAIN, lora_dropout=0.3),
     "dora": replace(PLAIN, use_dora=True),
     "pissa": replace(PLAIN, init_lora_weights="pissa"),
-    "embedding": EMBEDDING,
 }
 WIDE = replace(CONFIG, hidden_size=64, intermediate_size=128, head_dim=16)  # rows of whole blocks of 64
 FILES, KINDS = ("F16", *STEPS), tuple(kind.lower() for kind in ROUNDED)
@@ -276,7 +274,7 @@ def test_an_adapter_saved_over_one_base_loads_over_the_other_and_the_base_is_wri
     both, kind, folder, tmp_path
 ):
     dense, packed = both(kind)
-    trained(packed, EMBEDDING)
+    trained(packed, CONFIGS["dora"])
     save_adapter(packed, tmp_path / "adapter")
     load_adapter(dense, tmp_path / "adapter")
     np.testing.assert_array_equal(logits(dense, IDS), logits(packed, IDS))

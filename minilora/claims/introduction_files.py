@@ -7,7 +7,7 @@ from typing import Any
 from ..experiments.claim import FEW, Claim, Effect, Setting
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
-from ..lora.layer import LoraLayer
+from ..lora.layer import LoraLinear
 from ..lora.peft import save_adapter
 from ..models.load import load
 from ._introduction import SOURCE, bars_figure
@@ -33,7 +33,7 @@ def run(setting: Setting) -> dict[str, Any]:
     whole = 4 * sum(parameter.size for _, parameter in model.named_parameters())
     add_adapter(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), name="adapter", seed=0)
     if setting.switched:
-        layers = [module for _, module in model.named_modules() if isinstance(module, LoraLayer)]
+        layers = [module for _, module in model.named_modules() if isinstance(module, LoraLinear)]
         size = 4 * sum(layer.weight.size for layer in layers)
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ def page(result: dict[str, Any]) -> str:
     what = f"LoRA of rank {job.r} on {', '.join(job.targets or ['all linear layers'])}"
     what = "all parameters" if job.rank is None else what
     extras = [f"quantized {job.quantized}" if isinstance(job.quantized, str) else "quantized"] * bool(job.quantized)
-    extras += ["bf16"] * job.bf16 + ["float32"] * (job.dtype == "float32") + ["recompute"] * job.recompute
+    extras += ["bf16"] * job.bf16 + ["recompute"] * job.recompute
     words = [what, f"{job.batch_size} x {job.length} tokens", counted(result["threads"], "thread"), *extras]
     rows, notes = [["", "predicted", "measured"]], [""]
     for owner, (name, note) in OWNERS.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import toml
-from ..options import BASE, BF16, DTYPE, PACKED, UsageError, from_flags, option, suggestion, usage_errors
+from ..options import BASE, BF16, PACKED, UsageError, from_flags, option, suggestion, usage_errors
 
 if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
@@ -48,7 +48,6 @@ class Loading:
 
     quantized: bool | str = option(False, **PACKED, **_MACHINE)
     bf16: bool = option(False, BF16, **_MACHINE)
-    dtype: str = option("float32", **DTYPE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
     force: bool = option(False, "accept adapters of another base of the same shape", **_MACHINE)
 

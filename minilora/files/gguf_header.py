@@ -7,14 +7,12 @@ All numbers are little-endian. A text is its length and its bytes; a dimension t
     tensors    name, number of dimensions, dimensions, type, offset from the beginning of the data
     data       begins at the next multiple of general.alignment, 32 by default
 
-A model can be split into several files: `m-00001-of-00003.gguf` and so on, each with a header and its own tensors.
-Source: gguf.md in ggml's docs, and llama.cpp's gguf-split.
+Source: gguf.md in ggml's docs.
 """
 
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file, or all parts of a split one, say of themselves: metadata by key, and tensors."""
+    """What a GGUF file says of itself: metadata by key, and tensors."""
 
     fields: dict[str, Field]
     tensors: list[StoredTensor]
@@ -60,49 +58,11 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a GGUF file; of a split one, whichever part is given, the first one's metadata and all tensors.
+    """The header of a GGUF file.
 
     Raises ModelFileError if it is missing, cut off, damaged, or no GGUF file; if it has tensors of a type that neither
-    minilora nor the gguf library can dequantise; and if another part is missing.
+    minilora nor the gguf library can dequantise; and if it is a part of a split model.
     """
-    header = _read_file(path)
-    count = _number(path, header, "split.count", 0)
-    if count <= 1:
-        return header
-    named = re.fullmatch(rf"(.*)-\d{{5}}-of-{count:05}\.gguf", path.name)
-    if named is None:
-        raise ModelFileError(
-            f"{path}: one of {count} parts of a split model, expected a name such as m-00001-of-{count:05}.gguf"
-        )
-    parts = [path.with_name(f"{named[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
-    for i, part in enumerate(parts, 1):
-        if not part.is_file():
-            raise ModelFileError(f"{part}: no such file: part {i} of {count} of a split model is missing; get it")
-    headers = [_read_file(part) for part in parts]
-    for i, (part, each) in enumerate(zip(parts, headers, strict=True)):
-        if (found := (_number(part, each, "split.no", -1), _number(part, each, "split.count", 0))) != (i, count):
-            raise ModelFileError(f"{part}: split.no and split.count are {found}, expected {(i, count)}: get it again")
-    tensors = [tensor for each in headers for tensor in each.tensors]
-    if (claimed := _number(path, headers[0], "split.tensors.count", len(tensors))) != len(tensors):
-        raise ModelFileError(f"{path}: {claimed} tensors claimed, but its {count} parts hold {len(tensors)}")
-    fields = {key: field for key, field in headers[0].fields.items() if not key.startswith("split.")}
-    return Header(fields, _named_once(path, tensors))
-
-
-def _number(path: Path, header: Header, key: str, default: int) -> int:
-    value = header.fields[key].value if key in header.fields else default
-    if not isinstance(value, int) or value > 99_999:  # a number of a part has five digits
-        raise ModelFileError(f"{path}: {key} is {value!r}, expected a whole number below 100000")
-    return value
-
-
-def _named_once(path: Path, tensors: list[StoredTensor]) -> list[StoredTensor]:
-    if twice := [name for name, times in Counter(tensor.name for tensor in tensors).items() if times > 1]:
-        raise ModelFileError(f"{path}: two tensors are called {twice[0]!r}")
-    return tensors
-
-
-def _read_file(path: Path) -> Header:
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file")
     with reading(path), path.open("rb") as file:
@@ -136,13 +96,17 @@ class _Reader:
             if key in fields:
                 raise ValueError(f"{key!r} occurs twice")
             fields[key] = self.field()
+        if "split.count" in fields and fields["split.count"].value not in (0, 1):
+            raise ModelFileError(f"{self.path}: a part of a split model: join the parts with llama-gguf-split")
         described = [self.tensor() for _ in range(tensors)]
         alignment = fields["general.alignment"].value if "general.alignment" in fields else 32
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment is {alignment!r}, expected a power of 2")
         start = -(-self.at // alignment) * alignment
         found = [self.placed(start, alignment, *each) for each in described]
-        return Header(fields, _named_once(self.path, found))
+        if twice := [name for name, times in Counter(tensor.name for tensor in found).items() if times > 1]:
+            raise ModelFileError(f"{self.path}: two tensors are called {twice[0]!r}")
+        return Header(fields, found)
 
     def number(self, letter: str) -> Any:
         return self.numbers(f"<{letter}")[0]

@@ -36,30 +36,21 @@ class StoredTensor:
         """The transposed tensor, with the same bytes."""
         return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
-    def raw(self, mapped: bool = False) -> np.ndarray:
-        """Its bytes, row by row: (m, bytes per row) uint8; (1, bytes) of a vector.
-
-        A new array, which is read without a memory map, whose pages would count as the process's memory.
-        mapped: a view into the file instead, except of a transposed tensor. The system reads its pages when they are
-            used, and can drop them again; writing to them changes memory, never the file. The file must not be
-            overwritten meanwhile.
-        """
+    def raw(self) -> np.ndarray:
+        """Its bytes, row by row, a new array: (m, bytes per row) uint8; (1, bytes) of a vector."""
         with reading(self.path):
-            if mapped and self.nbytes:
-                raw = np.asarray(np.memmap(self.path, np.uint8, "c", self.offset, (self.nbytes,)))
-            else:
-                raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
+            raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
         if self.transposed and self.nbytes:
             values = raw.view(f"V{self.nbytes // prod(self.shape)}").reshape(self.shape[::-1])
             raw = np.ascontiguousarray(values.T).view(np.uint8)
         rows = prod(self.shape[:-1])
         return raw.reshape(rows, self.nbytes // max(1, rows))
 
-    def array(self, mapped: bool = False) -> np.ndarray:
-        """The tensor in its own type; in float32, as a new array, if NumPy lacks that type. mapped: as for `raw`."""
+    def array(self) -> np.ndarray:
+        """The tensor in its own type, a new array; in float32 if NumPy lacks that type."""
         if self.kind not in _PLAIN:
             return dequantize(self.raw(), self.kind).reshape(self.shape)
-        return self.raw(mapped).view(_PLAIN[self.kind]).reshape(self.shape)
+        return self.raw().view(_PLAIN[self.kind]).reshape(self.shape)
 
 
 def values_of(tensor: StoredTensor) -> np.ndarray:

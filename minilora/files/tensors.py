@@ -74,14 +74,12 @@ def _stored(name: str, about: Mapping[str, Any], path: Path, start: int) -> Stor
     return StoredTensor(name, tuple(shape), about["dtype"], path, start + begin, end - begin)
 
 
-def read_tensors(path: Path, mapped: bool = False) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of one safetensors file, as new arrays; bfloat16, which NumPy lacks, as float32.
-
-    mapped: as views into the file instead, see `StoredTensor.raw`; bfloat16 is not mapped.
 
     Raises ModelFileError as `stored_tensors`.
     """
-    return {name: tensor.array(mapped) for name, tensor in stored_tensors(path).items()}
+    return {name: tensor.array() for name, tensor in stored_tensors(path).items()}
 
 
 def each_tensor(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from ..nn.layers import Embedding, Linear
 from ..nn.module import Module, Parameter, check_module
 from ..progress import log
 from .config import ALL_LINEAR, LoraConfig, can_be_scaled, find_targets
-from .layer import Factor, LoraEmbedding, LoraLayer, LoraLinear, LoraWeights, new_weights
+from .layer import Factor, LoraLinear, LoraWeights, new_weights
 
-_FORWARDS = {kind.forward for kind in (Linear, Embedding, LoraLinear, LoraEmbedding)}
+_FORWARDS = {Linear.forward, LoraLinear.forward}
 
 Choice = str | Mapping[str, float] | None  # an adapter, a weighted combination, or None for the base alone
 
@@ -51,14 +51,14 @@ class Adapter:
 def add_adapter(model: Module, config: LoraConfig, name: str = "default", seed: int = 0) -> list[str]:
     """Freeze the base, add a new adapter to every module that `config` selects, and make it the active one.
 
-    model: any `Module`. Its `Linear` layers can be adapted and, if they are named, its `Embedding` layers.
+    model: any `Module`. Its `Linear` layers can be adapted.
     config: rank, scale, target modules and variant.
     name: the adapter's name; it must be new and without dots.
     seed: of the random initialisation.
 
     Returns the names of the adapted modules. Raises ValueError, before anything is changed, if the name is taken, a
-    target matches nothing or has its own `forward`, or a rank is too large for a matrix; TypeError for another
-    config, such as PEFT's.
+    target matches nothing, is an embedding or has its own `forward`, or a rank is too large for a matrix; TypeError
+    for another config, such as PEFT's.
     """
     weights = plan_adapter(model, config, name, seed)
     install_adapter(model, config, name, weights)
@@ -78,16 +78,16 @@ def plan_adapter(
     modules = {path: module for path, module in base_modules(model) if path}  # no module can replace the model itself
     linear = {path: module for path, module in modules.items() if isinstance(module, Linear)}
     _refuse_tied_head(config, linear)
-    candidates: dict[str, Linear | Embedding] = dict(linear)
-    if config.target_modules != ALL_LINEAR:
-        candidates |= {path: module for path, module in modules.items() if isinstance(module, Embedding)}
-    if not candidates:
+    if not linear:
         needed = "an adapter needs a module with attributes that are minilora.Linear layers"
         raise ValueError(f"{type(model).__name__} has no layer that can be adapted: {needed}")
-    targets = find_targets(list(candidates), config)
+    tables = [path for path, module in modules.items() if isinstance(module, Embedding)]
+    targets = find_targets([*linear, *(tables if config.target_modules != ALL_LINEAR else [])], config)
     for path in targets:
-        kind = type(candidates[path])
-        if kind.forward not in _FORWARDS or "forward" in vars(candidates[path]):
+        if path in tables:
+            raise ValueError(f"{path} is an embedding, which gets no adapter: leave it out of target_modules")
+        kind = type(linear[path])
+        if kind.forward not in _FORWARDS or "forward" in vars(linear[path]):
             raise ValueError(
                 f"{path} is a {kind.__name__} with its own forward, which an adapter would replace: derive the "
                 "class from minilora.Module, with a Linear layer as an attribute, or name it in exclude_modules"
@@ -99,7 +99,7 @@ def plan_adapter(
         rng = np.random.default_rng(seed)
     except (TypeError, ValueError):
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}") from None
-    return {path: new_weights(path, candidates[path], config, rng, any_rank) for path in targets}
+    return {path: new_weights(path, linear[path], config, rng, any_rank) for path in targets}
 
 
 def install_adapter(
@@ -119,9 +119,8 @@ def install_adapter(
     _freeze(modules.values())
     for path, own in weights.items():
         place = modules[path]
-        if not isinstance(place, LoraLayer):
-            table = place if isinstance(place, Embedding) else None
-            place = LoraLinear(place) if table is None else LoraEmbedding(table, _is_head(model, table))
+        if not isinstance(place, LoraLinear):
+            place = LoraLinear(cast(Linear, place))
             model.set_submodule(path, place)
         place.adapters[name] = own
         own.train(place.training)
@@ -154,11 +153,11 @@ def set_adapter(model: Module, which: Choice) -> None:
                 weights.requires_grad_(name == which)
 
 
-def _weights_of(modules: Iterable[LoraLayer], name: str) -> Iterator[LoraWeights]:
+def _weights_of(modules: Iterable[LoraLinear], name: str) -> Iterator[LoraWeights]:
     return (module.adapters[name] for module in modules if name in module.adapters)
 
 
-def _is_trainable(modules: Sequence[LoraLayer], name: str) -> bool:
+def _is_trainable(modules: Sequence[LoraLinear], name: str) -> bool:
     """Whether an adapter is trainable in the first or the last module that it has. Others may be frozen by hand."""
     ends = (next(_weights_of(ordered, name), None) for ordered in (modules, reversed(modules)))
     return any(own is not None and (own.lora_A.requires_grad or own.lora_B.requires_grad) for own in ends)
@@ -190,7 +189,7 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
             bias.data += (bias.data - base.data) * (factor - 1)
 
 
-def activate(model: Module, factors: Mapping[str, Factor], modules: Iterable[LoraLayer] | None = None) -> None:
+def activate(model: Module, factors: Mapping[str, Factor], modules: Iterable[LoraLinear] | None = None) -> None:
     """Make exactly these adapters active, each with its factor. Unlike `set_adapter`, change nothing else.
 
     modules: the adapted ones, if they are known already.
@@ -308,8 +307,8 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
     module: the module's name, such as "model.layers.0.self_attn.q_proj".
     name: of the adapter, active or not. If left out, the matrix is what `merge_adapter` would add.
 
-    The matrix is zero if the module has no such adapter. For an embedding its shape is (V, C). For DoRA and PiSSA it is
-    what they add to the base's weight. PEFT calls this `get_delta_weight`.
+    The matrix is zero if the module has no such adapter. For DoRA and PiSSA it is what they add to the base's
+    weight. PEFT calls this `get_delta_weight`.
 
     Raises ValueError for a module without adapters, an unknown name, or a mixed batch without a name.
     """
@@ -321,16 +320,16 @@ def delta_weight(model: Module, module: str, name: str | None = None) -> Array:
     return modules[module].delta_weight(_one_update(model) if name is None else {name: 1.0})
 
 
-def lora_modules(model: Module) -> dict[str, LoraLayer]:
-    """The modules with adapters, LoraLinear or LoraEmbedding, by name."""
+def lora_modules(model: Module) -> dict[str, LoraLinear]:
+    """The modules with adapters, by name."""
     check_module(model)
-    return {path: module for path, module in base_modules(model) if isinstance(module, LoraLayer)}
+    return {path: module for path, module in base_modules(model) if isinstance(module, LoraLinear)}
 
 
 def base_modules(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
     """Like `named_modules` without the adapters' own modules, so that the time does not grow with their number."""
     yield path, module
-    if not isinstance(module, LoraLayer):
+    if not isinstance(module, LoraLinear):
         for name, child in module.named_children():
             yield from base_modules(child, f"{path}.{name}" if path else name)
 
@@ -380,25 +379,15 @@ def base_state(model: Module) -> dict[str, Array]:
 
 
 def merged_state(model: Module) -> dict[str, Array]:
-    """The arrays of a merged model under a checkpoint's names, for export. Raises ValueError if nothing is merged.
-
-    An adapter on a tied embedding changes the lookup but not the head. They are then two matrices: the state has an
-    `lm_head.weight`, and a checkpoint of it needs `tie_word_embeddings: false`.
-    """
+    """The arrays of a merged model under a checkpoint's names, for export. Raises ValueError if nothing is merged."""
     if not is_merged(model):
         raise ValueError("nothing is merged into the weights: call merge_adapter first")
-    state = _without_adapters(model)
-    for path, module in lora_modules(model).items():
-        if isinstance(module, LoraEmbedding) and module.merged_weight is not None:
-            state["lm_head.weight"] = state[f"{path}.weight"]
-            state[f"{path}.weight"] = module.merged_weight.data
-    return state
+    return _without_adapters(model)
 
 
 def _without_adapters(model: Module) -> dict[str, Array]:
     check_module(model)
-    added = (".adapters.", ".merged_weight")
-    return {name: array for name, array in model.state_dict().items() if not any(part in name for part in added)}
+    return {name: array for name, array in model.state_dict().items() if ".adapters." not in name}
 
 
 def factors_of(choice: Choice) -> Mapping[str, float]:
@@ -464,7 +453,7 @@ def _refuse_shared(model: Module) -> None:
     for path, module in base_modules(model):
         for name, parameter in module._held(Parameter):
             other, first = held.setdefault(id(parameter), (path, module))
-            changed = (isinstance(each, LoraLayer) and each.active_adapters() for each in (first, module))
+            changed = (isinstance(each, LoraLinear) and each.active_adapters() for each in (first, module))
             if module is not first and any(changed):
                 raise ValueError(
                     f"{other or 'the model'} and {path} share one {name}, and merging would change both: use the "
@@ -489,9 +478,3 @@ def _refuse_other_biases(config: LoraConfig, modules: Mapping[str, Module], targ
         raise ValueError(
             f"bias='all' would train the bias of {others[0]}, which gets no adapter: {add}use bias='lora_only'"
         )
-
-
-def _is_head(model: Module, table: Embedding) -> bool:
-    """Whether the model's head uses this table, too."""
-    config = getattr(model, "config", None)
-    return bool(getattr(config, "tie_word_embeddings", False)) and getattr(model, "embedding", table) is table

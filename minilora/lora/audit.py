@@ -5,7 +5,7 @@ scale       each module's factor is alpha / r (alpha / sqrt(r) with rsLoRA), rec
 count       the adapter has r (m + n) parameters for each adapted matrix
 off         with the adapter off, the output is the base's, bit for bit
 initial     with B = 0 the output is bit-identical to the base's, dL/dA is exactly zero, and dL/dB is not zero
-gradient    where B is not zero (on an embedding A), B and an A that is not frozen have a gradient
+gradient    where B is not zero, B and an A that is not frozen have a gradient
 merge       merged and unmerged outputs agree, unmerging restores the base's own arrays, and merging twice adds once
 file        after saving and loading the adapter is identical, bit for bit
 base        the base's arrays have the same SHA-256 before and after all other checks
@@ -40,7 +40,7 @@ from .adapters import (
     set_adapter,
     unmerge_adapter,
 )
-from .layer import EmbeddingWeights, LoraLayer, LoraWeights
+from .layer import LoraLinear, LoraWeights
 from .peft import WEIGHTS_FILE, read_adapter_config, read_tensors, save_adapter, saved_state
 
 
@@ -178,8 +178,8 @@ class _Audit:
         return "adapter off is the base, bit for bit"
 
     def initial(self) -> str:
-        """Set every weight to its initial value, check, and restore. Initially B is zero, on an embedding A; DoRA's
-        magnitudes are the row norms; PiSSA's A and B are its initial factors.
+        """Set every weight to its initial value, check, and restore. Initially B is zero; DoRA's magnitudes are
+        the row norms; PiSSA's A and B are its initial factors.
         """
         kept = [(p, p.data) for own in self.weights.values() for _, p in own.named_parameters()]
         pissa = any(own.initial is not None for own in self.weights.values())
@@ -192,15 +192,11 @@ class _Audit:
             if gap > (1e-4 * float(np.abs(base).max()) if pissa else 0):
                 raise AuditError(f"initial: a newly initialised adapter changes the output by {gap:g}")
             for path, (da, db) in self.gradients().items():
-                at_a = isinstance(self.weights[path], EmbeddingWeights)
-                zero, dzero, other, dother = ("A", da, "B", db) if at_a else ("B", db, "A", da)
-                if not pissa and bool(dother.any()):
-                    largest = float(abs(dother).max())
-                    raise AuditError(
-                        f"initial: with {zero} = 0, dL/d{other} of {path} must be 0, but its largest is {largest:g}"
-                    )
-                if not bool(dzero.any()):
-                    raise AuditError(f"initial: dL/d{zero} of {path} is zero: this module cannot learn")
+                if not pissa and bool(da.any()):
+                    largest = float(abs(da).max())
+                    raise AuditError(f"initial: with B = 0, dL/dA of {path} must be 0, but its largest is {largest:g}")
+                if not bool(db.any()):
+                    raise AuditError(f"initial: dL/dB of {path} is zero: this module cannot learn")
         finally:
             for parameter, array in kept:
                 parameter.data = array
@@ -209,7 +205,7 @@ class _Audit:
         return "B = 0: output bit-identical, dL/dA = 0, dL/dB not 0"
 
     def gradient(self) -> str:
-        moved = {path: own for path, own in self.weights.items() if bool(self.zero_at_first(own).any())}
+        moved = {path: own for path, own in self.weights.items() if bool(own.lora_B.data.any())}
         if not moved:
             return "B is still zero: nothing to check"
         gradients = self.gradients()
@@ -255,10 +251,6 @@ class _Audit:
         return f"{len(state)} tensors saved and read back, bit for bit"
 
     # -- helpers -------------------------------------------------------------------------------------------------------
-    def zero_at_first(self, own: LoraWeights) -> Array:
-        """B, or on an embedding A of the tokens computed with: training may have met none of them."""
-        return own.lora_A.data[:, self.ids.reshape(-1)] if isinstance(own, EmbeddingWeights) else own.lora_B.data
-
     def logits(self) -> np.ndarray:
         with no_grad():
             return to_numpy(self.model(self.ids).data)
@@ -266,7 +258,7 @@ class _Audit:
     def merged_logits(self) -> np.ndarray:
         """With each layer merged while it is computed, so that one merged matrix exists at a time."""
 
-        def merged(module: LoraLayer, *inputs: Any) -> Tensor:
+        def merged(module: LoraLinear, *inputs: Any) -> Tensor:
             try:
                 module.merge()
                 once = type(module).forward(module, *inputs)
@@ -307,9 +299,8 @@ class _Audit:
         if own.initial is not None:
             own.lora_A.data, own.lora_B.data = (array.copy() for array in own.initial)
         else:
-            zero = own.lora_A if isinstance(own, EmbeddingWeights) else own.lora_B
-            zero.data = array_module(zero.data).zeros_like(zero.data)
+            own.lora_B.data = array_module(own.lora_B.data).zeros_like(own.lora_B.data)
         if own.lora_magnitude_vector is not None:
-            own.lora_magnitude_vector.data = own.norms(module.matrix(dense(module.weight.data)))
+            own.lora_magnitude_vector.data = own.norms(dense(module.weight.data))
         if own.bias is not None and module.bias is not None:
             own.bias.data = module.bias.data

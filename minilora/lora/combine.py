@@ -17,7 +17,7 @@ from ..engine.backend import Array, array_module, to_numpy
 from ..nn.module import Module
 from .adapters import check_known, install_adapter, lora_modules, refuse_new
 from .config import LoraConfig
-from .layer import EmbeddingWeights, LoraEmbedding, LoraWeights
+from .layer import LoraWeights
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,8 +105,7 @@ def combine_adapters(
         norm = float(np.linalg.norm(exact))
         errors[path] = float(np.linalg.norm(b @ a - exact)) / norm if norm else 0.0
         xp = array_module(module.weight.data)
-        kind = EmbeddingWeights if isinstance(module, LoraEmbedding) else LoraWeights
-        combined[path] = kind(xp.asarray(a), xp.asarray(b), 1.0)
+        combined[path] = LoraWeights(xp.asarray(a), xp.asarray(b), 1.0)
     ranks = {path: one.rank for path, one in combined.items()}
     install_adapter(model, LoraConfig.of_ranks(ranks), name, combined)
     return Combination(ranks, errors)

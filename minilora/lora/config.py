@@ -86,7 +86,7 @@ class LoraConfig:
         input is then not needed in the backward pass. PEFT has no such field, so it is saved in minilora.json.
     init_lora_weights: True: A uniform in ±1/sqrt(n) and B zero, so that the initial update is zero; "gaussian": A from
         N(0, 1/r²) and B zero; "pissa": both from the largest singular vectors of the base's matrix (arXiv 2404.02948;
-        see variants.py); False: both random, for tests. On an embedding A is zero and B from N(0, 1), as in PEFT.
+        see variants.py); False: both random, for tests.
     task_type: "CAUSAL_LM", as in the files of all adapters; accepted so that configurations of PEFT can be copied.
 
     For the same reason PEFT's other fields are accepted, and not stored, where they change nothing, such as
@@ -147,6 +147,8 @@ class LoraConfig:
             known = ", ".join(map(repr, _INITIALISATIONS))
             raise ValueError(f"init_lora_weights must be one of {known}, got {init!r}")
         for pattern, whole in self.patterns():
+            if len(pattern) > 500 or re.search(r"\)[*+{]", pattern):  # ([\w.]+)+x takes years on a name of 30 letters
+                raise ValueError(f"{pattern!r:.80} is too long or repeats a group: write names of modules instead")
             try:
                 re.compile(pattern)
                 re.compile(whole)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..engine import fused
 from ..engine.backend import Array, array_module, dense
 from ..engine.dora import dora_linear
 from ..engine.tensor import Tensor
-from ..nn.layers import Embedding, Linear
+from ..nn.layers import Linear
 from ..nn.module import Module, Parameter
 from .config import FROM_BASE, LoraConfig
 from .variants import Dropout, dora_delta, dora_update, pissa_initial, row_norms, with_initial
@@ -107,31 +107,15 @@ class LoraWeights(Module):
         return dora_delta(w, low, self.lora_magnitude_vector.data, self.norms(w))
 
 
-def _stored_as(name: str) -> Any:
-    """Another name of an attribute."""
-    return property(lambda self: getattr(self, name), lambda self, value: setattr(self, name, value))
-
-
-class EmbeddingWeights(LoraWeights):
-    """An adapter's weights in an embedding. PEFT calls them lora_embedding_A (r, V) and lora_embedding_B (C, r)."""
-
-    lora_A, lora_B = _stored_as("lora_embedding_A"), _stored_as("lora_embedding_B")
-
-
-class LoraLayer(Module):
-    """A layer with adapters. It shares the weight of the layer that it replaces.
+class LoraLinear(Linear):
+    """A linear layer with adapters. It shares the weight of the layer that it replaces.
 
     adapters: their weights, by name.
     active: the factors of the model's active adapters, by name. Without any, this is the base layer.
     unmerged: the base's own array while an update is merged into the weight; otherwise None.
     """
 
-    weight: Parameter
-    bias: Parameter | None = None
-    in_features: int
-    out_features: int
-
-    def __init__(self, base: Module):
+    def __init__(self, base: Linear):
         vars(self).update(vars(base))
         self.replaced = SimpleNamespace(layer=base)  # where named_modules does not find it a second time
         self.adapters: dict[str, LoraWeights] = {}
@@ -139,7 +123,7 @@ class LoraLayer(Module):
         self.unmerged: Array | None = None
         self.unmerged_bias: Array | None = None
 
-    def base_layer(self) -> Module:
+    def base_layer(self) -> Linear:
         """The plain layer that this one replaced, with this one's mode and hooks. Both share one weight."""
         layer = self.replaced.layer
         layer.training = self.training
@@ -168,25 +152,15 @@ class LoraLayer(Module):
         return [(self.adapters[name], factor) for name, factor in self.active.items() if name in self.adapters]
 
     def delta_weight(self, factors: Mapping[str, float]) -> Array:
-        """Σ factor · update over the named adapters, in the shape of the weight; zero if the layer has none of them.
+        """Σ factor · update over the named adapters, (m, n); zero if the layer has none of them.
 
         An update is what `LoraWeights.delta` returns: scale · B A, or what DoRA and PiSSA make of it.
         """
         base = dense(self.weight.data if self.unmerged is None else self.unmerged)
-        w = self.matrix(base)
-        updates = [self.adapters[name].delta(w) * factor for name, factor in factors.items() if name in self.adapters]
-        return self.matrix(sum(updates)) if updates else array_module(base).zeros_like(base)
-
-    def matrix(self, weight: Array) -> Array:
-        """Convert the weight to W (m, n), or back. For a linear layer they are the same."""
-        return weight
-
-    def scaled(self, product: Tensor, low: Tensor, lora: LoraWeights, factor: float | Array) -> Tensor:
-        """What an adapter adds to W x, from low = B A x: scaled, with DoRA to its magnitudes; (..., m) each."""
-        if lora.lora_magnitude_vector is None:
-            return low * (lora.scale * factor)
-        norms = lora.norms(self.matrix(dense(self.weight.data)))
-        return dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
+        updates = [
+            self.adapters[name].delta(base) * factor for name, factor in factors.items() if name in self.adapters
+        ]
+        return sum(updates) if updates else array_module(base).zeros_like(base)
 
     def merge(self) -> None:
         """Replace the weight by a new array, weight + active update. The base's own array is stored, unchanged.
@@ -209,10 +183,6 @@ class LoraLayer(Module):
             self.weight.data, self.unmerged = self.unmerged, None
         if self.bias is not None and self.unmerged_bias is not None:
             self.bias.data, self.unmerged_bias = self.unmerged_bias, None
-
-
-class LoraLinear(LoraLayer, Linear):
-    """A linear layer with adapters."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)      One plain LoRA, one DoRA, or several plain LoRAs are a single fused operation."""
@@ -258,51 +228,14 @@ class LoraLinear(LoraLayer, Linear):
         if lora.initial is not None:
             a, b = lora.initial
             low = low - fused.linear(fused.linear(seen, a), b)
-        if lora.lora_magnitude_vector is not None and seen is not x:
-            product = fused.linear(seen, self.weight)
-        y = self.scaled(product, low, lora, factor)
+        if lora.lora_magnitude_vector is None:
+            y = low * (lora.scale * factor)
+        else:
+            product = product if seen is x else fused.linear(seen, self.weight)
+            norms = lora.norms(dense(self.weight.data))
+            y = dora_update(product, low * lora.scale, lora.lora_magnitude_vector, norms, factor)
         if lora.initial is not None and seen is not x:  # what PiSSA takes out of the base gets all of x
             y = y - fused.linear(fused.linear(x - seen, a), b) * (lora.scale * factor)
-        return y
-
-
-class LoraEmbedding(LoraLayer, Embedding):
-    """An embedding with adapters: row `id` of the table plus scale · (column `id` of A)ᵀ Bᵀ.
-
-    Only the lookup gets the update. A head that shares the table (`tied`) keeps using the base's table, as in PEFT.
-    A merged table is then a second matrix, `merged_weight`.
-    """
-
-    def __init__(self, base: Embedding, tied: bool = False):
-        super().__init__(base)
-        self.in_features, self.out_features = base.num_embeddings, base.embedding_dim
-        self.tied = tied
-        self.merged_weight: Parameter | None = None
-
-    def matrix(self, weight: Array) -> Array:
-        """Convert the table (V, C) to the matrix of a linear layer of one-hot vectors, W (C, V), or back."""
-        return weight.T
-
-    def merge(self) -> None:
-        """Add the active update to the table. A table that is also the head stays, next to the merged one."""
-        super().merge()
-        if self.tied and self.unmerged is not None and self.merged_weight is None:
-            self.merged_weight = Parameter(self.weight.data, requires_grad=False)
-            self.weight.data = self.unmerged
-
-    def unmerge(self) -> None:
-        """Restore the base's own table."""
-        super().unmerge()
-        self.merged_weight = None
-
-    def forward(self, ids: Array) -> Tensor:
-        """ids (B, T) -> (B, T, C)"""
-        if self.merged_weight is not None:
-            return fused.embedding(self.merged_weight, ids)
-        y = product = super().forward(ids)
-        for lora, factor in [] if self.merged else self.active_adapters(len(ids)):
-            low = fused.linear(fused.embedding(lora.lora_A.T, ids), lora.lora_B)
-            y = y + self.scaled(product, low, lora, _of_each_row(factor, y.ndim))
         return y
 
 
@@ -316,45 +249,37 @@ def _of_each_row(factor: Factor, ndim: int) -> float | Array:
 
 
 def new_weights(
-    name: str, base: Linear | Embedding, config: LoraConfig, rng: np.random.Generator, any_rank: bool = False
+    name: str, base: Linear, config: LoraConfig, rng: np.random.Generator, any_rank: bool = False
 ) -> LoraWeights:
     """Initialise the weights of a new adapter in one module, whose name decides rank and scale.
 
-    Raises ValueError if the rank is larger than the matrix's, unless `any_rank`; for PiSSA or a frozen A on an
-    embedding.
+    Raises ValueError if the rank is larger than the matrix's, unless `any_rank`.
     """
     like, init = base.weight.data, config.init_lora_weights
-    embeds = isinstance(base, Embedding)
-    (m, n), r, scale = like.shape[:: -1 if embeds else 1], config.rank_of(name), config.scale_of(name)
+    (m, n), r, scale = like.shape, config.rank_of(name), config.scale_of(name)
     if r > min(m, n) and not any_rank:
         most = f"whose rank is at most {min(m, n)}: lower r, or name the module in exclude_modules"
         raise ValueError(f"r={r} is too large for {name} ({m} x {n}), {most}")
-    if embeds and init in FROM_BASE:
-        raise ValueError(f"init_lora_weights={init!r} is for linear layers: leave {name} out of target_modules")
-    if embeds and config.freeze_A:
-        raise ValueError(f"freeze_A: on an embedding A is zero and would stay so: leave {name} out of target_modules")
     if init == "pissa":
         a, b = pissa_initial(dense(like), r, scale)
     else:
-        a, b = (_initial_embedding if embeds else _initial_linear)(m, n, r, init, rng)
+        a, b = _initial(m, n, r, init, rng)
     xp = array_module(like)
     a, b = xp.asarray(a, dtype=like.dtype, order="C"), xp.asarray(b, dtype=like.dtype, order="C")
-    weights = (EmbeddingWeights if embeds else LoraWeights)(a, b, scale)
+    weights = LoraWeights(a, b, scale)
     weights.freeze_A = config.freeze_A
     if init in FROM_BASE:
         weights.initial = (a.copy(), b.copy())  # training changes A and B in place
     if config.use_dora:
-        w = dense(like)
-        weights.lora_magnitude_vector = Parameter(weights.norms(w.T if embeds else w))
-    if isinstance(base, Linear):
-        if config.bias != "none" and base.bias is not None:
-            weights.bias = Parameter(base.bias.data.copy())
-        if config.lora_dropout:  # from its own generator, so that A is the same with and without dropout
-            weights.dropout = Dropout(config.lora_dropout, seed=int(rng.spawn(1)[0].integers(2**63)))
+        weights.lora_magnitude_vector = Parameter(weights.norms(dense(like)))
+    if config.bias != "none" and base.bias is not None:
+        weights.bias = Parameter(base.bias.data.copy())
+    if config.lora_dropout:  # from its own generator, so that A is the same with and without dropout
+        weights.dropout = Dropout(config.lora_dropout, seed=int(rng.spawn(1)[0].integers(2**63)))
     return weights
 
 
-def _initial_linear(m: int, n: int, r: int, init: bool | str, rng: np.random.Generator) -> tuple[Array, Array]:
+def _initial(m: int, n: int, r: int, init: bool | str, rng: np.random.Generator) -> tuple[Array, Array]:
     """A (r, n) random and B (m, r) zero, so that the initial update is zero. With init=False B is random as well."""
     if init == "gaussian":
         a = rng.standard_normal((r, n), dtype=np.float32) / np.float32(r)
@@ -363,10 +288,3 @@ def _initial_linear(m: int, n: int, r: int, init: bool | str, rng: np.random.Gen
     if init is False:
         return a, rng.standard_normal((m, r), dtype=np.float32) / np.float32(math.sqrt(r))
     return a, np.zeros((m, r), np.float32)
-
-
-def _initial_embedding(m: int, n: int, r: int, init: bool | str, rng: np.random.Generator) -> tuple[Array, Array]:
-    """A (r, V) zero and B (C, r) random, as in microsoft/LoRA and PEFT. With init=False A is random as well."""
-    b = rng.standard_normal((m, r), dtype=np.float32)
-    a = rng.standard_normal((r, n), dtype=np.float32) if init is False else np.zeros((r, n), np.float32)
-    return a, b

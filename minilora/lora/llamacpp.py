@@ -1,12 +1,11 @@
 """Adapters in llama.cpp's GGUF files.
 
 For each adapted matrix `blk.3.attn_q.weight` (m, n) such a file has `blk.3.attn_q.weight.lora_a` (r, n) and `.lora_b`
-(m, r). It differs from PEFT's format in three ways, and ignoring any of them gives a plausible but wrong model:
+(m, r). It differs from PEFT's format in two ways, and ignoring any of them gives a plausible but wrong model:
 
 order   llama.cpp stores the rows of q and k as adjacent rotary pairs, so the rows of their B are reordered too.
 scale   there is one `adapter.lora.alpha`, which is divided by the rank of each lora_b: alpha / r, or 1 if alpha is 0.
         For rsLoRA it is alpha sqrt(r). In a module with another alpha, B is multiplied by the quotient.
-tokens  for the embedding, lora_a is looked up by token id and therefore stored as (V, r).
 
 Source: llama.cpp's src/llama-adapter.cpp and llama-graph.cpp.
 """
@@ -25,7 +24,7 @@ from ..files.gguf import write_gguf
 from ..files.gguf_header import read_header
 from ..files.stored import values_of
 from ..files.tensors import check_fit, in_dtype
-from ..nn.families import FAMILIES, GATE_UP
+from ..nn.families import FAMILIES
 from ..nn.family import Family
 from ..nn.language_model import LanguageModel, check_language_model
 from .adapters import adapter_weights, factors_for, install_adapter, plan_adapter
@@ -53,11 +52,6 @@ def save_gguf_adapter(
     path = Path(path)
     family = FAMILIES[model.config.model_type]
     weights, pairs = adapter_weights(model, name), factors_for("llama.cpp", model, name)
-    table = family.tensors["token_embd"]
-    if table in pairs and model.config.tie_word_embeddings:
-        raise ValueError(
-            f"{table}: llama.cpp would apply this update to the tied head as well, and fail: merge the adapter instead"
-        )
     wanted = {module: float(weights[module].scale) * b.shape[1] for module, (_, b) in pairs.items()}  # each one's alpha
     alpha = Counter(wanted.values()).most_common(1)[0][0]
     if not _TINY <= alpha <= _LARGEST:
@@ -67,7 +61,6 @@ def save_gguf_adapter(
     for module, (a, b) in pairs.items():
         b = family.to_llama_cpp(module, b, model.config) * b.dtype.type(wanted[module] / alpha)
         tensor = family.llama_cpp_name(f"{module}.weight")
-        a = a.T if module == table else a
         tensors |= {f"{tensor}.lora_a": a, f"{tensor}.lora_b": b}
     stored = {key: (array, kind) for key, array in in_dtype(tensors, dtype, "--dtype float32").items()}
     metadata = {"general.architecture": family.gguf, "general.type": "adapter", "adapter.type": "lora"}
@@ -77,7 +70,7 @@ def save_gguf_adapter(
         "data": moved_data(known.data, known.folder or path, path),
     }
     metadata |= {KEYS[part]: json.dumps(entry) for part, entry in entries.items() if entry}
-    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, _divided(stored))
+    write_gguf(path, metadata | {"general.name": name, "adapter.lora.alpha": float(alpha)}, stored)
     return path
 
 
@@ -102,8 +95,6 @@ def load_gguf_adapter(
     family = FAMILIES[model.config.model_type]
     alpha, tensors = _read(path, family.gguf)
     pairs: dict[str, dict[str, np.ndarray]] = {}
-    if GATE_UP in family.tensors:
-        tensors = _joined(tensors, path)
     for tensor, array in tensors.items():
         stem, _, end = tensor.rpartition(".")
         module = _module_of(stem, family)
@@ -129,11 +120,9 @@ def load_gguf_adapter(
         tensor = family.llama_cpp_name(f"{module}.weight")
         places[f"{tensor}.lora_a"] = (module, own.lora_A)
         places[f"{tensor}.lora_b"] = (module, own.lora_B)
-    flipped = f"{family.llama_cpp_name(family.tensors['token_embd'] + '.weight')}.lora_a"
-    shapes = {key: p.shape[::-1] if key == flipped else p.shape for key, (_, p) in places.items()}
-    check_fit(tensors, shapes, f"{path} does not fit this model")
+    check_fit(tensors, {key: p.shape for key, (_, p) in places.items()}, f"{path} does not fit this model")
     for key, (module, parameter) in places.items():
-        array = tensors[key].T if key == flipped else tensors[key]
+        array = tensors[key]
         if key.endswith("lora_b"):
             array = family.from_llama_cpp(module, array, model.config)
         parameter.data = array_module(parameter.data).asarray(array, dtype=parameter.dtype, order="C")
@@ -145,31 +134,6 @@ def _module_of(tensor: str, family: Family) -> str | None:
     name = family.hugging_face_name(tensor)
     known = name != tensor and tensor.endswith(".weight") and "norm" not in tensor
     return name.removesuffix(".weight") if known else None
-
-
-def _divided(tensors: dict[str, tuple[np.ndarray, str]]) -> dict[str, tuple[np.ndarray, str]]:
-    """Granite 4.0's matrix of gate and up as llama.cpp has it, in two: each with its rows of B, and the same A."""
-    divided: dict[str, tuple[np.ndarray, str]] = {}
-    for key, (array, kind) in tensors.items():
-        if ".ffn_gate_up." in key:
-            gate, up = np.split(array, 2) if key.endswith("lora_b") else (array, array)
-            divided |= {key.replace("gate_up", "gate"): (gate, kind), key.replace("gate_up", "up"): (up, kind)}
-        else:
-            divided[key] = array, kind
-    return divided
-
-
-def _joined(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The inverse of `_divided`. Raises ModelFileError for a gate and an up that do not share one A."""
-    joined = dict(tensors)
-    for key in [key for key in tensors if ".ffn_gate." in key or ".ffn_up." in key]:
-        gate, up = (key.replace(".ffn_up.", ".ffn_gate."), key.replace(".ffn_gate.", ".ffn_up."))
-        both = [tensors[each] for each in (gate, up) if each in tensors]
-        if len(both) < 2 or (key.endswith("lora_a") and not np.array_equal(both[0], both[1])):
-            raise ModelFileError(f"{path}: gate and up are one matrix in this model, but {gate} and {up} differ")
-        joined.pop(key)
-        joined[gate.replace("gate", "gate_up")] = both[0] if key.endswith("lora_a") else np.concatenate(both)
-    return joined
 
 
 def _read(path: Path, architecture: str) -> tuple[float, dict[str, np.ndarray]]:

@@ -10,13 +10,13 @@ import numpy as np
 from ..engine.backend import array_module
 from ..nn.module import Module
 from .adapters import Choice, Remembered, activate, check_known, factors_of, refuse_merged
-from .layer import Factor, LoraLayer, RowFactors
+from .layer import Factor, LoraLinear, RowFactors
 
 
 class MixedBatch:
     """The adapter of each row of the batch, inside a `mixed_batch` block."""
 
-    def __init__(self, model: Module, modules: Sequence[LoraLayer], names: Sequence[Choice]):
+    def __init__(self, model: Module, modules: Sequence[LoraLinear], names: Sequence[Choice]):
         self.model, self.modules = model, modules
         self.choose(names)
 

@@ -6,26 +6,23 @@ has no place are in `minilora.json` (provenance.py). llama.cpp's format is in ll
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from ..engine.backend import Array, array_module, dense, to_numpy
+from ..engine.backend import Array, array_module
 from ..files.disk import ModelFileError, entries, read_json, write_json
 from ..files.tensors import check_fit, read_tensors, write_tensors
 from ..nn.families import FAMILIES, TABLES
 from ..nn.language_model import LanguageModel
 from ..nn.module import Module, Parameter, check_module
 from ..progress import log
-from .adapters import Adapter, adapter_weights, base_modules, base_state, install_adapter, plan_adapter
+from .adapters import Adapter, adapter_weights, base_modules, install_adapter, plan_adapter
 from .config import FROM_BASE, OURS, LoraConfig, unsupported
 from .layer import LoraWeights
 from .llamacpp import load_gguf_adapter
@@ -35,12 +32,10 @@ from .variants import config_with_initial
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _IN_PEFT = "if PEFT can merge it (merge_and_unload), save that model and its tokenizer (save_pretrained) as a base"
-PATTERN_SECONDS = 10  # that the patterns of an adapter may take, with the start of a process
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
-_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias"} | {
-    name: name for name in ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
-}
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias",
+             "lora_magnitude_vector": "lora_magnitude_vector"}  # fmt: skip
 
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
@@ -178,7 +173,6 @@ def load_adapter(
     name: str = "default",
     force: bool = False,
     base_sha256: str | None = None,
-    mapped: bool = False,
 ) -> None:
     """Read a PEFT folder, or a llama.cpp adapter `.gguf` file, into the model as a new, active adapter.
 
@@ -187,8 +181,6 @@ def load_adapter(
 
     force: accept an adapter that was made for another base of the same shape.
     base_sha256: `sha256_of(base_state(model))`, if known.
-    mapped: map the weights file into memory instead of reading it, so that only adapters in use need memory. The file
-        stays open. This works for float32 adapters on float32 models; others are read.
 
     Raises ModelFileError, with the model unchanged, for missing, unexpected or wrongly shaped tensors, NaN, options
     that minilora does not compute, or an adapter made for another base.
@@ -203,11 +195,12 @@ def load_adapter(
     config = _config_of(record, provenance, folder / CONFIG_FILE)
     modules = [path for path, _ in base_modules(model)]
     config = config.without_absent_targets(modules)  # its tensors show all that was trained
-    _refuse_endless_patterns(config, modules, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file() and (pickled := path.with_suffix(".bin")).is_file():
         raise ModelFileError(f"{pickled}: nothing is unpickled: load it with PEFT, and save it again (save_pretrained)")
-    tensors = read_tensors(path, mapped)
+    tensors = read_tensors(path)
+    if table := next((key for key in tensors if key.endswith(".lora_embedding_A")), None):
+        raise ModelFileError(f"{path}: {table}: minilora does not support adapters on embeddings; {_IN_PEFT}")
     _refuse_another_width(model, tensors, path)
     longest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
     if (r := max(config.r, *config.rank_pattern.values(), 0)) > longest:  # before A and B of that rank are made
@@ -222,43 +215,14 @@ def load_adapter(
             "them sorted, so ranks and scales may be others than in training"
         )
     parameters = peft_parameters(weights)
-    _drop_base_copies(model, list(weights), tensors, path)
+    copies = [f"{module}.base_layer.weight" for module in weights]  # of the base's tables, which PEFT saves as well
+    for copy in (*copies, *TABLES):
+        tensors.pop(f"{PREFIX}{copy}", None)
     check_fit(tensors, {key: p.shape for key, p in parameters.items()}, f"{path} does not fit this model")
     for key, parameter in parameters.items():
         parameter.data = array_module(parameter.data).asarray(tensors[key], dtype=parameter.dtype)
     _restore_dropout(weights, provenance.get("dropout", {}), folder / PROVENANCE_FILE)
     install_adapter(model, config, name, weights, record, provenance.get("data"), folder.resolve())
-
-
-def _refuse_endless_patterns(config: LoraConfig, modules: Sequence[str], path: Path) -> None:
-    """Raise ModelFileError for patterns that take longer than `PATTERN_SECONDS` on the names of a model's modules.
-
-    `([\\w.]+)+x` takes years on a name of 30 letters, and nothing stops a thread that matches it. So another process
-    tries the patterns that can be slow first. Where none can be started, as in a browser, nothing is tried.
-    """
-    patterns = [whole for given, whole in config.patterns() if re.search(r"[*+?{|]", given)]
-    if not patterns or not sys.executable or getattr(sys, "frozen", False) or sys.platform == "emscripten":
-        return
-    try:
-        _match_elsewhere(tuple(patterns), tuple(modules))
-    except TimeoutError as error:
-        raise ModelFileError(
-            f"{path}: matching its patterns (target_modules, exclude_modules, rank_pattern, alpha_pattern) with the "
-            f"modules of this model takes more than {PATTERN_SECONDS} s: write names of modules instead"
-        ) from error
-
-
-@cache  # adapters of one model often have the same patterns
-def _match_elsewhere(patterns: tuple[str, ...], modules: tuple[str, ...]) -> None:
-    """Match all patterns with all names in another process. Raises TimeoutError after `PATTERN_SECONDS`."""
-    import subprocess  # here, so that `import minilora` is quick
-
-    code = "import json, re, sys; ps, ns = json.load(sys.stdin); [re.fullmatch(p, n) for p in ps for n in ns]"
-    command, given = [sys.executable, "-I", "-S", "-c", code], json.dumps([patterns, modules])
-    try:
-        subprocess.run(command, input=given, text=True, timeout=PATTERN_SECONDS, capture_output=True)
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError from error
 
 
 def _refuse_another_width(model: Module, tensors: Mapping[str, np.ndarray], path: Path) -> None:
@@ -284,24 +248,6 @@ def _restore_dropout(weights: Mapping[str, LoraWeights], states: Mapping[str, An
                 own.dropout.restore(states[module])
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 raise ModelFileError(f"{path}: dropout of {module} needs a seed and draws ({error})") from error
-
-
-def _drop_base_copies(model: Module, modules: list[str], tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Drop the copies of the base's tables that PEFT saves with an adapted embedding, or after a change of the
-    vocabulary.
-
-    Raises ModelFileError if they are not this base's.
-    """
-    copies = {f"{PREFIX}{module}.base_layer.weight": f"{module}.weight" for module in modules}
-    for key, name in {**copies, **{f"{PREFIX}{table}": table for table in TABLES}}.items():
-        if (copy := tensors.pop(key, None)) is not None:
-            head = getattr(getattr(model, "head_weight", None), "data", copy[:0])  # if tied, the embedding
-            own = to_numpy(dense(base_state(model).get(name, head)))
-            what = f"its copy of {name} differs from this model's: load that base"
-            if len(copy) != len(own):
-                what = f"its copy of {name} has {len(copy):,} rows, this model's has {len(own):,}: load that base"
-            if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-5):  # it may be in 16 bits
-                raise ModelFileError(f"{path}: made for another base; {what}, or {_IN_PEFT}")
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:

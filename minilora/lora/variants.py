@@ -7,8 +7,7 @@ LoRA+     B has a higher learning rate than A
 
 rsLoRA only changes the scale: see `LoraConfig.scale_of`.
 
-Shapes: m outputs, n inputs, r rank; A (r, n), B (m, r), and the base's matrix W (m, n). For an embedding, W is the
-transposed table (C, V), because looking up a row multiplies the transposed table by a one-hot vector.
+Shapes: m outputs, n inputs, r rank; A (r, n), B (m, r), and the base's matrix W (m, n).
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ def lora_plus(parameters: Mapping[str, Tensor], ratio: float = 16.0) -> dict[str
 
     Hayou, Ghosh & Yu 2024 (arXiv 2402.12354): with equal learning rates, training is inefficient in wide models; B
     needs a larger one, by a ratio that grows with the width. Vectors (DoRA's magnitudes, biases) get B's rate, as in
-    PEFT, and the factors on an embedding get A's.
+    PEFT.
 
     Raises ValueError for a ratio that is not positive and finite, or if there is no lora_B.
     """
@@ -193,5 +192,5 @@ def lora_plus(parameters: Mapping[str, Tensor], ratio: float = 16.0) -> dict[str
         raise ValueError(f"the ratio of learning rates must be a positive number, got {ratio!r}")
     fast = {name for name, p in parameters.items() if name.endswith("lora_B") or p.ndim == 1}
     if not any(name.endswith("lora_B") for name in fast):
-        raise ValueError("LoRA+ needs a trainable lora_B: call add_adapter first, and not for embeddings alone")
+        raise ValueError("LoRA+ needs a trainable lora_B: call add_adapter first")
     return {name: ratio if name in fast else 1.0 for name in parameters}

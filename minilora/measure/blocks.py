@@ -56,32 +56,26 @@ def block_of(config: Any, layer: int = 0) -> list[Part]:
         config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
     )  # fmt: skip
     heads, keys, gemma = H * config.head_dim, K * config.head_dim, isinstance(config, Gemma3Config)
-    post = getattr(config, "post_norm", False)  # what linear layers read then has passed an addition, and is saved
-    bias, normed = getattr(config, "attention_bias", False), gemma or config.qk_norm or post
-    norm = Saves("rms_norm", C + 1, again=not post, parameters=C)  # x and one value
+    bias, normed = getattr(config, "attention_bias", False), gemma or config.qk_norm
+    norm = Saves("rms_norm", C + 1, again=True, parameters=C)  # x and one value
     # A sum with a bias, and what rope has rotated, are other arrays than the output that is saved with DoRA.
     interval = getattr(config, "no_rope_layer_interval", 0)
     rotated = not normed and (not interval or (layer + 1) % interval)
     saved = () if bias else ("v_proj",) if rotated else ("q_proj", "k_proj", "v_proj")
     qkv = Linears(C, {"q_proj": heads, "k_proj": keys, "v_proj": keys}, bias, saved)
-    before_norm = ("o_proj", "down_proj") if gemma or post else ()
-    ups, out = {"gate_proj": F, "up_proj": F}, "down_proj"
-    if getattr(config, "shared_mlp", False):
-        ups, out = {"input_linear": 2 * F}, "output_linear"
-    up, down = Linears(C, ups, saved=tuple(ups)), Linears(F, {out: C}, saved=before_norm)
+    before_norm = ("o_proj", "down_proj") if gemma else ()
     of_heads = [Saves("rms_norm", heads + keys + H + K, parameters=2 * config.head_dim)]  # q, k and one value per head
-    of_all = [Saves("rms_norm", width + 1, parameters=width) for width in (heads, keys)]
     return [
-        *([] if post else [norm]),
+        norm,
         qkv,
-        *(of_all if post else of_heads if normed else []),
+        *(of_heads if normed else []),
         Saves("attention", heads + 2 * keys + H),  # q, k, v, and one value per head
         Linears(heads, {"o_proj": C}, saved=before_norm),
         *([norm, norm] if gemma else [norm]),
-        up,
+        Linears(C, {"gate_proj": F, "up_proj": F}, saved=("gate_proj", "up_proj")),
         Saves("geglu" if gemma else "swiglu", 2 * F, again=True),
-        down,
-        *([norm] if gemma or post else []),
+        Linears(F, {"down_proj": C}, saved=before_norm),
+        *([norm] if gemma else []),
     ]
 
 

@@ -13,19 +13,18 @@ import numpy as np
 from ..engine import bfloat16
 from ..engine.parallel import cores
 from ..engine.tensor import no_grad
-from ..files.quant import PACKED as PACKED_KINDS
 from ..files.stored import stays_packed
 from ..lora.adapters import add_adapter
 from ..lora.config import LoraConfig
-from ..models.folder import read_config, stored_parameters
+from ..models.folder import read_config
 from ..models.gguf import GGUF
-from ..models.load import dtype_of, kept_types, load, locate
+from ..models.load import dtype_of, load, locate
 from ..models.rounded import rounded_bytes, rounded_to
 from ..nn.llama import Config
 from ..nn.optim import AdamW
 from ..nn.parts import Batch
 from ..nn.step import divided, training_step
-from ..options import BASE, BF16, FROZEN, PACKED, RECOMPUTE, check, option
+from ..options import BASE, BF16, PACKED, RECOMPUTE, check, option
 from ..progress import progress
 from .ledger import ledger, peak
 from .predict import FLOAT, Memory, Step, alive_at_once, base_parameters, predict_memory
@@ -48,7 +47,6 @@ class Job:
     length: int = option(128, "tokens per sequence", least=2)
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"})
     bf16: bool = option(False, BF16, only={"method": "lora"})
-    dtype: str = option("auto", **FROZEN)
     recompute: bool = option(False, RECOMPUTE)
 
     def __post_init__(self):
@@ -120,16 +118,13 @@ def shape_of(base: str, quantized: bool | str = False, dtype: str = "float32") -
         if quantized:
             what = "a Hugging Face folder holds no quantised matrices"
             raise ValueError(f"{path}: {what}: leave out --quantized, or quantise them: --quantized nf4")
-        config, kept = read_config(path), kept_types(base, quantized, dtype)
-        tensors = stored_parameters(path, config)
-    else:
-        file = GGUF(path)
-        config, tensors, kept = file.config(), file.tensors, PACKED_KINDS if quantized else ()
-    packed = [tensor for tensor in tensors.values() if tensor.kind in kept and stays_packed(tensor)]
+        return read_config(path), None
+    file = GGUF(path)
+    packed = [tensor for tensor in file.tensors.values() if quantized and stays_packed(tensor)]
     if not packed:
-        return config, None
-    size = sum(prod(tensor.shape) for tensor in tensors.values()) - sum(prod(tensor.shape) for tensor in packed)
-    return config, FLOAT * size + sum(tensor.nbytes for tensor in packed)  # what does not stay packed is float32
+        return file.config(), None
+    size = sum(prod(tensor.shape) for tensor in file.tensors.values()) - sum(prod(tensor.shape) for tensor in packed)
+    return file.config(), FLOAT * size + sum(tensor.nbytes for tensor in packed)  # what does not stay packed is float32
 
 
 def measure_step(given: dict[str, Any]) -> dict[str, Any]:

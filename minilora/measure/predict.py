@@ -18,7 +18,7 @@ from ..engine.fused import TOKEN_BLOCK, VOCAB_BLOCK
 from ..engine.parallel import cores
 from ..files.quant import BLOCK, PIECE
 from ..lora.adapters import base_state, lora_modules
-from ..lora.layer import LoraEmbedding, LoraLayer, LoraWeights
+from ..lora.layer import LoraLinear, LoraWeights
 from ..nn.gpt2 import GPT2Config
 from ..nn.language_model import LanguageModel, check_language_model
 from ..nn.parts import Batch, Example, check_samples, micro_batches
@@ -275,13 +275,13 @@ def _place(config: Any, path: str) -> tuple[int | None, str]:
     return block, next((name for name, _, _ in matrices(config) if path.endswith(f".{name}")), path.rpartition(".")[2])
 
 
-def _update_of(config: Any, layer: int | None, name: str, module: LoraLayer, weights: LoraWeights) -> Update:
-    """Of one adapter in a module of a model, as `LoraLinear.forward` and `LoraEmbedding.forward` compute it."""
+def _update_of(config: Any, layer: int | None, name: str, module: LoraLinear, weights: LoraWeights) -> Update:
+    """Of one adapter in a module of a model, as `LoraLinear.forward` computes it."""
     parameters = [parameter for _, parameter in weights.named_parameters()]
     stored, trained = (sum(p.size for p in parameters if p.requires_grad or not only) for only in (False, True))
     dora, saves_x = weights.lora_magnitude_vector is not None, weights.lora_A.requires_grad
     drops = weights.dropout is not None and weights.dropout.training
-    fused = not isinstance(module, LoraEmbedding) and (weights.is_plain or (weights.is_dora and not drops))
+    fused = weights.is_plain or (weights.is_dora and not drops)
     more = module.out_features if dora and not (fused and _is_saved(config, layer, name)) else 0
     if drops and not fused and saves_x:  # x with its zeros, of each module
         saves_x, more = False, more + module.in_features
@@ -332,7 +332,7 @@ def predict_memory(step: Step) -> Memory:
 def kept_activations(step: Step) -> dict[str, int]:
     """Bytes that the graph holds once the loss is computed, by operation."""
     kept = Counter[str]()
-    flows = step.is_full or bool(step.adapted(None))  # is anything trained so far, so that a gradient must flow to it?
+    flows = step.is_full  # is anything trained so far, so that a gradient must flow to it?
     for layer in range(step.config.num_hidden_layers):
         block, flows = _kept_by_block(step, layer, step.tokens, flows)
         kept += block
@@ -344,8 +344,8 @@ def recomputed_activations(step: Step) -> dict[str, int]:
     one that is trained on.
     """
     around, config = _kept_around(step), step.config
-    layers = [] if step.adapted(None) else range(config.num_hidden_layers)
-    blocks = config.num_hidden_layers - next((layer for layer in layers if step.adapted(layer)), 0)
+    layers = range(config.num_hidden_layers)
+    blocks = len(layers) - next((layer for layer in layers if step.adapted(layer)), len(layers))
     around["recomputed"] = around.pop("rope", 0) + FLOAT * blocks * step.tokens * config.hidden_size
     return dict(around)
 
@@ -390,10 +390,8 @@ def _kept_around(step: Step) -> Counter[str]:
         kept["rope"] = pairs * FLOAT * tokens // step.rows * config.head_dim
     elif step.is_full:
         kept["embedding"] += INTEGER * tokens // step.rows  # the positions
-    for name, update in step.adapted(None).items():
-        looked_up = tokens // step.rows if name == "wpe" else tokens  # positions, which all rows share, or ids
-        kept["embedding"] += INTEGER * looked_up
-        kept[update.operation] += FLOAT * (looked_up * (update.rank + update.more) + update.once)
+    for update in step.adapted(None).values():
+        kept[update.operation] += FLOAT * (tokens * (update.rank + update.more) + update.once)
     return kept
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,19 @@ def read_config(folder: Path) -> Any:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def load_folder(folder: Path, kind: str | None = None, kept: Collection[str] = ()) -> LanguageModel:
+def load_folder(folder: Path, kind: str | None = None) -> LanguageModel:
     """Load a Hugging Face model folder in float32, or with its matrices quantised to `kind`, such as "NF4".
-
-    kept: the types of matrices that stay as they are stored, mapped from the file: of "F32", "F16", "BF16". Those of 16
-        bits are frozen, and products widen them.
 
     One tensor is read after another. Raises ModelFileError that names the file and what is wrong with it.
     """
     config = read_config(folder)
     stored = stored_parameters(folder, config)
-    if kind is not None and not kept:
-        kept = ("F16", "BF16")  # until they are quantised, some rows at a time
 
     def weight(name: str) -> Array:
         tensor = stored[name]
-        if tensor.kind not in kept or len(tensor.shape) != 2:
-            return values_of(tensor)
-        return Packed(tensor.raw(mapped=True), tensor.kind) if stays_packed(tensor) else tensor.array(mapped=True)
+        if kind is not None and stays_packed(tensor):  # in 16 bits, until it is quantised, some rows at a time
+            return Packed(tensor.raw(), tensor.kind)
+        return values_of(tensor)
 
     try:
         check_claims(config, {name: tensor.shape for name, tensor in stored.items()})
@@ -93,11 +88,8 @@ def stored_parameters(folder: Path, config: Any) -> dict[str, StoredTensor]:
 
 
 def _same(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two matrices in the layout of their files hold the same values, compared some rows at a time."""
-    if (a.shape, a.kind) != (b.shape, b.kind):
-        return False
-    rows, others = a.raw(mapped=True), b.raw(mapped=True)
-    return all(np.array_equal(rows[i : i + 1024], others[i : i + 1024]) for i in range(0, len(rows), 1024))
+    """Whether two matrices hold the same values."""
+    return (a.shape, a.kind) == (b.shape, b.kind) and np.array_equal(a.raw(), b.raw())
 
 
 def save_folder(folder: str | Path, config: Any, state: Mapping[str, Array], tokenizer: Tokenizer) -> Path:

@@ -150,7 +150,7 @@ def save_gguf(
     Raises ModelFileError for a tokenizer that a GGUF file cannot express, ValueError for values too large for `kind`.
     """
     path = Path(path)
-    config, state = as_llama_cpp_has_it(config, state)
+    state = as_llama_cpp_has_it(config, state)
     family = FAMILIES[config.model_type]
     metadata, computed = config_to_gguf(config)
     if (length := metadata[f"{family.gguf}.context_length"]) < config.max_position_embeddings:

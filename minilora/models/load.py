@@ -22,7 +22,7 @@ from .repository import download, is_repository
 from .rounded import rounded_to
 from .tokenizer import Tokenizer, from_folder
 
-__all__ = ["TINY", "dtype_of", "kept_types", "load", "load_tokenizer", "locate", "sha256_of_base"]
+__all__ = ["TINY", "dtype_of", "load", "load_tokenizer", "locate", "sha256_of_base"]
 
 
 def locate(name: str | Path) -> Path:
@@ -69,8 +69,6 @@ def load(
     device: "cpu" or "cuda".
     dtype: of the matrices. Trainable parameters, and everything between matmuls, are always float32.
         "float32": all of them, trainable until an adapter freezes them.
-        "auto", for a folder: they stay in the type of its files, mapped from them, which must not be overwritten
-        meanwhile. Those in bfloat16 or float16 are frozen and take half of the memory; matmuls widen them to float32.
         "bfloat16": matmuls with frozen matrices are computed in bfloat16 (see engine/bfloat16.py). The matrices are
         rounded to it, or unpacked to it if they are quantised, and frozen. On a machine without bfloat16 matmuls are
         in float32, and a line in the log says so.
@@ -89,7 +87,7 @@ def load(
                     f"{name}: a Hugging Face folder holds no quantised matrices: leave --quantized "
                     "(quantized=True) out, or give it a kind, such as nf4"
                 )
-            model, tokenizer = load_folder(path, kind, kept_types(name, quantized, dtype)), from_folder(path)
+            model, tokenizer = load_folder(path, kind), from_folder(path)
         elif is_gguf(path):
             file = GGUF(path)
             model, tokenizer = file.load(quantized is True, kind), file.tokenizer()
@@ -128,23 +126,14 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     raise _unknown(name)
 
 
-def kept_types(name: str | Path, quantized: bool | str, dtype: str) -> tuple[str, ...]:
-    """The types of matrices that `load` keeps as a folder's files have them."""
-    if quantized or known_as(name) == "tiny":  # which is stored in float16 only to be a small file
-        return ()
-    return {"auto": ("F32", "F16", "BF16"), "bfloat16": ("BF16",)}.get(dtype, ())
-
-
 def dtype_of(options: Any) -> str:
-    """The `dtype` of `load` for the flags --bf16 and --dtype; weights that are trained are float32."""
-    if getattr(options, "method", "lora") == "full":
-        return "float32"
-    return "bfloat16" if options.bf16 else options.dtype
+    """The `dtype` of `load` for the flag --bf16."""
+    return "bfloat16" if options.bf16 else "float32"
 
 
 def _in_bfloat16(dtype: str, device: str) -> bool:
-    if dtype not in ("float32", "auto", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32', 'auto' or 'bfloat16', got {dtype!r}")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
     if dtype == "bfloat16" and device != "cpu":
         raise ValueError("dtype 'bfloat16' is for device 'cpu': leave out one of the two")
     if dtype == "bfloat16" and (reason := bfloat16.why_not()) is not None:

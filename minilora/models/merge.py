@@ -6,7 +6,7 @@ Both read the written file back and compare it. `save_model` writes a model that
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +181,9 @@ def merge(
     source = GGUF(place) if is_gguf(place) else None
     set_adapter(model, ADAPTER)
     merge_adapter(model)
-    before, (config, state), known = base_state(model), _whole(model), read_provenance(Path(adapter))
+    config, before, state, known = model.config, base_state(model), merged_state(model), read_provenance(Path(adapter))
     rounded_to, data = known.get("base", {}).get("rounded_to"), moved_data(known.get("data", {}), Path(adapter), out)
     changed = {name for name in state if name not in before or state[name] is not before[name]}
-    if "lm_head.weight" not in before:
-        changed.discard("lm_head.weight")  # of a tied base, the head is the unchanged embedding
     expected, unchanged = _logits(model), set(before) - changed
     del model, before  # the base, for which there may be no room next to the model that is written and read back
     release_memory()
@@ -226,7 +224,7 @@ def save_model(
             "an adapter is active that is not merged: call merge_adapter to write it into the weights, or "
             "set_adapter(model, None) to save the base alone"
         )
-    config, state = _whole(model)
+    config, state = model.config, merged_state(model) if is_merged(model) else base_state(model)
     if own := sorted(state.keys() - type(model).empty(config).state_dict().keys()):
         raise ValueError(
             f"{own[0]} is not a parameter of a {config.model_type} model, so no program would compute with it: put the "
@@ -313,12 +311,6 @@ def _refuse_existing(out: Path, format: str, overwrite: bool) -> None:
         raise ValueError(f"{out} exists: choose a new or empty folder{only}")
 
 
-def _whole(model: LanguageModel) -> tuple[Any, dict[str, Array]]:
-    """The config and the arrays of a model, merged if it is."""
-    state = merged_state(model) if is_merged(model) else base_state(model)
-    return replace(model.config, tie_word_embeddings="lm_head.weight" not in state), state
-
-
 def _write(
     out: Path,
     format: str,
@@ -347,7 +339,7 @@ def _read(out: Path) -> LanguageModel:
 
 def _fingerprints(format: str, config: Any, state: Mapping[str, Array]) -> dict[str, str]:
     """The fingerprint of each tensor of a model, as a file in this format has it."""
-    there = state if format == "hf" else as_llama_cpp_has_it(config, state)[1]
+    there = state if format == "hf" else as_llama_cpp_has_it(config, state)
     return {name: sha256_of({name: w}) for name, w in there.items()}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..files.disk import ModelFileError
 
 FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-         "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
+         "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
 
 
 def is_repository(name: str | Path) -> bool:

@@ -271,8 +271,8 @@ def check_tokenizer(tokenizer: Any) -> None:
 def from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    It is in `tokenizer.json`; special tokens and chat template are in `tokenizer_config.json`, in old folders special
-    tokens in `special_tokens_map.json`. Raises ModelFileError if it is missing or unusable.
+    It is in `tokenizer.json`; special tokens and chat template are in `tokenizer_config.json`. Raises ModelFileError if
+    it is missing or unusable.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -283,8 +283,7 @@ def from_folder(folder: Path) -> Tokenizer:
     with library_errors(f"{path}: unusable tokenizer"):
         core: Any = _core_class().from_file(str(path))
     settings_path = folder / "tokenizer_config.json"
-    files = [path for path in (folder / "special_tokens_map.json", settings_path) if path.is_file()]
-    settings = {key: value for path in files for key, value in read_json(path).items()}
+    settings = read_json(settings_path) if settings_path.is_file() else {}
     eos = _token_text(settings.get("eos_token"))
     if eos is None:
         known = [t for t in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>") if core.token_to_id(t) is not None]

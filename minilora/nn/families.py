@@ -81,8 +81,6 @@ def config_from_json(raw: Mapping[str, Any]) -> Any:
         raise ValueError(f"a field has a value of the wrong type: {error}") from error
     if not isinstance(tied := values["tie_word_embeddings"], bool):
         raise ValueError(f"tie_word_embeddings must be true or false, got {tied!r}")
-    if absent := [key for key in family.needed if key not in raw]:
-        raise ValueError(f"{absent[0]!r} is missing; minilora supports only {family.only[absent[0]][0]!r}")
     known = {each.json for each in family.fields} | _IGNORED | family.ignored
     _refuse({key: value for key, value in raw.items() if key not in known}, family.only, "field")
     return _made(family, values)
@@ -215,28 +213,16 @@ def config_to_gguf(config: Any) -> tuple[dict[str, Any], dict[str, Array]]:
     return metadata | {_ROPE_SCALING: [float(n) for n in vars(scaling).values()]}, {ROPE_DIVISORS: divisors}
 
 
-def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> tuple[Any, Mapping[str, Array]]:
-    """A config and arrays by name in the form that can be written to a GGUF file.
+def as_llama_cpp_has_it(config: Any, state: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Arrays by name in the form that can be written to a GGUF file.
 
-    They come back unchanged, except that Granite 4.0's one matrix of gate and up is divided, as in Granite 3.0, and
-    that Gemma's norms are rounded as if 1 had been added and subtracted. Raises ValueError for a config that no file of
-    its family can describe.
+    They come back unchanged, except that Gemma's norms are rounded as if 1 had been added and subtracted. Raises
+    ValueError for a config that no file of its family can describe.
     """
     if offset := _describing(config).norm_offset:
         norms = {name: (w + offset) - offset for name, w in state.items() if name.endswith("norm.weight")}
-        return config, {**state, **norms}
-    if not getattr(config, "shared_mlp", False):
-        return config, state
-    divided: dict[str, Array] = {}
-    for name, w in state.items():
-        stem, _, ending = name.rpartition(".")
-        if stem.endswith(".shared_mlp.input_linear"):
-            block = stem.removesuffix("shared_mlp.input_linear")
-            half = len(w) // 2
-            divided |= {f"{block}mlp.gate_proj.{ending}": w[:half], f"{block}mlp.up_proj.{ending}": w[half:]}
-        else:
-            divided[name.replace(".shared_mlp.output_linear.", ".mlp.down_proj.")] = w
-    return replace(config, model_type="granite", shared_mlp=False), divided  # type: ignore[call-arg]
+        return {**state, **norms}
+    return state
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------------
@@ -318,21 +304,9 @@ _AFTER = {
     "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
 }
 _QK_NORMS = {f"blk.{{}}.attn_{x}_norm": f"model.layers.{{}}.self_attn.{x}_norm" for x in "qk"}
-# Granite 4.0 has gate and up in one matrix; llama.cpp, which has two, has no name for it. A GGUF file of Granite 4.0
-# cannot be told from one of Granite 3.0: both say "granite", hold the same tensors and compute the same. It loads as
-# Granite 3.0, and an adapter for it has Granite 3.0's names.
-GATE_UP = "blk.{}.ffn_gate_up"
-_ONE_MLP = {
-    GATE_UP: "model.layers.{}.shared_mlp.input_linear",
-    "blk.{}.ffn_down": "model.layers.{}.shared_mlp.output_linear",
-}
 _SILU = {"hidden_act": ("silu",)}
 _NO_BIAS = {"attention_bias": (False,), "mlp_bias": (False,)}
 _NO_WINDOW = {"use_sliding_window": (False,), "layer_types": ("full_attention",)}
-_NO_MAMBA = ("mamba_chunk_size", "mamba_conv_bias", "mamba_d_conv", "mamba_d_head", "mamba_d_state", "mamba_expand",
-             "mamba_n_groups", "mamba_n_heads", "mamba_proj_bias", "time_step_limit")  # fmt: skip
-_NO_EXPERTS = ("init_method", "intermediate_size", "layers_block_type", "num_experts_per_tok", "output_router_logits",
-               "router_aux_loss_coef")  # fmt: skip
 _WINDOW_UNUSED = frozenset(("sliding_window", "max_window_layers"))  # what use_sliding_window would choose
 
 
@@ -374,24 +348,6 @@ _GRANITE = replace(
 )  # fmt: skip
 
 
-def _granite_hybrid_to_json(config: Config) -> dict[str, Any]:
-    layers = ["attention"] * config.num_hidden_layers
-    unused = {"num_experts_per_tok": 0, "mamba_n_heads": 1}  # Mamba is not used, but checked
-    return {"layer_types": layers, **unused, **_granite_to_json(config)}
-
-
-_GRANITE_HYBRID = replace(
-    _GRANITE, model_type="granitemoehybrid", class_name="GraniteMoeHybridForCausalLM", always={"shared_mlp": True},
-    tensors={name: own for name, own in _TENSORS.items() if ".mlp." not in own} | _ONE_MLP,
-    fields=_shape(Field("intermediate_size", "shared_intermediate_size", "feed_forward_length"), *_MULTIPLIERS),
-    only=_SILU | {"attention_bias": (False,), "num_local_experts": (0,), "position_embedding_type": ("rope",),
-                  "layer_types": ("attention", "full_attention"), "normalization_function": ("rmsnorm",)},
-    needed=("num_local_experts", "position_embedding_type", "layer_types"),
-    ignored=frozenset(_NO_MAMBA + _NO_EXPERTS),
-    to_json=_granite_hybrid_to_json,
-)  # fmt: skip
-
-
 def _smollm3_from_json(raw: dict[str, Any]) -> dict[str, Any]:
     """`no_rope_layers`, 0 for a layer without rotation, as `no_rope_layer_interval`."""
     raw = _rope_from_json(raw)
@@ -428,12 +384,6 @@ _SMOLLM3 = replace(
     assumed={"num_key_value_heads": 4},
     only=_SILU | _NO_BIAS | _NO_WINDOW, ignored=_WINDOW_UNUSED, from_json=_smollm3_from_json, to_json=_smollm3_to_json,
     to_gguf=_smollm3_to_gguf,
-)  # fmt: skip
-_OLMO2 = replace(
-    _LLAMA, model_type="olmo2", class_name="Olmo2ForCausalLM", gguf="olmo2", permuted=False,
-    always={"post_norm": True}, fields=_shape(_WIDTH, epsilon=1e-5), only=_SILU | {"attention_bias": (False,)},
-    tensors={name: own for name, own in _TENSORS.items() if not name.endswith((".attn_norm", ".ffn_norm"))}
-    | _QK_NORMS | _AFTER,
 )  # fmt: skip
 _GPT2 = Family(
     "gpt2", "GPT2LMHeadModel", "gpt2", GPT2, GPT2Config,
@@ -515,7 +465,7 @@ _GEMMA3 = Family(
     gguf_only={"attention.sliding_window_pattern": (6,)},
 )  # fmt: skip
 
-_ROWS = (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _GRANITE_HYBRID, _SMOLLM3, _OLMO2, _GPT2, _GEMMA3)
+_ROWS = (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GRANITE, _SMOLLM3, _GPT2, _GEMMA3)
 FAMILIES = {each.model_type: each for each in _ROWS}
 TABLES = {f"{each.tensors[x]}.weight" for each in _ROWS for x in ("token_embd", "position_embd", "output")
           if x in each.tensors}  # fmt: skip

@@ -51,7 +51,6 @@ class Family:
     always: of the config, that all models of this family have.
     only: keys of config.json that would change the result, with the values that minilora computes; a list may hold any.
     assumed: what transformers assumes where `config.json` lacks a key, and not where the key is null.
-    needed: of these keys, those that must be there, because transformers assumes another value where they are not.
     ignored: keys of config.json that do not change the result, besides those of all families.
     from_json: rewrites what config.json says in another form, as fields. to_json: the inverse, from a config.
     gguf_only: as `only`, for metadata.
@@ -74,7 +73,6 @@ class Family:
     always: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[str, tuple] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
-    needed: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
     from_json: Callable[[dict[str, Any]], dict[str, Any]] = dict
     to_json: Callable[[Any], dict[str, Any]] = lambda config: {}

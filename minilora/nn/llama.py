@@ -56,11 +56,9 @@ class Config:
     rope_scaling: RopeScaling | None = None  # Llama 3.1: slower rotations for longer texts
     attention_bias: bool = False  # Qwen2 (arXiv 2407.10671): a bias on q, k and v
     qk_norm: bool = False  # Qwen3 (arXiv 2505.09388): RMSNorm of every head's q and k, before the rotation
-    post_norm: bool = False  # OLMo 2 (arXiv 2501.00656): RMSNorm after attention and MLP, and of all of q and of k
     sliding_window: int | None = None  # Mistral 7B (arXiv 2310.06825): how many tokens a token sees, itself included
     no_rope_layer_interval: int = 0  # SmolLM3: such a layer rotates nothing (NoPE, arXiv 2501.18795); 0: all rotate
-    shared_mlp: bool = False  # Granite 4.0: gate and up are one matrix, under other names
-    embedding_multiplier: float = 1.0  # Granite 3.0 and 4.0: four factors, as in μP (arXiv 2203.03466)
+    embedding_multiplier: float = 1.0  # Granite 3: four factors, as in μP (arXiv 2203.03466)
     attention_multiplier: float = 0.0  # of q kᵀ; 0: 1 / √head_dim
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0  # logits are divided by it
@@ -76,8 +74,6 @@ class Config:
         check_positive(self, int, *(name for name, none in counts.items() if getattr(self, name) != none))
         check_positive(self, float, *(["attention_multiplier"] if self.attention_multiplier != 0 else []))
         check_heads(self)
-        if self.post_norm and (self.qk_norm or self.shared_mlp or self.residual_multiplier != 1):
-            raise ValueError("post_norm does not go with qk_norm, shared_mlp or residual_multiplier: leave these out")
 
     __repr__ = short_repr
 
@@ -104,17 +100,13 @@ class Attention(Module):
         self.o_proj = Linear(H * D, C, rng=rng)
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(D, config.rms_norm_eps), RMSNorm(D, config.rms_norm_eps)
-        elif config.post_norm:
-            self.q_norm, self.k_norm = (RMSNorm(n * D, config.rms_norm_eps) for n in (H, K))
 
     def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
         B, T, _ = x.shape
         config, D = self.config, self.config.head_dim
-        q, k = self.q_proj(x), self.k_proj(x)  # (B, T, H D), (B, T, K D)
-        if config.post_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.reshape(B, T, -1, D), k.reshape(B, T, -1, D)  # (B, T, H, D), (B, T, K, D)
+        q = self.q_proj(x).reshape(B, T, -1, D)  # (B, T, H, D)
+        k = self.k_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
         v = self.v_proj(x).reshape(B, T, -1, D)  # (B, T, K, D)
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -139,20 +131,6 @@ class MLP(Module):
         return self.down_proj(fused.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
-class SharedMLP(Module):
-    """The same, with gate and up in one matrix: the shared expert of Granite 4.0, in a model without other experts."""
-
-    def __init__(self, config: Config, rng: np.random.Generator | None = None):
-        C, self.width = config.hidden_size, config.intermediate_size
-        self.input_linear = Linear(C, 2 * self.width, rng=rng)
-        self.output_linear = Linear(self.width, C, rng=rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C)"""
-        both = self.input_linear(x)  # (B, T, 2 F)
-        return self.output_linear(fused.swiglu(both[..., : self.width], both[..., self.width :]))
-
-
 class Block(Module):
     """One layer: norm, attention, residual add; norm, MLP, residual add."""
 
@@ -161,30 +139,12 @@ class Block(Module):
         self.self_attn = Attention(config, rng)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.multiplier = config.residual_multiplier
-        if config.shared_mlp:
-            self.shared_mlp = SharedMLP(config, rng)
-        else:
-            self.mlp = MLP(config, rng)
+        self.mlp = MLP(config, rng)
 
     def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
-        mlp = self.shared_mlp if hasattr(self, "shared_mlp") else self.mlp
         x = x + scaled(self.self_attn(self.input_layernorm(x), context, layer), self.multiplier)
-        return x + scaled(mlp(self.post_attention_layernorm(x)), self.multiplier)
-
-
-class PostNormBlock(Block):
-    """One layer of OLMo 2: attention, norm, residual add; MLP, norm, residual add."""
-
-    def __init__(self, config: Config, rng: np.random.Generator | None = None):
-        super().__init__(config, rng)
-        self.post_feedforward_layernorm = self.input_layernorm
-        del self.input_layernorm
-
-    def forward(self, x: Tensor, context: Context, layer: int = 0) -> Tensor:
-        """x (B, T, C) -> (B, T, C)"""
-        x = x + self.post_attention_layernorm(self.self_attn(x, context, layer))
-        return x + self.post_feedforward_layernorm(self.mlp(x))
+        return x + scaled(self.mlp(self.post_attention_layernorm(x)), self.multiplier)
 
 
 class Decoder(Module):
@@ -194,8 +154,7 @@ class Decoder(Module):
         self.config = config
         self.recompute = False  # activation checkpointing: save only each block's input, see engine/recompute.py
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rng=rng)
-        block = PostNormBlock if config.post_norm else Block
-        self.layers = [block(config, rng) for _ in range(config.num_hidden_layers)]
+        self.layers = [Block(config, rng) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids: Array, cache: KVCache | None = None, packing: Packing | None = None) -> Tensor:
@@ -226,12 +185,3 @@ class Llama(LanguageModel):
     config: Config
     model: Decoder
     decoder_class = Decoder
-
-    @classmethod
-    def claims(cls, config: Config) -> dict[str, tuple[int, ...]]:
-        """The shapes of a few tensors, which show every size of the config: see `families.check_claims`."""
-        shapes = super().claims(config)
-        if config.shared_mlp:
-            F, C = shapes.pop("model.layers.0.mlp.gate_proj.weight")
-            shapes["model.layers.0.shared_mlp.input_linear.weight"] = 2 * F, C
-        return shapes

@@ -19,7 +19,6 @@ from ..nn.optim import SCHEDULES
 from ..options import (
     BASE,
     BF16,
-    FROZEN,
     PACKED,
     RECOMPUTE,
     check,
@@ -234,7 +233,6 @@ class Options(Training, Subject):
 
     quantized: bool | str = option(False, **PACKED, only={"method": "lora"}, **_MACHINE)
     bf16: bool = option(False, BF16, only={"method": "lora"}, **_MACHINE)
-    dtype: str = option("auto", **FROZEN, **_MACHINE)
     recompute: bool = option(False, RECOMPUTE, **_MACHINE)
     device: str = option("cpu", "where to compute", choices=("cpu", "cuda"), **_MACHINE)
 

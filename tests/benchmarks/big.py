@@ -2,7 +2,7 @@
 
     python tests/benchmarks/big.py write FOLDER          # both models in bfloat16: 3.7 GB
     python tests/benchmarks/big.py step FOLDER/qwen3     # one process for each way to train it, a line of a table each
-    python tests/benchmarks/big.py step FOLDER/llama3 --ways auto peft-bfloat16
+    python tests/benchmarks/big.py step FOLDER/llama3 --ways bf16 peft-bfloat16
 
 A step is that of LoRA on every linear layer with r=8, of one sequence of 256 tokens, all of which are scored. The
 memory is the peak of the process, from its start, and with it the loading.
@@ -38,8 +38,6 @@ SHAPES = {
 WAYS = {  # by name, from the settings to a function that takes a step
     "float32": lambda s: lora(s),
     "bf16": lambda s: lora(s, dtype="bfloat16"),
-    "auto": lambda s: lora(s, dtype="auto"),
-    "auto-recompute": lambda s: lora(s, dtype="auto", recompute=True),
     "nf4-recompute": lambda s: lora(s, quantized="nf4", recompute=True),
     "peft-float32": lambda s: torch_training(peft_model(s.base), s),
     "peft-bfloat16": lambda s: torch_training(peft_model(s.base, "bfloat16"), s),

@@ -6,7 +6,7 @@ something other than multiplications costs time. Memory is predicted from shapes
 (through tracemalloc), without Python itself.
 
 Many adapters on one base: memory and the time of a switch, as adapters are added. Predicted are the base, once, and
-r (m + n) parameters per matrix of each adapter. Mapped adapters stay in their file; the system caches what is used.
+r (m + n) parameters per matrix of each adapter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -234,12 +233,7 @@ def _lines(
 # -- many adapters -----------------------------------------------------------------------------------------------------
 
 COUNTS = {"tiny": (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), "smollm2": (1, 2, 4, 8, 16, 32)}
-NAMES = {  # and by how much they stand above the end of their line, in points, where two ends are close
-    ("tiny", False): ("tiny base, in memory", -10),
-    ("tiny", True): ("tiny base, mapped", 0),
-    ("smollm2", False): ("SmolLM2-135M, in memory", 7),
-    ("smollm2", True): ("SmolLM2-135M, mapped", -5),
-}
+NAMES = {"tiny": "tiny base", "smollm2": "SmolLM2-135M"}
 MARKERS = {"tiny": "o", "smollm2": "s"}
 CONFIG = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 SWITCHES = 51
@@ -255,17 +249,11 @@ class Many:
     seconds: float
 
 
-def measure_many(base: str, counts: Sequence[int], mapped: bool) -> list[Many]:
+def measure_many(base: str, counts: Sequence[int]) -> list[Many]:
     """Add as many adapters to a base as the counts say, one after the other: once for memory, once more for seconds,
     since counting bytes takes time.
-
-    mapped: they stay in their file.
     """
-    with (
-        TemporaryDirectory() as scratch,
-        _files(max(counts) if mapped else 0),
-        progress(f"many on {base}", 2 * len(counts), "count") as bar,
-    ):
+    with TemporaryDirectory() as scratch, progress(f"many on {base}", 2 * len(counts), "count") as bar:
         model, _ = load(base)  # what is imported at first use belongs to no base
         known = sha256_of(base_state(model))
         add_adapter(model, CONFIG, "first")
@@ -275,7 +263,7 @@ def measure_many(base: str, counts: Sequence[int], mapped: bool) -> list[Many]:
         def grown() -> Iterator[Llama]:
             model, _ = load(base)
             for i in range(max(counts)):
-                load_adapter(model, folder, f"adapter-{i}", base_sha256=known, mapped=mapped)
+                load_adapter(model, folder, f"adapter-{i}", base_sha256=known)
                 if i + 1 in counts:
                     gc.collect()
                     yield model
@@ -288,7 +276,7 @@ def measure_many(base: str, counts: Sequence[int], mapped: bool) -> list[Many]:
             held = [tracemalloc.get_traced_memory()[0] for _ in grown()]
         finally:
             tracemalloc.stop()
-    numbers = [parameters.frozen + (0 if mapped else count * parameters.trainable) for count in counts]
+    numbers = [parameters.frozen + count * parameters.trainable for count in counts]
     return [Many(*row) for row in zip(counts, held, (4 * n for n in numbers), seconds, strict=True)]
 
 
@@ -304,51 +292,23 @@ def _switch(model: Llama) -> float:
     return statistics.median(seconds)
 
 
-@contextmanager
-def _files(count: int) -> Iterator[None]:
-    """Room for so many open files more, where the system limits them: each mapped adapter keeps one open."""
-    try:
-        import resource
-    except ImportError:  # not on Windows, which has no such limit
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if resource.RLIM_INFINITY != before[1] < wanted:
-        wanted = before[1]
-    if before[0] != resource.RLIM_INFINITY and before[0] < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 def draw_many(folder: Path, counts: Mapping[str, Sequence[int]] = COUNTS) -> list[Path]:
     """Measure, and draw `growth-many.png` in `folder` and one for dark pages. counts: by base, how many adapters."""
-    series = {
-        (base, mapped): measure_many(base, each, mapped)
-        for base, each in counts.items()
-        if find(base) is not None
-        for mapped in (False, True)
-    }
+    series = {base: measure_many(base, each) for base, each in counts.items() if find(base) is not None}
     return save_themes(lambda: _drawn_many(series), folder / "growth-many.png")
 
 
-def _drawn_many(series: Mapping[tuple[str, bool], Sequence[Many]]) -> Any:
+def _drawn_many(series: Mapping[str, Sequence[Many]]) -> Any:
     figure, (left, right) = panels(2, width=10, height=4)
     most = max(each[-1].adapters for each in series.values())
-    for (base, mapped), found in series.items():
+    for base, found in series.items():
         x = [one.adapters for one in found]
-        fill = "none" if mapped else LORA
         for axes, y in ((left, [one.held_bytes / 1e6 for one in found]), (right, [1e3 * one.seconds for one in found])):
-            axes.plot(x, y, color=LORA, linewidth=0, marker=MARKERS[base], markerfacecolor=fill)
+            axes.plot(x, y, color=LORA, linewidth=0, marker=MARKERS[base])
         left.plot(x, [one.predicted_bytes / 1e6 for one in found], color=LORA, linewidth=1.2, linestyle="--")
         words = {"textcoords": "offset points", "va": "center", "color": ink(LORA)}
-        text, lift = NAMES[base, mapped]
-        left.annotate(text, (x[-1], found[-1].held_bytes / 1e6), (8, lift), **words)
-        if not mapped:
-            right.annotate(text.partition(",")[0], (x[-1], 1e3 * found[-1].seconds), (8, 0), **words)
+        left.annotate(NAMES[base], (x[-1], found[-1].held_bytes / 1e6), (8, 0), **words)
+        right.annotate(NAMES[base], (x[-1], 1e3 * found[-1].seconds), (8, 0), **words)
     left.set(title="Memory; dashed: predicted from shapes", ylabel="held (MB)", yscale="log")
     right.set(title="Switching from one adapter to another", ylabel="time of a switch (ms)")
     right.set_ylim(0, 1.3e3 * max(one.seconds for found in series.values() for one in found))

@@ -1,10 +1,8 @@
 """Generation on a dense and on a packed base: tokens per second, in turns.
 
     python tests/benchmarks/packed.py float32 packed nf4 --streams 1 8
-    python tests/benchmarks/packed.py float32 auto --base FOLDER/llama3    # the folder that big.py writes
 
-float32: the base in this type. auto: in that of its folder. packed: as its GGUF file stores it. Another word is a kind
-for `quantized`.
+float32: the base in this type. packed: as its GGUF file stores it. Another word is a kind for `quantized`.
 Processor time counts the seconds of every core, so it says what a core does even where other programs run; a clock says
 what is felt.
 """
@@ -18,7 +16,6 @@ import minilora as ml
 from minilora.engine.tensor import no_grad
 
 TOKENS, ROUNDS = 8, 5
-TYPES = ("float32", "auto")
 
 
 def tokens_per_second(model, streams):
@@ -40,10 +37,7 @@ def main():
     parser.add_argument("--base", default="smollm2")
     arguments = parser.parse_args()
     models = {
-        kind: ml.load(arguments.base, dtype=kind)[0]
-        if kind in TYPES
-        else ml.load(arguments.base, kind == "packed" or kind)[0]
-        for kind in arguments.kinds
+        kind: ml.load(arguments.base, {"float32": False, "packed": True}.get(kind, kind))[0] for kind in arguments.kinds
     }
     print("tokens per second                by the clock: median   best     of processor time: median   best")
     for streams in arguments.streams:

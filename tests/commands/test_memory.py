@@ -58,7 +58,7 @@ WAYS = [{}, *(pytest.param(how, marks=pytest.mark.long) for how in ({"recompute"
 
 
 @pytest.mark.parametrize("how", WAYS, ids=str)
-def test_the_memory_of_a_step_over_weights_in_16_bits_is_predicted_within_2_percent(how, tmp_path_factory):
+def test_the_memory_of_a_step_over_a_folder_is_predicted_within_2_percent(how, tmp_path_factory):
     layers = 4 if "quantized" in how else 2  # a small share is a smaller one of a larger model
     folder = tmp_path_factory.getbasetemp() / f"wide-{layers}"
     if not folder.exists():
@@ -69,8 +69,6 @@ def test_the_memory_of_a_step_over_weights_in_16_bits_is_predicted_within_2_perc
     told = predict_memory(step_of(job))
     assert told.total == pytest.approx(measured.total, rel=0.02)
     assert replace(told, scratch=0) == replace(measured, scratch=0)  # all else to the byte
-    dense = step_of(replace(job, quantized=False, dtype="float32"))
-    assert told.weights < 0.51 * predict_memory(dense).weights and not dense.unpacks
 
 
 def test_the_page_shows_every_owner_and_operation_and_the_error_of_the_prediction(result):

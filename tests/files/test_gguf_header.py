@@ -1,4 +1,4 @@
-"""The header of a GGUF file: split files are read whole, and every damaged one is refused in one line."""
+"""The header of a GGUF file: every damaged one is refused in one line."""
 
 import re
 
@@ -35,56 +35,13 @@ def refused(path, words):
 TWO = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([7, 8])}
 
 
-# -- split files -------------------------------------------------------------------------------------------------------
-
-
-def write_parts(folder, tensors, change=None):
-    """Each tensor in its own file, as llama.cpp's gguf-split names and describes them."""
-    count, paths = len(tensors), []
-    for i, (name, w) in enumerate(tensors.items()):
-        about = {"split.no": i, "split.count": count, "split.tensors.count": count}
-        about |= {"x.first": "yes"} if i == 0 else {}
-        path = folder / f"m-{i + 1:05}-of-{count:05}.gguf"
-        paths.append(write(path, {name: w}, about | (change or {}).get(i, {})))
-    return paths
-
-
-def test_all_parts_are_read_whichever_is_given(tmp_path):
-    tensors = TWO | {"c": np.ones((1, 5), np.float32)}
-    for path in write_parts(tmp_path, tensors):
-        header = read_header(path)
-        assert {key: field.value for key, field in header.fields.items()} == {
-            "general.architecture": "llama",
-            "x.first": "yes",
-        }
-        assert [tensor.name for tensor in header.tensors] == list(tensors)
-        for tensor in header.tensors:
-            np.testing.assert_array_equal(values_of(tensor), tensors[tensor.name])
-
-
-def test_a_missing_part_and_parts_that_do_not_belong_together_are_named(tmp_path):
-    first, second = write_parts(tmp_path, TWO)
-    second.rename(tmp_path / "elsewhere.gguf")
-    with pytest.raises(ModelFileError, match=r"m-00002-of-00002\.gguf: no such file: part 2 of 2 .* is missing"):
-        read_header(first)
-    refused(tmp_path / "elsewhere.gguf", r"one of 2 parts .* expected a name such as m-00001-of-00002\.gguf")
-    for change, words in (
-        ({1: {"split.no": 0}}, r"are \(0, 2\), expected \(1, 2\)"),
-        ({1: {"split.count": 3}}, r"are \(1, 3\), expected \(1, 2\)"),
-        ({0: {"split.tensors.count": 3}}, "3 tensors claimed, but its 2 parts hold 2"),
-        ({0: {"split.count": "two"}}, "split.count is 'two'"),
-        ({0: {"split.count": 2**31}}, "split.count is 2147483648"),
-    ):
-        write_parts(tmp_path, TWO, change)
-        with pytest.raises(ModelFileError, match=words) as caught:
-            read_header(first)
-        assert "\n" not in str(caught.value)
-    write(second, {"a": TWO["a"]}, {"split.no": 1, "split.count": 2, "split.tensors.count": 2})
-    write(first, {"a": TWO["a"]}, {"split.no": 0, "split.count": 2, "split.tensors.count": 2})
-    refused(first, "two tensors are called 'a'")
-
-
-# -- what is no such file ----------------------------------------------------------------------------------------------
+def test_a_part_of_a_split_model_is_refused_with_the_way_to_join_it(tmp_path):
+    for count, words in ((1, None), (2, "a part of a split model: join the parts"), ("two", "a part of a split model")):
+        path = write(tmp_path / "a.gguf", TWO, {"split.no": 0, "split.count": count})
+        if words is None:
+            assert len(read_header(path).tensors) == 2
+        else:
+            refused(path, words)
 
 
 def test_a_file_that_is_missing_or_another_is_refused_in_one_line(tmp_path):

@@ -11,7 +11,7 @@ from minilora.files.quant import Packed, quantize
 from minilora.files.tensors import check_fit, each_tensor, read_tensors, write_tensors
 
 
-def test_what_is_written_is_read_back_mapped_or_one_by_one_or_as_new_arrays(tmp_path, rng):
+def test_what_is_written_is_read_back_together_or_one_by_one(tmp_path, rng):
     path = tmp_path / "t.safetensors"
     tensors = {
         "a": rng.standard_normal((3, 4)),
@@ -20,12 +20,11 @@ def test_what_is_written_is_read_back_mapped_or_one_by_one_or_as_new_arrays(tmp_
         "e": np.array(2.5),
     }
     write_tensors(path, tensors)
-    for back in (read_tensors(path), read_tensors(path, mapped=True), dict(each_tensor(path))):
+    for back in (read_tensors(path), dict(each_tensor(path))):
         assert back.keys() == tensors.keys()
         for name, w in tensors.items():
             assert (back[name].dtype, back[name].shape) == (w.dtype, w.shape)
             np.testing.assert_array_equal(back[name], w)
-        back["a"][:] = 0  # which never reaches the file
     header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
     assert json.loads(header)["__metadata__"] == {"format": "pt"}  # what PEFT and transformers look for
 

@@ -43,8 +43,7 @@ def kinds(tiny_config, rng):
     settings = {
         "plain": {},
         "bias": {"bias": "lora_only", "target_modules": ["q_proj", "down_proj"]},
-        "words": {"target_modules": ["embed_tokens"]},
-        "dora": {"use_dora": True, "bias": "lora_only", "target_modules": ["embed_tokens", "q_proj", "up_proj"]},
+        "dora": {"use_dora": True, "bias": "lora_only", "target_modules": ["q_proj", "up_proj"]},
         "pissa": {"init_lora_weights": "pissa"},
     }
     for seed, name in enumerate(settings):

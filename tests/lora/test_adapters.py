@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smallmodels import EMBED, IDS, Net, as_float64, logits, losses_of, shaken
+from smallmodels import IDS, Net, as_float64, logits, losses_of, shaken
 from smallmodels import lora_config as config
 
 import minilora as ml
@@ -126,12 +126,21 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(tiny_conf
 # -- which modules -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("targets", [r".*", ["embed_tokens", "q_proj"]], ids=str)
+def test_targets_that_select_the_embedding_are_refused_in_one_line(tiny_model, targets):
+    line = "^model.embed_tokens is an embedding, which gets no adapter: leave it out of target_modules$"
+    with pytest.raises(ValueError, match=line):
+        add_adapter(tiny_model, config(target_modules=targets))
+    assert not tiny_model.adapters and not lora_modules(tiny_model)
+
+
 @pytest.mark.parametrize(
-    ("targets", "adapted"),
-    [("all-linear", False), (r".*", True), ([*EMBED, "q_proj"], True), (r".*(q_proj|lm_head)", False)],
+    "settings",
+    [{}, {"target_modules": r".*(q_proj|lm_head)"}, {"target_modules": r".*", "exclude_modules": ["embed_tokens"]}],
+    ids=str,
 )
-def test_which_targets_reach_the_embedding(tiny_model, targets, adapted):
-    assert ("model.embed_tokens" in add_adapter(tiny_model, config(target_modules=targets))) == adapted
+def test_targets_that_leave_out_the_embedding_are_not(tiny_model, settings):
+    assert "model.embed_tokens" not in add_adapter(tiny_model, config(**settings))
 
 
 def test_an_untied_head_can_be_adapted(tiny_config, rng):
@@ -288,7 +297,7 @@ def test_adapters_of_a_combination_are_trained_together_if_their_parameters_are_
 def test_every_addition_freezes_the_base_and_the_other_adapters(tiny_model):
     for name in NAMES:
         tiny_model.requires_grad_(True)
-        add_adapter(tiny_model, config(target_modules=[*QV, "embed_tokens"]), name)
+        add_adapter(tiny_model, config(target_modules=QV), name)
         assert [*tiny_model.trainable_parameters()] == [n for n in tiny_model.state_dict() if f".adapters.{name}." in n]
 
 
@@ -386,9 +395,6 @@ def test_a_switch_among_many_touches_two_adapters_at_most(tiny_model, monkeypatc
         (lambda m: add_adapter(m, config(target_modules=("q_proj", "lm_head")), "new"), "input embedding.*leave"),
         (lambda m: add_adapter(m, config(r=33), "new"), r"r=33 is too large for model.layers.0.self_attn.q_proj .* 32"),
         (lambda m: add_adapter(m, config(rank_pattern={"v_proj": 17}), "new"), "r=17 is too large for .*v_proj"),
-        (lambda m: add_adapter(m, config(target_modules=EMBED, r=33), "new"), r"r=33 .*embed_tokens \(32 x 64\)"),
-        (lambda m: add_adapter(m, config(target_modules=EMBED, init_lora_weights="pissa"), "new"), "leave model.embed"),
-        (lambda m: add_adapter(m, config(target_modules=EMBED, freeze_A=True), "new"), "A is zero and would stay so"),
         (lambda m: add_adapter(m, config(exclude_modules=".*"), "new"), "no module"),
         (lambda m: add_adapter(m, config(target_modules=["q_proj"]), "legal"), "already has an adapter called 'legal'"),
         (lambda m: add_adapter(m, config(), ""), "name"),
@@ -534,7 +540,7 @@ def test_a_pattern_that_matches_nothing_is_said(name, tiny_model, caplog):
 
 def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config, rng):
     model = Net(tiny_config, rng)
-    add_adapter(model, random(target_modules=[*QV, "embed_tokens"], bias="lora_only"), "one")
+    add_adapter(model, random(target_modules=QV, bias="lora_only"), "one")
     shaken(model, "one")  # the bias, too
     add_adapter(model, random(target_modules=QV), "other")
     others, base = sha256_of(adapter_state(model, "other")), sha256_of(base_state(model))

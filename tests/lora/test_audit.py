@@ -11,7 +11,7 @@ import minilora as ml
 import minilora.lora.audit as audit_module
 from minilora.lora.adapters import adapter_state, base_state, is_merged, lora_modules
 from minilora.lora.audit import AuditError, _Audit, audit
-from minilora.lora.layer import LoraLayer, LoraWeights
+from minilora.lora.layer import LoraLinear, LoraWeights
 from minilora.measure.ledger import peak
 from minilora.nn.module import sha256_of
 
@@ -88,13 +88,13 @@ def test_the_base_is_hashed_before_and_after_or_only_after_if_the_hash_before_is
 
 
 def test_a_base_that_a_check_changed_in_place_is_noticed_at_the_end(model, monkeypatch):
-    real = LoraLayer.unmerge
+    real = LoraLinear.unmerge
 
     def unmerge(self):
         real(self)
         self.weight.data.reshape(-1)[0] += 1
 
-    monkeypatch.setattr(LoraLayer, "unmerge", unmerge)
+    monkeypatch.setattr(LoraLinear, "unmerge", unmerge)
     with pytest.raises(AuditError, match="^base: the weights changed"):
         monkeypatch.setattr(_Audit, "CHECKS", ("merge",))
         ml.audit(model, "legal")
@@ -117,7 +117,7 @@ def test_a_merged_update_that_is_off_by_a_percent_is_noticed(model, monkeypatch)
 
 
 def test_a_second_merge_that_changes_a_single_row_is_noticed(model, monkeypatch):
-    real = LoraLayer.merge
+    real = LoraLinear.merge
 
     def merge(self):
         again = self.merged
@@ -125,7 +125,7 @@ def test_a_second_merge_that_changes_a_single_row_is_noticed(model, monkeypatch)
         if again:
             self.weight.data[0] += np.float32(1)
 
-    monkeypatch.setattr(LoraLayer, "merge", merge)
+    monkeypatch.setattr(LoraLinear, "merge", merge)
     with pytest.raises(AuditError, match="^merge: merging twice differs"):
         ml.audit(model, "legal")
 

@@ -95,7 +95,6 @@ KINDS = {
     "ranks and alphas by pattern": {"rank_pattern": {"q_proj": 1, "down_proj": 4}, "alpha_pattern": {"q_proj": 3}},
     "a selection": {"target_modules": "all-linear", "exclude_modules": ["up_proj"], "layers_to_transform": 1},
     "a pattern": {"target_modules": r".*\.(q|v)_proj"},
-    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "dropout": {"lora_dropout": 0.5},
     "a bias that no layer has": {"bias": "all"},
 }

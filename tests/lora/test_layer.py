@@ -1,22 +1,19 @@
 """One adapted layer: its formula, its gradients, how its weights start; and the embedding."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smallmodels import DTYPES, EMBED, as_float64, logits, one_layer, shaken, tolerance
+from smallmodels import DTYPES, one_layer, tolerance
 from smallmodels import lora_config as config
 
 from minilora.engine.gradcheck import gradcheck
-from minilora.lora.adapters import adapter_state, add_adapter, base_state, lora_modules, merge_adapter
 from minilora.lora.config import LoraConfig
-from minilora.lora.layer import LoraEmbedding, LoraLinear, new_weights
+from minilora.lora.layer import LoraLinear, new_weights
 from minilora.lora.variants import Dropout
-from minilora.nn.layers import Embedding, Linear
-from minilora.nn.llama import Llama
+from minilora.nn.layers import Linear
 
 # -- one layer ---------------------------------------------------------------------------------------------------------
 
@@ -103,43 +100,6 @@ def test_the_gradients_of_an_adapted_layer(rng, dora, pissa, drop, bias):
     if bias:
         parts["bias"] = layer.bias.data + 0.2
     assert_gradients(layer, share, layer.weight.data, parts, x=rng.standard_normal((2, 3, 6)))
-
-
-@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize("factor", [1.0, 0.7])
-def test_the_gradients_of_an_adapted_embedding(rng, dora, factor):
-    base = Embedding(7, 5)
-    base.weight.data = rng.standard_normal((7, 5))
-    layer = LoraEmbedding(base)
-    share = layer.adapters["a"] = new_weights("x", base, config(use_dora=dora, init_lora_weights=False), rng)
-    layer.active = {"a": factor}
-    parts = {"lora_embedding_A": share.lora_A.data, "lora_embedding_B": share.lora_B.data}
-    assert_gradients(layer, share, base.weight.data.T, parts, ids=np.array([[0, 3, 3], [6, 0, 1]]))
-
-
-# -- the embedding -----------------------------------------------------------------------------------------------------
-
-
-def test_the_embedding_gets_pefts_names_shapes_and_initial_values(tiny_model):
-    assert add_adapter(tiny_model, config(target_modules=EMBED)) == ["model.embed_tokens"]
-    state = adapter_state(tiny_model, "default")
-    a, b = (state[f"model.embed_tokens.lora_embedding_{part}"] for part in "AB")
-    assert len(state) == 2 and a.shape == (3, 64) and b.shape == (32, 3)
-    assert not a.any() and b.std() == pytest.approx(1, abs=0.2)
-
-
-def test_with_a_tied_head_only_the_lookup_changes(tiny_model):
-    model = as_float64(tiny_model)
-    base = model.head_weight.data.copy()
-    add_adapter(model, config(target_modules=EMBED))
-    shaken(model)
-    share = lora_modules(model)["model.embed_tokens"].adapters["default"]
-    untied = Llama(dataclasses.replace(model.config, tie_word_embeddings=False))
-    table = base + 2 * share.lora_A.data.T @ share.lora_B.data.T  # alpha / r = 6 / 3
-    untied.load_state_dict(base_state(model) | {"lm_head.weight": base, "model.embed_tokens.weight": table})
-    np.testing.assert_allclose(logits(model), logits(untied), rtol=1e-9, atol=1e-11)
-    merge_adapter(model)
-    assert model.head_weight.data.tobytes() == base.tobytes()
 
 
 # -- initialisation ----------------------------------------------------------------------------------------------------

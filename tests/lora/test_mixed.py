@@ -35,7 +35,7 @@ def test_an_adapter_of_which_no_row_has_anything_is_none(model, mix):
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_mixed_batch_of_another_number_of_rows_is_refused(model, kinds, rows):
-    for net, name in ((model, "legal"), (kinds, "words"), (kinds, "dora")):  # of which some adapt the embedding
+    for net, name in ((model, "legal"), (kinds, "dora")):
         with (
             ml.mixed_batch(net, [name] * rows),
             pytest.raises(ValueError, match=f"for {rows} rows, and the batch has 3"),
@@ -45,7 +45,7 @@ def test_a_mixed_batch_of_another_number_of_rows_is_refused(model, kinds, rows):
 
 def test_each_row_of_a_mixed_batch_of_every_kind_is_what_it_is_alone(kinds):
     names = [*MIX, None, MIX]
-    ids = np.arange(7 * 5).reshape(7, 5) * 11 % 64
+    ids = np.arange(len(names) * 5).reshape(len(names), 5) * 11 % 64
     alone = np.concatenate([chosen(kinds, name, ids[i : i + 1]) for i, name in enumerate(names)])
     ml.set_adapter(kinds, "dora")
     with ml.mixed_batch(kinds, names):

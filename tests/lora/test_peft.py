@@ -11,7 +11,6 @@ from smallmodels import IDS, as_float64, every_variant, logits, losses_of, shake
 
 from minilora.files.disk import ModelFileError
 from minilora.files.tensors import read_tensors
-from minilora.lora import peft
 from minilora.lora.adapters import adapter_state, lora_modules, remove_adapter, set_adapter
 from minilora.lora.combine import combine_adapters
 from minilora.lora.config import UNSUPPORTED
@@ -34,7 +33,6 @@ from minilora.nn.optim import AdamW
         {"rank_pattern": {"up_proj": 1}, "alpha_pattern": {"layers.0.*up_proj": 3}},
         {"use_rslora": True, "lora_alpha": 0.5, "use_dora": True},
         {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0.*"},
-        {"target_modules": ["embed_tokens"], "use_dora": True},
         {"freeze_A": True},
     ],
     ids=str,
@@ -192,8 +190,8 @@ def test_the_weights_file_has_pefts_names_shapes_and_metadata(base, tmp_path):
 
 
 def test_pefts_name_for_each_part():
-    for part, name in (("lora_B", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_A"),
-                       ("lora_magnitude_vector", "lora_magnitude_vector"), ("bias", "base_layer.bias")):  # fmt: skip
+    names = {"lora_B": "lora_B.weight", "bias": "base_layer.bias"}
+    for part, name in (names | {"lora_magnitude_vector": "lora_magnitude_vector"}).items():
         assert peft_name(f"model.layers.0.x.{part}") == f"base_model.model.model.layers.0.x.{name}"
 
 
@@ -221,7 +219,7 @@ def test_the_config_is_pefts_record(base, tmp_path):
     ids=str,
 )
 def test_target_modules_are_written_so_that_peft_selects_the_same(base, tmp_path, settings, written):
-    model = adapted(base(), name="other", target_modules=["embed_tokens"])
+    model = adapted(base(), name="other", target_modules=["o_proj"])
     record = record_of(save_adapter(adapted(model, **settings), tmp_path))
     assert record["target_modules"] == written and not isinstance(record["exclude_modules"], str)
 
@@ -246,15 +244,15 @@ def test_patterns_that_are_in_order_are_written_as_they_are(base, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
-def test_a_pattern_that_takes_for_ever_is_refused_in_time_and_others_are_not(field, base, tmp_path, monkeypatch):
+def test_a_pattern_that_may_take_for_ever_is_refused_and_others_are_not(field, base, tmp_path):
     folder, whole = save_adapter(adapted(base()), tmp_path), field.endswith("modules")
-    for pattern in (r".*(q|k|v|o|gate|up|down)_pr?o+j{1}", r"(\w?)\1([\w.]+)+!" if whole else r"([\w.]+)+!"):
+    endless = (r"([\w.]+)+!", r"(\w|\d)*!", r"(?:\w+){9,}!", ".*" * 251)
+    for pattern in (r".*(q|k|v|o|gate|up|down)_pr?o+j{1}", *endless):
         change = {"target_modules": ".*_proj", field: pattern if whole else {pattern: 4}}
         if field == "exclude_modules":
             change[field] += "_no"
-        if "!" in pattern:
-            monkeypatch.setattr(peft, "PATTERN_SECONDS", 0.5)  # Python starts in less
-            refused_with(base(), folder, change, "takes more than 0.5 s: write names of modules instead")
+        if pattern in endless:
+            refused_with(base(), folder, change, "is too long or repeats a group: write names of modules instead")
         else:
             rewrite(folder, change)
             load_adapter(base(), folder)
@@ -451,29 +449,6 @@ def test_an_entry_that_is_null_is_as_if_left_out(base, tmp_path):
     (folder / NOTES).write_text(json.dumps({part: dict.fromkeys(keys) for part, keys in _ENTRIES.items()}))
     assert read_provenance(folder) == {part: {} for part in _ENTRIES}
     load_adapter(base(), folder)
-
-
-# -- mapped files ------------------------------------------------------------------------------------------------------
-
-
-def test_a_mapped_adapter_computes_the_same_owns_no_arrays_and_never_writes_to_the_file(base, folder):
-    def owner(array):
-        while isinstance(array.base, np.ndarray):
-            array = array.base
-        return array
-
-    outputs = []
-    for mapped in (False, True):
-        model = base()
-        load_adapter(model, folder, mapped=mapped)
-        owners = {isinstance(owner(array), np.memmap) for array in adapter_state(model, "default").values()}
-        assert owners == {mapped}
-        outputs.append(logits(model))
-    assert np.array_equal(*outputs)
-    before, state = (folder / WEIGHTS).read_bytes(), {k: v.copy() for k, v in adapter_state(model, "default").items()}
-    trained(model, 1)
-    assert (folder / WEIGHTS).read_bytes() == before
-    assert all(not np.array_equal(v, state[k]) for k, v in adapter_state(model, "default").items())
 
 
 def test_a_file_of_peft_in_which_the_order_of_patterns_counts_is_named(base, folder, caplog):

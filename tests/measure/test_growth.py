@@ -54,9 +54,8 @@ def test_pictures_of_growth_can_be_read(name):
 
 @pytest.mark.long
 def test_many_adapters_on_one_base_hold_what_is_predicted():
-    one, four = growth.measure_many("tiny", (1, 4), mapped=False)
+    one, four = growth.measure_many("tiny", (1, 4))
     assert four.predicted_bytes > one.predicted_bytes and one.seconds > 0
     for found in (one, four):
         assert found.held_bytes == pytest.approx(found.predicted_bytes, rel=0.2)
-    series = {("tiny", mapped): [one, four] for mapped in (False, True)}
-    assert problems(growth._drawn_many(series)) == []
+    assert problems(growth._drawn_many({"tiny": [one, four]})) == []

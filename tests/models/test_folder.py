@@ -11,7 +11,6 @@ from modelfiles import (
     CONFIG,
     IDS,
     as_dtype,
-    file_behind,
     new_llama,
     new_tokenizer,
     write_folder,
@@ -19,12 +18,11 @@ from modelfiles import (
 )
 from smallmodels import logits
 
-from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.files.quant import quantize
 from minilora.files.tensors import write_tensors
 from minilora.measure.ledger import peak
-from minilora.models.folder import FILES, load_folder, read_config, save_folder, stored_parameters
+from minilora.models.folder import FILES, load_folder, read_config, save_folder
 from minilora.models.rounded import rounded_bytes
 from minilora.models.tokenizer import from_folder
 from minilora.nn.families import FAMILIES
@@ -260,38 +258,7 @@ def test_what_is_saved_says_what_transformers_reads_and_comes_back(tied, pad, bo
     assert (theirs.eos_id, theirs.pad_id, theirs.bos, theirs.template) == (2, pad, bos, CHATML)
 
 
-# -- in the type of the files ------------------------------------------------------------------------------------------
-
-ALL = ("F32", "F16", "BF16")
-
-
-@pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("dtype", ALL)
-def test_matrices_may_stay_as_they_are_stored_mapped_from_the_files(model, tmp_path, dtype, shards):
-    folder = write_folder(tmp_path / "m", model, dtype, shards=shards)
-    kept, plain = load_folder(folder, kept=ALL), load_folder(folder)
-    stored = stored_parameters(folder, CONFIG)
-    for name, w in kept.state_dict().items():
-        if w.ndim == 1:
-            assert type(w) is np.ndarray and w.dtype == np.float32
-            continue
-        assert is_packed(w) == (dtype != "F32") and w.nbytes == stored[name].nbytes
-        assert file_behind(w.raw if is_packed(w) else w) is not None
-        assert kept.trainable_parameters().keys().isdisjoint({name}) == is_packed(w)
-    assert sha256_of(kept.state_dict()) == sha256_of(plain.state_dict())
-    np.testing.assert_allclose(logits(kept, IDS), logits(plain, IDS), rtol=1e-5, atol=1e-6)
-    others = load_folder(folder, kept=[each for each in ALL if each != dtype])
-    assert not any(is_packed(w) for w in others.state_dict().values())
-
-
-def test_matrices_that_are_stored_transposed_may_stay_in_16_bits(tmp_path, rng):
-    gpt2 = GPT2(GPT2Config(48, 12, 2, 3, 20, 16), rng)
-    save_folder(tmp_path, gpt2.config, gpt2.state_dict(), new_tokenizer())
-    tensors = {name: w.astype(np.float16) for name, w in FAMILIES["gpt2"].to_hugging_face(gpt2.state_dict()).items()}
-    write_tensors(tmp_path / "model.safetensors", tensors)
-    kept, plain = load_folder(tmp_path, kept=ALL), load_folder(tmp_path)
-    assert sum(map(is_packed, kept.state_dict().values())) == 10
-    np.testing.assert_allclose(logits(kept, IDS % 48), logits(plain, IDS % 48), rtol=1e-5, atol=1e-6)
+# -- quantised on loading ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -309,15 +276,15 @@ def test_matrices_in_16_bits_are_quantised_as_if_they_had_been_widened_first(mod
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [pytest.param("F32", marks=pytest.mark.long), "BF16"])
 def test_no_more_than_one_tensor_is_in_memory_beyond_the_model(tmp_path, rng, dtype, monkeypatch):
-    """Of two files, in float32, quantised, and as they are stored. To quantise a tensor takes five times its size."""
+    """Of two files, in float32 and quantised. To quantise a tensor takes five times its size."""
     changes = dict(vocab_size=512, hidden_size=64, intermediate_size=768, num_hidden_layers=16, head_dim=16)
     model = Llama(dataclasses.replace(CONFIG, **changes), rng)
     folder = write_folder(tmp_path / "m", model, dtype, shards=2)
     for place in ("folder", "rounded"):  # zeros count, though they take no memory until written
         monkeypatch.setattr(f"minilora.models.{place}.empty_model", lambda config: model)
-    for how in ({}, {"kind": "Q8_0"}, {"kept": ALL}):
+    for how in ({}, {"kind": "Q8_0"}, {"kind": "BF16"}):
         load_folder(folder, **how)  # imports
         most = peak(partial(load_folder, folder, **how))
         arrays = model.state_dict().values()
-        own = sum(w.nbytes for w in arrays if not (how.get("kept") and w.ndim == 2))  # mapped, it takes none
+        own = sum(w.nbytes for w in arrays)
         assert most < own + 4 * 6 * max(w.size for w in arrays) + 200_000, how

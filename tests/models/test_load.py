@@ -11,24 +11,15 @@ import pytest
 from modelfiles import CONFIG, new_llama, new_tokenizer, write_folder, write_gguf
 from tokenizers import AddedToken
 
-from minilora.commands.shared import Loading
 from minilora.engine import bfloat16
-from minilora.engine.backend import is_packed
 from minilora.files.disk import ModelFileError
 from minilora.generate.answers import generate
-from minilora.lora.adapters import adapter_state, add_adapter, base_state
-from minilora.lora.config import LoraConfig
-from minilora.measure.memory import Job
 from minilora.models.folder import save_folder
-from minilora.models.load import dtype_of, kept_types, load, load_tokenizer, sha256_of_base
+from minilora.models.load import load, load_tokenizer, sha256_of_base
 from minilora.models.merge import save_model
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn.llama import Llama
 from minilora.nn.module import sha256_of
-from minilora.nn.optim import AdamW
-from minilora.nn.parts import Batch
-from minilora.nn.step import training_step
-from minilora.train.options import Options
 
 
 @pytest.fixture
@@ -107,7 +98,7 @@ def test_a_gguf_file_of_another_kind_is_refused_with_what_it_is(tmp_path, kind, 
     ("settings", "error", "words"),
     [
         ({"device": "tpu"}, ValueError, "'tpu'"),
-        ({"dtype": "float16"}, ValueError, "'float32', 'auto' or 'bfloat16', got 'float16'"),
+        ({"dtype": "float16"}, ValueError, "'float32' or 'bfloat16', got 'float16'"),
         ({"dtype": "bfloat16", "device": "cuda"}, ValueError, "leave out one of the two"),
         ({"quantized": "nf5"}, ValueError, "one of true, false, nf4, .*got 'nf5'"),
         ({"quantized": True}, ModelFileError, "no quantised matrices"),
@@ -118,41 +109,6 @@ def test_an_option_that_means_nothing_is_refused(places, settings, error, words)
     for path in places[1:]:
         with pytest.raises(error, match=words):
             load(path, **settings)
-
-
-def test_training_over_a_folder_in_bfloat16_is_the_same_in_half_the_memory(places, monkeypatch):
-    """A matrix may be of more rows than are widened at a time, and on more cores than one."""
-    for name in ("engine.fused.VOCAB_BLOCK", "files.quant.FEW"):
-        monkeypatch.setattr(f"minilora.{name}", 10)
-    model, _, folder = places
-    write_folder(folder, model, "BF16", shards=2)
-    ids, found = np.arange(40)[None] * 7, {}
-    for dtype in ("float32", "auto"):
-        base, _ = load(folder, dtype=dtype)
-        before = sha256_of(base.state_dict())
-        add_adapter(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
-        optimizer = AdamW(base.trainable_parameters(), lr=1e-2)
-        losses = [training_step(base, optimizer, Batch(ids, ids))[0] for _ in range(3)]
-        held = base_state(base)
-        assert sha256_of(held) == before
-        found[dtype] = (
-            losses,
-            sum(w.nbytes for w in held.values()),
-            [w.copy() for w in adapter_state(base, "default").values()],
-        )
-    np.testing.assert_allclose(found["auto"][0], found["float32"][0], rtol=1e-5)
-    assert found["auto"][1] < 0.52 * found["float32"][1]
-    for w, expected in zip(found["auto"][2], found["float32"][2], strict=True):
-        np.testing.assert_allclose(w, expected, rtol=1e-2, atol=1e-3)
-
-
-def test_what_stays_as_stored_is_for_folders_that_are_not_quantised_and_not_the_tiny_base(monkeypatch):
-    assert kept_types("m", False, "auto") == ("F32", "F16", "BF16") and kept_types("m", False, "bfloat16") == ("BF16",)
-    for name, quantized, dtype in (("m", False, "float32"), ("m", "nf4", "auto"), ("tiny", False, "auto")):
-        assert kept_types(name, quantized, dtype) == ()
-    assert not any(is_packed(w) for w in load("tiny", dtype="auto")[0].state_dict().values())
-    commands = [Options(), Options(bf16=True), Options(method="full"), Options(dtype="float32"), Loading(), Job()]
-    assert [dtype_of(each) for each in commands] == ["auto", "bfloat16", "float32", "float32", "float32", "auto"]
 
 
 @pytest.mark.parametrize("special", [True, False])

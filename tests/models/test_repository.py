@@ -47,7 +47,6 @@ def hub(tmp_path):
     folder = save_folder(tmp_path / "good", CONFIG, Llama(CONFIG).state_dict(), new_tokenizer())
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "special_tokens_map.json").write_text("{}")
     pickled = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
     models = {"org/good": {path.name: path.read_bytes() for path in folder.iterdir()}, "org/pickled": pickled}
 
@@ -63,7 +62,7 @@ def ask(endpoint, home, *names):
 def test_safetensors_and_texts_alone_are_downloaded_and_the_revision_is_recorded(hub, tmp_path):
     found = ask(hub, tmp_path, "org/good", "org/pickled", "org/gated", "org/absent", "org/good@v9")
     revision, files = found["org/good"]
-    texts = ["chat_template.jinja", "config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    texts = ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer_config.json"]
     assert revision == SHA and files == sorted([*texts, "model.safetensors"])
     assert (found["record"]["name"], found["record"]["revision"]) == ("org/good", SHA)
     assert found["again"] == ["one", f"org/good@{SHA}"] and found["main"] == "org/good@main"

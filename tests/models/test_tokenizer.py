@@ -353,11 +353,7 @@ def test_special_tokens_are_read_in_both_spellings_or_guessed(folder, tmp_path):
     for pad in ("<|endoftext|>", {"content": "<|endoftext|>"}):
         write_settings(folder, eos_token="<|im_end|>", pad_token=pad)
         assert from_folder(folder).pad_id == 0
-    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<|im_start|>"}')
-    assert (from_folder(folder).eos, from_folder(folder).bos) == ("<|im_end|>", "<|im_start|>")
     (folder / "tokenizer_config.json").unlink()
-    assert (from_folder(folder).eos, from_folder(folder).bos) == ("<|endoftext|>", "<|im_start|>")
-    (folder / "special_tokens_map.json").unlink()
     assert from_folder(folder).eos == "<|im_end|>"
     for eos in ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>"):
         Core(models.WordLevel({eos: 0, "hello": 1, "?": 2}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from peftfiles import adapted
-from smallmodels import IDS, IN_A_LAYER, MLP, SWITCHES, in_float64, logits
+from smallmodels import IDS, IN_A_LAYER, SWITCHES, in_float64, logits
 
 from minilora.engine.backend import dense, is_packed
 from minilora.lora.adapters import merge_adapter
@@ -41,8 +41,7 @@ def test_every_tensor_has_llama_cpps_name_there_and_its_own_again_here(family):
     for own in family.tensors.values():
         name = f"{own.format(12)}.weight"
         assert family.hugging_face_name(family.llama_cpp_name(name)) == name
-        if "shared_mlp" not in name:  # llama.cpp's converter splits Granite's
-            assert family.llama_cpp_name(name) == theirs.get_name(name, (".weight",))
+        assert family.llama_cpp_name(name) == theirs.get_name(name, (".weight",))
 
 
 def test_an_unknown_name_stays_as_it_is_and_is_never_written():
@@ -76,12 +75,8 @@ def test_every_llama_has_a_row():
 
 @every_switch
 def test_a_block_has_the_parameters_that_transformers_has(family):
-    more = {"qwen2": {f"self_attn.{x}_proj.bias" for x in "qkv"}, "qwen3": {f"self_attn.{x}_norm.weight" for x in "qk"},
-            "olmo2": {"post_feedforward_layernorm.weight"} | {f"self_attn.{x}_norm.weight" for x in "qk"},
-            "granitemoehybrid": {"shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"}}  # fmt: skip
+    more = {"qwen2": {f"self_attn.{x}_proj.bias" for x in "qkv"}, "qwen3": {f"self_attn.{x}_norm.weight" for x in "qk"}}
     names = {f"{name}.weight" for name in IN_A_LAYER} | more.get(family, set())
-    names -= {f"mlp.{name}.weight" for name in MLP} if family == "granitemoehybrid" else set()
-    names -= {"input_layernorm.weight"} if family == "olmo2" else set()
     assert {name for name, _ in made(family).model.layers[1].named_parameters()} == names
 
 
@@ -137,8 +132,6 @@ def test_a_quantised_base_computes_with_its_rounded_matrices_and_its_own_biases(
 def test_a_config_comes_back_from_both_formats(family):
     config = made(family, **({"no_rope_layer_interval": 4} if family == "smollm3" else {})).config
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
-    if family == "granitemoehybrid":
-        config, _ = as_llama_cpp_has_it(config, {})
     metadata, tensors = config_to_gguf(config)
     shapes = {"token_embd.weight": (64, 32)}
     again = config_from_gguf(metadata, shapes, tensors.get(ROPE_DIVISORS))
@@ -212,7 +205,7 @@ def test_llama_3s_files_from_elsewhere_say_only_the_divisors():
 def test_rotary_pairs_are_adjacent_where_llama_cpp_rotates_neighbours():
     """Its llama_model_rope_type: NORM for these, NEOX (halves) for Qwen2 and Qwen3."""
     permuted = {name for name in SWITCHES if FAMILIES[name].permuted}
-    assert permuted == {"llama", "mistral", "granite", "granitemoehybrid", "smollm3"}
+    assert permuted == {"llama", "mistral", "granite", "smollm3"}
 
 
 def test_smollm3_rotates_in_its_first_layer():
@@ -225,11 +218,10 @@ def test_smollm3_with_another_interval_is_no_gguf_file():
         config_to_gguf(made("smollm3").config)
 
 
-GRANITE = config_to_json(replace(PLAIN, model_type="granitemoehybrid", shared_mlp=True))
 NO_SCALING = {"rope_type": "llama3", "factor": 0, "low_freq_factor": 1, "high_freq_factor": 4,
               "original_max_position_embeddings": 8}  # fmt: skip
 REFUSED = [
-    ({"model_type": "falcon"}, "'falcon', minilora reads gemma3_text, gpt2, granite, granitemoehybrid, "),
+    ({"model_type": "falcon"}, "'falcon', minilora reads gemma3_text, gpt2, granite, llama, "),
     ({"model_type": "gpt_neox"}, "minilora reads"),
     ({"rope_scaling": NO_SCALING}, "factor must be a positive number, got 0"),
     ({"quantization_config": {"quant_method": "gptq"}}, "give such a file, or the original model, with --quantized"),
@@ -243,9 +235,8 @@ REFUSED = [
     ({"model_type": "smollm3", "no_rope_layers": [1, 0, 0, 1]}, "no_rope_layers"),
     ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier must be a positive number"),
     ({"model_type": "granite", "attention_multiplier": "x"}, "attention_multiplier"),
-    (GRANITE | {"layer_types": ["attention", "mamba"]}, "layer_types"),
-    (GRANITE | {"num_local_experts": 8}, "num_local_experts"),
-    (GRANITE | {"position_embedding_type": "nope"}, "position_embedding_type"),
+    ({"model_type": "granitemoehybrid"}, "minilora reads"),
+    ({"model_type": "olmo2"}, "minilora reads"),
 ]
 
 
@@ -265,13 +256,6 @@ def test_a_multiplier_that_granite_does_not_give_is_one_as_in_transformers():
     assert all(getattr(config, name) == 1 for name in SWITCHES["granite"])
 
 
-@pytest.mark.parametrize("missing", ["position_embedding_type", "num_local_experts", "layer_types"])
-def test_a_granite_whose_defaults_would_be_another_model_is_refused(missing):
-    """transformers' defaults for these are Mamba layers, eight experts, and no rotation."""
-    with pytest.raises(ValueError, match=missing):
-        config_from_json({key: value for key, value in GRANITE.items() if key != missing})
-
-
 PUBLISHED = {  # what the hub's config.json files hold besides shapes
     "llama": {"_name_or_path": "x", "attention_dropout": 0.0, "is_llama_config": True, "pretraining_tp": 1,
               "rope_interleaved": False, "rope_scaling": None, "transformers.js_config": {}, "use_cache": True,
@@ -281,8 +265,6 @@ PUBLISHED = {  # what the hub's config.json files hold besides shapes
     "qwen3": {"max_window_layers": 28, "sliding_window": None, "rope_scaling": None, "attention_bias": False},
     "mistral": {"sliding_window": 4096, "transformers_version": "4.34.0.dev0"},
     "granite": {"attention_dropout": 0.1, "mlp_bias": False, "rope_scaling": None},
-    "granitemoehybrid": {"init_method": "mup", "mamba_n_heads": 48, "mamba_d_head": 64, "num_experts_per_tok": 0,
-                         "router_aux_loss_coef": 0.01, "normalization_function": "rmsnorm"},
     "smollm3": {"max_window_layers": 28, "no_rope_layers": [1, 1, 1, 0, 1], "pretraining_tp": 2},
     "gpt2": {"_num_labels": 1, "gradient_checkpointing": False, "id2label": {"0": "LABEL_0"}, "n_special": 0,
              "label2id": {"LABEL_0": 0}, "output_past": True, "predict_special_tokens": True},
@@ -347,7 +329,7 @@ def test_gemmas_norms_are_stored_with_one_added_and_come_back():
     np.testing.assert_array_equal(family.from_llama_cpp("model.layers.0.self_attn.q_norm.weight", stored, config), w)
     assert family.to_llama_cpp("model.layers.0.self_attn.q_proj.weight", w, config) is w
     fine = {"model.norm.weight": np.array([1e-9, 0.3], np.float32)}  # 1 + 1e-9 is 1 in float32
-    rounded = as_llama_cpp_has_it(config, fine)[1]["model.norm.weight"]
+    rounded = as_llama_cpp_has_it(config, fine)["model.norm.weight"]
     np.testing.assert_array_equal(rounded, [0, np.float32(1.3) - np.float32(1)])
 
 
@@ -383,9 +365,8 @@ def test_the_forms_of_gemmas_config_say_the_same():
 
 
 def test_a_scale_that_follows_from_the_width_of_heads_is_stored_as_transformers_reads_it():
-    for family in ("granite", "granitemoehybrid"):  # 0 would be 0 there
-        stored = config_to_json(replace(PLAIN, model_type=family, head_dim=16, **FAMILIES[family].always))
-        assert stored["attention_multiplier"] == 0.25
+    granite = config_to_json(replace(PLAIN, model_type="granite", head_dim=16))
+    assert granite["attention_multiplier"] == 0.25  # 0 would be 0 there
     gemma = config_from_json(GEMMA | {"num_hidden_layers": 6, "head_dim": 10, "query_pre_attn_scalar": 10})
     from_gguf = config_from_gguf(config_to_gguf(gemma)[0], {"token_embd.weight": (11, 6)})
     for config in (config_from_json(GEMMA), from_gguf):  # a float is refused there

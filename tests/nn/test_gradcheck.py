@@ -78,9 +78,7 @@ def test_the_named_element_is_wrong_by_as_much():
     assert float(got) != pytest.approx(float(expected), rel=1e-3) and name in dict(model.named_parameters())
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"init_lora_weights": "pissa", "lora_dropout": 0.5}, {"target_modules": ["embed_tokens"]}]
-)
+@pytest.mark.parametrize("settings", [{}, {"init_lora_weights": "pissa", "lora_dropout": 0.5}])
 def test_of_an_adapter_that_is_right_nothing_is_said_and_nothing_changes(settings):
     model = new_model(SMALL)
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, **{"target_modules": "all-linear", **settings}), seed=0)

@@ -11,7 +11,7 @@ from smallmodels import SMALL, SWITCHES, in_float64
 
 from minilora.engine.attention import Packing
 from minilora.engine.tensor import Tensor, no_grad
-from minilora.lora.adapters import add_adapter, base_state, merge_adapter, merged_state, unmerge_adapter
+from minilora.lora.adapters import add_adapter, merge_adapter, merged_state, unmerge_adapter
 from minilora.lora.config import LoraConfig
 from minilora.lora.peft import save_adapter
 from minilora.measure.counts import count_parameters
@@ -155,17 +155,6 @@ def test_an_adapter_on_all_linear_layers_starts_as_the_base_and_merges_into_it(n
     np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
     assert merged_state(model).keys() == new().state_dict().keys()
     unmerge_adapter(model)
-    np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
-
-
-def test_an_adapter_on_learned_positions_changes_no_head(ids):
-    model = in_float64(GPT2(GPT2Config(V, 6, 1, 2, max_position_embeddings=16)))
-    add_adapter(model, LoraConfig(r=2, lora_alpha=4, target_modules=["wpe", "c_fc"], init_lora_weights=False))
-    apart = model(ids).data
-    merge_adapter(model)
-    state = merged_state(model)
-    assert "lm_head.weight" not in state
-    assert np.abs(state["transformer.wpe.weight"] - base_state(model)["transformer.wpe.weight"]).max() > 0.1
     np.testing.assert_allclose(model(ids).data, apart, rtol=1e-9, atol=1e-9)
 
 

@@ -167,12 +167,6 @@ def test_a_model_prints_as_a_tree_that_shows_shapes_and_adapters():
     assert all(f"(layers.{i}): Block(" in tree for i in range(3))  # the second differs from its neighbours
 
 
-@pytest.mark.parametrize("also", [{"qk_norm": True}, {"shared_mlp": True}, {"residual_multiplier": 0.5}], ids=str)
-def test_the_block_of_olmo_2_has_no_switch_of_other_families(also):
-    with pytest.raises(ValueError, match="post_norm does not go with"):
-        replace(SMALL, post_norm=True, **also)
-
-
 def test_a_config_that_contradicts_the_tensors_of_its_file_is_refused():
     shapes = {name: w.shape for name, w in Llama(SMALL).state_dict().items()}
     check_claims(SMALL, shapes)

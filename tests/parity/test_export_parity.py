@@ -24,7 +24,6 @@ SETTINGS = {
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
     "DoRA": {"use_dora": True, "target_modules": ["q_proj", "down_proj"]},
     "PiSSA": {"init_lora_weights": "pissa", "target_modules": ["q_proj", "up_proj"]},
-    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
 }
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 

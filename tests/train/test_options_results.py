@@ -156,15 +156,6 @@ def test_the_saved_adapter_and_validation_have_the_adapter_scale_of_strength(hom
     assert metrics["options"]["strength"] == 0.5
 
 
-def test_lora_plus_without_a_b_to_speed_up_is_refused_before_anything_is_measured(home, tmp_path, monkeypatch):
-    first = run(home, tmp_path / "first", target_modules=["embed_tokens"])
-    monkeypatch.setattr("minilora.train.job.evaluate", None)
-    for change in ({"target_modules": ["embed_tokens"]}, {"adapter": str(first), "r": 8}):
-        with pytest.raises(ValueError, match="LoRA.+ needs a trainable lora_B"):
-            run(home, tmp_path / "run", lora_plus=4.0, **change)
-    assert not list(tmp_path.glob("run*"))
-
-
 def test_an_adapter_that_cannot_be_scaled_is_refused_before_it_is_trained(home, tmp_path, monkeypatch):
     run(home, tmp_path / "first", steps=1, use_dora=True)
     monkeypatch.setattr(Trainer, "run", None)  # nothing is trained

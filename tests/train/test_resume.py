@@ -70,7 +70,7 @@ WAYS = {  # base, data and adapter are names in the folder `others`
     "patience": dict(patience=2, eval_every=1, steps=12, lora_dropout=0.1),
     "best is not last, and is scaled, in bfloat16, where the machine can": dict(strength=0.5, eval_every=1, bf16=True),
     "A frozen, the last is kept": dict(freeze_A=True, lora_plus=8.0, eval_every=1, keep="last"),
-    "embedding, epochs": dict(target_modules=["embed_tokens", "q_proj"], use_rslora=True, steps=None, epochs=3.5,
+    "two kinds of matrices, epochs": dict(target_modules=["q_proj", "up_proj"], use_rslora=True, steps=None, epochs=3.5,
                               batch_size=3, save_every=4),
     "full, best is not last": dict(method="full", lr=1e-2, eval_every=1),
     "full, GPT-2": dict(base="gpt2", method="full", lr=1e-2, eval_every=1, weight_decay=0.1),
