@@ -87,7 +87,7 @@ def random_samples(rng, sizes=(12, 9, 15, 10, 8, 14), vocabulary=64):
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
-MIX = {"plain": 0.5, "bias": 0.5, "dora": 0.7, "pissa": -0.3}  # of the adapters of the fixture `kinds`
+MIX = {"plain": 0.5, "some": 0.5, "dora": 0.7, "pissa": -0.3}  # of the adapters of the fixture `kinds`
 
 
 def chosen(model, which, ids=IDS):

@@ -287,8 +287,8 @@ def test_a_flag_that_means_nothing_beside_other_values_is_refused(parser):
 OTHERS = [  # settings then, now, what is said of them
     (dict(lr=0.002), dict(lr=0.1), "lr 0.002, now 0.1"),
     (dict(steps=6, seed=0), dict(steps=None, seed=5), "steps 6, now none; seed 0, now 5"),
-    (dict(r=8), dict(r=8, bias="all"), "bias none, now all"),
-    (dict(r=8, bias="all"), dict(r=8), "bias all, now none"),
+    (dict(r=8), dict(r=8, method="full"), "method none, now full"),
+    (dict(r=8, method="full"), dict(r=8), "method full, now none"),
     (dict(base=dict(tiny="a" * 64, x=1)), dict(base=dict(tiny="b" * 64, x=1)), f"base.tiny {'a' * 16}, now {'b' * 16}"),
     (dict(targets=["q"]), dict(targets=("q", "v")), 'targets ["q"], now ["q", "v"]'),
     (dict(quantized=False), dict(quantized=True), "quantized false, now true"),

@@ -92,7 +92,6 @@ def plan_adapter(
                 f"{path} is a {kind.__name__} with its own forward, which an adapter would replace: derive the "
                 "class from minilora.Module, with a Linear layer as an attribute, or name it in exclude_modules"
             )
-    _refuse_other_biases(config, modules, targets)
     for pattern in config.unused_patterns(targets, list(modules)):
         log.warning("%s matches no module that gets an adapter, and changes nothing", pattern)
     try:
@@ -164,8 +163,7 @@ def _is_trainable(modules: Sequence[LoraLinear], name: str) -> bool:
 
 
 def scale_adapter(model: Module, name: str, factor: float) -> None:
-    """Multiply an adapter's update by `factor`, in its own weights: B becomes factor · B, and a trained bias moves
-    towards the base's. The base does not change.
+    """Multiply an adapter's update by `factor`, in its own weights: B becomes factor · B. The base does not change.
 
     A factor below 1 interpolates between base and adapter: the model loses little of what it learned and forgets much
     less (Wortsman et al. 2022, arXiv 2109.01903, for whole models). Raises ValueError, before anything is changed, for
@@ -181,12 +179,8 @@ def scale_adapter(model: Module, name: str, factor: float) -> None:
             f"adapter {name!r} has DoRA or PiSSA, and only a plain LoRA can be scaled: leave out strength, or use "
             f"set_adapter(model, {{{name!r}: {factor:g}}})"
         )
-    modules = lora_modules(model)
-    for path, weights in {id(weights): (path, weights) for path, weights in own.items()}.values():  # each once
+    for weights in {id(weights): weights for weights in own.values()}.values():  # each once
         weights.lora_B.data *= factor
-        bias, base = weights.bias, modules[path].bias
-        if bias is not None and base is not None:
-            bias.data += (bias.data - base.data) * (factor - 1)
 
 
 def activate(model: Module, factors: Mapping[str, Factor], modules: Iterable[LoraLinear] | None = None) -> None:
@@ -348,9 +342,9 @@ def factors_for(program: str, model: Module, name: str) -> dict[str, tuple[np.nd
     """
     pairs = {}
     for path, weights in adapter_weights(model, name).items():
-        for what, held in (("DoRA's magnitudes", weights.lora_magnitude_vector), ("a trained bias", weights.bias)):
-            if held is not None:
-                raise ValueError(f"{path}: {program}'s adapter files cannot hold {what}: merge the adapter instead")
+        if weights.lora_magnitude_vector is not None:
+            what = "DoRA's magnitudes"
+            raise ValueError(f"{path}: {program}'s adapter files cannot hold {what}: merge the adapter instead")
         a, b = weights.factors()
         pairs[path] = to_numpy(a), to_numpy(b)
     return pairs
@@ -372,9 +366,8 @@ def base_state(model: Module) -> dict[str, Array]:
     """The base model's own arrays by name, without those of adapters. Quantised ones stay quantised."""
     state = _without_adapters(model)
     for path, module in lora_modules(model).items():
-        for key, own in ((f"{path}.weight", module.unmerged), (f"{path}.bias", module.unmerged_bias)):
-            if own is not None and key in state:  # a module with two names has its arrays under the first
-                state[key] = own
+        if module.unmerged is not None and f"{path}.weight" in state:  # one with two names has it under the first
+            state[f"{path}.weight"] = module.unmerged
     return state
 
 
@@ -467,14 +460,4 @@ def _refuse_tied_head(config: LoraConfig, linear: Mapping[str, Linear]) -> None:
         raise ValueError(
             "lm_head shares its matrix with the input embedding in this model and cannot be adapted alone: leave "
             "'lm_head' out of target_modules"
-        )
-
-
-def _refuse_other_biases(config: LoraConfig, modules: Mapping[str, Module], targets: Iterable[str]) -> None:
-    """An adapter trains a copy of a bias, so that the base never changes, and only adapted modules can hold one."""
-    others = [path for path, own in modules.items() if getattr(own, "bias", None) is not None and path not in targets]
-    if config.bias == "all" and others:
-        add = "add it to target_modules, or " if isinstance(modules[others[0]], Linear) else ""
-        raise ValueError(
-            f"bias='all' would train the bias of {others[0]}, which gets no adapter: {add}use bias='lora_only'"
         )

@@ -152,7 +152,7 @@ class _Audit:
         for path, own in self.weights.items():
             module = self.modules[path]
             expected += own.rank * (module.in_features + module.out_features)
-            more += sum(vector.size for vector in (own.lora_magnitude_vector, own.bias) if vector is not None)
+            more += 0 if own.lora_magnitude_vector is None else own.lora_magnitude_vector.size
         if got != expected + more:
             raise AuditError(
                 f"count: the adapter has {got:,} parameters, but r (m + n) summed over its modules is {expected:,}"
@@ -302,5 +302,3 @@ class _Audit:
             own.lora_B.data = array_module(own.lora_B.data).zeros_like(own.lora_B.data)
         if own.lora_magnitude_vector is not None:
             own.lora_magnitude_vector.data = own.norms(dense(module.weight.data))
-        if own.bias is not None and module.bias is not None:
-            own.bias.data = module.bias.data

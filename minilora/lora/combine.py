@@ -89,7 +89,7 @@ def combine_adapters(
         if not own:
             continue
         if odd := [n for n in names if n in module.adapters and not module.adapters[n].is_plain]:
-            raise ValueError(f"adapter {odd[0]!r} has DoRA, PiSSA or a bias, and only plain LoRAs can be combined")
+            raise ValueError(f"adapter {odd[0]!r} has DoRA or PiSSA, and only plain LoRAs can be combined")
         if method == "linear" and (len(own) < len(names) or len({one.rank for one, _ in own}) > 1):
             raise ValueError(f"method 'linear' needs all adapters with equal rank on {path}: use 'cat' or 'svd'")
         weighted = [(one, one.scale * float(w)) for one, w in own]  # NumPy's would turn float32 into float64

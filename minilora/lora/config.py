@@ -29,6 +29,7 @@ RECORDED = {
 UNSUPPORTED = {
     "alora_invocation_tokens": "activated LoRA, which works only after certain tokens",
     "arrow_config": "Arrow, which routes each token to one of several adapters",
+    "bias": "trained biases",
     "corda_config": "CorDA, which changes the base weights",
     "ensure_weight_tying": "one update for both uses of a tied embedding",
     "kasa_config": "KaSA, which cuts the base weights",
@@ -52,7 +53,7 @@ OURS = {"freeze_A": bool}  # fields of LoraConfig that PEFT does not know, and w
 def unsupported(settings: Mapping[str, Any]) -> str | None:
     """Why settings of PEFT that are not fields of `LoraConfig` are refused, in one line; None if all change nothing."""
     for key, value in settings.items():
-        if value and key not in RECORDED:
+        if value and key not in RECORDED and (key, value) != ("bias", "none"):
             return f"minilora does not support {key} = {value!r}: {UNSUPPORTED.get(key, 'an unknown option')}"
     return None
 
@@ -79,7 +80,6 @@ class LoraConfig:
         in any case.
     rank_pattern, alpha_pattern: other values of r and lora_alpha for modules whose name ends with the key (a regex).
     lora_dropout: the dropout probability on the input of A, in training only.
-    bias: "none"; "lora_only" also trains the biases of the adapted layers, "all" every bias. A Llama has no biases.
     use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
     use_dora: train the magnitude of each row separately from its direction (arXiv 2402.09353; see variants.py).
     freeze_A: keep A as it was initialised and train B only: LoRA-FA (Zhang et al. 2023, arXiv 2308.03303). The layer's
@@ -90,7 +90,7 @@ class LoraConfig:
     task_type: "CAUSAL_LM", as in the files of all adapters; accepted so that configurations of PEFT can be copied.
 
     For the same reason PEFT's other fields are accepted, and not stored, where they change nothing, such as
-    inference_mode, and modules_to_save=None; any other value of theirs is a ValueError.
+    inference_mode, bias="none" and modules_to_save=None; any other value of theirs is a ValueError.
 
     Values of NumPy are stored as Python's. Raises ValueError or TypeError for invalid values.
     """
@@ -103,7 +103,6 @@ class LoraConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     lora_dropout: float = 0.0
-    bias: str = "none"
     use_rslora: bool = False
     use_dora: bool = False
     freeze_A: bool = False
@@ -138,8 +137,6 @@ class LoraConfig:
         p = self.lora_dropout
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
             raise ValueError(f"lora_dropout must be a number, at least 0 and below 1, got {p!r}")
-        if self.bias not in ("none", "all", "lora_only"):
-            raise ValueError(f"bias must be 'none', 'all' or 'lora_only', got {self.bias!r}")
         if not self.target_modules:
             raise ValueError("target_modules is empty: name modules, or use 'all-linear'")
         init = self.init_lora_weights

@@ -44,7 +44,6 @@ class LoraWeights(Module):
     Each of these is None where it is not used:
     lora_magnitude_vector: DoRA's magnitude of each row, (m).
     initial: PiSSA's initial A and B.
-    bias: the adapter's own bias, (m). It replaces the layer's, so that the base never changes.
     freeze_A: whether A stays as initialised while B is trained.
     dropout: applied to the input of A.
     """
@@ -55,7 +54,6 @@ class LoraWeights(Module):
         self.scale = scale
         self.lora_magnitude_vector: Parameter | None = None
         self.initial: tuple[Array, Array] | None = None
-        self.bias: Parameter | None = None
         self.dropout: Dropout | None = None
         self.freeze_A = False
 
@@ -72,12 +70,12 @@ class LoraWeights(Module):
     @property
     def is_plain(self) -> bool:
         """Whether the update is scale · B A and nothing else."""
-        return self.lora_magnitude_vector is None and self.initial is None and self.bias is None
+        return self.lora_magnitude_vector is None and self.initial is None
 
     @property
     def is_dora(self) -> bool:
         """Whether the update is DoRA's of scale · B A and nothing else."""
-        return self.lora_magnitude_vector is not None and self.initial is None and self.bias is None
+        return self.lora_magnitude_vector is not None and self.initial is None
 
     @property
     def drops(self) -> bool:
@@ -121,7 +119,6 @@ class LoraLinear(Linear):
         self.adapters: dict[str, LoraWeights] = {}
         self.active: Mapping[str, Factor] = {}
         self.unmerged: Array | None = None
-        self.unmerged_bias: Array | None = None
 
     def base_layer(self) -> Linear:
         """The plain layer that this one replaced, with this one's mode and hooks. Both share one weight."""
@@ -167,22 +164,16 @@ class LoraLinear(Linear):
 
         On a quantised base the merged matrix is a dense one.
         """
-        if self.merged or not (active := self.active_adapters()):
+        if self.merged or not self.active_adapters():
             return
         one = {name: factor for name, factor in self.active.items() if isinstance(factor, float)}
         merged = dense(self.weight.data) + self.delta_weight(one)
         self.unmerged, self.weight.data = self.weight.data, array_module(merged).ascontiguousarray(merged)
-        if self.bias is not None:
-            self.unmerged_bias = bias = self.bias.data
-            own = [(weights.bias.data - bias) * factor for weights, factor in active if weights.bias is not None]
-            self.bias.data = bias + sum(own) if own else bias
 
     def unmerge(self) -> None:
-        """Restore the base's own arrays. Subtracting the update would not restore every bit."""
+        """Restore the base's own array. Subtracting the update would not restore every bit."""
         if self.unmerged is not None:
             self.weight.data, self.unmerged = self.unmerged, None
-        if self.bias is not None and self.unmerged_bias is not None:
-            self.bias.data, self.unmerged_bias = self.unmerged_bias, None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)      One plain LoRA, one DoRA, or several plain LoRAs are a single fused operation."""
@@ -203,10 +194,7 @@ class LoraLinear(Linear):
             product = fused.linear(x, self.weight)
             y = product if self.bias is None else product + self.bias
             for lora, factor in active:
-                of_row = _of_each_row(factor, y.ndim)
-                y = y + self.update(x, product, lora, of_row)
-                if lora.bias is not None:
-                    y = y + (lora.bias - self.bias) * of_row
+                y = y + self.update(x, product, lora, _of_each_row(factor, y.ndim))
             return y
         return y if self.bias is None else y + self.bias
 
@@ -272,8 +260,6 @@ def new_weights(
         weights.initial = (a.copy(), b.copy())  # training changes A and B in place
     if config.use_dora:
         weights.lora_magnitude_vector = Parameter(weights.norms(dense(like)))
-    if config.bias != "none" and base.bias is not None:
-        weights.bias = Parameter(base.bias.data.copy())
     if config.lora_dropout:  # from its own generator, so that A is the same with and without dropout
         weights.dropout = Dropout(config.lora_dropout, seed=int(rng.spawn(1)[0].integers(2**63)))
     return weights

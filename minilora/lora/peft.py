@@ -34,8 +34,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _IN_PEFT = "if PEFT can merge it (merge_and_unload), save that model and its tokenizer (save_pretrained) as a base"
 
 # PEFT's names for the weights of an adapted module. Bare parameters have no ".weight".
-_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "base_layer.bias",
-             "lora_magnitude_vector": "lora_magnitude_vector"}  # fmt: skip
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"}
 
 # Initialisations that leave the base unchanged, and PiSSA's, which can be recomputed from the base. The others (olora,
 # corda, loftq, pissa_niter_16, ...) change the base weights, and the changed ones are not in the adapter's folder.
@@ -126,7 +125,7 @@ def _record_of(
     model: Module, known: Adapter, config: LoraConfig, modules: Sequence[str], base_model: str | None
 ) -> dict[str, Any]:
     """What `adapter_config.json` says of an adapter. config: of what is saved. modules: the adapted ones, by name."""
-    record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
+    record: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none"}
     record |= {"base_model_name_or_path": None, **known.record}
     record |= {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OURS}
     if known.config.init_lora_weights is True:  # a loaded adapter's file may say otherwise

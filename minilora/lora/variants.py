@@ -181,8 +181,7 @@ def lora_plus(parameters: Mapping[str, Tensor], ratio: float = 16.0) -> dict[str
         optimizer = AdamW(parameters, lr=1e-4, lr_scale=lora_plus(parameters, ratio=16))
 
     Hayou, Ghosh & Yu 2024 (arXiv 2402.12354): with equal learning rates, training is inefficient in wide models; B
-    needs a larger one, by a ratio that grows with the width. Vectors (DoRA's magnitudes, biases) get B's rate, as in
-    PEFT.
+    needs a larger one, by a ratio that grows with the width. DoRA's magnitudes get B's rate, as in PEFT.
 
     Raises ValueError for a ratio that is not positive and finite, or if there is no lora_B.
     """

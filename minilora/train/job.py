@@ -7,7 +7,7 @@ train along.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -39,7 +39,7 @@ from ..models.hub import known_as
 from ..models.load import dtype_of, load
 from ..models.tokenizer import Tokenizer
 from ..nn.language_model import LanguageModel
-from ..nn.module import Parameter, sha256_of
+from ..nn.module import sha256_of
 from ..nn.optim import AdamW
 from ..nn.parts import Example
 from ..nn.ranks import Ranks, world
@@ -236,7 +236,7 @@ class Job:
         options, material = self.options, self.material
         self.model.adapters.get(ADAPTER, self.model).data = _entry_of_data(options, material)
         parameters = self.model.trainable_parameters()
-        scale = _lora_plus(options, parameters)
+        scale = None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
         epoch = steps_per_epoch(material.train, options.records_per_step)
         settings = replace(options, eval_every=options.eval_every or min(epoch, OFTEN))
         optimizer = AdamW(parameters, options.learning_rate, weight_decay=options.weight_decay, lr_scale=scale)
@@ -350,19 +350,12 @@ def _installer(model: LanguageModel, options: Options) -> Callable[[], object]:
         return lambda: model.requires_grad_(True)
     if options.adapter is not None:
         load_adapter(model, options.adapter, ADAPTER)
-        _lora_plus(options, model.trainable_parameters())  # raises now
         if options.adapter_scale != 1:
             scale_adapter(model, ADAPTER, 1.0)  # raises now for an adapter that could not be scaled in the end
         return lambda: None
     config = options.lora_config()
     planned = plan_adapter(model, config, ADAPTER, options.seed)
-    _lora_plus(options, {f"{path}.{key}": p for path, own in planned.items() for key, p in own.named_parameters()})
     return lambda: install_adapter(model, config, ADAPTER, planned)
-
-
-def _lora_plus(options: Options, parameters: Mapping[str, Parameter]) -> dict[str, float] | None:
-    """The learning rates of these parameters as multiples of A's, for LoRA+. Raises ValueError as `lora_plus` does."""
-    return None if options.lora_plus is None else lora_plus(parameters, options.lora_plus)
 
 
 # -- train -------------------------------------------------------------------------------------------------------------

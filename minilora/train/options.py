@@ -171,12 +171,6 @@ class Subject:
         None, "another alpha for modules whose name ends with NAME", metavar="NAME=ALPHA", **_NEW
     )
     lora_dropout: float = option(0.0, "against overfitting: dropout probability on the input of the update", **_NEW)
-    bias: str = option(
-        "none",
-        "biases to train as well: those of the adapted modules, or all (a Llama has none)",
-        choices=("none", "lora_only", "all"),
-        **_NEW,
-    )
     use_rslora: bool = option(False, "rsLoRA, for high ranks: the update is multiplied by alpha / sqrt(r)", **_NEW)
     use_dora: bool = option(
         False, "DoRA: train the magnitude of each row of a weight apart from its direction; slower", **_NEW

@@ -151,12 +151,12 @@ def test_flags_take_several_values_of_every_kind(tiny_folder, no_training):
 def test_a_file_says_the_same_and_flags_go_first(tiny_folder, no_training, tmp_path):
     (tmp_path / "s.toml").write_text(
         "seed = [0, 1]\n[lora]\nr = [1, 4]\nlora-plus = 3\n".replace("lora-plus", "lora_plus")
-        + 'target_modules = ["mlp", ["q_proj", "v_proj"]]\nbias = "none"\n'
+        + 'target_modules = ["mlp", ["q_proj", "v_proj"]]\nkeep = "last"\n'
     )
     assert status(*quick(tiny_folder, "--config", "s.toml", "--r", "2")) == 0
     assert {(one["r"], one["seed"], one["lora_plus"]) for one in no_training} == {(2, 0, 3.0), (2, 1, 3.0)}
     assert [one["target_modules"] for one in no_training][::2] == ["mlp", ["q_proj", "v_proj"]]
-    assert {one["bias"] for one in no_training} == {"none"}  # a word here, and no missing value
+    assert {one["keep"] for one in no_training} == {"last"}
 
 
 @pytest.mark.parametrize(

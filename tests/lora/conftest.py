@@ -42,8 +42,8 @@ def kinds(tiny_config, rng):
     model = as_float64(Net(tiny_config, rng))
     settings = {
         "plain": {},
-        "bias": {"bias": "lora_only", "target_modules": ["q_proj", "down_proj"]},
-        "dora": {"use_dora": True, "bias": "lora_only", "target_modules": ["q_proj", "up_proj"]},
+        "some": {"target_modules": ["q_proj", "down_proj"]},
+        "dora": {"use_dora": True, "target_modules": ["q_proj", "up_proj"]},
         "pissa": {"init_lora_weights": "pissa"},
     }
     for seed, name in enumerate(settings):

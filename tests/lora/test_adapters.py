@@ -21,15 +21,13 @@ from minilora.lora.adapters import (
     base_state,
     lora_modules,
     merge_adapter,
-    merged_state,
     plan_adapter,
     remove_adapter,
     scale_adapter,
     set_adapter,
-    unmerge_adapter,
 )
 from minilora.lora.layer import LoraWeights
-from minilora.nn.layers import LayerNorm, Linear
+from minilora.nn.layers import Linear
 from minilora.nn.llama import Config, Llama
 from minilora.nn.module import Module, sha256_of
 from minilora.nn.optim import SGD, AdamW
@@ -456,31 +454,6 @@ def test_a_failed_first_addition_leaves_the_model_trainable(tiny_model):
         assert not tiny_model.adapters and not lora_modules(tiny_model) and len(tiny_model.trainable_parameters()) == 20
 
 
-# -- biases ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("bias", "targets", "count"), [("none", QV, 0), ("lora_only", QV, 2), ("all", "all-linear", 4)]
-)
-@pytest.mark.parametrize("extra", [{}, {"use_dora": True, "init_lora_weights": "pissa"}], ids=str)
-def test_biases_learn_as_asked_and_the_bases_stay(tiny_config, rng, bias, targets, count, extra):
-    model = as_float64(Net(tiny_config, rng))
-    before, digest = logits(model), sha256_of(base_state(model))
-    add_adapter(model, config(bias=bias, target_modules=targets, **extra))
-    np.testing.assert_allclose(logits(model), before, rtol=1e-12, atol=1e-12)
-    assert len([name for name in model.trainable_parameters() if name.endswith(".bias")]) == count
-    adapted = logits(shaken(model))
-    merge_adapter(model)
-    np.testing.assert_allclose(logits(model), adapted, rtol=1e-9, atol=1e-11)
-    assert sha256_of(base_state(model)) == digest
-    plain = Net(tiny_config, rng)
-    plain.load_state_dict(merged_state(model))
-    np.testing.assert_allclose(logits(plain), adapted, rtol=1e-9, atol=1e-11)
-    unmerge_adapter(model)
-    remove_adapter(model, "default")
-    assert sha256_of(model.state_dict()) == digest and logits(model).tobytes() == before.tobytes()
-
-
 def test_the_restored_layers_keep_the_mode_and_the_hooks_that_came_with_the_adapter(tiny_model):
     calls = []
     tiny_model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *seen: calls.append("before"))
@@ -506,22 +479,6 @@ def test_a_frozen_A_stays_frozen_when_the_whole_model_is_unfrozen(tiny_model):
     assert not names_in(tiny_model) & set(tiny_model.trainable_parameters())
 
 
-def test_biases_that_are_not_there_or_that_no_adapter_could_own(tiny_model, tiny_config, rng):
-    add_adapter(tiny_model, config(bias="all"))
-    assert {name.rpartition(".")[2] for name in tiny_model.trainable_parameters()} == {"lora_A", "lora_B"}
-    model = Net(tiny_config, rng)
-    with pytest.raises(ValueError, match=r"bias of model\.layers\.0\.mlp\.down_proj"):
-        add_adapter(model, config(bias="all", target_modules=["q_proj"]))
-    assert not lora_modules(model)
-
-
-def test_a_bias_that_no_adapter_could_own_is_not_to_be_added_to_the_targets(rng):
-    module = Module()
-    module.norm, module.proj = LayerNorm(4), Linear(4, 4, rng=rng)
-    with pytest.raises(ValueError, match="bias of norm, which gets no adapter: use bias='lora_only'"):
-        add_adapter(module, config(bias="all", target_modules=["proj"]))
-
-
 UNUSED = {"exclude_modules": ["q_prj"], "rank_pattern": {"q_prj": 2}, "alpha_pattern": {"q_prj": 2.0}}
 
 
@@ -540,8 +497,8 @@ def test_a_pattern_that_matches_nothing_is_said(name, tiny_model, caplog):
 
 def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config, rng):
     model = Net(tiny_config, rng)
-    add_adapter(model, random(target_modules=QV, bias="lora_only"), "one")
-    shaken(model, "one")  # the bias, too
+    add_adapter(model, random(target_modules=QV), "one")
+    shaken(model, "one")
     add_adapter(model, random(target_modules=QV), "other")
     others, base = sha256_of(adapter_state(model, "other")), sha256_of(base_state(model))
     before = {name: array.copy() for name, array in adapter_state(model, "one").items()}
@@ -553,8 +510,7 @@ def test_a_scaled_adapter_gives_what_a_factor_gives(tiny_config, rng):
     np.testing.assert_allclose(logits(model), wanted, rtol=1e-5, atol=1e-6)
     assert sha256_of(adapter_state(model, "other")) == others and sha256_of(base_state(model)) == base
     for name, array in adapter_state(model, "one").items():
-        if not name.endswith("bias"):
-            np.testing.assert_array_equal(array, before[name] * np.float32(0.3 if name.endswith("_B") else 1))
+        np.testing.assert_array_equal(array, before[name] * np.float32(0.3 if name.endswith("_B") else 1))
 
 
 @pytest.mark.parametrize("variant", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)

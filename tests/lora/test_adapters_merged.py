@@ -211,18 +211,12 @@ def test_half_an_update_is_half_beside_the_weights_and_merged_into_them(kinds, w
     before, mixed = sha256_of(kinds.state_dict()), chosen(kinds, which)
     ml.merge_adapter(kinds)
     np.testing.assert_allclose(logits(kinds), mixed, rtol=1e-9, atol=1e-11)
-    state, base = merged_state(kinds), base_state(kinds)
-    for key in (key for key in state if key.endswith(".bias")):
-        adapters = lora_modules(kinds)[key.removesuffix(".bias")].adapters
-        own = {name: adapters[name].bias for name in which if name in adapters}
-        trained = [which[name] * (bias.data - base[key]) for name, bias in own.items() if bias is not None]
-        np.testing.assert_allclose(state[key] - base[key], sum(trained), atol=1e-12)
     assert sha256_of(kinds.state_dict()) != before
     ml.unmerge_adapter(kinds)
-    assert sha256_of(kinds.state_dict()) == before  # weights and biases
+    assert sha256_of(kinds.state_dict()) == before
 
 
-@pytest.mark.parametrize("name", ["plain", "bias", "dora"])
+@pytest.mark.parametrize("name", ["plain", "some", "dora"])
 def test_a_mix_of_what_was_saved_and_loaded_is_the_mix_of_what_was_there(kinds, tiny_config, tmp_path, name):
     expected = chosen(kinds, {name: 0.5})
     other = as_float64(Net(tiny_config, np.random.default_rng(0)))
@@ -255,7 +249,7 @@ def test_the_update_of_a_plain_adapter_is_scale_b_a_and_zero_where_it_is_not(kin
     weights = lora_modules(kinds)[QUERY].adapters["plain"]
     np.testing.assert_allclose(ml.delta_weight(kinds, QUERY, "plain"), 2 * weights.lora_B.data @ weights.lora_A.data)
     key = QUERY.replace("q_proj", "k_proj")
-    assert ml.delta_weight(kinds, key, "bias").shape == (16, 32)
-    assert not ml.delta_weight(kinds, key, "bias").any()
+    assert ml.delta_weight(kinds, key, "some").shape == (16, 32)
+    assert not ml.delta_weight(kinds, key, "some").any()
     ml.set_adapter(kinds, None)
     assert not ml.delta_weight(kinds, QUERY).any()

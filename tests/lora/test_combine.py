@@ -96,7 +96,6 @@ KINDS = {
     "a selection": {"target_modules": "all-linear", "exclude_modules": ["up_proj"], "layers_to_transform": 1},
     "a pattern": {"target_modules": r".*\.(q|v)_proj"},
     "dropout": {"lora_dropout": 0.5},
-    "a bias that no layer has": {"bias": "all"},
 }
 
 
@@ -141,15 +140,13 @@ def test_ranks_that_add_up_to_more_than_a_matrix_can_have_are_kept_to_that_and_e
     assert np.array_equal(chosen(tiny_model, "there"), chosen(tiny_model, "both"))
 
 
-@pytest.mark.parametrize(
-    "variant", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"bias": "lora_only"}], ids=str
-)
+@pytest.mark.parametrize("variant", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
 def test_other_than_plain_adapters_are_refused_by_name(tiny_config, rng, variant):
     model = Net(tiny_config, rng)
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"]), "plain")
     ml.add_adapter(model, ml.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], **variant), "other")
     for names in (["plain", "other"], ["other", "plain"]):
-        with pytest.raises(ValueError, match="adapter 'other' has DoRA, PiSSA or a bias, and only plain LoRAs"):
+        with pytest.raises(ValueError, match="adapter 'other' has DoRA or PiSSA, and only plain LoRAs"):
             ml.combine_adapters(model, names, [1, 1])
     assert list(model.adapters) == ["plain", "other"]
 

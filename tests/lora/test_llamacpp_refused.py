@@ -19,7 +19,6 @@ from minilora.lora.mlx import save_mlx_adapter
     ("settings", "words"),
     [
         ({"use_dora": True}, "DoRA's magnitudes: merge the adapter instead"),
-        ({"target_modules": ["q_proj"], "bias": "lora_only"}, r"layers\.0\.self_attn\.q_proj: .* trained bias: merge"),
         ({"lora_alpha": 1e-60}, "range of float32"),
         ({"lora_alpha": 1e60}, "range of float32"),
     ],

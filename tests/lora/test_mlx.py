@@ -54,7 +54,6 @@ def test_mlx_computes_what_the_adapter_computes(name, tmp_path):
     ("change", "words"),
     [
         ({"use_dora": True}, "DoRA's magnitudes"),
-        ({"bias": "lora_only"}, "a trained bias"),
         ({"target_modules": ["lm_head"]}, "an adapter outside of the blocks"),
     ],
 )

@@ -190,7 +190,7 @@ def test_the_weights_file_has_pefts_names_shapes_and_metadata(base, tmp_path):
 
 
 def test_pefts_name_for_each_part():
-    names = {"lora_B": "lora_B.weight", "bias": "base_layer.bias"}
+    names = {"lora_B": "lora_B.weight"}
     for part, name in (names | {"lora_magnitude_vector": "lora_magnitude_vector"}).items():
         assert peft_name(f"model.layers.0.x.{part}") == f"base_model.model.model.layers.0.x.{name}"
 
@@ -305,7 +305,7 @@ def test_adapters_in_other_float_types_are_read_as_the_models_own(base, folder, 
 
 # Keys that PEFT 0.21 writes, with a value under which they change what is computed.
 REFUSED = {
-    "alora_invocation_tokens": [1, 2], "arrow_config": {"top_k": 3}, "corda_config": {"x": 1},
+    "alora_invocation_tokens": [1, 2], "arrow_config": {"top_k": 3}, "bias": "lora_only", "corda_config": {"x": 1},
     "ensure_weight_tying": True, "kasa_config": {"x": 1},
     "layer_replication": [[0, 2]], "loftq_config": {"loftq_bits": 4}, "lora_bias": True,
     "lora_ga_config": {"x": 1}, "megatron_config": {"x": 1}, "modules_to_save": ["lm_head"],

@@ -48,7 +48,7 @@ def test_every_field_of_a_config_that_makes_another_adapter_has_a_row_in_the_tab
     sizes = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform"}
     tried = {(name, str(value)) for settings in VARIANTS.values() for name, value in settings.items()}
     missing = {f.name for f in dataclasses.fields(LoraConfig)} - sizes - {name for name, _ in tried}
-    assert missing == {"bias"}, "VARIANTS of tests/smallmodels.py needs a row with it"  # this model has no biases
+    assert not missing, "VARIANTS of tests/smallmodels.py needs a row with it"
     assert {("init_lora_weights", name) for name in FROM_BASE} <= tried
 
 
@@ -283,10 +283,10 @@ def test_pissa_starts_with_the_best_approximation_of_the_matrix(rng, shape, rslo
 
 def test_the_rates_of_lora_plus_by_kind_of_parameter(tiny_config, rng):
     model = Net(tiny_config, rng)
-    add_adapter(model, config(target_modules=["q_proj"], bias="lora_only", use_dora=True))
+    add_adapter(model, config(target_modules=["q_proj"], use_dora=True))
     scales = lora_plus(model.trainable_parameters(), 4.0)
     assert {name.rpartition(".")[2]: scale for name, scale in scales.items()} == {
-        "lora_A": 1.0, "lora_B": 4.0, "bias": 4.0, "lora_magnitude_vector": 4.0,
+        "lora_A": 1.0, "lora_B": 4.0, "lora_magnitude_vector": 4.0,
     }  # fmt: skip
     assert set(lora_plus(model.trainable_parameters()).values()) == {1.0, 16.0}
 

@@ -125,7 +125,7 @@ def test_every_parameters_gradient_is_the_slope_along_a_random_direction(new, rn
         assert (p.grad * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-8), name
 
 
-@pytest.mark.parametrize("settings", [None, {"use_dora": True, "bias": "lora_only"}], ids=str)
+@pytest.mark.parametrize("settings", [None, {"use_dora": True}], ids=str)
 def test_recomputed_and_divided_training_equals_plain_training(new, ids, settings):
     found = []
     for recompute in (False, True):

@@ -90,7 +90,7 @@ def with_peft(theirs, **settings):
 def trained_by(theirs):
     """PEFT's trainable parameters under minilora's names."""
     named = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
-    ends = re.compile(r"^base_model\.model\.|(\.default)?(\.weight)?$|\.base_layer(?=\.bias)")
+    ends = re.compile(r"^base_model\.model\.|(\.default)?(\.weight)?$")
     return {ends.sub("", name): p for name, p in named.items()}
 
 

@@ -222,21 +222,6 @@ def test_a_lora_step_and_adapters_are_pefts_in_both_directions(name, folder, tmp
     assert apart(logits_of(again, ids), logits_of(made, ids)) < 1e-5
 
 
-@pytest.mark.parametrize("bias", ["lora_only", "all"])
-@pytest.mark.parametrize("name", ["Qwen2"])
-@pytest.mark.parametrize("dora", [False, True])
-def test_trained_biases_are_pefts(name, bias, dora, folder, tmp_path, rng):
-    theirs, ours = theirs_in(folder), load_folder(folder)
-    settings = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj"], "bias": bias, "use_dora": dora}
-    add_adapter(ours, LoraConfig(r=3, lora_alpha=6, init_lora_weights=False, **settings), seed=1)
-    read = peft.PeftModel.from_pretrained(theirs, save_adapter(ours, tmp_path / "a"), is_trainable=True).eval()
-    assert sum(name.endswith("bias") for name in assert_same_step(read, ours, rng)) == 9
-    moved = save_adapter(ours, tmp_path / "moved")
-    assert apart(logits_of(ours, batch()[0]), logits_of(read, batch()[0])) < 1e-4
-    again = peft.PeftModel.from_pretrained(theirs_in(folder), moved).eval()
-    assert apart(logits_of(ours, batch()[0]), logits_of(again, batch()[0])) < 1e-5
-
-
 # -- folders and GGUF files --------------------------------------------------------------------------------------------
 
 

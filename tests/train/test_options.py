@@ -102,7 +102,7 @@ def test_every_number_but_those_of_the_adapter_has_limits():
 def test_the_adapter_is_the_one_asked_for():
     settings = dict(
         r=3, lora_alpha=5.0, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"], layers_to_transform=[1],
-        rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3.0}, lora_dropout=0.1, bias="lora_only", use_rslora=True,
+        rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3.0}, lora_dropout=0.1, use_rslora=True,
         use_dora=True, freeze_A=True, init_lora_weights="gaussian",
     )  # fmt: skip
     assert settings.keys() == {field.name for field in fields(LoraConfig)}, "a value of each field, not the default"
@@ -115,7 +115,7 @@ def test_a_step_takes_all_batches_that_are_accumulated():
 
 
 ADAPTER = dict(r="8", lora_alpha="16", target_modules="q_proj", exclude_modules="q_proj", layers_to_transform="0",
-               rank_pattern="q_proj=8", alpha_pattern="q_proj=16", lora_dropout="0", bias="none", use_rslora=None,
+               rank_pattern="q_proj=8", alpha_pattern="q_proj=16", lora_dropout="0", use_rslora=None,
                use_dora=None, freeze_A=None, init_lora_weights="true", lora_plus="1", strength="1")  # fmt: skip
 
 
@@ -173,7 +173,6 @@ def test_columns_under_other_names_go_with_their_data(tmp_path):
         ({}, ["--use-dora"], 1),
         ({}, ["--init-lora-weights", "pissa"], 1),
         ({}, ["--adapter", "runs/legal"], 1),
-        ({}, ["--bias", "lora_only"], 0.65),
         ({}, ["--use-dora", "--strength", "1"], 1),
         (dict(strength=0.5), ["--r", "4"], 0.5),
         (dict(adapter="runs/legal"), ["--r", "4"], 0.65),  # a new one

@@ -177,7 +177,7 @@ def test_the_log_has_a_row_for_each_step_with_the_numbers_of_the_metrics(plain):
 
 
 FLAGS = """--r 3 --lora-alpha 6 --target-modules q_proj v_proj up_proj --exclude-modules v_proj --layers-to-transform
-0 1 --rank-pattern q_proj=2 --alpha-pattern up_proj=5 --lora-dropout 0.2 --bias lora_only --use-rslora --use-dora
+0 1 --rank-pattern q_proj=2 --alpha-pattern up_proj=5 --lora-dropout 0.2 --use-rslora --use-dora
 --init-lora-weights gaussian --lora-plus 4 --steps 3 --lr 0.003 --warmup 0.3 --schedule linear --weight-decay 0.1
 --max-grad-norm 0.5 --batch-size 2 --grad-accumulation 2 --max-length 60 --seed 3 --eval-records 1 --recompute"""
 
