@@ -1,6 +1,6 @@
 """What each idea buys: seconds and peak memory of one training step, from the reference to the package.
 
-    python benchmarks/one_step.py            # SmolLM2, 4 texts of 128 tokens; about three minutes on two cores
+    python tests/benchmarks/one_step.py            # SmolLM2, 4 texts of 128 tokens; about three minutes on two cores
 
 Each row is a process of its own; the rows take turns, and each keeps its fastest step. Memory is the process's peak,
 libraries and weights included. The ratios are to LoRA in the reference.
