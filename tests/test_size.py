@@ -32,7 +32,7 @@ def test_a_folder_fails_with_too_many_tokens_with_longer_lines_and_without_a_bud
 
 def test_budgets_are_lowered_and_never_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(size, "ROOT", tmp_path)
-    table = '[tool.minilora.size]\n# why\na = [900, 11.0]  # because\n"b/c" = [100, 7.0]\ngone = [5, 1.0]\n'
+    table = 'a = ["b"]\n[tool.minilora.size]\n# why\na = [900, 11.0]  # because\n"b/c" = [100, 7.0]\ngone = [5, 1.0]\n'
     (tmp_path / "pyproject.toml").write_text(table)
     size.lower({"a": (1, 40, 401), "b/c": (1, 10, 120)})
     kept = table.replace("900, 11.0", "500, 10.4").replace("gone = [5, 1.0]\n", "")

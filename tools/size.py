@@ -92,7 +92,7 @@ def above(rows, allowed):
 def lower(rows):
     """Write today's counts, a little rounded up, over the budgets above them; a folder that is gone loses its row."""
     file = ROOT / "pyproject.toml"
-    text = file.read_text("utf-8")
+    above, heading, text = file.read_text("utf-8").partition("[tool.minilora.size]")
     for name, (most, densest) in budgets().items():
         row = re.compile(rf'^"?{re.escape(name)}"? = \[.*?\]', re.MULTILINE)
         if name not in rows:
@@ -101,7 +101,7 @@ def lower(rows):
         _, lines, tokens = rows[name]
         fewer = min(most, math.ceil(tokens / 100) * 100), min(densest, math.ceil((tokens / lines + ROOM) * 10) / 10)
         text = row.sub(lambda found, new=fewer: f"{found[0].partition('[')[0]}[{new[0]}, {new[1]}]", text)
-    file.write_text(text, "utf-8")
+    file.write_text(above + heading + text, "utf-8")
 
 
 def page(rows):
