@@ -1,7 +1,7 @@
 """LoRA on one page: fine-tune a language model in plain NumPy. The rest of minilora does it faster.
 
     python -m minilora.reference                  # teach a tiny Llama ten facts, in half a minute
-    python -m minilora.reference --base smollm2   # the same with a real model, in four minutes
+    python -m minilora.reference --base smollm2   # the same with a real model, in two minutes
 
 Read it from top to bottom: each part uses only those above it. A matrix W (m, n) of the model maps
 n features to m and is frozen; next to it, A (r, n) and B (m, r) are trained (part 2 is LoRA).
