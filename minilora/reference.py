@@ -232,8 +232,8 @@ def answer_to(question, tokenizer, weights, config, lora=None, most=16):
     prompt = tokenizer.encode_chat([{"role": "user", "content": question}], answer_next=True)
     answer = []
     for _ in range(most):
-        logits = llama(xp.asarray([prompt + answer]), weights, config, lora).data  # (1, T, V)
-        if (token := int(logits[0, -1].argmax())) in tokenizer.end_ids:
+        last = llama(xp.asarray([prompt + answer]), weights, config, lora).data[0, -1]  # (V)
+        if (token := int(last.argmax())) in tokenizer.end_ids:
             break
         answer.append(token)
     return tokenizer.decode(answer).strip()
@@ -281,7 +281,7 @@ def main():
     sha256 = lambda: hashlib.sha256(b"".join(w.data.tobytes() for w in weights.values()))
     before, lora, config = sha256().hexdigest(), LoRA(weights), model.config
     frozen, trained = (sum(t.data.size for t in ts) for ts in (weights.values(), lora.parameters()))
-    print(f"frozen parameters: {frozen:,}, trainable: {trained:,} ({trained / frozen:.1%})")
+    print(f"parameters: {frozen:,} frozen, {trained:,} trained ({trained / (frozen + trained):.2%})")
     facts = [fact.strip().split("|") for fact in FACTS.replace("\n", "").split("/")]
     ask = lambda lora: [answer_to(q, tokenizer, weights, config, lora) for q, _ in facts[:3]]
     steps, lr = (60, 1e-2) if options.base == "tiny" else (12, 3e-3)
