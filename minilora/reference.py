@@ -281,7 +281,7 @@ def main():
     sha256 = lambda: hashlib.sha256(b"".join(w.data.tobytes() for w in weights.values()))
     before, lora, config = sha256().hexdigest(), LoRA(weights), model.config
     frozen, trained = (sum(t.data.size for t in ts) for ts in (weights.values(), lora.parameters()))
-    print(f"parameters: {frozen:,} frozen, {trained:,} trained ({trained / (frozen + trained):.2%})")
+    print(f"parameters: {frozen:,} frozen, {trained:,} trained: {trained / (frozen + trained):.2%}")
     facts = [fact.strip().split("|") for fact in FACTS.replace("\n", "").split("/")]
     ask = lambda lora: [answer_to(q, tokenizer, weights, config, lora) for q, _ in facts[:3]]
     steps, lr = (60, 1e-2) if options.base == "tiny" else (12, 3e-3)

@@ -284,7 +284,7 @@ def test_what_it_prints_and_that_the_package_reads_its_adapter(tmp_path):
     out = tmp_path / "ten-facts"
     command = [sys.executable, "-m", "minilora.reference", "--out", str(out)]
     page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
-    assert "parameters: 1,049,728 frozen, 77,824 trained (6.90%)" in page and "base unchanged: True" in page
+    assert "parameters: 1,049,728 frozen, 77,824 trained: 6.90%" in page and "base unchanged: True" in page
     losses = [float(line.split()[-1]) for line in page.splitlines() if line.startswith("step")]
     assert losses[-1] < 0.1 < 5 < losses[0]
     assert "after  Fernwhistle" in page and "before Fernwhistle" not in page

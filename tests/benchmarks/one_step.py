@@ -25,13 +25,13 @@ ROWS = {
 }
 
 
-def steps_of(name, base, B, T):
+def steps_of(name):
     """A function that takes one training step and returns its loss."""
     import minilora as ml
     from minilora import reference as ref
 
-    model, _ = ml.load(base, **ROWS[name])
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (B, T))
+    model, _ = ml.load("smollm2", **ROWS[name])
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (4, 128))
     if name.startswith("reference"):
         full = name.endswith("full fine-tuning")
         weights = {n: ref.Tensor(p.data, ref.Node() if full else None) for n, p in model.named_parameters()}
@@ -50,9 +50,9 @@ def steps_of(name, base, B, T):
     return step
 
 
-def serve(name, base, B, T):
+def serve(name):
     """In a process of its own: a step for each line of input, answered with its seconds, loss and the peak so far."""
-    step = steps_of(name, base, B, T)
+    step = steps_of(name)
     for _ in sys.stdin:
         began = time.perf_counter()
         loss = step()
@@ -62,17 +62,14 @@ def serve(name, base, B, T):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", default="smollm2")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), metavar=("B", "T"))
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
-        return serve(options.row, options.base, *options.shape)
-    command = [sys.executable, __file__, "--base", options.base, "--shape", *map(str, options.shape), "--row"]
+        return serve(options.row)
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     found = {name: [] for name in ROWS}
-    processes = {name: subprocess.Popen([*command, name], **pipe) for name in ROWS}
+    processes = {name: subprocess.Popen([sys.executable, __file__, "--row", name], **pipe) for name in ROWS}
     for _ in range(options.rounds):
         for name, process in processes.items():
             process.stdin.write("step\n")
